@@ -1,0 +1,8 @@
+//! One NIC's VXLAN engine. A packet's way, file by file:
+//!
+//! - [`port`]: what a worker needs from a NIC queue and from an endpoint; in-memory doubles for tests
+//! - [`counters`]: why a frame was dropped, and how often
+#![deny(unsafe_code)]
+
+pub mod counters;
+pub mod port;

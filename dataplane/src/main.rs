@@ -1,0 +1,2 @@
+//! `uvn-dataplane`: one NIC's engine.
+fn main() {}
