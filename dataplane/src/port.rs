@@ -15,11 +15,17 @@ pub trait Nic {
     /// The bytes of a received frame.
     fn bytes<'a>(&'a self, frame: &'a Self::Frame) -> &'a [u8];
 
+    /// The bytes of a received frame, to be changed in place.
+    fn bytes_mut<'a>(&'a mut self, frame: &'a mut Self::Frame) -> &'a mut [u8];
+
     /// Gives a frame back: a received one after use, or a reserved one that is not sent.
     fn release(&mut self, frame: Self::Frame);
 
     /// A free frame to build a packet in; None when all are under way.
     fn reserve(&mut self) -> Option<Self::Frame>;
+
+    /// How many frames `reserve` would give out now.
+    fn room(&self) -> usize;
 
     /// The whole room of a reserved frame.
     fn buffer<'a>(&'a mut self, frame: &'a mut Self::Frame) -> &'a mut [u8];

@@ -1,0 +1,269 @@
+//! The TOML file of `uvn-dataplane run --config FILE`.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use uvn_wire::vxlan::{self, Vni};
+
+/// One NIC's data plane.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The underlay NIC, such as `em1`.
+    pub nic: String,
+    /// This node's VTEP addresses on it: at most one IPv4 and one IPv6.
+    pub vtep: Vec<IpAddr>,
+    /// Where the control socket is made. None: no control socket.
+    pub socket: Option<PathBuf>,
+    /// How frames are encapsulated.
+    #[serde(default)]
+    pub encapsulation: Encapsulation,
+    /// Who may send to us.
+    #[serde(default)]
+    pub peers: Peers,
+    /// The worker threads.
+    #[serde(default)]
+    pub workers: Workers,
+    /// Networks that exist from the start; others come over the control socket.
+    #[serde(default, rename = "network")]
+    pub networks: Vec<Network>,
+}
+
+/// Outer header settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Encapsulation {
+    /// UDP destination port.
+    pub port: u16,
+    /// Outer TTL or hop limit, 1 to 255.
+    pub ttl: u8,
+    /// Outer DSCP: `"inherit"` copies the inner one, a number (0 to 63) is used as it is. ECN follows RFC 6040 always.
+    pub dscp: Dscp,
+    /// Outer IPv4 Don't Fragment bit. It must stay on unless something on the way cannot do without fragments.
+    pub df: bool,
+    /// Compute the outer UDP checksum. Off is RFC 7348's default; some NICs spread or coalesce only with it.
+    pub checksum: bool,
+    /// Drop frames with a reserved VXLAN bit set, as Linux does; off ignores them, as RFC 7348 says.
+    pub strict_flags: bool,
+}
+
+/// See [`Encapsulation::dscp`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(untagged, expecting = "dscp is \"inherit\" or a number from 0 to 63")]
+pub enum Dscp {
+    /// This value, 0 to 63.
+    Fixed(u8),
+    /// Copy the inner DSCP.
+    Inherit(Inherit),
+}
+
+/// The word `inherit`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Inherit {
+    /// The only value.
+    Inherit,
+}
+
+impl Default for Encapsulation {
+    fn default() -> Self {
+        Encapsulation {
+            port: vxlan::PORT,
+            ttl: 64,
+            dscp: Dscp::Fixed(0),
+            df: true,
+            checksum: false,
+            strict_flags: true,
+        }
+    }
+}
+
+/// Which VTEPs are valid outer sources.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Peers {
+    /// Single VTEPs, and the overlay addresses that live there when those are not the VTEP address alone.
+    pub vtep: Vec<Vtep>,
+    /// Whole ranges, such as `10.0.0.0/16`. An IPv6 range must be /96 or longer, since an endpoint's MAC holds the
+    /// last four bytes of its VTEP.
+    pub range: Vec<Cidr>,
+}
+
+/// One allowed VTEP.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vtep {
+    /// Its underlay address.
+    pub address: IpAddr,
+    /// Overlay addresses of its endpoints. Empty: its underlay address.
+    #[serde(default)]
+    pub overlay: Vec<IpAddr>,
+}
+
+/// Worker threads: one per NIC queue.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Workers {
+    /// The core of each queue's worker. Empty: cores of the NIC's NUMA node, counted down from the last.
+    pub cores: Vec<usize>,
+    /// How long an idle worker spins before it sleeps, microseconds.
+    pub spin_us: u32,
+    /// SO_BUSY_POLL of the AF_XDP sockets, microseconds; 0 is off.
+    pub busy_poll_us: u32,
+    /// UMEM frames per queue (4 KiB each), a power of two from 256 to 65536.
+    pub frames: u32,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Workers { cores: Vec::new(), spin_us: 50, busy_poll_us: 0, frames: 4096 }
+    }
+}
+
+/// One user's network on this NIC, from the file or over the control socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// The VXLAN network identifier.
+    #[serde(with = "vni")]
+    pub vni: Vni,
+    /// The endpoint's overlay addresses with their prefix, such as `10.0.0.1/24`.
+    pub addresses: Vec<Cidr>,
+    /// The endpoint device to make. None: its file descriptors come with the request on the control socket.
+    #[serde(default)]
+    pub device: Option<Device>,
+    /// VTEPs that also host this network: broadcast, multicast and unknown frames are replicated to them.
+    #[serde(default)]
+    pub peers: Vec<IpAddr>,
+    /// Underlay multicast group to use instead of replication to `peers`.
+    #[serde(default)]
+    pub group: Option<IpAddr>,
+    /// Learn which VTEP a MAC is behind, for peers whose MACs are not derived from their VTEP.
+    #[serde(default)]
+    pub learning: bool,
+    /// Bound on learned MACs (`maxaddress` of a kernel VXLAN device).
+    #[serde(default = "default_max_addresses")]
+    pub max_addresses: usize,
+    /// Seconds after which an unused learned MAC is forgotten.
+    #[serde(default = "default_ageing")]
+    pub ageing: u32,
+    /// Broadcast, multicast and unknown frames per second that this node sends for the network, before replication.
+    #[serde(default = "default_flood_rate")]
+    pub flood_rate: u32,
+}
+
+/// An endpoint device that the data plane makes itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// Its name, at most 15 bytes.
+    pub name: String,
+    /// What it is.
+    #[serde(default)]
+    pub kind: DeviceKind,
+    /// Network namespace (a file, such as `/run/netns/u1234`) to make it in. None: the data plane's own.
+    #[serde(default)]
+    pub netns: Option<PathBuf>,
+}
+
+/// The kinds of endpoint device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// A TAP: whole super-frames, best for bulk.
+    #[default]
+    Tap,
+    /// A veth pair with AF_XDP on our end: frame by frame, best for latency.
+    Veth,
+}
+
+fn default_max_addresses() -> usize {
+    1024
+}
+fn default_ageing() -> u32 {
+    300
+}
+fn default_flood_rate() -> u32 {
+    1000
+}
+
+/// An address and a prefix length, written `10.0.0.1/24`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Cidr {
+    /// The address, host bits kept.
+    pub address: IpAddr,
+    /// Prefix length in bits.
+    pub prefix: u8,
+}
+
+impl Cidr {
+    /// Whether `other` is in the same subnet.
+    #[must_use]
+    pub fn contains(&self, other: IpAddr) -> bool {
+        match (self.address, other) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
+                (a.to_bits() ^ b.to_bits()) & mask == 0
+            }
+            (IpAddr::V6(a), IpAddr::V6(b)) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.prefix)).unwrap_or(0);
+                (a.to_bits() ^ b.to_bits()) & mask == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+impl TryFrom<String> for Cidr {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Cidr> for String {
+    fn from(cidr: Cidr) -> String {
+        cidr.to_string()
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not an address with a prefix length, such as 10.0.0.1/24");
+        let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
+        let address: IpAddr = address.parse().map_err(|_| wrong())?;
+        let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
+        if prefix <= if address.is_ipv4() { 32 } else { 128 } {
+            Ok(Cidr { address, prefix })
+        } else {
+            Err(wrong())
+        }
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+mod vni {
+    use super::{Deserialize, Vni};
+    use serde::{Deserializer, Serializer, de::Error};
+
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    pub fn serialize<S: Serializer>(vni: &Vni, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u32(vni.get())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vni, D::Error> {
+        let number = u32::deserialize(deserializer)?;
+        Vni::new(number).ok_or_else(|| D::Error::custom(format!("vni {number} needs more than 24 bits")))
+    }
+}
