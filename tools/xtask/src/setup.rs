@@ -1,0 +1,97 @@
+//! The apt packages that building, testing and measuring need, each with its reason.
+
+use crate::shell::{self, ShellError};
+use std::process::{Command, Stdio};
+
+/// A Debian package and what it is for.
+pub type Package = (&'static str, &'static str);
+
+/// To build the engine.
+pub const BUILD: &[Package] = &[
+    ("gcc", "links Rust programs; compiles libxdp, which xsk-rs carries"),
+    ("make", "builds libxdp"),
+    ("m4", "libxdp's configure"),
+    ("pkg-config", "libxdp's configure looks for libelf with it"),
+    ("clang", "compiles libxdp's own BPF programs; its libclang makes xsk-rs's bindings"),
+    ("libelf-dev", "libbpf, inside libxdp, reads ELF objects with it"),
+    ("zlib1g-dev", "libelf needs it"),
+];
+
+/// To build the eBPF object. Debian's Rust has the BPF target's core library; rustup's would have to compile it.
+pub const EBPF: &[Package] = &[
+    ("rustc-web", "compiles the eBPF programs; brings the LLVM that bpf-linker links with"),
+    ("cargo-web", "drives that rustc"),
+    ("libstd-rust-web-dev-bpf", "Rust's core library for the BPF target"),
+    ("libc6-dev", "bpf-linker is built here"),
+    ("libstdc++-12-dev", "bpf-linker links with LLVM, which is C++"),
+];
+
+/// To run the tests that make network namespaces.
+pub const TEST: &[Package] = &[("iproute2", "network namespaces and links")];
+
+/// Everything.
+pub const ALL: &[&[Package]] = &[BUILD, EBPF, TEST];
+
+/// Set-up failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// No dpkg: not Debian or a descendant.
+    #[error("set-up knows Debian packages only ({0}); install what matches these yourself: {1}")]
+    NotDebian(ShellError, String),
+    /// Only root may install.
+    #[error("run this as root, or install these packages first: {0}")]
+    NotRoot(String),
+    /// apt refused.
+    #[error(transparent)]
+    Shell(#[from] ShellError),
+}
+
+/// Installs those packages of `groups` that are missing, and says why each is needed. Starts no service.
+///
+/// # Errors
+/// Not a Debian, not root while something is missing, or apt failed.
+pub fn install(groups: &[&[Package]]) -> Result<(), SetupError> {
+    let mut missing: Vec<Package> = Vec::new();
+    for &(package, reason) in groups.iter().copied().flatten() {
+        if !missing.iter().any(|&(other, _)| other == package) && !is_installed(package)? {
+            missing.push((package, reason));
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for (package, reason) in &missing {
+        println!("set-up: installing {package}: {reason}");
+    }
+    let names: Vec<&str> = missing.iter().map(|&(package, _)| package).collect();
+    if shell::read(Command::new("id").arg("-u"))?.trim() != "0" {
+        return Err(SetupError::NotRoot(names.join(" ")));
+    }
+    Ok(shell::run(Command::new("sh").args(["-c", INSTALL, "install"]).args(&names).stdin(Stdio::null()))?)
+}
+
+fn is_installed(package: &str) -> Result<bool, SetupError> {
+    match shell::read(Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Status}", package])) {
+        Ok(status) => Ok(status == "installed"),
+        // Not even known.
+        Err(ShellError::Failed { .. }) => Ok(false),
+        Err(error) => Err(SetupError::NotDebian(error, package.to_owned())),
+    }
+}
+
+/// Installs its arguments. While it runs a policy-rc.d (Debian policy 9.3.3) forbids starting services: they would
+/// interfere with the host's. A shell script, because its trap also cleans up on Ctrl-C.
+const INSTALL: &str = r#"
+set -e
+policy=/usr/sbin/policy-rc.d
+mark='# uvn set-up: start no service'
+if [ -e "$policy" ] && ! grep -qxF "$mark" "$policy"; then mv "$policy" "$policy.uvn"; fi
+trap 'rm -f "$policy"; if [ -e "$policy.uvn" ]; then mv "$policy.uvn" "$policy"; fi' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+printf '%s\n' '#!/bin/sh' "$mark" 'exit 101' > "$policy"
+chmod 755 "$policy"
+export DEBIAN_FRONTEND=noninteractive
+apt-get -q update
+apt-get -q install --yes --no-install-recommends "$@"
+"#;
