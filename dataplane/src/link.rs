@@ -1,0 +1,398 @@
+//! Network devices by name: rtnetlink requests, the ethtool settings that AF_XDP needs, network namespaces.
+
+// ethtool and setns have no safe interface.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use thiserror::Error;
+use uvn_wire::ethernet::Mac;
+
+/// Why a device could not be read or changed.
+#[derive(Debug, Error)]
+pub enum LinkError {
+    /// No device has this name here.
+    #[error("no network device named `{0}` in this network namespace")]
+    NotFound(String),
+    /// The kernel refused a change.
+    #[error("{action} on network device `{name}`: {source}")]
+    Refused {
+        /// The device.
+        name: String,
+        /// What was asked for.
+        action: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+/// One device, as rtnetlink describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its index in its namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its address; None unless it is six bytes long.
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes, without the Ethernet header.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// Up, and with a carrier.
+    pub running: bool,
+    /// Receive queues it was made with; not all need be in use.
+    pub rx_queues: u32,
+    /// ARPHRD_* type: 1 is Ethernet, 32 InfiniBand.
+    pub arphrd: u16,
+}
+
+/// Sends one rtnetlink request in the calling thread's network namespace and returns what the kernel answers.
+///
+/// `flags` are added to NLM_F_REQUEST and NLM_F_ACK: NLM_F_DUMP for a list, NLM_F_CREATE and so on for a change.
+/// A dump that the kernel marks as inconsistent (something changed meanwhile) is asked for again, a few times.
+/// Messages that this version of the parser does not understand are logged and left out.
+///
+/// # Errors
+/// The kernel's refusal with its errno, or a failure of the socket.
+pub fn netlink_request(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    const DUMP_TRIES: u32 = 5;
+
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+
+    for sequence in 1..=DUMP_TRIES {
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        header.sequence_number = sequence;
+        let mut request = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message.clone()));
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        socket.send(&bytes, 0)?;
+
+        if let Some(answers) = read_answers(&socket, sequence)? {
+            return Ok(answers);
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::Interrupted, "the kernel's tables kept changing while they were read"))
+}
+
+/// Everything up to the end of the answer to request `sequence`; None if the dump was inconsistent.
+fn read_answers(socket: &Socket, sequence: u32) -> io::Result<Option<Vec<RouteNetlinkMessage>>> {
+    /// NLM_F_DUMP_INTR (include/uapi/linux/netlink.h).
+    const INCONSISTENT: u16 = 0x10;
+
+    let mut answers = Vec::new();
+    let mut consistent = true;
+    // The kernel never fills more than 32 KiB of a dump at a time (net/netlink/af_netlink.c, netlink_dump).
+    let mut buffer: Vec<u8> = Vec::with_capacity(64 << 10);
+    loop {
+        buffer.clear();
+        match socket.recv(&mut buffer, 0) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        }
+        let mut rest = buffer.as_slice();
+        while let Some((length, this)) = split_message(rest) {
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            let answer = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(this) {
+                Ok(answer) => answer,
+                Err(error) => {
+                    tracing::warn!(%error, "rtnetlink message not understood, left out");
+                    continue;
+                }
+            };
+            if answer.header.sequence_number != sequence {
+                continue;
+            }
+            consistent &= answer.header.flags & INCONSISTENT == 0;
+            match answer.payload {
+                NetlinkPayload::InnerMessage(message) => answers.push(message),
+                NetlinkPayload::Done(done) if done.code < 0 => {
+                    return Err(io::Error::from_raw_os_error(-done.code));
+                }
+                NetlinkPayload::Done(_) => return Ok(consistent.then_some(answers)),
+                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                NetlinkPayload::Error(_) => return Ok(Some(answers)),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The first message's length and bytes; None at the end or when the length is impossible.
+fn split_message(bytes: &[u8]) -> Option<(usize, &[u8])> {
+    const HEADER: usize = 16;
+    let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+    if length < HEADER { None } else { Some((length, bytes.get(..length)?)) }
+}
+
+/// Looks a device up by name.
+///
+/// # Errors
+/// [`LinkError::NotFound`], or the kernel's refusal.
+pub fn get(name: &str) -> Result<Link, LinkError> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.into()));
+    let answers = ask(name, "look-up", RouteNetlinkMessage::GetLink(message), 0)?;
+    answers
+        .into_iter()
+        .find_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => Some(link.into()),
+            _ => None,
+        })
+        .ok_or_else(|| LinkError::NotFound(name.into()))
+}
+
+/// Every device of this network namespace.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn list() -> io::Result<Vec<Link>> {
+    let answers = netlink_request(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)?;
+    let links = answers.into_iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => Some(link.into()),
+        _ => None,
+    });
+    Ok(links.collect())
+}
+
+impl From<LinkMessage> for Link {
+    fn from(message: LinkMessage) -> Self {
+        let flags = message.header.flags;
+        let mut link = Link {
+            index: message.header.index,
+            name: String::new(),
+            mac: None,
+            mtu: 0,
+            up: flags.contains(LinkFlags::Up),
+            running: flags.contains(LinkFlags::Running),
+            rx_queues: 1,
+            arphrd: message.header.link_layer_type.into(),
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::NumRxQueues(queues) => link.rx_queues = queues,
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+/// Sets a device's address. A TAP and a veth take it while up.
+///
+/// # Errors
+/// No such device, or the kernel's refusal.
+pub fn set_mac(name: &str, mac: Mac) -> Result<(), LinkError> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.into()));
+    message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+    ask(name, "setting the address", RouteNetlinkMessage::SetLink(message), 0).map(drop)
+}
+
+/// Sets a device's MTU in bytes, without the Ethernet header.
+///
+/// # Errors
+/// No such device, or the kernel's refusal: out of the device's range.
+pub fn set_mtu(name: &str, mtu: u32) -> Result<(), LinkError> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.into()));
+    message.attributes.push(LinkAttribute::Mtu(mtu));
+    ask(name, "setting the MTU", RouteNetlinkMessage::SetLink(message), 0).map(drop)
+}
+
+/// Sets a device up or down.
+///
+/// # Errors
+/// No such device, or the kernel's refusal.
+pub fn set_up(name: &str, up: bool) -> Result<(), LinkError> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.into()));
+    message.header.change_mask = LinkFlags::Up;
+    if up {
+        message.header.flags = LinkFlags::Up;
+    }
+    let action = if up { "setting it up" } else { "setting it down" };
+    ask(name, action, RouteNetlinkMessage::SetLink(message), 0).map(drop)
+}
+
+/// Deletes a device; a veth's other end goes with it.
+///
+/// # Errors
+/// No such device, or the kernel's refusal.
+pub fn delete(name: &str) -> Result<(), LinkError> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.into()));
+    ask(name, "deletion", RouteNetlinkMessage::DelLink(message), 0).map(drop)
+}
+
+/// Adds an address with its on-subnet route. An IPv6 address is usable at once: no duplicate detection.
+///
+/// # Errors
+/// No such device, or the kernel's refusal (EEXIST: it is there already).
+pub fn add_address(name: &str, address: IpAddr, prefix: u8) -> Result<(), LinkError> {
+    let mut message = AddressMessage::default();
+    message.header.family = match address {
+        IpAddr::V4(_) => netlink_packet_route::AddressFamily::Inet,
+        IpAddr::V6(_) => netlink_packet_route::AddressFamily::Inet6,
+    };
+    message.header.prefix_len = prefix;
+    message.header.index = get(name)?.index;
+    message.attributes.push(AddressAttribute::Address(address));
+    message.attributes.push(AddressAttribute::Local(address));
+    if address.is_ipv6() {
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
+    ask(name, "adding an address", RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
+        .map(drop)
+}
+
+/// Makes a veth pair of `name` here and `peer` in `peer_netns`, or here too.
+///
+/// # Errors
+/// The kernel's refusal (EEXIST: one of the names is taken).
+pub fn create_veth(name: &str, peer: &str, peer_netns: Option<BorrowedFd<'_>>) -> Result<(), LinkError> {
+    let mut far = LinkMessage::default();
+    far.attributes.push(LinkAttribute::IfName(peer.into()));
+    if let Some(netns) = peer_netns {
+        far.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
+    }
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.into()));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Veth),
+        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
+    ]));
+    ask(name, "creation as a veth", RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+        .map(drop)
+}
+
+fn ask(
+    name: &str,
+    action: &'static str,
+    message: RouteNetlinkMessage,
+    flags: u16,
+) -> Result<Vec<RouteNetlinkMessage>, LinkError> {
+    netlink_request(message, flags).map_err(|source| refused(name, action, source))
+}
+
+fn refused(name: &str, action: &'static str, source: io::Error) -> LinkError {
+    match source.raw_os_error() {
+        Some(libc::ENODEV) => LinkError::NotFound(name.into()),
+        _ => LinkError::Refused { name: name.into(), action, source },
+    }
+}
+
+/// How many receive queues a device uses (ETHTOOL_GCHANNELS); a driver that does not say uses all it has.
+///
+/// # Errors
+/// No such device, or the kernel's refusal.
+pub fn queues(name: &str) -> Result<u32, LinkError> {
+    /// `struct ethtool_channels`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Channels {
+        command: u32,
+        max: [u32; 4],
+        rx: u32,
+        tx: u32,
+        other: u32,
+        combined: u32,
+    }
+    /// ETHTOOL_GCHANNELS.
+    const GET_CHANNELS: u32 = 0x3c;
+
+    let mut channels = Channels { command: GET_CHANNELS, ..Channels::default() };
+    // SAFETY: ETHTOOL_GCHANNELS writes one struct ethtool_channels, which `Channels` is.
+    match unsafe { ethtool(name, &mut channels) } {
+        Ok(()) => Ok((channels.combined + channels.rx).max(1)),
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(get(name)?.rx_queues.max(1)),
+        Err(error) => Err(refused(name, "reading the queue count", error)),
+    }
+}
+
+/// Makes a device hand over finished frames: no transmit checksum left to hardware, no TSO, hence no super-frame.
+///
+/// For the user's end of a veth whose other end is AF_XDP: XDP loses the mark that a checksum is still to be done.
+///
+/// # Errors
+/// No such device, or the driver's refusal.
+pub fn disable_tx_offloads(name: &str) -> Result<(), LinkError> {
+    /// ETHTOOL_STXCSUM and ETHTOOL_STSO. Without checksumming the kernel also takes back UDP segmentation.
+    const SET_TX_CHECKSUM: u32 = 0x17;
+    const SET_TSO: u32 = 0x1f;
+
+    for command in [SET_TSO, SET_TX_CHECKSUM] {
+        // `struct ethtool_value`: command and value.
+        let mut value = [command, 0u32];
+        // SAFETY: both commands read one struct ethtool_value, which two u32 are.
+        unsafe { ethtool(name, &mut value) }.map_err(|error| refused(name, "turning offloads off", error))?;
+    }
+    Ok(())
+}
+
+/// SIOCETHTOOL with the command's own structure.
+///
+/// # Safety
+/// `T` begins with the command and is the structure that this command reads and writes.
+unsafe fn ethtool<T>(name: &str, command: &mut T) -> io::Result<()> {
+    let name = CString::new(name)?;
+    // SAFETY: plain integers and a union of them; all zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays zero.
+    if name.as_bytes().len() >= request.ifr_name.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENODEV));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.as_bytes()) {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = std::ptr::from_mut(command).cast();
+
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    // SAFETY: the request names a device and points at a structure that outlives the call; the caller vouches for its
+    // type.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &mut request) } {
+        result if result < 0 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Runs `work` in another network namespace (`/run/netns/NAME`, `/proc/PID/ns/net`) and returns what it returns.
+///
+/// On a thread of its own, so that the caller's namespace never changes. Sockets and TAPs opened there stay there.
+///
+/// # Errors
+/// The namespace cannot be opened or entered (CAP_SYS_ADMIN).
+pub fn in_netns<T: Send>(netns: &Path, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let netns = File::open(netns)?;
+    let run = || {
+        nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        Ok(work())
+    };
+    std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, run)?.join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}
