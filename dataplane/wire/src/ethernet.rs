@@ -1,6 +1,7 @@
 //! Ethernet II framing (IEEE 802.3 clause 3).
 
 use core::fmt;
+use core::net::{IpAddr, Ipv4Addr};
 use core::str::FromStr;
 use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -30,6 +31,38 @@ pub struct Mac(pub [u8; 6]);
 impl Mac {
     /// ff:ff:ff:ff:ff:ff.
     pub const BROADCAST: Mac = Mac([0xff; 6]);
+
+    /// The MAC of the endpoint with this address: 02:75 and the four bytes of an IPv4 address, or 02:76 and the last
+    /// four bytes of an IPv6 address. Both prefixes are locally administered (IEEE 802c).
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Mac {
+        let (kind, [a, b, c, d]) = match address {
+            IpAddr::V4(address) => (0x75, address.octets()),
+            IpAddr::V6(address) => {
+                let [.., a, b, c, d] = address.octets();
+                (0x76, [a, b, c, d])
+            }
+        };
+        Mac([0x02, kind, a, b, c, d])
+    }
+
+    /// The IPv4 address that this MAC was derived from; None if it was not.
+    #[must_use]
+    pub const fn ipv4(&self) -> Option<Ipv4Addr> {
+        match self.0 {
+            [0x02, 0x75, a, b, c, d] => Some(Ipv4Addr::new(a, b, c, d)),
+            _ => None,
+        }
+    }
+
+    /// The last four bytes of the IPv6 address that this MAC was derived from; None if it was not.
+    #[must_use]
+    pub const fn ipv6_low(&self) -> Option<[u8; 4]> {
+        match self.0 {
+            [0x02, 0x76, a, b, c, d] => Some([a, b, c, d]),
+            _ => None,
+        }
+    }
 
     /// The group bit: multicast and broadcast.
     #[must_use]
@@ -87,4 +120,44 @@ pub struct Ethernet {
     pub source: Mac,
     /// One of [`ethertype`].
     pub ethertype: U16,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::net::Ipv6Addr;
+
+    #[test]
+    fn layout() {
+        let bytes = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0x86, 0xdd];
+        let header = Ethernet::read_from_bytes(&bytes).unwrap();
+        assert_eq!(
+            (header.destination, header.source),
+            (Mac([1, 2, 3, 4, 5, 6]), Mac([7, 8, 9, 10, 11, 12]))
+        );
+        assert_eq!(header.ethertype.get(), ethertype::IPV6);
+        assert_eq!(size_of::<Ethernet>(), HEADER);
+    }
+
+    #[test]
+    fn text() {
+        let mac: Mac = "02:75:0a:00:00:ff".parse().unwrap();
+        assert_eq!(mac, Mac([0x02, 0x75, 10, 0, 0, 255]));
+        for wrong in ["", "02:75:0a:00:00", "02:75:0a:00:00:ff:00", "2:75:0a:00:00:ff", "02:75:0a:00:00:fg"] {
+            assert_eq!(wrong.parse::<Mac>(), Err(NotAMac), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn derived_from_an_address_and_back() {
+        let v4 = Ipv4Addr::new(10, 1, 2, 255);
+        let mac = Mac::of(v4.into());
+        assert_eq!(mac, Mac([0x02, 0x75, 10, 1, 2, 255]));
+        assert_eq!((mac.ipv4(), mac.ipv6_low()), (Some(v4), None));
+        let mac = Mac::of(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0xa00, 0x0102).into());
+        assert_eq!(mac, Mac([0x02, 0x76, 10, 0, 1, 2]));
+        assert_eq!((mac.ipv4(), mac.ipv6_low()), (None, Some([10, 0, 1, 2])));
+        assert!(!mac.is_multicast() && Mac::BROADCAST.is_multicast());
+        assert_eq!(Mac([0x52, 0x54, 0, 1, 2, 3]).ipv4(), None);
+    }
 }
