@@ -43,8 +43,11 @@ pub struct Encapsulation {
     pub dscp: Dscp,
     /// Outer IPv4 Don't Fragment bit. It must stay on unless something on the way cannot do without fragments.
     pub df: bool,
-    /// Compute the outer UDP checksum. Off is RFC 7348's default; some NICs spread or coalesce only with it.
+    /// Compute the outer UDP checksum over IPv4. Off is RFC 7348's default; some NICs coalesce only with it.
     pub checksum: bool,
+    /// The same over IPv6, where on is the default and a received zero is refused while it is on, as Linux does
+    /// (`udp6zerocsumtx`, `udp6zerocsumrx`).
+    pub ipv6_checksum: bool,
     /// Drop frames with a reserved VXLAN bit set, as Linux does; off ignores them, as RFC 7348 says.
     pub strict_flags: bool,
 }
@@ -75,6 +78,7 @@ impl Default for Encapsulation {
             dscp: Dscp::Fixed(0),
             df: true,
             checksum: false,
+            ipv6_checksum: true,
             strict_flags: true,
         }
     }

@@ -1,19 +1,34 @@
 //! One NIC's VXLAN engine. A packet's way, file by file:
 //!
-//! - [`port`]: what a worker needs from a NIC queue and from an endpoint; in-memory doubles for tests
+//! - [`port`]: what a worker needs from a NIC queue and from an endpoint
+//! - [`encap`]: the checks on a frame that an endpoint sends, and its destination
+//! - [`outer`]: the headers around them
+//! - [`decap`]: the checks on a frame that the NIC received
+//! - [`answer`]: ARP replies, neighbour advertisements, "too big"
+//! - [`tables`]: what the checks look up; swapped whole
 //! - [`counters`]: why a frame was dropped, and how often
-//! - [`config`]: the TOML file
-//! - [`memory`]: a NIC queue and an endpoint without a kernel, for tests and benchmarks
-//! - [`ring`]: the descriptor rings of the in-memory NIC queue
+//!
+//! What a worker runs on:
+//!
 //! - [`link`]: network devices by name: rtnetlink, ethtool, namespaces
+//! - [`memory`], [`ring`]: ports without a kernel, for tests and benchmarks
+//!
+//! Around the workers:
+//!
+//! - [`config`]: the TOML file
 #![deny(unsafe_code)]
 
+pub mod answer;
 pub mod config;
 pub mod counters;
+pub mod decap;
+pub mod encap;
 pub mod link;
 pub mod memory;
+pub mod outer;
 pub mod port;
 pub mod ring;
+pub mod tables;
 
 /// What `ring` shares between threads. Its model test compiles that file over loom's types instead.
 mod sync {

@@ -1,0 +1,146 @@
+//! The outer headers of one VTEP: a template built once per next hop, patched per frame.
+//!
+//! ```text
+//! Ethernet 14 | IPv4 20 or IPv6 40 | UDP 8 | VXLAN 8 | inner Ethernet frame
+//! ```
+//! What each field holds: Ethernet addresses of the NIC and of the next hop; IP addresses of the two VTEPs; TTL, DSCP
+//! and DF as configured, ECN of the inner packet (RFC 6040 section 4.1, normal mode); identification 0, which
+//! RFC 6864 section 4.1 allows for packets that are never fragmented; UDP source port from the inner flow (RFC 7348
+//! section 5); UDP checksum zero or computed (RFC 6936 for zero over IPv6); the VNI.
+
+use crate::config::{Dscp, Encapsulation};
+use std::net::IpAddr;
+use uvn_wire::checksum::Sum;
+use uvn_wire::ethernet::{self, Mac, ethertype};
+use uvn_wire::ipv4;
+use uvn_wire::udp;
+use uvn_wire::vxlan::{self, Vni};
+
+const IP: usize = ethernet::HEADER;
+const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
+/// UDP and VXLAN headers.
+const UPPER: usize = udp::HEADER + vxlan::HEADER;
+const LONGEST: usize = IP + IPV6_HEADER + UPPER;
+
+/// Bytes that encapsulation adds to an inner frame on the wire, outer Ethernet header included: 50 or 70.
+#[must_use]
+pub const fn overhead(vtep: IpAddr) -> usize {
+    IP + UPPER + if vtep.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER }
+}
+
+/// The MTU of an endpoint over an underlay with IP MTU `mtu`: the outer headers after Ethernet and the inner Ethernet
+/// header take from it.
+#[must_use]
+pub const fn endpoint_mtu(mtu: usize, vtep: IpAddr) -> usize {
+    mtu.saturating_sub(overhead(vtep))
+}
+
+/// See the module's text.
+#[derive(Debug, Clone)]
+pub struct Outer {
+    bytes: [u8; LONGEST],
+    length: usize,
+    /// IPv4: the header's sum without total length and TOS. IPv6: unused.
+    ip_sum: Sum,
+    /// Pseudo-header of UDP without its length; None if the checksum stays zero.
+    udp_sum: Option<Sum>,
+    dscp: Dscp,
+}
+
+/// What differs from frame to frame.
+#[derive(Debug, Clone, Copy)]
+pub struct Patch {
+    /// The network.
+    pub vni: Vni,
+    /// UDP source port.
+    pub source_port: u16,
+    /// DSCP and ECN of the inner packet.
+    pub inner_tos: u8,
+}
+
+impl Outer {
+    /// The template for frames from our address `source` through the next hop `hop` to the VTEP `destination`.
+    /// Both addresses are of one family; a caller that mixes them gets the destination's with a zero source.
+    #[must_use]
+    pub fn new(settings: &Encapsulation, nic: Mac, hop: Mac, source: IpAddr, destination: IpAddr) -> Outer {
+        let mut bytes = [0; LONGEST];
+        bytes[..6].copy_from_slice(&hop.0);
+        bytes[6..12].copy_from_slice(&nic.0);
+        let (length, ethertype, ip_sum, pseudo, checksum) = match destination {
+            IpAddr::V4(destination) => {
+                let source = if let IpAddr::V4(source) = source { source.octets() } else { [0; 4] };
+                let destination = destination.octets();
+                bytes[IP] = 0x45;
+                let flags = if settings.df { ipv4::DONT_FRAGMENT } else { 0 };
+                bytes[IP + 6..IP + 8].copy_from_slice(&flags.to_be_bytes());
+                bytes[IP + 8] = settings.ttl;
+                bytes[IP + 9] = ipv4::protocol::UDP;
+                bytes[IP + 12..IP + 16].copy_from_slice(&source);
+                bytes[IP + 16..IP + 20].copy_from_slice(&destination);
+                let sum = Sum::of(&bytes[IP..IP + IPV4_HEADER]);
+                let pseudo = Sum::pseudo_v4(source, destination, ipv4::protocol::UDP, 0);
+                (IP + IPV4_HEADER + UPPER, ethertype::IPV4, sum, pseudo, settings.checksum)
+            }
+            IpAddr::V6(destination) => {
+                let source = if let IpAddr::V6(source) = source { source.octets() } else { [0; 16] };
+                let destination = destination.octets();
+                bytes[IP] = 0x60;
+                bytes[IP + 6] = ipv4::protocol::UDP;
+                bytes[IP + 7] = settings.ttl;
+                bytes[IP + 8..IP + 24].copy_from_slice(&source);
+                bytes[IP + 24..IP + 40].copy_from_slice(&destination);
+                let pseudo = Sum::pseudo_v6(&source, &destination, ipv4::protocol::UDP, 0);
+                (LONGEST, ethertype::IPV6, Sum::ZERO, pseudo, settings.ipv6_checksum)
+            }
+        };
+        bytes[12..14].copy_from_slice(&ethertype.to_be_bytes());
+        let upper = length - UPPER;
+        bytes[upper + 2..upper + 4].copy_from_slice(&settings.port.to_be_bytes());
+        bytes[upper + udp::HEADER] = vxlan::FLAG_VNI;
+        let udp_sum = checksum.then_some(pseudo);
+        Outer { bytes, length, ip_sum, udp_sum, dscp: settings.dscp }
+    }
+
+    /// Length of the headers, outer Ethernet included.
+    #[must_use]
+    pub const fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Writes the headers in front of the `inner` bytes that already stand in `buffer` behind [`Outer::length`], and
+    /// returns the length of the whole. None if the buffer or an IP length field is too short for that.
+    #[must_use]
+    pub fn write(&self, buffer: &mut [u8], patch: Patch, inner: usize) -> Option<usize> {
+        let total = self.length.checked_add(inner)?;
+        let packet = buffer.get_mut(..total)?;
+        let ip_length = u16::try_from(total - IP).ok()?;
+        packet[..self.length].copy_from_slice(&self.bytes[..self.length]);
+        let dscp = match self.dscp {
+            Dscp::Fixed(value) => value << 2,
+            Dscp::Inherit(_) => patch.inner_tos & 0xfc,
+        };
+        let tos = dscp | patch.inner_tos & 0x03;
+        let upper = self.length - UPPER;
+        let udp_length = (total - upper) as u16;
+        if upper == IP + IPV4_HEADER {
+            packet[IP + 1] = tos;
+            packet[IP + 2..IP + 4].copy_from_slice(&ip_length.to_be_bytes());
+            let sum = self.ip_sum + Sum::u16(u16::from(tos)) + Sum::u16(ip_length);
+            packet[IP + 10..IP + 12].copy_from_slice(&sum.checksum().to_be_bytes());
+        } else {
+            packet[IP] = 0x60 | tos >> 4;
+            packet[IP + 1] = tos << 4;
+            packet[IP + 4..IP + 6].copy_from_slice(&udp_length.to_be_bytes());
+        }
+        packet[upper..upper + 2].copy_from_slice(&patch.source_port.to_be_bytes());
+        packet[upper + 4..upper + 6].copy_from_slice(&udp_length.to_be_bytes());
+        let vni = patch.vni.get().to_be_bytes();
+        packet[upper + 12..upper + 15].copy_from_slice(&vni[1..]);
+        if let Some(pseudo) = self.udp_sum {
+            let sum = pseudo + Sum::u16(udp_length) + Sum::of(&packet[upper..]);
+            packet[upper + 6..upper + 8].copy_from_slice(&sum.udp_checksum().to_be_bytes());
+        }
+        Some(total)
+    }
+}
