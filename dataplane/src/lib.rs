@@ -10,6 +10,11 @@
 //!
 //! What a worker runs on:
 //!
+//! - [`config`]: the TOML file
+//! - [`xsk`]: a NIC queue through AF_XDP
+//! - [`tap`]: an endpoint through a TAP
+//! - [`memory`]: a NIC queue and an endpoint without a kernel, for tests and benchmarks
+//! - [`ring`]: the descriptor rings of the in-memory NIC queue
 //! - [`link`]: network devices by name: rtnetlink, ethtool, namespaces
 //! - [`memory`], [`ring`]: ports without a kernel, for tests and benchmarks
 //!
@@ -29,6 +34,8 @@ pub mod outer;
 pub mod port;
 pub mod ring;
 pub mod tables;
+pub mod tap;
+pub mod xsk;
 
 /// What `ring` shares between threads. Its model test compiles that file over loom's types instead.
 mod sync {

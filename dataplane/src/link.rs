@@ -3,11 +3,10 @@
 // ethtool and setns have no safe interface.
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use netlink_packet_core::{
@@ -358,16 +357,7 @@ pub fn disable_tx_offloads(name: &str) -> Result<(), LinkError> {
 /// # Safety
 /// `T` begins with the command and is the structure that this command reads and writes.
 unsafe fn ethtool<T>(name: &str, command: &mut T) -> io::Result<()> {
-    let name = CString::new(name)?;
-    // SAFETY: plain integers and a union of them; all zero is a valid ifreq.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // The last byte stays zero.
-    if name.as_bytes().len() >= request.ifr_name.len() {
-        return Err(io::Error::from_raw_os_error(libc::ENODEV));
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(name.as_bytes()) {
-        *to = *from as libc::c_char;
-    }
+    let mut request = self::request(name)?;
     request.ifr_ifru.ifru_data = std::ptr::from_mut(command).cast();
 
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
@@ -379,6 +369,26 @@ unsafe fn ethtool<T>(name: &str, command: &mut T) -> io::Result<()> {
     }
 }
 
+/// An empty ioctl request for a device; refuses a name that none can have.
+pub(crate) fn request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: plain integers and a union of them; all zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays zero.
+    if name.len() >= request.ifr_name.len() || name.contains('\0') {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a device name has at most 15 bytes"));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Ok(request)
+}
+
+/// The name that the kernel put in a request.
+pub(crate) fn name_of(request: &libc::ifreq) -> String {
+    let bytes: Vec<u8> = request.ifr_name.iter().map(|&c| c as u8).take_while(|&byte| byte != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// Runs `work` in another network namespace (`/run/netns/NAME`, `/proc/PID/ns/net`) and returns what it returns.
 ///
 /// On a thread of its own, so that the caller's namespace never changes. Sockets and TAPs opened there stay there.
@@ -386,9 +396,16 @@ unsafe fn ethtool<T>(name: &str, command: &mut T) -> io::Result<()> {
 /// # Errors
 /// The namespace cannot be opened or entered (CAP_SYS_ADMIN).
 pub fn in_netns<T: Send>(netns: &Path, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-    let netns = File::open(netns)?;
+    in_open_netns(File::open(netns)?.as_fd(), work)
+}
+
+/// Like [`in_netns`], with a namespace that is already open.
+///
+/// # Errors
+/// The namespace cannot be entered (CAP_SYS_ADMIN).
+pub fn in_open_netns<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     let run = || {
-        nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET)?;
         Ok(work())
     };
     std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, run)?.join() {

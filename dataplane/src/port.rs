@@ -45,6 +45,22 @@ pub trait Nic {
     fn lost(&self) -> u64 {
         0
     }
+
+    /// What became of the NIC. Costs a system call: for once a second, not once a packet.
+    fn state(&self) -> State {
+        State::Up
+    }
+}
+
+/// Whether a NIC queue can carry frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It can.
+    Up,
+    /// The NIC is set down. Frames queued meanwhile leave once it is up again.
+    Down,
+    /// The NIC was removed, or the kernel took the queue back: it must be opened anew.
+    Gone,
 }
 
 /// One user's device, seen from the engine.
@@ -115,6 +131,9 @@ impl VnetHeader {
     /// VIRTIO_NET_HDR_GSO_ECN: the first segment alone carries CWR.
     pub const GSO_ECN: u8 = 0x80;
 }
+
+/// Most parts of one frame in [`Endpoint::send`]; a frame in more is refused.
+pub const MAX_PARTS: usize = 65;
 
 /// The largest frame an endpoint hands over: a 64 KiB IP packet and its Ethernet header.
 pub const MAX_FRAME: usize = 65_535 + uvn_wire::ethernet::HEADER;
