@@ -10,12 +10,10 @@
 //!
 //! What a worker runs on:
 //!
-//! - [`config`]: the TOML file
 //! - [`xsk`]: a NIC queue through AF_XDP
 //! - [`tap`]: an endpoint through a TAP
-//! - [`memory`]: a NIC queue and an endpoint without a kernel, for tests and benchmarks
-//! - [`ring`]: the descriptor rings of the in-memory NIC queue
 //! - [`link`]: network devices by name: rtnetlink, ethtool, namespaces
+//! - [`xdp`]: loads and feeds the XDP program that stands before the workers
 //! - [`memory`], [`ring`]: ports without a kernel, for tests and benchmarks
 //!
 //! Around the workers:
@@ -35,6 +33,7 @@ pub mod port;
 pub mod ring;
 pub mod tables;
 pub mod tap;
+pub mod xdp;
 pub mod xsk;
 
 /// What `ring` shares between threads. Its model test compiles that file over loom's types instead.

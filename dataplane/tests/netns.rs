@@ -12,7 +12,7 @@ fn a_namespace_has_its_own_links_and_vanishes() {
     assert!(left.ip("-br link").contains("wire0"));
     assert!(right.run(|| nix::net::if_::if_nametoindex("wire1")).is_ok());
     assert!(right.run(|| nix::net::if_::if_nametoindex("wire0")).is_err());
-    let path = format!("/run/netns/{}", left.name());
+    let path = left.path();
     assert!(std::fs::exists(&path).unwrap());
     drop(left);
     assert!(!std::fs::exists(&path).unwrap());

@@ -1,12 +1,13 @@
 //! Network namespaces for tests. They need root; without it they fail.
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
-use nix::sched::{CloneFlags, setns};
-use std::fs::File;
+pub mod packet;
+
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use uvn_dataplane::link::in_netns;
 
-/// A network namespace, deleted on drop.
+/// A network namespace, deleted on drop. IPv6 addresses are only those that a test adds.
 pub struct NetNs {
     name: String,
 }
@@ -19,6 +20,14 @@ impl NetNs {
         ip(&["netns", "add", &name]);
         let netns = NetNs { name };
         netns.ip("link set lo up");
+        // Nobody sends what the test did not: no link-local addresses, no router solicitations, no MLD.
+        netns.run(|| {
+            for settings in ["all", "default"] {
+                let path = format!("/proc/sys/net/ipv6/conf/{settings}");
+                std::fs::write(format!("{path}/addr_gen_mode"), "1").expect("IPv6 is there");
+                std::fs::write(format!("{path}/router_solicitations"), "0").expect("IPv6 is there");
+            }
+        });
         netns
     }
 
@@ -50,17 +59,12 @@ impl NetNs {
 
     /// Runs `work` on a thread of the namespace. Sockets made there stay in the namespace; /sys is the host's.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let path = format!("/run/netns/{}", self.name);
-        let result = std::thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    let netns = File::open(&path).expect("the namespace is still there");
-                    setns(netns, CloneFlags::CLONE_NEWNET).expect("the tests run as root");
-                    work()
-                })
-                .join()
-        });
-        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        in_netns(self.path().as_ref(), work).expect("the tests run as root")
+    }
+
+    /// What to open to get at the namespace.
+    pub fn path(&self) -> String {
+        format!("/run/netns/{}", self.name)
     }
 }
 

@@ -6,6 +6,7 @@
 //! - [`tcp`], [`udp`]: transport headers (RFC 9293, RFC 768)
 //! - [`icmp`]: "too big" and neighbour discovery (RFC 792, RFC 4443, RFC 4861)
 //! - [`vxlan`]: VNIs, the VXLAN header (RFC 7348 section 5)
+//! - [`xdp`]: what the XDP program and its loader agree on
 //! - [`checksum`]: the Internet checksum (RFC 1071, RFC 1624)
 //! - [`packet`]: the one parser of inner frames, and the flow hash in the outer source port
 #![no_std]
@@ -21,3 +22,4 @@ pub mod packet;
 pub mod tcp;
 pub mod udp;
 pub mod vxlan;
+pub mod xdp;

@@ -8,6 +8,7 @@ pub type Package = (&'static str, &'static str);
 
 /// To build the engine.
 pub const BUILD: &[Package] = &[
+    ("libc6-dev", "the C library that Rust programs link with"),
     ("gcc", "links Rust programs; compiles libxdp, which xsk-rs carries"),
     ("make", "builds libxdp"),
     ("m4", "libxdp's configure"),
@@ -22,8 +23,6 @@ pub const EBPF: &[Package] = &[
     ("rustc-web", "compiles the eBPF programs; brings the LLVM that bpf-linker links with"),
     ("cargo-web", "drives that rustc"),
     ("libstd-rust-web-dev-bpf", "Rust's core library for the BPF target"),
-    ("libc6-dev", "bpf-linker is built here"),
-    ("libstdc++-12-dev", "bpf-linker links with LLVM, which is C++"),
 ];
 
 /// To run the tests that make network namespaces.

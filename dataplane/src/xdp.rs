@@ -1,0 +1,390 @@
+//! Loads the XDP program of `ebpf/`, attaches it to a NIC and fills its maps.
+//!
+//! The program lives as long as the [`Xdp`]: its link is a file descriptor and nothing is pinned. However the process
+//! ends, the NIC is the host's again, and VXLAN reaches nobody.
+
+use crate::config::Cidr;
+use crate::link::{self, LinkError};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, XskMap};
+use aya::programs::links::FdLink;
+use aya::programs::{ProgramError, Xdp as Program, XdpMode};
+use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
+use std::collections::HashSet;
+use std::hash::Hash;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+use thiserror::Error;
+use uvn_wire::vxlan::Vni;
+use uvn_wire::xdp::{self, Address, Unknown, Verdict};
+
+/// `cargo xtask ebpf` builds it from `ebpf/`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/uvn-ebpf.o");
+
+/// Why the XDP program could not be attached or its maps not changed.
+#[derive(Debug, Error)]
+pub enum XdpError {
+    /// The NIC is not there.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The kernel refused the object.
+    #[error("cannot load the XDP program (it needs root, or CAP_BPF and CAP_NET_ADMIN): {0}")]
+    Load(#[from] EbpfError),
+    /// The kernel refused the program.
+    #[error("cannot load the XDP program (it needs root, or CAP_BPF and CAP_NET_ADMIN): {0}")]
+    Program(#[from] ProgramError),
+    /// Somebody else's XDP program is there.
+    #[error(
+        "another XDP program is attached to {0}: stop its owner (`bpftool net` names it), or another engine"
+    )]
+    Busy(String),
+    /// The NIC takes no XDP program in either mode.
+    #[error("cannot attach XDP to {nic}: driver mode: {driver}; generic mode: {generic}")]
+    Refused {
+        /// The NIC.
+        nic: String,
+        /// The driver's reason.
+        driver: String,
+        /// The kernel's reason.
+        generic: String,
+    },
+    /// The program was attached in a way that outlives the process.
+    #[error(
+        "the kernel gave no XDP link on {0} (Linux 5.9 and later do): remove it with `ip link set {0} xdp off`"
+    )]
+    NoLink(String),
+    /// More entries than a map holds.
+    #[error("the XDP program's map {map} holds {limit} entries at most: {need} are needed")]
+    Full {
+        /// The map.
+        map: &'static str,
+        /// Its size, set when `ebpf/` is built.
+        limit: u32,
+        /// How many entries it would take.
+        need: usize,
+    },
+    /// A map operation failed.
+    #[error("the XDP program's map {map}: {source}")]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// Why.
+        source: MapError,
+    },
+}
+
+/// Where the program runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    /// In the driver, before the kernel has made an skb.
+    Driver,
+    /// In the kernel's stack, after it has made an skb: works with every NIC, and is slow.
+    Generic {
+        /// Why not in the driver.
+        refused: String,
+    },
+}
+
+/// The attached program and its maps.
+pub struct Xdp {
+    mode: Mode,
+    local: Addresses,
+    vteps: Addresses,
+    prefixes: LpmTrie<MapData, [u32; 4], u8>,
+    vnis: HashMap<MapData, u32, u8>,
+    sockets: XskMap<MapData>,
+    unknown: PerCpuHashMap<MapData, u32, [u64; 3]>,
+    counters: PerCpuArray<MapData, u64>,
+    /// Detaches when it is closed.
+    _link: FdLink,
+}
+
+type Addresses = HashMap<MapData, [u32; 4], u8>;
+
+impl Xdp {
+    /// Attaches to `nic`, a device of this network namespace: in driver mode, or else in generic mode. VXLAN to UDP
+    /// port `port` is ours from the moment [`Xdp::set_local`] says which addresses are.
+    ///
+    /// # Errors
+    /// No such NIC, no privileges, another XDP program on it, or the kernel refuses both modes.
+    pub fn attach(nic: &str, port: u16) -> Result<Xdp, XdpError> {
+        let index = link::get(nic)?.index;
+        // The object has no BTF to relocate; reading the kernel's would take a while.
+        let mut ebpf = EbpfLoader::new().btf(None).override_global("PORT", &port, true).load(OBJECT)?;
+        let program: &mut Program = ebpf.program_mut("uvn_xdp").ok_or(ProgramError::NotLoaded)?.try_into()?;
+        program.load()?;
+        let (link, mode) = attach(program, nic, index)?;
+        Ok(Xdp {
+            mode,
+            local: take(&mut ebpf, "LOCAL")?,
+            vteps: take(&mut ebpf, "VTEPS")?,
+            prefixes: take(&mut ebpf, "VTEP_PREFIXES")?,
+            vnis: take(&mut ebpf, "VNIS")?,
+            sockets: take(&mut ebpf, "XSKS")?,
+            unknown: take(&mut ebpf, "UNKNOWN")?,
+            counters: take(&mut ebpf, "COUNTERS")?,
+            _link: link,
+        })
+    }
+
+    /// Where the program runs.
+    #[must_use]
+    pub fn mode(&self) -> &Mode {
+        &self.mode
+    }
+
+    /// Makes exactly these destinations ours: VTEP addresses and joined multicast groups.
+    ///
+    /// # Errors
+    /// More than [`xdp::LOCAL_ENTRIES`], or the kernel refuses.
+    pub fn set_local(&mut self, addresses: &[IpAddr]) -> Result<(), XdpError> {
+        set(&mut self.local, "LOCAL", xdp::LOCAL_ENTRIES, keys(addresses))
+    }
+
+    /// Allows exactly these outer sources. One that stays is never missing in between.
+    ///
+    /// # Errors
+    /// More than [`xdp::VTEP_ENTRIES`] addresses or [`xdp::PREFIX_ENTRIES`] prefixes, or the kernel refuses.
+    pub fn set_vteps(&mut self, addresses: &[IpAddr], prefixes: &[Cidr]) -> Result<(), XdpError> {
+        let prefixes: HashSet<_> = prefixes.iter().map(prefix_key).collect();
+        fits("VTEP_PREFIXES", xdp::PREFIX_ENTRIES, prefixes.len())?;
+        set(&mut self.vteps, "VTEPS", xdp::VTEP_ENTRIES, keys(addresses))?;
+        set(&mut self.prefixes, "VTEP_PREFIXES", xdp::PREFIX_ENTRIES, prefixes)
+    }
+
+    /// Lets a VNI's frames through. Already there is fine.
+    ///
+    /// # Errors
+    /// More than [`xdp::VNI_ENTRIES`], or the kernel refuses.
+    pub fn add_vni(&mut self, vni: Vni) -> Result<(), XdpError> {
+        self.vnis.insert(vni.get(), 0, 0).map_err(|source| match errno(&source) {
+            Some(libc::E2BIG) => XdpError::Full {
+                map: "VNIS",
+                limit: xdp::VNI_ENTRIES,
+                need: usize::try_from(xdp::VNI_ENTRIES).unwrap_or(usize::MAX).saturating_add(1),
+            },
+            _ => XdpError::Map { map: "VNIS", source },
+        })
+    }
+
+    /// Drops a VNI's frames from now on. Not there is fine.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn remove_vni(&mut self, vni: Vni) -> Result<(), XdpError> {
+        unless_missing(self.vnis.remove(&vni.get())).map_err(|source| XdpError::Map { map: "VNIS", source })
+    }
+
+    /// Hands a queue's frames to this AF_XDP socket, until it is closed.
+    ///
+    /// # Errors
+    /// `queue` is not below [`xdp::QUEUE_ENTRIES`], or this is no AF_XDP socket bound to a queue.
+    pub fn set_socket(&mut self, queue: u32, socket: impl AsRawFd) -> Result<(), XdpError> {
+        self.sockets.set(queue, socket, 0).map_err(|source| XdpError::Map { map: "XSKS", source })
+    }
+
+    /// Frames since the program was attached, in the order of [`Verdict::ALL`].
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn counters(&self) -> Result<[u64; Verdict::ALL.len()], XdpError> {
+        let mut counters = [0; Verdict::ALL.len()];
+        for (verdict, counter) in Verdict::ALL.into_iter().zip(&mut counters) {
+            let values = self
+                .counters
+                .get(&(verdict as u32), 0)
+                .map_err(|source| XdpError::Map { map: "COUNTERS", source })?;
+            *counter = values.iter().sum();
+        }
+        Ok(counters)
+    }
+
+    /// VNIs that an allowed VTEP sent to though they are not on this NIC, with the first such VTEP and how many
+    /// frames came since the last call. The most recent [`xdp::UNKNOWN_ENTRIES`] only.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn take_unknown(&mut self) -> Result<Vec<(Vni, IpAddr, u64)>, XdpError> {
+        let failed = |source| XdpError::Map { map: "UNKNOWN", source };
+        // All keys first: after a removal the kernel would start over.
+        let vnis: Vec<u32> = self.unknown.keys().collect::<Result<_, _>>().map_err(failed)?;
+        let mut taken = Vec::with_capacity(vnis.len());
+        for key in vnis {
+            let values = match self.unknown.get(&key, 0) {
+                Ok(values) => values,
+                // A newer one took its place meanwhile.
+                Err(MapError::KeyNotFound) => continue,
+                Err(error) => return Err(failed(error)),
+            };
+            unless_missing(self.unknown.remove(&key)).map_err(failed)?;
+            let values = values.iter().map(|words| -> Unknown { zerocopy::transmute!(*words) });
+            let (mut source, mut count) = (None, 0_u64);
+            for value in values {
+                count = count.saturating_add(value.count);
+                if value.source != Address([0; 4]) {
+                    source = Some(IpAddr::from(value.source));
+                }
+            }
+            if let (Some(vni), Some(source)) = (Vni::new(key), source) {
+                taken.push((vni, source, count));
+            }
+        }
+        Ok(taken)
+    }
+}
+
+/// Driver mode, or else generic mode.
+fn attach(program: &mut Program, nic: &str, index: u32) -> Result<(FdLink, Mode), XdpError> {
+    let (id, mode) = match program.attach_to_if_index(index, XdpMode::Driver) {
+        Ok(id) => (id, Mode::Driver),
+        Err(error) if is_busy(&error) => return Err(XdpError::Busy(nic.to_owned())),
+        Err(driver) => match program.attach_to_if_index(index, XdpMode::Skb) {
+            Ok(id) => (id, Mode::Generic { refused: reason(&driver) }),
+            Err(error) if is_busy(&error) => return Err(XdpError::Busy(nic.to_owned())),
+            Err(generic) => {
+                let (nic, driver, generic) = (nic.to_owned(), reason(&driver), reason(&generic));
+                return Err(XdpError::Refused { nic, driver, generic });
+            }
+        },
+    };
+    let link = program.take_link(id)?.try_into().map_err(|_| XdpError::NoLink(nic.to_owned()))?;
+    Ok((link, mode))
+}
+
+/// EBUSY: a program in this mode. EEXIST: one in the other mode (net/core/dev.c, dev_xdp_attach).
+fn is_busy(error: &ProgramError) -> bool {
+    let ProgramError::SyscallError(error) = error else { return false };
+    matches!(error.io_error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
+}
+
+fn reason(error: &ProgramError) -> String {
+    match error {
+        ProgramError::SyscallError(error) => error.io_error.to_string(),
+        error => error.to_string(),
+    }
+}
+
+fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, XdpError> {
+    let missing = || io::Error::new(io::ErrorKind::NotFound, "not in the embedded object");
+    ebpf.take_map(name)
+        .ok_or_else(|| missing().into())
+        .and_then(M::try_from)
+        .map_err(|source| XdpError::Map { map: name, source })
+}
+
+fn keys(addresses: &[IpAddr]) -> HashSet<[u32; 4]> {
+    addresses.iter().map(|&address| Address::from(address).0).collect()
+}
+
+/// Prefix length and address, without the host bits: the kernel compares keys with them when one is removed.
+fn prefix_key(cidr: &Cidr) -> (u32, [u32; 4]) {
+    let length = match cidr.address {
+        IpAddr::V4(_) => Address::IPV4_BITS.saturating_add(u32::from(cidr.prefix)),
+        IpAddr::V6(_) => u32::from(cidr.prefix),
+    };
+    let host = u128::MAX.checked_shr(length).unwrap_or(0);
+    let bits: u128 = zerocopy::transmute!(Address::from(cidr.address).0);
+    (length, zerocopy::transmute!(bits & (!host).to_be()))
+}
+
+/// A map used as a set.
+trait Set<K> {
+    fn all(&self) -> Result<HashSet<K>, MapError>;
+    fn add(&mut self, key: &K) -> Result<(), MapError>;
+    fn remove(&mut self, key: &K) -> Result<(), MapError>;
+}
+
+impl<K: Pod + Eq + Hash> Set<K> for HashMap<MapData, K, u8> {
+    fn all(&self) -> Result<HashSet<K>, MapError> {
+        self.keys().collect()
+    }
+
+    fn add(&mut self, key: &K) -> Result<(), MapError> {
+        self.insert(key, 0, 0)
+    }
+
+    fn remove(&mut self, key: &K) -> Result<(), MapError> {
+        HashMap::remove(self, key)
+    }
+}
+
+impl<K: Pod + Eq + Hash> Set<(u32, K)> for LpmTrie<MapData, K, u8> {
+    fn all(&self) -> Result<HashSet<(u32, K)>, MapError> {
+        self.keys().map(|key| key.map(|key| (key.prefix_len(), key.data()))).collect()
+    }
+
+    fn add(&mut self, &(length, address): &(u32, K)) -> Result<(), MapError> {
+        self.insert(&Key::new(length, address), 0, 0)
+    }
+
+    fn remove(&mut self, &(length, address): &(u32, K)) -> Result<(), MapError> {
+        LpmTrie::remove(self, &Key::new(length, address))
+    }
+}
+
+/// Makes `map` hold exactly `wanted`, touching only what differs. Removes first, so that the rest fits.
+fn set<K: Eq + Hash>(
+    map: &mut impl Set<K>,
+    name: &'static str,
+    limit: u32,
+    wanted: HashSet<K>,
+) -> Result<(), XdpError> {
+    fits(name, limit, wanted.len())?;
+    let failed = |source| XdpError::Map { map: name, source };
+    let present = map.all().map_err(failed)?;
+    for key in present.difference(&wanted) {
+        unless_missing(map.remove(key)).map_err(failed)?;
+    }
+    for key in wanted.difference(&present) {
+        map.add(key).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn fits(map: &'static str, limit: u32, need: usize) -> Result<(), XdpError> {
+    match u32::try_from(need) {
+        Ok(entries) if entries <= limit => Ok(()),
+        _ => Err(XdpError::Full { map, limit, need }),
+    }
+}
+
+fn unless_missing(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
+fn errno(error: &MapError) -> Option<i32> {
+    match error {
+        MapError::SyscallError(error) => error.io_error.raw_os_error(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(cidr: &str) -> (u32, IpAddr) {
+        let (length, address) = prefix_key(&cidr.parse().unwrap());
+        (length, IpAddr::from(Address(address)))
+    }
+
+    #[test]
+    fn prefixes_become_keys_without_host_bits() {
+        assert_eq!(key("10.1.2.3/16"), (112, "10.1.0.0".parse().unwrap()));
+        assert_eq!(key("10.1.2.3/32"), (128, "10.1.2.3".parse().unwrap()));
+        assert_eq!(key("0.0.0.0/0"), (96, "0.0.0.0".parse().unwrap()));
+        assert_eq!(key("fd00::1:2:3/112"), (112, "fd00::1:2:0".parse().unwrap()));
+        assert_eq!(key("fd00::1/128"), (128, "fd00::1".parse().unwrap()));
+    }
+
+    #[test]
+    fn limits_are_inclusive() {
+        assert!(fits("LOCAL", 64, 64).is_ok());
+        let error = fits("LOCAL", 64, 65).unwrap_err().to_string();
+        assert_eq!(error, "the XDP program's map LOCAL holds 64 entries at most: 65 are needed");
+    }
+}

@@ -1,0 +1,352 @@
+//! The XDP program on a real NIC (a veth), frame by frame. Needs root.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
+
+mod common;
+
+use common::NetNs;
+use common::packet::PacketSocket;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+use uvn_dataplane::config::Cidr;
+use uvn_dataplane::xdp::{Mode, Xdp, XdpError};
+use uvn_wire::vxlan::{PORT, Vni};
+use uvn_wire::xdp::Verdict::{self, BadFlags, BadLength, NoSocket, Pass, UnknownVni, UnknownVtep};
+
+const VNI: u32 = 0x01_0203;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A NIC with the program, and the other end of its wire.
+struct Rig {
+    xdp: Xdp,
+    wire: PacketSocket,
+    /// Sees what reaches the host's stack.
+    host: PacketSocket,
+    node: NetNs,
+    _outside: NetNs,
+    sent: u64,
+}
+
+impl Rig {
+    /// Ours: 10.0.0.1, fd00::1, 239.1.1.1. Allowed: 10.0.0.2, fd00::2, 10.9.0.0/16, fd00:9::/96. One VNI.
+    fn new(label: &str, mtu: u32) -> Rig {
+        let (node, outside) = (NetNs::new(label), NetNs::new("outside"));
+        // No IPv6 on the wire: a multicast listener's reports would be counted too.
+        for netns in [&node, &outside] {
+            netns.run(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap());
+        }
+        node.veth("nic", &outside, "wire");
+        node.ip(&format!("link set nic mtu {mtu}"));
+        outside.ip(&format!("link set wire mtu {mtu}"));
+        let mut xdp = node.run(|| Xdp::attach("nic", PORT)).unwrap();
+        xdp.set_local(&addresses(&["10.0.0.1", "fd00::1", "239.1.1.1"])).unwrap();
+        xdp.set_vteps(&addresses(&["10.0.0.2", "fd00::2"]), &prefixes(&["10.9.0.0/16", "fd00:9::/96"]))
+            .unwrap();
+        xdp.add_vni(Vni::new(VNI).unwrap()).unwrap();
+        let wire = PacketSocket::new(&outside, "wire");
+        let host = PacketSocket::new(&node, "nic");
+        Rig { xdp, wire, host, node, _outside: outside, sent: 0 }
+    }
+
+    /// Sends one frame and says what the program did with it, by the one counter that moved.
+    fn verdict(&mut self, frame: &[u8]) -> Verdict {
+        let before = self.xdp.counters().unwrap();
+        assert_eq!(before.iter().sum::<u64>(), self.sent, "frames that the test did not send");
+        self.wire.send(frame);
+        self.sent += 1;
+        let start = Instant::now();
+        let after = loop {
+            let after = self.xdp.counters().unwrap();
+            if after.iter().sum::<u64>() >= self.sent {
+                break after;
+            }
+            assert!(start.elapsed() < PATIENCE, "the program never saw the frame");
+            std::thread::yield_now();
+        };
+        let moved: Vec<_> =
+            Verdict::ALL.into_iter().filter(|v| after[*v as usize] != before[*v as usize]).collect();
+        let [verdict] = moved[..] else { panic!("{moved:?}") };
+        assert_eq!(after[verdict as usize], before[verdict as usize] + 1);
+        let passed = self.host.receive(if verdict == Pass { PATIENCE } else { Duration::from_micros(1) });
+        // The kernel moves the first VLAN tag out of the frame.
+        let expected = match frame[12..14] {
+            [0x81, 0x00] | [0x88, 0xa8] => [&frame[..12], &frame[16..]].concat(),
+            _ => frame.to_vec(),
+        };
+        assert_eq!(passed, (verdict == Pass).then_some(expected), "{verdict:?}");
+        verdict
+    }
+}
+
+fn addresses(texts: &[&str]) -> Vec<IpAddr> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn prefixes(texts: &[&str]) -> Vec<Cidr> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+/// The outer headers of a frame, and 60 bytes inside.
+#[derive(Clone, Copy)]
+struct Frame {
+    tags: &'static [u16],
+    source: &'static str,
+    destination: &'static str,
+    options: usize,
+    fragment: u16,
+    protocol: u8,
+    port: u16,
+    udp_length: Option<u16>,
+    flags: u8,
+    vni: u32,
+}
+
+impl Frame {
+    const IPV4: Frame = Frame {
+        tags: &[],
+        source: "10.0.0.2",
+        destination: "10.0.0.1",
+        options: 0,
+        fragment: 0x4000,
+        protocol: 17,
+        port: PORT,
+        udp_length: None,
+        flags: 8,
+        vni: VNI,
+    };
+    const IPV6: Frame = Frame { source: "fd00::2", destination: "fd00::1", ..Frame::IPV4 };
+
+    fn bytes(&self) -> Vec<u8> {
+        let inner = [0x55; 60];
+        let mut vxlan = vec![self.flags, 0, 0, 0];
+        vxlan.extend((self.vni << 8).to_be_bytes());
+        let mut udp = 49_152_u16.to_be_bytes().to_vec();
+        udp.extend(self.port.to_be_bytes());
+        udp.extend(self.udp_length.unwrap_or(8 + 8 + 60).to_be_bytes());
+        udp.extend([0, 0]);
+        let payload = [udp, vxlan, inner.to_vec()].concat();
+        let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+        for tag in self.tags {
+            frame.extend(tag.to_be_bytes());
+            frame.extend([0, 7]);
+        }
+        match (self.source.parse().unwrap(), self.destination.parse().unwrap()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let header = 20 + self.options;
+                frame.extend([8, 0, 0x40 | (header / 4) as u8, 0]);
+                frame.extend(((header + payload.len()) as u16).to_be_bytes());
+                frame.extend([0, 0]);
+                frame.extend(self.fragment.to_be_bytes());
+                frame.extend([64, self.protocol, 0, 0]);
+                frame.extend(source.octets());
+                frame.extend(destination.octets());
+                // End of options (RFC 791 section 3.1).
+                frame.extend(vec![0; self.options]);
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+                frame.extend((payload.len() as u16).to_be_bytes());
+                frame.extend([self.protocol, 64]);
+                frame.extend(source.octets());
+                frame.extend(destination.octets());
+            }
+            _ => unreachable!("one family"),
+        }
+        frame.extend(payload);
+        frame
+    }
+}
+
+/// What every frame must come to, as (name, frame, verdict), on a NIC without an AF_XDP socket.
+fn cases() -> Vec<(&'static str, Vec<u8>, Verdict)> {
+    let mut cases = Vec::new();
+    let mut case = |name, frame: Frame, verdict| cases.push((name, frame.bytes(), verdict));
+    for base in [Frame::IPV4, Frame::IPV6] {
+        case("ours", base, NoSocket);
+        case("VLAN", Frame { tags: &[0x8100], ..base }, Pass);
+        case("QinQ", Frame { tags: &[0x88a8, 0x8100], ..base }, Pass);
+        case("TCP", Frame { protocol: 6, ..base }, Pass);
+        case("other port", Frame { port: 8472, ..base }, Pass);
+        case("byte-swapped port", Frame { port: PORT.swap_bytes(), ..base }, Pass);
+        case("UDP length without payload", Frame { udp_length: Some(8), ..base }, BadLength);
+        case("UDP length of half a header", Frame { udp_length: Some(15), ..base }, BadLength);
+        case("UDP length of a header", Frame { udp_length: Some(16), ..base }, NoSocket);
+        case("no I flag", Frame { flags: 0, ..base }, BadFlags);
+        case("all flags but I", Frame { flags: 0xf7, ..base }, BadFlags);
+        case("unknown VNI", Frame { vni: VNI + 1, ..base }, UnknownVni);
+        case("byte-swapped VNI", Frame { vni: 0x03_0201, ..base }, UnknownVni);
+        case("VNI 0", Frame { vni: 0, ..base }, UnknownVni);
+    }
+    let v4 = |source, destination| Frame { source, destination, ..Frame::IPV4 };
+    case("not our address", v4("10.0.0.2", "10.0.0.3"), Pass);
+    case("group", v4("10.0.0.2", "239.1.1.1"), NoSocket);
+    case("other group", v4("10.0.0.2", "239.1.1.2"), Pass);
+    case("broadcast", v4("10.0.0.2", "255.255.255.255"), Pass);
+    case("stranger", v4("10.0.0.4", "10.0.0.1"), UnknownVtep);
+    case("first of the prefix", v4("10.9.0.0", "10.0.0.1"), NoSocket);
+    case("last of the prefix", v4("10.9.255.255", "10.0.0.1"), NoSocket);
+    case("before the prefix", v4("10.8.255.255", "10.0.0.1"), UnknownVtep);
+    case("after the prefix", v4("10.10.0.0", "10.0.0.1"), UnknownVtep);
+    case("unknown VNI from a stranger", Frame { vni: 9, ..v4("10.0.0.4", "10.0.0.1") }, UnknownVni);
+    case("first fragment", Frame { fragment: 0x2000, ..Frame::IPV4 }, Pass);
+    case("last fragment", Frame { fragment: 1, ..Frame::IPV4 }, Pass);
+    for options in (4..=40).step_by(4) {
+        case("options", Frame { options, ..Frame::IPV4 }, NoSocket);
+    }
+    let v6 = |source, destination| Frame { source, destination, ..Frame::IPV6 };
+    case("not our IPv6 address", v6("fd00::2", "fd00::3"), Pass);
+    case("IPv6 stranger", v6("fd00::4", "fd00::1"), UnknownVtep);
+    case("in the IPv6 prefix", v6("fd00:9::ffff:ffff", "fd00::1"), NoSocket);
+    case("after the IPv6 prefix", v6("fd00:9::1:0:0", "fd00::1"), UnknownVtep);
+    for protocol in [0, 43, 44, 60] {
+        case("IPv6 extension header", Frame { protocol, ..Frame::IPV6 }, Pass);
+    }
+    cases.extend(edited());
+    cases
+}
+
+/// Frames that no sender builds.
+fn edited() -> Vec<(&'static str, Vec<u8>, Verdict)> {
+    let edit = |frame: &Frame, at: usize, byte: u8| {
+        let mut frame = frame.bytes();
+        frame[at] = byte;
+        frame
+    };
+    vec![
+        ("IPv4 header of 16 bytes", edit(&Frame::IPV4, 14, 0x44), Pass),
+        ("IPv4 header of no bytes", edit(&Frame::IPV4, 14, 0x40), Pass),
+        ("version 6 in IPv4", edit(&Frame::IPV4, 14, 0x65), Pass),
+        ("version 4 in IPv6", edit(&Frame::IPV6, 14, 0x40), Pass),
+        ("ARP", edit(&Frame::IPV4, 13, 6), Pass),
+        ("802.3", edit(&Frame::IPV4, 12, 0), Pass),
+        ("reserved flags and I", edit(&Frame::IPV4, 14 + 20 + 8, 0xff), NoSocket),
+    ]
+}
+
+fn every_verdict(label: &str, mtu: u32, driver: bool) {
+    let mut rig = Rig::new(label, mtu);
+    assert_eq!(*rig.xdp.mode() == Mode::Driver, driver, "{:?}", rig.xdp.mode());
+    for (name, frame, verdict) in cases() {
+        assert_eq!(rig.verdict(&frame), verdict, "{name}: {frame:02x?}");
+    }
+    for (frame, headers) in
+        [(Frame::IPV4, 14 + 20), (Frame::IPV6, 14 + 40), (Frame { options: 40, ..Frame::IPV4 }, 74)]
+    {
+        let frame = frame.bytes();
+        for length in 14..=frame.len() {
+            let expected = match length {
+                _ if length < headers + 8 => Pass,
+                _ if length < headers + 8 + 8 => BadLength,
+                _ => NoSocket,
+            };
+            assert_eq!(rig.verdict(&frame[..length]), expected, "cut to {length} bytes");
+        }
+    }
+}
+
+#[test]
+fn every_verdict_in_driver_mode() {
+    every_verdict("driver", 1500, true);
+}
+
+/// A veth's driver refuses programs without multi-buffer support at this MTU.
+#[test]
+fn every_verdict_in_generic_mode() {
+    every_verdict("generic", 9000, false);
+}
+
+#[test]
+fn maps_hold_exactly_what_was_set() {
+    let mut rig = Rig::new("maps", 1500);
+    let frame = Frame::IPV4.bytes();
+    let other_source = Frame { source: "10.0.0.7", ..Frame::IPV4 }.bytes();
+    let in_prefix = Frame { source: "10.9.1.1", ..Frame::IPV4 }.bytes();
+    rig.xdp.set_vteps(&addresses(&["10.0.0.7"]), &[]).unwrap();
+    assert_eq!(rig.verdict(&frame), UnknownVtep);
+    assert_eq!(rig.verdict(&in_prefix), UnknownVtep);
+    assert_eq!(rig.verdict(&other_source), NoSocket);
+    rig.xdp.set_vteps(&[], &prefixes(&["10.9.77.77/16", "10.0.0.0/30"])).unwrap();
+    assert_eq!(rig.verdict(&frame), NoSocket);
+    assert_eq!(rig.verdict(&in_prefix), NoSocket);
+    assert_eq!(rig.verdict(&other_source), UnknownVtep);
+    rig.xdp.set_vteps(&addresses(&["10.0.0.2"]), &[]).unwrap();
+    assert_eq!(rig.verdict(&in_prefix), UnknownVtep);
+
+    let vni = Vni::new(VNI).unwrap();
+    rig.xdp.add_vni(vni).unwrap();
+    rig.xdp.remove_vni(vni).unwrap();
+    assert_eq!(rig.verdict(&frame), UnknownVni);
+    rig.xdp.remove_vni(vni).unwrap();
+    rig.xdp.add_vni(vni).unwrap();
+    assert_eq!(rig.verdict(&frame), NoSocket);
+
+    rig.xdp.set_local(&addresses(&["10.0.0.3"])).unwrap();
+    assert_eq!(rig.verdict(&frame), Pass);
+    assert_eq!(rig.verdict(&Frame { destination: "10.0.0.3", ..Frame::IPV4 }.bytes()), NoSocket);
+}
+
+#[test]
+fn a_full_map_is_named_and_left_as_it_was() {
+    let mut rig = Rig::new("full", 1500);
+    let many: Vec<IpAddr> = (0..65).map(|n| [10, 1, 0, n].into()).collect();
+    let error = rig.xdp.set_local(&many).unwrap_err().to_string();
+    assert_eq!(error, "the XDP program's map LOCAL holds 64 entries at most: 65 are needed");
+    let many: Vec<IpAddr> = (0..16_385_u32).map(|n| n.to_be_bytes().into()).collect();
+    let error = rig.xdp.set_vteps(&many, &[]).unwrap_err().to_string();
+    assert_eq!(error, "the XDP program's map VTEPS holds 16384 entries at most: 16385 are needed");
+    let ranges: Vec<Cidr> =
+        (0..1025_u32).map(|n| Cidr { address: (n << 8).to_be_bytes().into(), prefix: 24 }).collect();
+    let error = rig.xdp.set_vteps(&[], &ranges).unwrap_err().to_string();
+    assert_eq!(error, "the XDP program's map VTEP_PREFIXES holds 1024 entries at most: 1025 are needed");
+    assert_eq!(rig.verdict(&Frame::IPV4.bytes()), NoSocket);
+
+    rig.xdp.set_vteps(&many[..16_384], &ranges[..1024]).unwrap();
+    // One VNI is there already.
+    for vni in 0..16_383 {
+        rig.xdp.add_vni(Vni::new(Vni::MAX - vni).unwrap()).unwrap();
+    }
+    let error = rig.xdp.add_vni(Vni::new(1).unwrap()).unwrap_err().to_string();
+    assert_eq!(error, "the XDP program's map VNIS holds 16384 entries at most: 16385 are needed");
+}
+
+#[test]
+fn unknown_vnis_are_noted_once_for_allowed_vteps() {
+    let mut rig = Rig::new("unknown", 1500);
+    let frame = |source, vni| Frame { source, vni, ..Frame::IPV4 }.bytes();
+    for bytes in [frame("10.0.0.2", 5), frame("10.0.0.2", 5), frame("10.9.0.9", 5), frame("10.0.0.4", 6)] {
+        assert_eq!(rig.verdict(&bytes), UnknownVni);
+    }
+    assert_eq!(rig.verdict(&Frame { vni: Vni::MAX, ..Frame::IPV6 }.bytes()), UnknownVni);
+    let mut taken = rig.xdp.take_unknown().unwrap();
+    taken.sort_unstable();
+    let (five, largest) = (Vni::new(5).unwrap(), Vni::new(Vni::MAX).unwrap());
+    assert_eq!(
+        taken.iter().map(|&(vni, _, count)| (vni, count)).collect::<Vec<_>>(),
+        [(five, 3), (largest, 1)]
+    );
+    // Which VTEP was first is known per CPU only.
+    assert!(addresses(&["10.0.0.2", "10.9.0.9"]).contains(&taken[0].1));
+    assert_eq!(taken[1].1, addresses(&["fd00::2"])[0]);
+    assert!(rig.xdp.take_unknown().unwrap().is_empty());
+}
+
+#[test]
+fn one_program_per_nic_and_none_after_drop() {
+    let rig = Rig::new("busy", 1500);
+    let attached = |node: &NetNs| node.ip("-d link show nic").contains("prog/xdp");
+    assert!(attached(&rig.node));
+    let Err(error) = rig.node.run(|| Xdp::attach("nic", PORT)) else { panic!("attached twice") };
+    assert!(matches!(&error, XdpError::Busy(nic) if nic == "nic"), "{error}");
+    assert!(attached(&rig.node));
+    let Rig { xdp, node, .. } = rig;
+    drop(xdp);
+    assert!(!attached(&node));
+    assert!(node.run(|| Xdp::attach("nic", PORT)).is_ok());
+}
+
+#[test]
+fn a_nic_that_is_not_there_is_named() {
+    let node = NetNs::new("missing");
+    let Err(error) = node.run(|| Xdp::attach("em9", PORT)) else { panic!("attached to nothing") };
+    assert_eq!(error.to_string(), "no network device named `em9` in this network namespace");
+}

@@ -1,0 +1,146 @@
+//! What the XDP program and its loader agree on: verdicts, and the keys, values and sizes of the maps.
+
+use core::net::{IpAddr, Ipv6Addr};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Our VTEP addresses and the multicast groups we joined.
+pub const LOCAL_ENTRIES: u32 = 64;
+/// Allowed outer sources, one by one.
+pub const VTEP_ENTRIES: u32 = 16_384;
+/// Allowed outer sources, by prefix.
+pub const PREFIX_ENTRIES: u32 = 1024;
+/// VNIs on this NIC.
+pub const VNI_ENTRIES: u32 = 16_384;
+/// NIC queues.
+pub const QUEUE_ENTRIES: u32 = 256;
+/// VNIs that are not on this NIC, most recent.
+pub const UNKNOWN_ENTRIES: u32 = 1024;
+
+/// What the XDP program did with a frame. The value is its index in the counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Verdict {
+    /// Not ours: the kernel has it.
+    Pass,
+    /// Handed to the queue's AF_XDP socket.
+    Redirected,
+    /// Dropped: no whole UDP payload with a VXLAN header.
+    BadLength,
+    /// Dropped: the I flag is missing.
+    BadFlags,
+    /// Dropped: no network with this VNI on this NIC.
+    UnknownVni,
+    /// Dropped: the outer source is not an allowed VTEP.
+    UnknownVtep,
+    /// Dropped: the queue has no AF_XDP socket.
+    NoSocket,
+}
+
+impl Verdict {
+    /// Every verdict, in the order of the counters.
+    pub const ALL: [Verdict; 7] = [
+        Verdict::Pass,
+        Verdict::Redirected,
+        Verdict::BadLength,
+        Verdict::BadFlags,
+        Verdict::UnknownVni,
+        Verdict::UnknownVtep,
+        Verdict::NoSocket,
+    ];
+
+    /// The name in statistics and logs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Verdict::Pass => "xdp_pass",
+            Verdict::Redirected => "xdp_redirected",
+            Verdict::BadLength => "xdp_bad_length",
+            Verdict::BadFlags => "xdp_bad_flags",
+            Verdict::UnknownVni => "xdp_unknown_vni",
+            Verdict::UnknownVtep => "xdp_unknown_vtep",
+            Verdict::NoSocket => "xdp_no_socket",
+        }
+    }
+}
+
+/// An underlay address as a map key: IPv6, or IPv4-mapped (RFC 4291 section 2.5.5.2), in network byte order.
+/// Words and not bytes, so that the BPF code moves it in four pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(transparent)]
+pub struct Address(pub [u32; 4]);
+
+impl Address {
+    /// Bits before the IPv4 address in a mapped one: an IPv4 prefix is this much longer as a key.
+    pub const IPV4_BITS: u32 = 96;
+
+    /// The key of an IPv4 address.
+    #[must_use]
+    #[inline]
+    pub const fn ipv4(octets: [u8; 4]) -> Address {
+        Address([0, 0, 0xffff_u32.to_be(), u32::from_ne_bytes(octets)])
+    }
+
+    /// The key of an IPv6 address.
+    #[must_use]
+    #[inline]
+    pub const fn ipv6(octets: [u8; 16]) -> Address {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+        Address([
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([m, n, o, p]),
+        ])
+    }
+}
+
+impl From<IpAddr> for Address {
+    fn from(address: IpAddr) -> Address {
+        match address {
+            IpAddr::V4(address) => Address::ipv4(address.octets()),
+            IpAddr::V6(address) => Address::ipv6(address.octets()),
+        }
+    }
+}
+
+impl From<Address> for IpAddr {
+    fn from(Address(words): Address) -> IpAddr {
+        let bits = words.into_iter().fold(0, |bits, word| bits << 32 | u128::from(u32::from_be(word)));
+        IpAddr::V6(Ipv6Addr::from_bits(bits)).to_canonical()
+    }
+}
+
+/// Who sent to a VNI that is not on this NIC, as one CPU saw it. The key is the VNI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Unknown {
+    /// The outer source of the first such frame, an allowed VTEP. Zero if another CPU saw that frame.
+    pub source: Address,
+    /// How many frames this CPU saw, from any allowed VTEP.
+    pub count: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_are_in_the_order_of_their_counters() {
+        for (index, verdict) in Verdict::ALL.into_iter().enumerate() {
+            assert_eq!(verdict as usize, index, "{}", verdict.name());
+        }
+    }
+
+    #[test]
+    fn addresses_survive_being_keys() {
+        for text in ["10.1.2.3", "fd00::1", "::1", "255.255.255.255", "ff02::1:2"] {
+            let address: IpAddr = text.parse().unwrap();
+            assert_eq!(IpAddr::from(Address::from(address)), address);
+        }
+    }
+
+    #[test]
+    fn unknown_has_no_padding() {
+        assert_eq!(size_of::<Unknown>(), 24);
+    }
+}

@@ -1,0 +1,146 @@
+//! Rebuilds `ebpf/uvn-ebpf.o`, or checks that it is what its source builds to.
+//!
+//! rustup has no core library for the BPF target, and compiling one needs a nightly. Debian's Rust has it; what is
+//! left to build here is bpf-linker, against the LLVM of that same Rust.
+
+use crate::setup::{self, SetupError};
+use crate::shell::{self, ShellError};
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+/// Debian's, and not the first on the PATH, which is rustup's.
+const CARGO: &str = "/usr/bin/cargo";
+const RUSTC: &str = "/usr/bin/rustc";
+
+/// The version decides the object's bytes.
+const BPF_LINKER: &str = "0.13.0";
+/// The LLVM that Debian's rustc links with.
+const LLVM_PACKAGE: &str = "libllvm22";
+const LLVM_FEATURE: &str = "llvm-22";
+
+/// Why the object could not be built or is not right.
+#[derive(Debug, thiserror::Error)]
+pub enum EbpfError {
+    /// A package is missing.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// A tool failed.
+    #[error(transparent)]
+    Shell(#[from] ShellError),
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// libLLVM is not where its package should have put it.
+    #[error("package {LLVM_PACKAGE} holds no libLLVM.so: Debian's Rust has moved to another LLVM; adapt {}", file!())]
+    NoLlvm,
+    /// `--check` failed.
+    #[error(
+        "{committed} is not what its source builds to: run `cargo xtask ebpf` and commit the result.\n\
+         Built here: {built}\n\
+         Another compiler gives other bytes from the same source; this one is\n{toolchain}"
+    )]
+    Differs {
+        /// The object in the repository.
+        committed: PathBuf,
+        /// The one just built.
+        built: PathBuf,
+        /// The compiler's versions.
+        toolchain: String,
+    },
+}
+
+/// Builds the object and puts it in its place; with `check` compares it with the one there instead.
+///
+/// # Errors
+/// Set-up or the build failed, or the objects differ.
+pub fn run(check: bool) -> Result<(), EbpfError> {
+    setup::install(&[setup::EBPF])?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = root.canonicalize().map_err(file(&root))?;
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let linker = bpf_linker(&target)?;
+    let built = build(&root, &target, &linker)?;
+    let committed = root.join("ebpf/uvn-ebpf.o");
+    if !check {
+        fs::copy(&built, &committed).map_err(file(&committed))?;
+        println!("built {}", committed.display());
+    } else if read(&built)? != read(&committed)? {
+        let toolchain = shell::read(Command::new(RUSTC).arg("-vV"))? + "bpf-linker: " + BPF_LINKER;
+        return Err(EbpfError::Differs { committed, built, toolchain });
+    } else {
+        println!("{} is what its source builds to", committed.display());
+    }
+    Ok(())
+}
+
+/// Where bpf-linker is; installed below `target` the first time.
+fn bpf_linker(target: &Path) -> Result<PathBuf, EbpfError> {
+    let root = target.join(format!("bpf-linker-{BPF_LINKER}"));
+    let linker = root.join("bin/bpf-linker");
+    if linker.exists() {
+        return Ok(linker);
+    }
+    println!("set-up: building bpf-linker {BPF_LINKER}: links the eBPF programs");
+    // Its build script wants LLVM_PREFIX/lib/libLLVM.so, which only Debian's large -dev package has.
+    let files = shell::read(Command::new("dpkg").args(["-L", LLVM_PACKAGE]))?;
+    let llvm = files.lines().find(|path| path.contains("/libLLVM.so.")).ok_or(EbpfError::NoLlvm)?;
+    let prefix = root.join("llvm");
+    let link = prefix.join("lib/libLLVM.so");
+    fs::create_dir_all(prefix.join("lib")).map_err(file(&prefix))?;
+    match std::os::unix::fs::symlink(llvm, &link) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(file(&link)(error)),
+        _ => {}
+    }
+    let version = format!("={BPF_LINKER}");
+    shell::run(
+        Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
+            .args(["install", "--quiet", "bpf-linker", "--version", &version, "--locked"])
+            .args(["--no-default-features", "--features", LLVM_FEATURE, "--root"])
+            .arg(&root)
+            .env("CARGO_TARGET_DIR", root.join("build"))
+            .env("LLVM_PREFIX", &prefix),
+    )?;
+    Ok(linker)
+}
+
+fn build(root: &Path, target: &Path, linker: &Path) -> Result<PathBuf, EbpfError> {
+    let target = target.join("ebpf");
+    let flags = [
+        format!("-Clinker={}", linker.display()),
+        // Linux 5.1 and later.
+        "-Ctarget-cpu=v3".to_owned(),
+        // Every machine that uvn runs on loads unaligned words, and so the verifier allows it for packets.
+        "-Clink-arg=--cpu-features=+alu32,+allows-misaligned-mem-access".to_owned(),
+    ];
+    shell::run(
+        Command::new(CARGO)
+            .args(["build", "--quiet", "--release", "--locked", "--target", "bpfel-unknown-none"])
+            .arg("--manifest-path")
+            .arg(root.join("ebpf/Cargo.toml"))
+            .arg("--target-dir")
+            .arg(&target)
+            .env("RUSTC", RUSTC)
+            // aya-ebpf needs inline assembly for BPF, which is unstable.
+            .env("RUSTC_BOOTSTRAP", "aya_ebpf")
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+            .env_remove("RUSTUP_TOOLCHAIN")
+            .env_remove("RUSTC_WRAPPER"),
+    )?;
+    Ok(target.join("bpfel-unknown-none/release/uvn-ebpf"))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, EbpfError> {
+    fs::read(path).map_err(file(path))
+}
+
+fn file(path: &Path) -> impl FnOnce(io::Error) -> EbpfError {
+    move |source| EbpfError::File { path: path.to_owned(), source }
+}
