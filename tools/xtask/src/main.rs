@@ -1,13 +1,35 @@
 //! Development commands: `cargo xtask --help`.
 //!
-//! - [`setup`]: the apt packages each command needs, and why
+//! - [`bench`]: measures the contenders side by side
+//! - [`contender`]: what is compared
+//! - [`cores`]: which core runs what
+//! - [`dataplane`]: builds and runs `uvn-dataplane`
+//! - [`demo`]: shows the whole of it
 //! - [`ebpf`]: rebuilds the eBPF object, or checks the committed one
+//! - [`matrix`]: who reaches whom
+//! - [`probe`]: the programs that run inside a rig
+//! - [`process`]: starts and ends them
+//! - [`report`]: samples, as a table and as JSON
+//! - [`rig`]: two nodes as network namespaces
+//! - [`setup`]: the apt packages each command needs, and why
 //! - [`shell`]: runs other programs
+//! - [`workload`]: traffic, and what is measured of it
 #![forbid(unsafe_code)]
 
+mod bench;
+mod contender;
+mod cores;
+mod dataplane;
+mod demo;
 mod ebpf;
+mod matrix;
+mod probe;
+mod process;
+mod report;
+mod rig;
 mod setup;
 mod shell;
+mod workload;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -24,20 +46,45 @@ enum Xtask {
         #[arg(long)]
         check: bool,
     },
+    /// Show two nodes and two users: who reaches whom, speed, an attack. Needs root; leaves nothing behind
+    Demo,
+    /// Measure raw, kernel VXLAN and uvn side by side
+    Bench {
+        /// At most five minutes: fewer and shorter rounds
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Run inside a rig's namespaces
+    #[command(hide = true, subcommand)]
+    Probe(probe::Probe),
 }
 
 fn main() -> ExitCode {
     let result = match Xtask::parse() {
         Xtask::Setup => setup::install(setup::ALL).map_err(Error::from),
         Xtask::Ebpf { check } => ebpf::run(check).map_err(Error::from),
+        Xtask::Demo => show(),
+        Xtask::Bench { quick } => measure(quick),
+        Xtask::Probe(probe) => probe::run(probe).map_err(Error::from),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            let _unless_stopping = rig::running();
             eprintln!("error: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn show() -> Result<(), Error> {
+    setup::install(&[setup::BUILD, setup::BENCH])?;
+    if demo::demo()? { Ok(()) } else { Err(Error::Unexpected) }
+}
+
+fn measure(quick: bool) -> Result<(), Error> {
+    setup::install(&[setup::BUILD, setup::BENCH])?;
+    Ok(bench::bench(quick)?)
 }
 
 /// Why a command failed.
@@ -47,4 +94,10 @@ enum Error {
     Setup(#[from] setup::SetupError),
     #[error(transparent)]
     Ebpf(#[from] ebpf::EbpfError),
+    #[error(transparent)]
+    Rig(#[from] rig::RigError),
+    #[error("the demo is not as expected: see WRONG above")]
+    Unexpected,
+    #[error("probe: {0}")]
+    Probe(#[from] std::io::Error),
 }

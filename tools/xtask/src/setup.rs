@@ -28,8 +28,15 @@ pub const EBPF: &[Package] = &[
 /// To run the tests that make network namespaces.
 pub const TEST: &[Package] = &[("iproute2", "network namespaces and links")];
 
+/// To show and measure.
+pub const BENCH: &[Package] = &[
+    ("iproute2", "network namespaces and links"),
+    ("ethtool", "switches the wire's offloads"),
+    ("iperf3", "bulk TCP"),
+];
+
 /// Everything.
-pub const ALL: &[&[Package]] = &[BUILD, EBPF, TEST];
+pub const ALL: &[&[Package]] = &[BUILD, EBPF, TEST, BENCH];
 
 /// Set-up failed.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,168 @@
+//! What is compared: ways to get a user's packets from one node to the other, each on a rig of its own.
+
+use crate::cores::Cores;
+use crate::dataplane::Dataplane;
+use crate::process::Place;
+use crate::rig::{ADDRESSES, NIC, Rig, RigError, USERS, ip};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+/// One way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// No encapsulation: between the nodes themselves.
+    Raw,
+    /// The kernel's VXLAN devices; applications on their cores.
+    Kernel,
+    /// The same, but applications may use all cores of their node, the networking core too.
+    KernelAllCores,
+    /// The same as `Kernel`, with the wire's NAPI in threads on the networking cores.
+    KernelTuned,
+    /// A data plane per node, its worker on the networking core.
+    Uvn,
+    /// The same, with the wire's NAPI in threads on the networking cores.
+    UvnNapi,
+    /// The same as `Uvn`, among 198 further networks on each node.
+    UvnCrowded,
+}
+
+/// Networks on a node of [`Kind::UvnCrowded`], besides the users'.
+const CROWD: u32 = 198;
+
+impl Kind {
+    /// Its name, for tables and for names of namespaces.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Raw => "raw",
+            Kind::Kernel => "kernel VXLAN",
+            Kind::KernelAllCores => "kernel, all cores",
+            Kind::KernelTuned => "kernel tuned",
+            Kind::Uvn => "uvn",
+            Kind::UvnNapi => "uvn, NAPI threads",
+            Kind::UvnCrowded => "uvn, 200 networks",
+        }
+    }
+
+    const fn tag(self) -> &'static str {
+        match self {
+            Kind::Raw => "raw",
+            Kind::Kernel => "kernel",
+            Kind::KernelAllCores => "kernelall",
+            Kind::KernelTuned => "tuned",
+            Kind::Uvn => "uvn",
+            Kind::UvnNapi => "uvnnapi",
+            Kind::UvnCrowded => "uvncrowd",
+        }
+    }
+}
+
+/// A contender, ready for traffic. Dropping it removes it.
+pub struct Setup {
+    /// Which it is.
+    pub kind: Kind,
+    /// The data planes of both nodes; none where the kernel does it. Before the rig: they stop first.
+    pub dataplanes: Vec<Dataplane>,
+    /// Its nodes and users.
+    pub rig: Rig,
+    cores: Cores,
+}
+
+impl Setup {
+    /// Makes the rig and what carries the packets on it; `program` is `uvn-dataplane`.
+    ///
+    /// # Errors
+    /// A step failed; what was made is removed.
+    pub fn new(kind: Kind, cores: &Cores, program: &Path) -> Result<Setup, RigError> {
+        let rig = Rig::new(kind.tag())?;
+        let dataplanes = match kind {
+            Kind::Raw => Vec::new(),
+            Kind::Kernel | Kind::KernelAllCores | Kind::KernelTuned => {
+                add_kernel_vxlan(&rig)?;
+                Vec::new()
+            }
+            Kind::Uvn | Kind::UvnNapi => start_dataplanes(&rig, cores, program, 0)?,
+            Kind::UvnCrowded => start_dataplanes(&rig, cores, program, CROWD)?,
+        };
+        if matches!(kind, Kind::KernelTuned | Kind::UvnNapi) {
+            thread_napi(&rig, cores)?;
+        }
+        Ok(Setup { kind, dataplanes, rig, cores: cores.clone() })
+    }
+
+    /// Where a user's programs run on a node. Without encapsulation there are no users: the node itself.
+    #[must_use]
+    pub fn place(&self, node: usize, user: u32) -> Place {
+        let netns = match self.kind {
+            Kind::Raw => self.rig.node(node),
+            _ => self.rig.user(node, user),
+        };
+        let cores = match self.kind {
+            Kind::KernelAllCores => self.cores.node_list(node),
+            _ => self.cores.apps_list(node),
+        };
+        Place { netns, cores }
+    }
+}
+
+fn start_dataplanes(
+    rig: &Rig,
+    cores: &Cores,
+    program: &Path,
+    further: u32,
+) -> Result<Vec<Dataplane>, RigError> {
+    let mut dataplanes: Vec<Dataplane> =
+        (0..2).map(|node| Dataplane::start(program, rig, node, cores, further)).collect::<Result<_, _>>()?;
+    dataplanes.iter_mut().try_for_each(Dataplane::wait)?;
+    Ok(dataplanes)
+}
+
+/// A VXLAN device per user and node, made on the wire and moved to the user's namespace.
+fn add_kernel_vxlan(rig: &Rig) -> Result<(), RigError> {
+    for user in USERS {
+        let (vni, device) = (user.to_string(), format!("vx{user}"));
+        for (node, (v4, v6)) in ADDRESSES.iter().enumerate() {
+            let (netns, peer) = (rig.node(node), ADDRESSES[1 - node].0);
+            let endpoint = rig.user(node, user);
+            let vxlan = ["id", &vni, "dev", NIC, "local", v4, "remote", peer, "dstport", "4789"];
+            ip(&[&["-n", &netns, "link", "add", &device, "type", "vxlan"], &vxlan[..]].concat())?;
+            ip(&["-n", &netns, "link", "set", &device, "netns", &endpoint])?;
+            ip(&["-n", &endpoint, "addr", "add", &format!("{v4}/24"), "dev", &device])?;
+            ip(&["-n", &endpoint, "addr", "add", &format!("{v6}/64"), "dev", &device, "nodad"])?;
+            ip(&["-n", &endpoint, "link", "set", &device, "up"])?;
+        }
+    }
+    Ok(())
+}
+
+/// Moves the receive processing of each end of the wire into a kernel thread, pinned to its node's networking core, as
+/// a real NIC's interrupt is pinned. On a veth it otherwise runs inside the *sender's* transmit call.
+fn thread_napi(rig: &Rig, cores: &Cores) -> Result<(), RigError> {
+    for node in 0..2 {
+        let before = napi_threads();
+        let switch = format!("echo 1 > /sys/class/net/{NIC}/threaded");
+        crate::shell::read(Command::new("ip").args(["netns", "exec", &rig.node(node), "sh", "-c", &switch]))?;
+        let threads: Vec<i32> = napi_threads().difference(&before).copied().collect();
+        if threads.is_empty() {
+            let why = "no napi/ kernel thread appeared after switching to threaded NAPI".into();
+            return Err(RigError::Program { what: rig.node(node), why });
+        }
+        for thread in threads {
+            let core = cores.net[node].to_string();
+            crate::shell::read(Command::new("taskset").args(["-p", "-c", &core, &thread.to_string()]))?;
+        }
+    }
+    Ok(())
+}
+
+/// The kernel's NAPI threads of all devices named as the wire.
+fn napi_threads() -> BTreeSet<i32> {
+    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm"))
+                .is_ok_and(|name| name.starts_with(&format!("napi/{NIC}-")))
+        })
+        .collect()
+}

@@ -1,0 +1,138 @@
+//! Programs that run inside a rig, on chosen cores.
+
+use crate::rig::{self, RigError};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Where a program runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Its network namespace.
+    pub netns: String,
+    /// Its cores, as taskset writes them.
+    pub cores: String,
+}
+
+impl Place {
+    /// A command that will run there. It keeps its process id: `ip netns exec` and taskset replace themselves.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.netns, "taskset", "-c", &self.cores, program]);
+        command
+    }
+
+    /// One of our own probes that will run there; `arguments` begin with its name.
+    ///
+    /// # Errors
+    /// This program's own path is unknown.
+    pub fn probe(&self, arguments: &[&str]) -> Result<Command, RigError> {
+        let xtask = std::env::current_exe()
+            .map_err(|source| RigError::Io { what: "find this program".into(), source })?;
+        let mut command = self.command(&xtask.to_string_lossy());
+        command.arg("probe").args(arguments);
+        Ok(command)
+    }
+}
+
+/// A running program whose standard output we read. Dropping it ends it.
+pub struct Process {
+    name: String,
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Process {
+    /// Starts it. `name` is for messages.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(name: &str, mut command: Command) -> Result<Process, RigError> {
+        let running = rig::running();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|source| RigError::Io { what: format!("start {name}"), source })?;
+        drop(running);
+        let (sender, lines) = mpsc::channel();
+        if let Some(output) = child.stdout.take() {
+            thread::spawn(move || {
+                let lines = BufReader::new(output).lines().map_while(Result::ok);
+                lines.map(|line| sender.send(line)).take_while(Result::is_ok).count()
+            });
+        }
+        Ok(Process { name: name.to_owned(), child, lines })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for a line that contains `text` and returns it.
+    ///
+    /// # Errors
+    /// The program ended first, or took longer than `patience`.
+    pub fn wait_for(&self, text: &str, patience: Duration) -> Result<String, RigError> {
+        let end = Instant::now() + patience;
+        loop {
+            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) if line.contains(text) => return Ok(line),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(self.failed(format!("did not say {text:?} within {patience:?}")));
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(self.failed(format!("ended before it said {text:?}")));
+                }
+            }
+        }
+    }
+
+    /// The lines it wrote since we last looked.
+    #[must_use]
+    pub fn new_lines(&self) -> Vec<String> {
+        self.lines.try_iter().collect()
+    }
+
+    /// Waits for its end and returns the lines not yet read.
+    ///
+    /// # Errors
+    /// It failed, or took longer than `patience` and was killed.
+    pub fn finish(mut self, patience: Duration) -> Result<Vec<String>, RigError> {
+        let end = Instant::now() + patience;
+        let mut lines = Vec::new();
+        loop {
+            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) => lines.push(line),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(self.failed(format!("did not end within {patience:?}")));
+                }
+            }
+        }
+        let status = self.child.wait().map_err(|source| RigError::Io { what: self.name.clone(), source })?;
+        if status.success() { Ok(lines) } else { Err(self.failed(format!("{status}: {}", lines.join("\n")))) }
+    }
+
+    /// Whether it has ended, and how.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    fn failed(&self, why: String) -> RigError {
+        RigError::Program { what: self.name.clone(), why }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _already_ended = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
