@@ -19,18 +19,24 @@
 //! Around the workers:
 //!
 //! - [`config`]: the TOML file
+//! - [`message`], [`seqpacket`]: the control protocol
+//! - [`control`], [`client`]: the two ends of the control socket
 #![deny(unsafe_code)]
 
 pub mod answer;
+pub mod client;
 pub mod config;
+pub mod control;
 pub mod counters;
 pub mod decap;
 pub mod encap;
 pub mod link;
 pub mod memory;
+pub mod message;
 pub mod outer;
 pub mod port;
 pub mod ring;
+pub mod seqpacket;
 pub mod tables;
 pub mod tap;
 pub mod xdp;

@@ -1,0 +1,249 @@
+//! The control socket: connections of root's programs, one request at a time, bounded in every way.
+//!
+//! Whatever a peer does costs it its connection, never the data plane its pace: nothing here waits.
+
+use crate::message::{Code, Failure, MAX_BYTES, MAX_FDS, Reply, Request, answer_packet};
+use crate::seqpacket;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt, listen, socket,
+};
+use nix::unistd::Uid;
+use std::collections::VecDeque;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Connections at a time. Only root connects, and a program needs one.
+const MAX_CONNECTIONS: usize = 64;
+
+/// Why the control socket could not be made.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// Another data plane answers there.
+    #[error("{path} is answered by another data plane: stop it, or give this one another `socket`", path = .0.display())]
+    InUse(PathBuf),
+    /// Something that is no socket stands there.
+    #[error("{path} is not a socket: remove it, or give another `socket`", path = .0.display())]
+    NotASocket(PathBuf),
+    /// The kernel refused.
+    #[error("control socket {path}: {source}", path = path.display())]
+    Refused {
+        /// The socket.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+}
+
+/// The listening socket and its connections.
+pub struct Control {
+    path: PathBuf,
+    listener: OwnedFd,
+    /// Connection `i` has token `first` + 1 + i; the listener has `first`.
+    first: usize,
+    connections: Vec<Option<OwnedFd>>,
+    /// Connections that may have a packet.
+    readable: VecDeque<usize>,
+    buffer: Vec<u8>,
+}
+
+/// A request to be answered by [`Control::answer`].
+#[derive(Debug)]
+pub struct Incoming {
+    /// The connection it came by.
+    pub connection: usize,
+    /// What is asked.
+    pub request: Request,
+    /// The descriptors beside it.
+    pub fds: Vec<OwnedFd>,
+}
+
+impl Control {
+    /// Listens at `path`; a socket that nobody answers any more is replaced. Tokens from `first` on are its own.
+    ///
+    /// # Errors
+    /// Another data plane is there, the path is taken by something else, or the kernel refuses.
+    pub fn listen(path: &Path, registry: &Registry, first: Token) -> Result<Control, ControlError> {
+        let refused = |source: io::Error| ControlError::Refused { path: path.into(), source };
+        remove_stale(path)?;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)
+            .map_err(|errno| refused(errno.into()))?;
+        let address = UnixAddr::new(path).map_err(|errno| refused(errno.into()))?;
+        bind(listener.as_raw_fd(), &address).map_err(|errno| refused(errno.into()))?;
+        // SO_PEERCRED is what keeps others out; this only says so to them.
+        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(refused)?;
+        listen(&listener, Backlog::MAXALLOWABLE).map_err(|errno| refused(errno.into()))?;
+        registry
+            .register(&mut SourceFd(&listener.as_raw_fd()), first, Interest::READABLE)
+            .map_err(refused)?;
+        Ok(Control {
+            path: path.into(),
+            listener,
+            first: first.0,
+            connections: Vec::new(),
+            readable: VecDeque::new(),
+            buffer: vec![0; MAX_BYTES],
+        })
+    }
+
+    /// Notes that mio reported one of our tokens.
+    pub fn ready(&mut self, registry: &Registry, token: Token) {
+        match token.0.checked_sub(self.first) {
+            Some(0) => self.accept(registry),
+            Some(connection) if !self.readable.contains(&(connection - 1)) => {
+                self.readable.push_back(connection - 1);
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether [`Control::next`] is worth a try.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        !self.readable.is_empty()
+    }
+
+    /// The next request of any connection, in turn.
+    pub fn next(&mut self) -> Option<Incoming> {
+        while let Some(connection) = self.readable.pop_front() {
+            let Some(Some(socket)) = self.connections.get(connection) else { continue };
+            let packet = match seqpacket::receive(socket.as_fd(), &mut self.buffer, false) {
+                Ok(packet) => packet,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => {
+                    self.close(connection, &error.to_string());
+                    continue;
+                }
+            };
+            if packet.length == 0 && !packet.cut {
+                tracing::debug!(connection, "control connection closed by its peer");
+                self.connections[connection] = None;
+                continue;
+            }
+            let parsed = if packet.cut {
+                Err(Failure::new(Code::Malformed, format!("more than {MAX_BYTES} bytes")))
+            } else if packet.fds.len() > MAX_FDS {
+                Err(Failure::new(Code::Malformed, format!("more than {MAX_FDS} file descriptors")))
+            } else {
+                Request::parse(self.buffer.get(..packet.length).unwrap_or_default())
+            };
+            match parsed {
+                Ok(request) => {
+                    // It may have more; the others come first.
+                    self.readable.push_back(connection);
+                    return Some(Incoming { connection, request, fds: packet.fds });
+                }
+                Err(failure) => {
+                    let reason = failure.to_string();
+                    self.answer(connection, Err(failure));
+                    self.close(connection, &reason);
+                }
+            }
+        }
+        None
+    }
+
+    /// Answers a request. A peer that leaves no room for the answer loses its connection.
+    pub fn answer(&mut self, connection: usize, answer: Result<Reply, Failure>) {
+        let Some(Some(socket)) = self.connections.get(connection) else { return };
+        if let Err(error) = seqpacket::send(socket.as_fd(), &answer_packet(answer), &[], false) {
+            self.close(connection, &format!("the answer cannot be delivered: {error}"));
+        }
+    }
+
+    fn accept(&mut self, registry: &Registry) {
+        loop {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let socket = match accept4(self.listener.as_raw_fd(), flags) {
+                Ok(fd) => own(fd),
+                Err(nix::Error::EAGAIN) => return,
+                Err(nix::Error::EINTR | nix::Error::ECONNABORTED) => continue,
+                Err(error) => {
+                    // Out of descriptors: the peers wait, and the next one that comes makes us try again.
+                    tracing::warn!(%error, "cannot accept a control connection");
+                    return;
+                }
+            };
+            let peer = getsockopt(&socket, PeerCredentials);
+            if !peer.is_ok_and(|peer| Uid::from_raw(peer.uid()).is_root()) {
+                tracing::warn!(
+                    uid = peer.ok().map(|peer| peer.uid()),
+                    "control connection refused: not root"
+                );
+                continue;
+            }
+            let free = self.connections.iter().position(Option::is_none);
+            let connection = free.unwrap_or(self.connections.len());
+            if connection >= MAX_CONNECTIONS {
+                tracing::warn!(limit = MAX_CONNECTIONS, "control connection refused: too many");
+                continue;
+            }
+            let token = Token(self.first + 1 + connection);
+            if let Err(error) =
+                registry.register(&mut SourceFd(&socket.as_raw_fd()), token, Interest::READABLE)
+            {
+                tracing::warn!(%error, "control connection refused");
+                continue;
+            }
+            match self.connections.get_mut(connection) {
+                Some(place) => *place = Some(socket),
+                None => self.connections.push(Some(socket)),
+            }
+        }
+    }
+
+    /// Dropping the descriptor also takes it out of mio's poll.
+    fn close(&mut self, connection: usize, reason: &str) {
+        tracing::warn!(connection, reason, "control connection dropped");
+        if let Some(place) = self.connections.get_mut(connection) {
+            *place = None;
+        }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the control socket");
+        }
+    }
+}
+
+/// Takes over a descriptor that accept4 has just returned.
+#[allow(unsafe_code, reason = "nix returns a bare descriptor")]
+fn own(fd: std::os::fd::RawFd) -> OwnedFd {
+    // SAFETY: accept4 has just opened it for us, and nobody else knows of it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Removes what a data plane that was killed has left.
+fn remove_stale(path: &Path) -> Result<(), ControlError> {
+    let refused = |source: io::Error| ControlError::Refused { path: path.into(), source };
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return path.parent().map_or(Ok(()), fs::create_dir_all).map_err(refused);
+        }
+        Err(error) => return Err(refused(error)),
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(ControlError::NotASocket(path.into()));
+    }
+    // Non-blocking: a live one with a full backlog answers EAGAIN.
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let probe = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)
+        .map_err(|errno| refused(errno.into()))?;
+    let address = UnixAddr::new(path).map_err(|errno| refused(errno.into()))?;
+    match connect(probe.as_raw_fd(), &address) {
+        Err(nix::Error::ECONNREFUSED) => fs::remove_file(path).map_err(refused),
+        Err(nix::Error::ENOENT) => Ok(()),
+        _ => Err(ControlError::InUse(path.into())),
+    }
+}
