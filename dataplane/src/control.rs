@@ -104,14 +104,14 @@ impl Control {
         }
     }
 
-    /// Whether [`Control::next`] is worth a try.
+    /// Whether [`Control::take`] is worth a try.
     #[must_use]
     pub fn has_work(&self) -> bool {
         !self.readable.is_empty()
     }
 
     /// The next request of any connection, in turn.
-    pub fn next(&mut self) -> Option<Incoming> {
+    pub fn take(&mut self) -> Option<Incoming> {
         while let Some(connection) = self.readable.pop_front() {
             let Some(Some(socket)) = self.connections.get(connection) else { continue };
             let packet = match seqpacket::receive(socket.as_fd(), &mut self.buffer, false) {
@@ -288,7 +288,7 @@ mod tests {
                 for event in &events {
                     self.control.ready(self.poll.registry(), event.token());
                 }
-                requests.extend(std::iter::from_fn(|| self.control.next()));
+                requests.extend(std::iter::from_fn(|| self.control.take()));
             }
         }
 
@@ -405,7 +405,7 @@ mod tests {
             for event in &events {
                 self.control.ready(self.poll.registry(), event.token());
             }
-            std::iter::from_fn(|| self.control.next()).collect()
+            std::iter::from_fn(|| self.control.take()).collect()
         }
     }
 

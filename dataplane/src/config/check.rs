@@ -1,6 +1,7 @@
 //! The rules for each key, and where in the file a broken one stands.
 
 use super::{Config, Device, Dscp, Encapsulation, Network, Peers, Workers};
+use crate::tables::Vteps;
 use std::collections::HashSet;
 use std::fmt;
 use std::hash::Hash;
@@ -53,7 +54,7 @@ pub(super) fn allowed(path: &str) -> Option<&'static str> {
         "port" => "a UDP port, 1 to 65535",
         "ttl" => "1 to 255",
         "dscp" => "\"inherit\" or 0 to 63",
-        "df" | "checksum" | "strict_flags" | "learning" => "true or false",
+        "df" | "checksum" | "ipv6_checksum" | "strict_flags" | "learning" => "true or false",
         "range" => "subnets such as 10.0.0.0/16 of this node's VTEP families; IPv6 ones /96 or longer",
         "address" | "overlay" => "unicast IP addresses",
         "cores" => "core numbers, 0 to 1023",
@@ -88,6 +89,7 @@ impl Config {
         }
         self.encapsulation.check().map_err(|invalid| invalid.within("encapsulation"))?;
         self.peers.check(&self.vtep).map_err(|invalid| invalid.within("peers"))?;
+        Vteps::new(&self.peers).map_err(|conflict| Invalid::new("peers.vtep", conflict.to_string()))?;
         self.workers.check().map_err(|invalid| invalid.within("workers"))?;
         let mut vnis = HashSet::new();
         let mut devices = HashSet::new();

@@ -161,6 +161,16 @@ fn duplicates() {
 }
 
 #[test]
+fn conflicting_vteps() {
+    let two = "vtep = [{ address = \"fd00::2\" }, { address = \"fd01::2\" }]";
+    refused(
+        "vtep = [{ address = \"fd00::2\", overlay = [\"10.9.0.2\"] }]",
+        two,
+        &["fd00::2", "fd01::2", "MAC"],
+    );
+}
+
+#[test]
 fn a_static_network_needs_a_device() {
     let text = GOOD.replace("device = { name = \"u9876\", kind = \"veth\" }\n", "");
     let (line, broken) = Config::parse(&text).unwrap_err();
