@@ -12,8 +12,9 @@
 //!
 //! - [`xsk`]: a NIC queue through AF_XDP
 //! - [`tap`]: an endpoint through a TAP
-//! - [`link`]: network devices by name: rtnetlink, ethtool, namespaces
 //! - [`xdp`]: loads and feeds the XDP program that stands before the workers
+//! - [`veth`]: an endpoint through a veth pair and AF_XDP
+//! - [`redirect`]: the XDP program of a veth endpoint
 //! - [`memory`], [`ring`]: ports without a kernel, for tests and benchmarks
 //!
 //! Around the workers:
@@ -21,6 +22,7 @@
 //! - [`config`]: the TOML file
 //! - [`message`], [`seqpacket`]: the control protocol
 //! - [`control`], [`client`]: the two ends of the control socket
+//! - [`link`]: network devices by name: rtnetlink, ethtool, namespaces
 #![deny(unsafe_code)]
 
 pub mod answer;
@@ -35,10 +37,12 @@ pub mod memory;
 pub mod message;
 pub mod outer;
 pub mod port;
+pub mod redirect;
 pub mod ring;
 pub mod seqpacket;
 pub mod tables;
 pub mod tap;
+pub mod veth;
 pub mod xdp;
 pub mod xsk;
 

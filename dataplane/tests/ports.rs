@@ -9,13 +9,17 @@ mod common;
 use std::io::{IoSlice, Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use common::NetNs;
 use uvn_dataplane::link::{self, LinkError};
-use uvn_dataplane::port::{Endpoint, MAX_FRAME, MAX_PARTS, VnetHeader};
+use uvn_dataplane::port::{Endpoint, MAX_FRAME, MAX_PARTS, Nic, State, VnetHeader};
+use uvn_dataplane::redirect::Redirect;
 use uvn_dataplane::tap::{Tap, TapError};
+use uvn_dataplane::veth::Veth;
+use uvn_dataplane::xsk::{XskConfig, XskError, XskQueue};
 use uvn_wire::ethernet::Mac;
 
 #[test]
@@ -244,4 +248,213 @@ fn descriptors_are_taken_over_only_from_taps() {
     for fd in [file, unattached] {
         assert!(matches!(Tap::from_fd(fd), Err(TapError::NotATap)));
     }
+}
+
+fn netns_path(netns: &NetNs) -> PathBuf {
+    PathBuf::from(format!("/run/netns/{}", netns.name()))
+}
+
+#[test]
+fn traffic_passes_between_veth_endpoints() {
+    let (left, right, engine) = (NetNs::new("vethl"), NetNs::new("vethr"), NetNs::new("vethe"));
+    let (mut veth_left, mut veth_right) = engine.run(|| {
+        let create = |name, netns| Veth::create(name, "em1", Some(&netns_path(netns)), 1500).unwrap();
+        (create("l", &left), create("r", &right))
+    });
+    configure(&left, "em1", 1);
+    configure(&right, "em1", 2);
+    let cable = traffic(&left, &right, (&mut veth_left, &mut veth_right));
+    assert_eq!(cable.tcp_super_frames + cable.udp_super_frames + cable.unfinished_checksums, 0);
+    let whole = [IoSlice::new(&[2; 60])];
+    let super_frame = VnetHeader { gso_type: VnetHeader::GSO_TCPV4, gso_size: 9, ..VnetHeader::default() };
+    assert!(!veth_left.send(&super_frame, &whole).unwrap());
+    assert!(!veth_left.send(&VnetHeader::default(), &[IoSlice::new(&[2; 4000])]).unwrap());
+
+    engine.run(|| drop(veth_left));
+    assert!(matches!(left.run(|| link::get("em1")), Err(LinkError::NotFound(_))));
+    right.run(|| link::delete("em1")).unwrap();
+    let mut buffer = [0; 2000];
+    wait_for("the endpoint notices", || veth_right.receive(&mut buffer).is_err());
+    engine.run(|| drop(veth_right));
+}
+
+const FRAMES: u32 = 64;
+
+fn open(netns: &NetNs, device: &str) -> (XskQueue, Redirect) {
+    netns.run(|| {
+        let queue = XskQueue::open(&config(device, 0)).unwrap();
+        let redirect = Redirect::attach(link::get(device).unwrap().index, queue.fd().unwrap()).unwrap();
+        (queue, redirect)
+    })
+}
+
+fn config(device: &str, queue: u32) -> XskConfig {
+    XskConfig { interface: device.into(), queue, frames: FRAMES, batch: 16, busy_poll_us: None }
+}
+
+/// Two namespaces joined by a veth pair `wire`, where the kernel itself sends nothing.
+fn wire(label: &str) -> (NetNs, NetNs) {
+    let (left, right) = (NetNs::new(label), NetNs::new(label));
+    for netns in [&left, &right] {
+        netns.run(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")).unwrap();
+    }
+    left.veth("wire", &right, "wire");
+    (left, right)
+}
+
+/// Queues one frame of this number; false if there is no free one.
+fn transmit(queue: &mut XskQueue, number: u32) -> bool {
+    let Some(mut frame) = queue.reserve() else { return false };
+    let length = 60 + number as usize % 1400;
+    let buffer = &mut queue.buffer(&mut frame)[..length];
+    buffer.fill(number as u8);
+    buffer[..6].fill(0xff);
+    buffer[14..18].copy_from_slice(&number.to_be_bytes());
+    queue.transmit(frame, length);
+    true
+}
+
+/// The numbers of what arrived.
+fn arrived(queue: &mut XskQueue) -> Vec<u32> {
+    let mut frames = Vec::new();
+    queue.receive(&mut frames);
+    let mut numbers = Vec::new();
+    for frame in frames {
+        let bytes = queue.bytes(&frame);
+        let number = u32::from_be_bytes(bytes[14..18].try_into().unwrap());
+        assert_eq!(bytes.len(), 60 + number as usize % 1400);
+        assert!(bytes[18..].iter().chain(&bytes[6..14]).all(|&byte| byte == number as u8));
+        numbers.push(number);
+        queue.release(frame);
+    }
+    queue.flush();
+    numbers
+}
+
+#[test]
+fn frames_arrive_once_in_order_and_all_come_back() {
+    let (left, right) = wire("xskl");
+    let ((mut sender, _left), (mut receiver, _right)) = (open(&left, "wire"), open(&right, "wire"));
+    assert!(!sender.zero_copy(), "veth has none");
+    assert_eq!(sender.room(), FRAMES as usize / 2);
+    // Far more than the rings hold, both ways at once.
+    let (mut sent, mut there, mut back) = (0, 0, 0);
+    let start = Instant::now();
+    while there < 1000 || back < 1000 {
+        assert!(start.elapsed() < Duration::from_secs(20), "{sent} sent, {there} arrived, {back} came back");
+        // At most as many as the other side has room for, or the kernel would rightly drop them.
+        while sent < 1000 && sent < back + FRAMES / 2 && transmit(&mut sender, sent) {
+            sent += 1;
+        }
+        sender.flush();
+        for number in arrived(&mut receiver) {
+            assert_eq!(number, there);
+            there += 1;
+            assert!(transmit(&mut receiver, number), "what it received it has room to send");
+        }
+        receiver.flush();
+        for number in arrived(&mut sender) {
+            assert_eq!(number, back);
+            back += 1;
+        }
+    }
+    for queue in [&mut sender, &mut receiver] {
+        wait_for("all frames come back", || queue.flush() == 0);
+        assert_eq!((queue.room(), queue.lost(), queue.state()), (FRAMES as usize / 2, 0, State::Up));
+    }
+}
+
+#[test]
+fn one_flush_sends_a_whole_ring() {
+    const MANY: u32 = 512;
+    let (left, right) = wire("xsks");
+    let large = XskConfig { frames: 2 * MANY, batch: MANY as usize, ..config("wire", 0) };
+    let mut sender = left.run(|| XskQueue::open(&large)).unwrap();
+    let polled = XskConfig { busy_poll_us: Some(20), ..large };
+    let mut receiver = right.run(|| XskQueue::open(&polled)).unwrap();
+    assert!(receiver.busy_poll());
+    let (index, socket) = (right.run(|| link::get("wire")).unwrap().index, receiver.fd().unwrap());
+    let _redirect = right.run(|| Redirect::attach(index, socket)).unwrap();
+    for number in 0..MANY {
+        assert!(transmit(&mut sender, number));
+    }
+    sender.flush();
+    let mut numbers = Vec::new();
+    wait_for("all arrive", || {
+        numbers.extend(arrived(&mut receiver));
+        numbers.len() == MANY as usize
+    });
+    assert_eq!(numbers, (0..MANY).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_frame_of_another_queue_is_refused() {
+    let (left, right) = wire("xskf");
+    let ((mut one, _left), (mut other, _right)) = (open(&left, "wire"), open(&right, "wire"));
+    let mut frame = one.reserve().unwrap();
+    assert!(other.buffer(&mut frame).is_empty() && other.bytes(&frame).is_empty());
+    let room = other.room();
+    other.transmit(frame, 60);
+    other.release(one.reserve().unwrap());
+    assert_eq!((other.flush(), other.room()), (0, room));
+}
+
+#[test]
+fn a_nic_goes_down_and_up_and_away() {
+    let (left, right) = wire("xskd");
+    let ((mut sender, _left), (mut receiver, _right)) = (open(&left, "wire"), open(&right, "wire"));
+    left.run(|| link::set_up("wire", false)).unwrap();
+    assert_eq!(sender.state(), State::Down);
+    for number in 0..FRAMES / 2 {
+        assert!(transmit(&mut sender, number));
+        assert_eq!(sender.flush(), 0, "nothing to wait for");
+    }
+    assert!(!transmit(&mut sender, 0));
+    assert_eq!(sender.room(), 0);
+
+    left.run(|| link::set_up("wire", true)).unwrap();
+    wait_for("the link is up", || left.run(|| link::get("wire")).unwrap().running);
+    let mut numbers = Vec::new();
+    wait_for("queued frames arrive", || {
+        sender.flush();
+        numbers.extend(arrived(&mut receiver));
+        numbers.len() == FRAMES as usize / 2
+    });
+    assert_eq!(numbers, (0..FRAMES / 2).collect::<Vec<_>>());
+    wait_for("they come back", || sender.flush() == 0 && sender.room() == FRAMES as usize / 2);
+
+    left.run(|| link::delete("wire")).unwrap();
+    for queue in [&mut sender, &mut receiver] {
+        wait_for("the queue notices", || queue.state() == State::Gone);
+        while transmit(queue, 1) {}
+        assert_eq!(queue.flush(), 0);
+        assert!(arrived(queue).is_empty());
+    }
+}
+
+#[test]
+fn a_queue_is_opened_once_and_again_when_it_is_free() {
+    let netns = NetNs::new("xsko");
+    netns.ip("link add wire0 numtxqueues 2 numrxqueues 2 type veth peer name wire1");
+    netns.ip("link set wire0 up");
+    let try_open = |device, queue| netns.run(|| XskQueue::open(&config(device, queue)));
+    let refusal = |result: Result<XskQueue, XskError>| result.map(drop).unwrap_err().to_string();
+    let first = try_open("wire0", 0).unwrap();
+    let second = try_open("wire0", 1).unwrap();
+    assert_ne!(first.fd(), second.fd());
+    let busy = refusal(try_open("wire0", 0));
+    assert!(busy.starts_with("AF_XDP socket on queue 0 of `wire0`"), "{busy}");
+    assert!(busy.ends_with("stop that process"), "{busy}");
+    assert!(refusal(try_open("wire0", 7)).ends_with("fewer queues (ethtool -l)"));
+    assert!(refusal(try_open("wire9", 0)).ends_with("no such NIC in this network namespace"));
+    let odd = XskConfig { frames: 100, ..config("wire0", 0) };
+    assert!(matches!(netns.run(|| XskQueue::open(&odd)), Err(XskError::Frames(100))));
+
+    // Its owner goes while another waits for it.
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| try_open("wire0", 0).map(drop));
+        std::thread::sleep(Duration::from_millis(200));
+        drop(first);
+        waiting.join().unwrap().unwrap();
+    });
 }
