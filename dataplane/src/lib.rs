@@ -3,7 +3,9 @@
 //! - [`port`]: what a worker needs from a NIC queue and from an endpoint
 //! - [`encap`]: the checks on a frame that an endpoint sends, and its destination
 //! - [`outer`]: the headers around them
+//! - [`gso`]: cuts super-frames of an endpoint into frames
 //! - [`decap`]: the checks on a frame that the NIC received
+//! - [`gro`]: joins received frames into super-frames for an endpoint
 //! - [`answer`]: ARP replies, neighbour advertisements, "too big"
 //! - [`tables`]: what the checks look up; swapped whole
 //! - [`counters`]: why a frame was dropped, and how often
@@ -32,6 +34,8 @@ pub mod control;
 pub mod counters;
 pub mod decap;
 pub mod encap;
+pub mod gro;
+pub mod gso;
 pub mod link;
 pub mod memory;
 pub mod message;

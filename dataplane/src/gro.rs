@@ -1,0 +1,449 @@
+//! Coalescing: joins the consecutive segments of a flow in one batch of received frames into super-frames, by the rules
+//! of Linux's own GRO, so that cutting them again gives the frames that came.
+//!
+//! Frames stay where they are. [`Gro::push`] takes them one by one, [`Gro::flush`] then says what to hand over: a frame
+//! as it is, or a rewritten head and the payloads that follow it. What is handed over keeps the order in which it
+//! began: no frame overtakes another one of its flow. (It may overtake those of other flows.)
+
+use crate::port::{Offloads, VnetHeader};
+use std::net::IpAddr;
+use std::ops::Range;
+use uvn_wire::checksum::Sum;
+use uvn_wire::ethernet::HEADER as NETWORK;
+use uvn_wire::ipv4::{self, Ipv4, protocol};
+use uvn_wire::ipv6::{self, Ipv6};
+use uvn_wire::packet::{Fragment, Ip, Network, Packet};
+use uvn_wire::tcp::{self, Tcp, flag};
+use uvn_wire::udp::{self, Udp};
+use zerocopy::FromBytes;
+
+/// Flows that can take another segment at one time; what comes beyond is not joined. Searched one by one.
+const OPEN: usize = 32;
+/// Segments in one super-frame: Linux's bound for UDP (UDP_GRO_CNT_MAX, net/ipv4/udp_offload.c), and a bound on the parts
+/// that an endpoint is handed.
+const MAX_SEGMENTS: u16 = 64;
+/// The longest IP packet.
+const MAX_PACKET: usize = 65_535;
+/// The longest head: Ethernet, IPv6 and TCP with all options.
+const MAX_HEAD: usize = NETWORK + ipv6::HEADER + tcp::MAX_HEADER;
+
+/// Joins segments within one batch. Reused from batch to batch, so that it stops allocating.
+#[derive(Debug, Default)]
+pub struct Gro {
+    /// What goes out, in this order.
+    entries: Vec<Entry>,
+    /// The flows of this batch that began with a frame which others can join.
+    flows: Vec<Flow>,
+    /// Payloads of all flows; those of one are linked.
+    parts: Vec<Part>,
+    /// Indexes of the flows which still take segments.
+    open: Vec<usize>,
+    /// Where in `open` the last segment went: most often the next one goes there too.
+    last: usize,
+}
+
+/// What to hand to an endpoint next.
+#[derive(Debug)]
+pub enum Delivery<'a> {
+    /// A frame as it came.
+    Single {
+        /// The network, as pushed.
+        network: u32,
+        /// The frame, as pushed.
+        index: u32,
+    },
+    /// Several segments in one.
+    Super(Super<'a>),
+}
+
+/// Segments joined: hand over [`Super::head`] and then each of [`Super::parts`], with [`Super::header`].
+#[derive(Debug, Clone, Copy)]
+pub struct Super<'a> {
+    flow: &'a Flow,
+    parts: &'a [Part],
+}
+
+#[derive(Debug)]
+enum Entry {
+    Single { network: u32, index: u32 },
+    Flow(usize),
+}
+
+/// One segment's payload within its frame.
+#[derive(Debug)]
+struct Part {
+    index: u32,
+    start: usize,
+    end: usize,
+    /// The next part of the same flow, in `parts`.
+    next: Option<usize>,
+}
+
+/// What tells flows apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Key {
+    ports: (u16, u16),
+    network: u32,
+    protocol: u8,
+    source: IpAddr,
+    destination: IpAddr,
+}
+
+#[derive(Debug)]
+struct Flow {
+    key: Key,
+    /// The first segment's headers; the last flags are added as segments join, the rest is rewritten at the end.
+    head: [u8; MAX_HEAD],
+    head_length: usize,
+    transport: usize,
+    /// Payload of each segment but the last.
+    size: usize,
+    /// Payload of all.
+    payload: usize,
+    segments: u16,
+    /// All packets so far bore the same identification, which DF allows (RFC 6864 section 4.1).
+    fixed_identification: bool,
+    first_part: usize,
+    last_part: usize,
+}
+
+/// A frame that may join others.
+#[derive(Clone, Copy)]
+struct Segment<'a> {
+    frame: &'a [u8],
+    ip: Ip<'a>,
+    /// Where the payload begins in the frame.
+    payload: usize,
+    /// None in UDP.
+    tcp: Option<&'a Tcp>,
+}
+
+impl Gro {
+    /// Takes the next frame of the batch: inner, verified, for `network`; `packet` is what
+    /// [`uvn_wire::packet::parse`] made of it. `index` is the caller's name for it.
+    #[inline]
+    pub fn push(&mut self, network: u32, index: u32, frame: &[u8], packet: &Packet<'_>, offloads: Offloads) {
+        if let Packet::Ip(ip) = packet {
+            if ip.fragment != Fragment::None {
+                // It can belong to any flow: none of this network may go on around it.
+                self.close_network(network);
+            } else if let Some(ports) = ip.ports() {
+                let (source, destination) = (ip.source(), ip.destination());
+                let key = Key { ports, network, protocol: ip.protocol, source, destination };
+                return self.push_flow(key, index, Segment::new(frame, ip, offloads));
+            }
+        }
+        self.entries.push(Entry::Single { network, index });
+    }
+
+    /// Delivers everything in order and begins anew.
+    pub fn flush(&mut self, mut deliver: impl FnMut(Delivery<'_>)) {
+        for entry in self.entries.drain(..) {
+            match entry {
+                Entry::Single { network, index } => deliver(Delivery::Single { network, index }),
+                Entry::Flow(flow) => {
+                    let flow = &mut self.flows[flow];
+                    if flow.segments == 1 {
+                        let index = self.parts[flow.first_part].index;
+                        deliver(Delivery::Single { network: flow.key.network, index });
+                    } else {
+                        flow.finish();
+                        deliver(Delivery::Super(Super { flow, parts: &self.parts }));
+                    }
+                }
+            }
+        }
+        self.flows.clear();
+        self.parts.clear();
+        self.open.clear();
+        self.last = 0;
+    }
+
+    /// A TCP or UDP frame; `segment` is None if it can join no other.
+    fn push_flow(&mut self, key: Key, index: u32, segment: Option<Segment<'_>>) {
+        let position = self.find(&key);
+        if let (Some(position), Some(segment)) = (position, segment) {
+            let flow = &mut self.flows[self.open[position]];
+            if flow.accepts(&segment) && segment.is_intact() {
+                let part = segment.part(index);
+                self.parts[flow.last_part].next = Some(self.parts.len());
+                flow.join(&segment, self.parts.len());
+                self.parts.push(part);
+                if flow.is_complete(&segment) {
+                    self.open.swap_remove(position);
+                }
+                return;
+            }
+        }
+        if let Some(position) = position {
+            self.open.swap_remove(position);
+        }
+        match segment {
+            Some(segment) if self.open.len() < OPEN && segment.can_begin() && segment.is_intact() => {
+                self.begin(key, index, &segment);
+            }
+            _ => self.entries.push(Entry::Single { network: key.network, index }),
+        }
+    }
+
+    /// Where in `open` this flow is. The last one is tried first.
+    #[inline]
+    fn find(&mut self, key: &Key) -> Option<usize> {
+        let matches = |open: &usize| self.flows[*open].key == *key;
+        if !self.open.get(self.last).is_some_and(matches) {
+            self.last = self.open.iter().position(matches)?;
+        }
+        Some(self.last)
+    }
+
+    fn begin(&mut self, key: Key, index: u32, segment: &Segment<'_>) {
+        self.last = self.open.len();
+        self.open.push(self.flows.len());
+        self.entries.push(Entry::Flow(self.flows.len()));
+        self.flows.push(Flow::new(key, segment, self.parts.len()));
+        self.parts.push(segment.part(index));
+    }
+
+    #[cold]
+    fn close_network(&mut self, network: u32) {
+        let flows = &self.flows;
+        self.open.retain(|open| flows[*open].key.network != network);
+    }
+}
+
+impl<'a> Segment<'a> {
+    /// None for what GRO never joins (inet_gro_receive, tcp_gro_receive, udp_gro_receive_segment): IP options or
+    /// extension headers, TCP without payload or with SYN, RST, URG or CWR, UDP without checksum.
+    #[inline]
+    fn new(frame: &'a [u8], ip: &Ip<'a>, offloads: Offloads) -> Option<Segment<'a>> {
+        let (header_length, tcp) = if ip.protocol == protocol::TCP {
+            let (tcp, _) = Tcp::ref_from_prefix(ip.transport).ok()?;
+            let never = tcp.flags & (flag::SYN | flag::RST | flag::URG | flag::CWR) != 0;
+            if never || !offloads.tcp || tcp.header_length() < tcp::HEADER {
+                return None;
+            }
+            (tcp.header_length(), Some(tcp))
+        } else {
+            let (udp, _) = Udp::ref_from_prefix(ip.transport).ok()?;
+            if !offloads.udp || udp.checksum == 0 || usize::from(udp.length.get()) != ip.transport.len() {
+                return None;
+            }
+            (udp::HEADER, None)
+        };
+        if ip.transport.len() <= header_length {
+            return None;
+        }
+        match ip.header {
+            Network::V4(header) => {
+                let flags = header.fragment.get() & !ipv4::DONT_FRAGMENT;
+                let plain = ip.offset == NETWORK + ipv4::HEADER && flags == 0;
+                if !plain || !Sum::of(frame.get(NETWORK..ip.offset)?).is_valid() {
+                    return None;
+                }
+            }
+            Network::V6(_) if ip.offset != NETWORK + ipv6::HEADER => return None,
+            Network::V6(_) => (),
+        }
+        Some(Segment { frame, ip: *ip, payload: ip.offset + header_length, tcp })
+    }
+
+    /// Whether the transport checksum is right.
+    #[inline]
+    fn is_intact(&self) -> bool {
+        (pseudo(&self.ip, self.ip.transport.len()) + Sum::of(self.ip.transport)).is_valid()
+    }
+
+    /// Whether others may follow it in a super-frame: not after FIN or PSH, which only the last segment carries.
+    fn can_begin(&self) -> bool {
+        self.tcp.is_none_or(|tcp| tcp.flags & (flag::FIN | flag::PSH) == 0)
+    }
+
+    fn length(&self) -> usize {
+        self.ip.end() - self.payload
+    }
+
+    fn part(&self, index: u32) -> Part {
+        Part { index, start: self.payload, end: self.ip.end(), next: None }
+    }
+}
+
+/// The pseudo-header's sum for a transport header and payload of this length.
+fn pseudo(ip: &Ip<'_>, length: usize) -> Sum {
+    match ip.header {
+        Network::V4(header) => Sum::pseudo_v4(header.source, header.destination, ip.protocol, length as u16),
+        Network::V6(header) => {
+            Sum::pseudo_v6(&header.source, &header.destination, ip.protocol, length as u32)
+        }
+    }
+}
+
+impl Flow {
+    fn new(key: Key, segment: &Segment<'_>, part: usize) -> Flow {
+        let mut head = [0; MAX_HEAD];
+        if let (Some(to), Some(from)) =
+            (head.get_mut(..segment.payload), segment.frame.get(..segment.payload))
+        {
+            to.copy_from_slice(from);
+        }
+        Flow {
+            key,
+            head,
+            head_length: segment.payload,
+            transport: segment.ip.offset,
+            size: segment.length(),
+            payload: segment.length(),
+            segments: 1,
+            fixed_identification: false,
+            first_part: part,
+            last_part: part,
+        }
+    }
+
+    /// Whether the segment is the next one and differs from the first only as GSO would make it differ.
+    #[inline]
+    fn accepts(&self, segment: &Segment<'_>) -> bool {
+        let total = self.head_length - NETWORK + self.payload + segment.length();
+        segment.payload == self.head_length
+            && segment.length() <= self.size
+            && total <= MAX_PACKET
+            && segment.frame.get(..NETWORK) == Some(&self.head[..NETWORK])
+            && self.accepts_network(&segment.ip)
+            && segment.tcp.is_none_or(|tcp| self.accepts_tcp(tcp, &segment.ip))
+    }
+
+    /// Same TOS, TTL and DF or class, flow label and hop limit; identifications count up, or stay with DF
+    /// (gro_receive_network_flush, include/net/gro.h).
+    #[inline]
+    fn accepts_network(&self, ip: &Ip<'_>) -> bool {
+        match ip.header {
+            Network::V4(header) => {
+                let Ok((first, _)) = Ipv4::ref_from_prefix(&self.head[NETWORK..]) else { return false };
+                let distance = header.identification.get().wrapping_sub(first.identification.get());
+                let fixed = self.fixed_identification || self.segments == 1 && header.fragment != 0;
+                (header.tos, header.ttl, header.fragment) == (first.tos, first.ttl, first.fragment)
+                    && (distance == self.segments && !self.fixed_identification || distance == 0 && fixed)
+            }
+            Network::V6(header) => {
+                let Ok((first, _)) = Ipv6::ref_from_prefix(&self.head[NETWORK..]) else { return false };
+                header.version_class_flow == first.version_class_flow && header.hop_limit == first.hop_limit
+            }
+        }
+    }
+
+    /// Next in sequence; same acknowledgement, window and options; same flags but for FIN and PSH.
+    #[inline]
+    fn accepts_tcp(&self, tcp: &Tcp, ip: &Ip<'_>) -> bool {
+        let Ok((first, _)) = Tcp::ref_from_prefix(&self.head[self.transport..]) else { return false };
+        let options = ip.transport.get(tcp::HEADER..self.head_length - self.transport);
+        tcp.sequence == first.sequence.get().wrapping_add(self.payload as u32)
+            && tcp.acknowledgement == first.acknowledgement
+            && tcp.data_offset == first.data_offset
+            && (tcp.flags ^ first.flags) & !(flag::FIN | flag::PSH) == 0
+            && tcp.window == first.window
+            && tcp.urgent == first.urgent
+            && options == self.head.get(self.transport + tcp::HEADER..self.head_length)
+    }
+
+    fn join(&mut self, segment: &Segment<'_>, part: usize) {
+        match segment.ip.header {
+            Network::V4(header) if self.segments == 1 => {
+                let first = Ipv4::ref_from_prefix(&self.head[NETWORK..]);
+                self.fixed_identification =
+                    first.is_ok_and(|(first, _)| first.identification == header.identification);
+            }
+            Network::V4(_) | Network::V6(_) => (),
+        }
+        if let (Some(tcp), Ok((first, _))) =
+            (segment.tcp, Tcp::mut_from_prefix(&mut self.head[self.transport..]))
+        {
+            first.flags |= tcp.flags;
+        }
+        self.payload += segment.length();
+        self.segments += 1;
+        self.last_part = part;
+    }
+
+    /// Whether nothing may follow the segment that has just joined.
+    fn is_complete(&self, segment: &Segment<'_>) -> bool {
+        self.segments >= MAX_SEGMENTS || segment.length() < self.size || !segment.can_begin()
+    }
+
+    /// Rewrites the head for the whole: lengths, IPv4 checksum, and the pseudo-header's sum in place of the checksum.
+    fn finish(&mut self) {
+        let length = self.head_length - NETWORK + self.payload;
+        let transport_length = self.head_length - self.transport + self.payload;
+        let (network, transport) = self.head.split_at_mut(self.transport);
+        let network = &mut network[NETWORK..];
+        let sum = match self.key.source {
+            IpAddr::V4(_) => {
+                let Ok((header, _)) = Ipv4::mut_from_prefix(network) else { return };
+                header.total_length = (length as u16).into();
+                header.set_checksum();
+                Sum::pseudo_v4(header.source, header.destination, self.key.protocol, transport_length as u16)
+            }
+            IpAddr::V6(_) => {
+                let Ok((header, _)) = Ipv6::mut_from_prefix(network) else { return };
+                header.payload_length = (transport_length as u16).into();
+                Sum::pseudo_v6(
+                    &header.source,
+                    &header.destination,
+                    self.key.protocol,
+                    transport_length as u32,
+                )
+            }
+        };
+        if self.key.protocol == protocol::TCP {
+            let Ok((tcp, _)) = Tcp::mut_from_prefix(transport) else { return };
+            tcp.checksum = sum.fold().into();
+        } else {
+            let Ok((udp, _)) = Udp::mut_from_prefix(transport) else { return };
+            udp.length = (transport_length as u16).into();
+            udp.checksum = sum.fold().into();
+        }
+    }
+}
+
+impl Super<'_> {
+    /// The network, as pushed.
+    #[must_use]
+    pub fn network(&self) -> u32 {
+        self.flow.key.network
+    }
+
+    /// How many frames it stands for.
+    #[must_use]
+    pub fn segments(&self) -> usize {
+        usize::from(self.flow.segments)
+    }
+
+    /// The metadata to hand over with it.
+    #[must_use]
+    pub fn header(&self) -> VnetHeader {
+        let flow = self.flow;
+        let (gso_type, checksum) = match (flow.key.protocol, flow.key.source) {
+            (protocol::TCP, IpAddr::V4(_)) => (VnetHeader::GSO_TCPV4, tcp::CHECKSUM),
+            (protocol::TCP, IpAddr::V6(_)) => (VnetHeader::GSO_TCPV6, tcp::CHECKSUM),
+            _ => (VnetHeader::GSO_UDP, udp::CHECKSUM),
+        };
+        VnetHeader {
+            flags: VnetHeader::NEEDS_CHECKSUM,
+            gso_type,
+            header_length: flow.head_length as u16,
+            gso_size: flow.size as u16,
+            checksum_start: flow.transport as u16,
+            checksum_offset: checksum as u16,
+        }
+    }
+
+    /// The headers of the whole.
+    #[must_use]
+    pub fn head(&self) -> &[u8] {
+        self.flow.head.get(..self.flow.head_length).unwrap_or_default()
+    }
+
+    /// Frames, as pushed, and where in each its part of the payload is.
+    pub fn parts(&self) -> impl Iterator<Item = (u32, Range<usize>)> {
+        std::iter::successors(self.parts.get(self.flow.first_part), |part| self.parts.get(part.next?))
+            .map(|part| (part.index, part.start..part.end))
+    }
+}
