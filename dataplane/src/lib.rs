@@ -1,9 +1,10 @@
 //! One NIC's VXLAN engine. A packet's way, file by file:
 //!
 //! - [`port`]: what a worker needs from a NIC queue and from an endpoint
+//! - [`worker`]: one NIC queue's loop: ingress, egress, flush
 //! - [`encap`]: the checks on a frame that an endpoint sends, and its destination
+//! - [`gso`]: a super-frame of an endpoint, cut into frames
 //! - [`outer`]: the headers around them
-//! - [`gso`]: cuts super-frames of an endpoint into frames
 //! - [`decap`]: the checks on a frame that the NIC received
 //! - [`gro`]: joins received frames into super-frames for an endpoint
 //! - [`answer`]: ARP replies, neighbour advertisements, "too big"
@@ -12,6 +13,7 @@
 //!
 //! What a worker runs on:
 //!
+//! - [`thread`]: its thread: core, spinning, sleeping, commands
 //! - [`xsk`]: a NIC queue through AF_XDP
 //! - [`tap`]: an endpoint through a TAP
 //! - [`xdp`]: loads and feeds the XDP program that stands before the workers
@@ -47,6 +49,8 @@ pub mod seqpacket;
 pub mod tables;
 pub mod tap;
 pub mod veth;
+pub mod thread;
+pub mod worker;
 pub mod xdp;
 pub mod xsk;
 
