@@ -35,7 +35,8 @@ pub trait Nic {
 
     /// Hands queued frames to the kernel, takes back sent ones and refills the receive side.
     ///
-    /// Returns how many frames the kernel has not yet sent: while there are some the worker must not sleep.
+    /// Returns how many frames the kernel has not yet sent: while there are some the worker must not sleep. None count
+    /// while the NIC is down or gone.
     fn flush(&mut self) -> usize;
 
     /// What becomes readable when a frame arrives; None for an in-memory queue.

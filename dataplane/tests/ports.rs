@@ -18,7 +18,7 @@ use uvn_dataplane::link::{self, LinkError};
 use uvn_dataplane::port::{Endpoint, MAX_FRAME, MAX_PARTS, Nic, State, VnetHeader};
 use uvn_dataplane::redirect::Redirect;
 use uvn_dataplane::tap::{Tap, TapError};
-use uvn_dataplane::veth::Veth;
+use uvn_dataplane::veth::{Veth, VethError};
 use uvn_dataplane::xsk::{XskConfig, XskError, XskQueue};
 use uvn_wire::ethernet::Mac;
 
@@ -270,6 +270,16 @@ fn traffic_passes_between_veth_endpoints() {
     assert!(!veth_left.send(&super_frame, &whole).unwrap());
     assert!(!veth_left.send(&VnetHeader::default(), &[IoSlice::new(&[2; 4000])]).unwrap());
 
+    let (jumbo, absent) = engine.run(|| {
+        (
+            Veth::create("j", "user", None, 9000),
+            Veth::create("a", "user", Some("/run/netns/-".as_ref()), 1500),
+        )
+    });
+    assert!(matches!(jumbo, Err(VethError::Program { name, .. }) if name == "j"));
+    assert!(matches!(absent, Err(VethError::Netns { name, .. }) if name == "user"));
+    assert_eq!(engine.run(link::list).unwrap().len(), 3, "lo and our two ends: none is left behind");
+
     engine.run(|| drop(veth_left));
     assert!(matches!(left.run(|| link::get("em1")), Err(LinkError::NotFound(_))));
     right.run(|| link::delete("em1")).unwrap();
@@ -445,6 +455,7 @@ fn a_queue_is_opened_once_and_again_when_it_is_free() {
     let busy = refusal(try_open("wire0", 0));
     assert!(busy.starts_with("AF_XDP socket on queue 0 of `wire0`"), "{busy}");
     assert!(busy.ends_with("stop that process"), "{busy}");
+    assert_eq!(try_open("wire1", 0).unwrap().state(), State::Down);
     assert!(refusal(try_open("wire0", 7)).ends_with("fewer queues (ethtool -l)"));
     assert!(refusal(try_open("wire9", 0)).ends_with("no such NIC in this network namespace"));
     let odd = XskConfig { frames: 100, ..config("wire0", 0) };
