@@ -6,12 +6,18 @@ mod common;
 
 use common::NetNs;
 use common::packet::PacketSocket;
+use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 use uvn_dataplane::config::Cidr;
+use uvn_dataplane::port::Nic;
 use uvn_dataplane::xdp::{Mode, Xdp, XdpError};
+use uvn_dataplane::xsk::{XskConfig, XskQueue};
 use uvn_wire::vxlan::{PORT, Vni};
-use uvn_wire::xdp::Verdict::{self, BadFlags, BadLength, NoSocket, Pass, UnknownVni, UnknownVtep};
+use uvn_wire::xdp::Verdict::{
+    self, BadFlags, BadLength, NoSocket, Pass, Redirected, UnknownVni, UnknownVtep,
+};
 
 const VNI: u32 = 0x01_0203;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -54,20 +60,16 @@ impl Rig {
         assert_eq!(before.iter().sum::<u64>(), self.sent, "frames that the test did not send");
         self.wire.send(frame);
         self.sent += 1;
-        let start = Instant::now();
-        let after = loop {
-            let after = self.xdp.counters().unwrap();
-            if after.iter().sum::<u64>() >= self.sent {
-                break after;
-            }
-            assert!(start.elapsed() < PATIENCE, "the program never saw the frame");
-            std::thread::yield_now();
-        };
+        let mut after = before;
+        until("the program to see the frame", || {
+            after = self.xdp.counters().unwrap();
+            after.iter().sum::<u64>() >= self.sent
+        });
         let moved: Vec<_> =
             Verdict::ALL.into_iter().filter(|v| after[*v as usize] != before[*v as usize]).collect();
         let [verdict] = moved[..] else { panic!("{moved:?}") };
         assert_eq!(after[verdict as usize], before[verdict as usize] + 1);
-        let passed = self.host.receive(if verdict == Pass { PATIENCE } else { Duration::from_micros(1) });
+        let passed = self.host.receive(if verdict == Pass { PATIENCE } else { Duration::ZERO });
         // The kernel moves the first VLAN tag out of the frame.
         let expected = match frame[12..14] {
             [0x81, 0x00] | [0x88, 0xa8] => [&frame[..12], &frame[16..]].concat(),
@@ -75,6 +77,14 @@ impl Rig {
         };
         assert_eq!(passed, (verdict == Pass).then_some(expected), "{verdict:?}");
         verdict
+    }
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "waited for: {what}");
+        std::thread::yield_now();
     }
 }
 
@@ -242,6 +252,7 @@ fn every_verdict(label: &str, mtu: u32, driver: bool) {
             assert_eq!(rig.verdict(&frame[..length]), expected, "cut to {length} bytes");
         }
     }
+    assert_eq!(rig.host.receive(Duration::from_millis(100)), None, "late");
 }
 
 #[test]
@@ -253,6 +264,112 @@ fn every_verdict_in_driver_mode() {
 #[test]
 fn every_verdict_in_generic_mode() {
     every_verdict("generic", 9000, false);
+}
+
+fn redirected(label: &str, mtu: u32) {
+    let mut rig = Rig::new(label, mtu);
+    let config = XskConfig { interface: "nic".into(), queue: 0, frames: 64, batch: 8, busy_poll_us: None };
+    let mut queue = rig.node.run(|| XskQueue::open(&config)).unwrap();
+    rig.xdp.set_socket(0, queue.fd().unwrap()).unwrap();
+    for frame in [Frame::IPV4.bytes(), Frame { options: 40, ..Frame::IPV4 }.bytes(), Frame::IPV6.bytes()] {
+        assert_eq!(rig.verdict(&frame), Redirected);
+        let mut frames = Vec::new();
+        until("the frame on the socket", || queue.receive(&mut frames) > 0);
+        assert_eq!(frames.len(), 1);
+        assert_eq!(queue.bytes(&frames[0]), frame);
+        frames.drain(..).for_each(|frame| queue.release(frame));
+    }
+    // What is not for the socket goes where it went without.
+    assert_eq!(rig.verdict(&Frame { vni: 9, ..Frame::IPV4 }.bytes()), UnknownVni);
+    assert_eq!(rig.verdict(&Frame { port: 22, ..Frame::IPV4 }.bytes()), Pass);
+    assert_eq!(queue.receive(&mut Vec::new()), 0);
+    // 32 frames to receive with: what does not fit is lost, and never the host's.
+    for _ in 0..40 {
+        assert_eq!(rig.verdict(&Frame::IPV4.bytes()), Redirected);
+    }
+    drop(queue);
+    // Not at once: a program that another test starts holds a copy of the socket between its fork and its exec.
+    until("the map to forget the socket", || rig.verdict(&Frame::IPV4.bytes()) == NoSocket);
+}
+
+#[test]
+fn the_socket_gets_what_is_ours_in_driver_mode() {
+    redirected("socket", 1500);
+}
+
+#[test]
+fn the_socket_gets_what_is_ours_in_generic_mode() {
+    redirected("socket9k", 9000);
+}
+
+/// The program once more, over slices.
+fn judge(frame: &[u8]) -> Verdict {
+    let be16 = |bytes: &[u8]| u16::from_be_bytes([bytes[0], bytes[1]]);
+    let (source, destination, udp): (IpAddr, IpAddr, &[u8]) = match (be16(&frame[12..]), &frame[14..]) {
+        (0x0800, ip) if ip.len() >= 20 => {
+            let header = usize::from(ip[0] & 15) * 4;
+            if ip[0] >> 4 != 4
+                || header < 20
+                || be16(&ip[6..]) & 0x3fff != 0
+                || ip[9] != 17
+                || ip.len() < header
+            {
+                return Pass;
+            }
+            let address = |at: usize| <[u8; 4]>::try_from(&ip[at..at + 4]).unwrap();
+            (address(12).into(), address(16).into(), &ip[header..])
+        }
+        (0x86dd, ip) if ip.len() >= 40 && ip[0] >> 4 == 6 && ip[6] == 17 => {
+            let address = |at: usize| <[u8; 16]>::try_from(&ip[at..at + 16]).unwrap();
+            (address(8).into(), address(24).into(), &ip[40..])
+        }
+        _ => return Pass,
+    };
+    let ours = addresses(&["10.0.0.1", "fd00::1", "239.1.1.1"]).contains(&destination);
+    if !ours || udp.len() < 8 || be16(&udp[2..]) != PORT {
+        return Pass;
+    }
+    if udp.len() < 16 || be16(&udp[4..]) < 16 {
+        return BadLength;
+    }
+    let known = addresses(&["10.0.0.2", "fd00::2"]).contains(&source)
+        || prefixes(&["10.9.0.0/16", "fd00:9::/96"]).iter().any(|prefix| prefix.contains(source));
+    match (udp[8] & 8 != 0, udp[12..15] == VNI.to_be_bytes()[1..], known) {
+        (false, _, _) => BadFlags,
+        (true, false, _) => UnknownVni,
+        (true, true, false) => UnknownVtep,
+        (true, true, true) => NoSocket,
+    }
+}
+
+#[test]
+fn random_changes_are_judged_as_over_slices() {
+    let mut rig = Rig::new("random", 1500);
+    // xorshift64 (Marsaglia 2003), from a fixed seed.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    let mut seen = [0; Verdict::ALL.len()];
+    for _ in 0..10_000 {
+        let base = [Frame::IPV4, Frame::IPV6, Frame { options: 12, ..Frame::IPV4 }][random(3)];
+        let mut frame = base.bytes();
+        for _ in 0..random(3) {
+            // Not the type of the VLAN tag that the kernel would take out.
+            let at = [random(12), 14 + random(70)][usize::from(random(8) > 0)];
+            frame[at] = [random(256) as u8, frame[at] ^ 1 << random(8)][random(2)];
+        }
+        frame.truncate([frame.len(), 14 + random(80)][usize::from(random(4) == 0)]);
+        let verdict = rig.verdict(&frame);
+        assert_eq!(verdict, judge(&frame), "{frame:02x?}");
+        seen[verdict as usize] += 1;
+    }
+    for verdict in [Pass, NoSocket, BadLength, BadFlags, UnknownVni, UnknownVtep] {
+        assert!(seen[verdict as usize] > 20, "only {seen:?}");
+    }
 }
 
 #[test]
@@ -341,6 +458,44 @@ fn one_program_per_nic_and_none_after_drop() {
     let Rig { xdp, node, .. } = rig;
     drop(xdp);
     assert!(!attached(&node));
+    assert!(node.run(|| Xdp::attach("nic", PORT)).is_ok());
+}
+
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The test is both processes: the one that is killed runs it with HOLD set.
+#[test]
+fn a_killed_process_leaves_the_nic_to_the_host() {
+    const HOLD: &str = "UVN_TEST_HOLD";
+    if std::env::var_os(HOLD).is_some() {
+        let mut xdp = Xdp::attach("nic", PORT).unwrap();
+        xdp.set_local(&addresses(&["10.0.0.1"])).unwrap();
+        println!("\nattached");
+        loop {
+            std::thread::park();
+        }
+    }
+    let Rig { xdp, wire, host, node, _outside, .. } = Rig::new("killed", 1500);
+    drop(xdp);
+    let mut holder = node.command(std::env::current_exe().unwrap().to_str().unwrap());
+    holder.args(["--exact", "a_killed_process_leaves_the_nic_to_the_host", "--nocapture"]).env(HOLD, "1");
+    let mut holder = Killed(holder.stdout(Stdio::piped()).spawn().unwrap());
+    let lines = BufReader::new(holder.0.stdout.take().unwrap()).lines();
+    assert!(lines.map_while(Result::ok).any(|line| line == "attached"), "the holder ended");
+    let frame = Frame::IPV4.bytes();
+    wire.send(&frame);
+    assert_eq!(host.receive(Duration::from_millis(200)), None);
+    drop(holder);
+    until("detaching", || !node.ip("-d link show nic").contains("prog/xdp"));
+    wire.send(&frame);
+    assert_eq!(host.receive(PATIENCE), Some(frame));
     assert!(node.run(|| Xdp::attach("nic", PORT)).is_ok());
 }
 

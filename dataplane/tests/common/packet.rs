@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "nix has no way to make the address of a packet socket")]
 
 use super::NetNs;
+use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrLike, SockaddrStorage};
 use nix::sys::socket::{bind, recv, send, setsockopt, socket, sockopt::ReceiveTimeout};
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -45,16 +46,21 @@ impl PacketSocket {
         assert_eq!(sent, frame.len());
     }
 
-    /// The next frame; None if none comes in time.
+    /// The next frame; None if none comes in time. With no time it only looks whether one is there.
     pub fn receive(&self, timeout: Duration) -> Option<Vec<u8>> {
+        let flags = if timeout.is_zero() { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };
+        // In the kernel zero is forever.
         let timeout = TimeVal::microseconds(i64::try_from(timeout.as_micros()).expect("a timeout").max(1));
         setsockopt(&self.socket, ReceiveTimeout, &timeout).expect("a socket");
         let mut frame = vec![0; 65_600];
-        match recv(self.socket.as_raw_fd(), &mut frame, MsgFlags::empty()) {
-            Err(nix::errno::Errno::EAGAIN) => None,
-            result => {
-                frame.truncate(result.expect("the device is up"));
-                Some(frame)
+        loop {
+            match recv(self.socket.as_raw_fd(), &mut frame, flags) {
+                Err(Errno::EAGAIN) => return None,
+                Err(Errno::EINTR) => {}
+                result => {
+                    frame.truncate(result.expect("the device is up"));
+                    return Some(frame);
+                }
             }
         }
     }
