@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 const START: Duration = Duration::from_secs(20);
 /// How long it may take to drain and detach.
 const STOP: Duration = Duration::from_secs(3);
+/// The XDP program's verdicts that are not drops.
+const NO_DROPS: [&str; 2] = ["xdp_pass", "xdp_redirected"];
 /// The VNI of the first further network.
 const FURTHER_VNI: u32 = 100_000;
 
@@ -43,7 +45,8 @@ pub fn target_directory() -> Result<PathBuf, RigError> {
 }
 
 /// The cargo that runs us, in the workspace.
-fn cargo() -> Command {
+#[must_use]
+pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
     cargo
@@ -127,7 +130,24 @@ impl Dataplane {
         Ok(serde_json::from_str(&text).unwrap_or_default())
     }
 
-    /// Every counter by name, those of drops and of the XDP program's verdicts; what is zero may be missing.
+    /// How it drives the NIC, in one line.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn summary(&self) -> Result<String, RigError> {
+        let show = &self.show()?["show"];
+        let text = |name: &str| show[name].as_str().unwrap_or("?").to_owned();
+        let copy = if show["zero_copy"] == true { "zero-copy" } else { "copy" };
+        Ok(format!(
+            "{}: XDP in {} mode, AF_XDP in {copy} mode, {} networks, tables of epoch {}",
+            text("state"),
+            text("xdp"),
+            show["networks"],
+            show["epoch"],
+        ))
+    }
+
+    /// Every drop counter by name, the workers' and the XDP program's; what is zero may be missing.
     ///
     /// # Errors
     /// It does not answer.
@@ -135,7 +155,8 @@ impl Dataplane {
         let counters = &self.show()?["counters"];
         let groups = [&counters["total"]["drops"], &counters["xdp"]];
         let entries = groups.into_iter().filter_map(Value::as_object).flatten();
-        Ok(entries.filter_map(|(name, count)| Some((name.clone(), count.as_u64()?))).collect())
+        let drops = entries.filter(|(name, _)| !NO_DROPS.contains(&name.as_str()));
+        Ok(drops.filter_map(|(name, count)| Some((name.clone(), count.as_u64()?))).collect())
     }
 
     /// Per cent of one core that it used over `time`.

@@ -1,5 +1,6 @@
 //! Development commands: `cargo xtask --help`.
 //!
+//! - [`attack`]: forged packets, none of which may reach a user
 //! - [`bench`]: measures the contenders side by side
 //! - [`contender`]: what is compared
 //! - [`cores`]: which core runs what
@@ -13,9 +14,11 @@
 //! - [`rig`]: two nodes as network namespaces
 //! - [`setup`]: the apt packages each command needs, and why
 //! - [`shell`]: runs other programs
+//! - [`test`]: everything that must hold before a change goes in
 //! - [`workload`]: traffic, and what is measured of it
 #![forbid(unsafe_code)]
 
+mod attack;
 mod bench;
 mod contender;
 mod cores;
@@ -29,6 +32,7 @@ mod report;
 mod rig;
 mod setup;
 mod shell;
+mod test;
 mod workload;
 
 use clap::Parser;
@@ -48,6 +52,8 @@ enum Xtask {
     },
     /// Show two nodes and two users: who reaches whom, speed, an attack. Needs root; leaves nothing behind
     Demo,
+    /// Check format, lints, tests, the eBPF object and the demo's isolation. Needs root; CI runs this
+    Test,
     /// Measure raw, kernel VXLAN and uvn side by side
     Bench {
         /// At most five minutes: fewer and shorter rounds
@@ -64,13 +70,14 @@ fn main() -> ExitCode {
         Xtask::Setup => setup::install(setup::ALL).map_err(Error::from),
         Xtask::Ebpf { check } => ebpf::run(check).map_err(Error::from),
         Xtask::Demo => show(),
+        Xtask::Test => check(),
         Xtask::Bench { quick } => measure(quick),
         Xtask::Probe(probe) => probe::run(probe).map_err(Error::from),
     };
+    let _unless_stopping = rig::running();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _unless_stopping = rig::running();
             eprintln!("error: {error}");
             ExitCode::FAILURE
         }
@@ -80,6 +87,11 @@ fn main() -> ExitCode {
 fn show() -> Result<(), Error> {
     setup::install(&[setup::BUILD, setup::BENCH])?;
     if demo::demo()? { Ok(()) } else { Err(Error::Unexpected) }
+}
+
+fn check() -> Result<(), Error> {
+    setup::install(setup::ALL)?;
+    if test::test() { Ok(()) } else { Err(Error::Test) }
 }
 
 fn measure(quick: bool) -> Result<(), Error> {
@@ -98,6 +110,8 @@ enum Error {
     Rig(#[from] rig::RigError),
     #[error("the demo is not as expected: see WRONG above")]
     Unexpected,
+    #[error("not everything passed: see FAILED above")]
+    Test,
     #[error("probe: {0}")]
     Probe(#[from] std::io::Error),
 }

@@ -1,0 +1,94 @@
+//! A hostile machine on the underlay: forged VXLAN packets to one node, none of which may reach a user.
+
+use crate::contender::Setup;
+use crate::dataplane::Dataplane;
+use crate::probe::attack::Forgery;
+use crate::process::{Place, Process};
+use crate::rig::{NIC, RigError, USERS};
+use crate::shell;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+/// Packets of each forgery.
+const COUNT: u64 = 100;
+/// How long packets and reports of them may be under way.
+const SETTLE: Duration = Duration::from_millis(250);
+
+/// Sends every forgery to node 1 from node 2's own NIC. Prints what was counted, and returns whether each packet was
+/// counted for the right reason and none arrived; a genuine packet sent the same way must arrive.
+///
+/// # Errors
+/// A probe could not be run, or the data plane does not answer.
+pub fn run(uvn: &Setup) -> Result<bool, RigError> {
+    let attacker = Place { netns: uvn.rig.node(1), cores: uvn.place(1, USERS[0]).cores };
+    let device = format!("u{}", USERS[0]);
+    let macs = [
+        mac(&uvn.rig.node(0), NIC)?,
+        mac(&uvn.rig.user(0, USERS[0]), &device)?,
+        mac(&uvn.rig.user(1, USERS[0]), &device)?,
+    ]
+    .join(",");
+    println!("  {:<32}{:>6}{:>10}  counted as", "", "sent", "arrived");
+    let mut good = true;
+    for forgery in [&[Forgery::Genuine], &Forgery::FORGED[..]].concat() {
+        let word = format!("uvn-attack-{}", forgery.argument());
+        let watchers = watch(uvn, &word)?;
+        let before = uvn.dataplanes[0].counters()?;
+        let arguments = ["attack", &forgery.argument(), &COUNT.to_string(), &word, &macs];
+        Process::start("probe attack", attacker.probe(&arguments)?)?.finish(Duration::from_secs(10))?;
+        thread::sleep(SETTLE);
+        let counted = increases(&before, &uvn.dataplanes[0])?;
+        let lines = watchers.iter().flat_map(Process::new_lines);
+        let arrived = lines.filter(|line| line.starts_with("arrived")).count() as u64;
+        good &= print(forgery, arrived, &counted);
+    }
+    Ok(good)
+}
+
+/// Prints one line; false when it is wrong.
+fn print(forgery: Forgery, arrived: u64, counted: &BTreeMap<String, u64>) -> bool {
+    let for_the_reason: u64 = forgery.counters().iter().filter_map(|name| counted.get(*name)).sum();
+    let right = match forgery {
+        Forgery::Genuine => arrived == COUNT,
+        _ => arrived == 0 && for_the_reason == COUNT,
+    };
+    let counted: Vec<String> = counted.iter().map(|(name, increase)| format!("{name} +{increase}")).collect();
+    let mark = if right { "" } else { "   WRONG" };
+    println!("  {:<32}{COUNT:>6}{arrived:>10}  {}{mark}", forgery.title(), counted.join(", "));
+    right
+}
+
+/// Has every user's endpoint on node 1 watched for a word.
+fn watch(uvn: &Setup, word: &str) -> Result<Vec<Process>, RigError> {
+    let watch = |user| {
+        let watcher = Process::start("probe watch", uvn.place(0, user).probe(&["watch", word])?)?;
+        watcher.wait_for("ready", Duration::from_secs(5))?;
+        Ok(watcher)
+    };
+    USERS.into_iter().map(watch).collect()
+}
+
+/// The drop counters that went up.
+fn increases(
+    before: &BTreeMap<String, u64>,
+    dataplane: &Dataplane,
+) -> Result<BTreeMap<String, u64>, RigError> {
+    let increase = |(name, after): (String, u64)| {
+        let increase = after.saturating_sub(before.get(&name).copied().unwrap_or(0));
+        (increase > 0).then_some((name, increase))
+    };
+    Ok(dataplane.counters()?.into_iter().filter_map(increase).collect())
+}
+
+fn mac(netns: &str, device: &str) -> Result<String, RigError> {
+    let text = shell::read(Command::new("ip").args(["-json", "-n", netns, "link", "show", "dev", device]))?;
+    let links: Value = serde_json::from_str(&text).unwrap_or_default();
+    let mac = links[0]["address"].as_str();
+    mac.map(str::to_owned).ok_or_else(|| RigError::Program {
+        what: "ip link show".into(),
+        why: format!("no address of {device}"),
+    })
+}

@@ -1,0 +1,135 @@
+//! `cargo xtask test`: everything that must hold before a change goes in. CI runs this and nothing else.
+
+use crate::dataplane::{self, cargo};
+use crate::{demo, ebpf, rig, shell};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+/// What a runner says in the end, or why it failed.
+type Closing = Result<String, String>;
+/// Its name and how to run it.
+type Runner = (&'static str, fn() -> Closing);
+
+/// Runs all of it, going on past failures, and prints one closing line per runner; false when one failed.
+#[must_use]
+pub fn test() -> bool {
+    let runners: [Runner; 5] =
+        [("format", format), ("clippy", clippy), ("tests", tests), ("ebpf", object), ("demo", demo)];
+    let closings: Vec<(&str, Closing)> = runners
+        .into_iter()
+        .map(|(name, run)| {
+            println!("== {name}");
+            (name, run())
+        })
+        .collect();
+    println!();
+    for (name, closing) in &closings {
+        match closing {
+            Ok(line) => println!("{name}: {line}"),
+            Err(line) => println!("{name}: FAILED: {line}"),
+        }
+    }
+    closings.iter().all(|(_, closing)| closing.is_ok())
+}
+
+/// Runs cargo with the terminal's output.
+fn run(mut cargo: Command) -> Result<(), String> {
+    shell::run(&mut cargo).map_err(|error| error.to_string())
+}
+
+/// Whether rustup brought this component; a SKIP line with the remedy if not.
+fn missing(component: &str) -> Option<String> {
+    let there = shell::read(cargo().args([component, "--version"])).is_ok();
+    let name = if component == "fmt" { "rustfmt" } else { component };
+    (!there).then(|| format!("SKIP: this Rust has no {name}; `rustup component add {name}` brings it"))
+}
+
+fn format() -> Closing {
+    if let Some(skip) = missing("fmt") {
+        return Ok(skip);
+    }
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../");
+    for workspace in ["", "ebpf/"] {
+        let mut check = cargo();
+        check
+            .args(["fmt", "--all", "--check", "--manifest-path"])
+            .arg(format!("{root}{workspace}Cargo.toml"));
+        run(check)?;
+    }
+    Ok("ok: as rustfmt writes it".into())
+}
+
+fn clippy() -> Closing {
+    if let Some(skip) = missing("clippy") {
+        return Ok(skip);
+    }
+    let mut check = cargo();
+    check.args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"]);
+    run(check)?;
+    Ok("ok: no warnings".into())
+}
+
+/// Unit, integration, property and corpus tests, and the examples in the documentation.
+fn tests() -> Closing {
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--no-fail-fast"]).stdout(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| format!("cannot run cargo: {error}"))?;
+    let (mut counts, mut runs) = ([0; 3], 0);
+    for line in child.stdout.take().into_iter().flat_map(|output| BufReader::new(output).lines()) {
+        let line = line.unwrap_or_default();
+        println!("{line}");
+        if let Some(result) = counted(&line) {
+            runs += 1;
+            counts.iter_mut().zip(result).for_each(|(sum, count)| *sum += count);
+        }
+    }
+    let status = child.wait().map_err(|error| format!("cargo: {error}"))?;
+    let [passed, failed, ignored] = counts;
+    let line = format!("{passed} passed, {failed} failed, {ignored} ignored in {runs} programs");
+    if status.success() { Ok(format!("ok: {line}")) } else { Err(format!("{line}; cargo: {status}")) }
+}
+
+/// Passed, failed and ignored in the closing line of one test program.
+fn counted(line: &str) -> Option<[u64; 3]> {
+    let rest = line.strip_prefix("test result: ")?.split_once(". ")?.1;
+    let mut numbers = rest.split("; ").map_while(|part| part.split(' ').next()?.parse().ok());
+    Some([numbers.next()?, numbers.next()?, numbers.next()?])
+}
+
+fn object() -> Closing {
+    ebpf::run(true).map_err(|error| error.to_string())?;
+    Ok("ok: the committed eBPF object is what its source builds to".into())
+}
+
+/// What `cargo xtask demo` shows, without the figures, on the program that the tests have just built.
+fn demo() -> Closing {
+    let text = |error: rig::RigError| error.to_string();
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--package", "uvn-dataplane"]);
+    run(build)?;
+    let program = dataplane::target_directory().map_err(text)?.join("debug/uvn-dataplane");
+    rig::prepare().map_err(text)?;
+    if demo::isolation(&program).map_err(text)? {
+        Ok("ok: own network reached everywhere, others nowhere, every forged packet dropped and counted"
+            .into())
+    } else {
+        Err("not as expected: see WRONG above".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counted;
+
+    #[test]
+    fn closing_lines_of_test_programs_are_counted() {
+        let line =
+            "test result: ok. 8 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.00s";
+        assert_eq!(counted(line), Some([8, 1, 2]));
+        assert_eq!(
+            counted("test result: FAILED. 0 passed; 3 failed; 0 ignored; 0 measured"),
+            Some([0, 3, 0])
+        );
+        assert_eq!(counted("test a::b ... ok"), None);
+    }
+}
