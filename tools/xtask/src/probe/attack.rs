@@ -5,7 +5,7 @@ use super::ready;
 use crate::rig::NIC;
 use clap::ValueEnum;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvfrom, sendto, socket,
 };
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -24,6 +24,9 @@ const VICTIM: [u8; 4] = [10, 0, 0, 1];
 const OWN: [u8; 4] = [10, 0, 0, 2];
 /// An address that is no node's.
 const STRANGER: [u8; 4] = [10, 0, 0, 66];
+
+/// include/uapi/linux/if_packet.h
+const PACKET_OUTGOING: u8 = 4;
 
 /// What is wrong with a forged packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -136,7 +139,8 @@ pub fn attack(kind: Forgery, count: usize, word: &str, macs: &Macs) -> io::Resul
     Ok(())
 }
 
-/// Writes `ready`, then `arrived WORD` for every frame in this namespace that holds the word. Runs for ever.
+/// Writes `ready`, then `arrived WORD` for every frame that comes into this namespace and holds the word. Runs for
+/// ever. What leaves does not count: the kernel quotes a datagram that it refuses in its ICMP error.
 ///
 /// # Errors
 /// Packet sockets are not allowed.
@@ -145,9 +149,10 @@ pub fn watch(word: &str) -> io::Result<()> {
     ready();
     let mut frame = vec![0; 1 << 16];
     loop {
-        let length = recv(socket.as_raw_fd(), &mut frame, MsgFlags::empty())?;
+        let (length, from) = recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut frame)?;
+        let leaves = from.is_some_and(|from| from.pkttype() == PACKET_OUTGOING);
         let frame = frame.get(..length).unwrap_or_default();
-        if frame.windows(word.len()).any(|bytes| bytes == word.as_bytes()) {
+        if !leaves && frame.windows(word.len()).any(|bytes| bytes == word.as_bytes()) {
             println!("arrived {word}");
         }
     }
