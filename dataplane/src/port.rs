@@ -73,13 +73,14 @@ pub trait Endpoint: Send {
     /// The device is gone or broken; the worker detaches it.
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<(VnetHeader, usize)>>;
 
-    /// Hands one frame, in parts, to the kernel; false when the endpoint is full.
+    /// Hands one frame, in parts, to the kernel; false when the endpoint is full or set down, or refuses this frame.
+    /// It may leave only at the next `flush`.
     ///
     /// # Errors
-    /// The device is gone or broken, or refused this frame.
+    /// The device is gone or broken; the worker detaches it.
     fn send(&mut self, header: &VnetHeader, parts: &[IoSlice<'_>]) -> io::Result<bool>;
 
-    /// Pushes out what `send` may have queued.
+    /// Pushes out what `send` may have queued: due after each batch.
     fn flush(&mut self) {}
 
     /// Which super-frames `send` takes.
