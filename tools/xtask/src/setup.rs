@@ -98,6 +98,6 @@ trap 'exit 143' TERM
 printf '%s\n' '#!/bin/sh' "$mark" 'exit 101' > "$policy"
 chmod 755 "$policy"
 export DEBIAN_FRONTEND=noninteractive
-apt-get -q update
-apt-get -q install --yes --no-install-recommends "$@"
+apt-get -q -o DPkg::Lock::Timeout=600 update
+apt-get -q -o DPkg::Lock::Timeout=600 install --yes --no-install-recommends "$@"
 "#;
