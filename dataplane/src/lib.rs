@@ -2,6 +2,7 @@
 //!
 //! - [`port`]: what a worker needs from a NIC queue and from an endpoint
 //! - [`worker`]: one NIC queue's loop: ingress, egress, flush
+//! - [`endpoints`]: its side of the endpoints: ready, broken, to be flushed
 //! - [`encap`]: the checks on a frame that an endpoint sends, and its destination
 //! - [`gso`]: a super-frame of an endpoint, cut into frames
 //! - [`outer`]: the headers around them
@@ -36,6 +37,7 @@ pub mod control;
 pub mod counters;
 pub mod decap;
 pub mod encap;
+pub mod endpoints;
 pub mod gro;
 pub mod gso;
 pub mod link;

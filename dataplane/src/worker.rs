@@ -6,15 +6,15 @@ use crate::answer;
 use crate::counters::{Counters, Drop};
 use crate::decap::{self, decap};
 use crate::encap::{Outgoing, Route, encap};
+use crate::endpoints::Endpoints;
 use crate::gro::{Delivery, Gro};
 use crate::gso::Gso;
 use crate::outer::Patch;
-use crate::port::{Endpoint, MAX_FRAME, MAX_PARTS, Nic, Offloads, VnetHeader};
+use crate::port::{Endpoint, MAX_FRAME, MAX_PARTS, Nic, VnetHeader};
 use crate::tables::{Hop, Network, Tables};
 use crossbeam::channel::Sender;
 use hashbrown::HashSet;
 use hdrhistogram::Histogram;
-use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::mem;
 use std::net::IpAddr;
@@ -60,7 +60,6 @@ pub enum Command {
 }
 
 /// What a worker tells the control thread.
-#[derive(Debug)]
 pub enum Event {
     /// Frames wait for the next hop of this VTEP.
     Resolve(IpAddr),
@@ -75,7 +74,14 @@ pub enum Event {
         /// Where it is.
         vtep: IpAddr,
     },
-    /// An endpoint broke; the worker has dropped it.
+    /// An endpoint is not served any more and can be dropped.
+    Detached {
+        /// The network's slot.
+        slot: u32,
+        /// This worker's side of it.
+        endpoint: Box<dyn Endpoint>,
+    },
+    /// An endpoint broke; the worker does not use it any more.
     EndpointLost {
         /// The network's slot.
         slot: u32,
@@ -104,16 +110,6 @@ pub struct Status {
     pub counters: Counters,
 }
 
-/// An endpoint and what the worker knows of it.
-struct Attached {
-    endpoint: Box<dyn Endpoint>,
-    /// It stands in `Worker::ready`.
-    ready: bool,
-    /// It failed for good; the control thread will detach it.
-    broken: bool,
-    flood: Bucket,
-}
-
 /// A frame that waits for a next hop.
 struct Parked {
     slot: u32,
@@ -131,8 +127,7 @@ pub struct Worker<N: Nic> {
     events: Sender<Event>,
     /// An event was sent since [`Worker::take_told`].
     told: bool,
-    endpoints: Vec<Option<Attached>>,
-    ready: VecDeque<u32>,
+    endpoints: Endpoints,
     gro: Gro,
     /// The batch being received, and where in each frame the inner one lies.
     batch: Vec<N::Frame>,
@@ -168,8 +163,7 @@ impl<N: Nic> Worker<N> {
             status,
             events,
             told: false,
-            endpoints: Vec::new(),
-            ready: VecDeque::new(),
+            endpoints: Endpoints::default(),
             gro: Gro::default(),
             batch: Vec::new(),
             inner: Vec::new(),
@@ -196,12 +190,6 @@ impl<N: Nic> Worker<N> {
         &self.nic
     }
 
-    /// The endpoint in a slot.
-    #[must_use]
-    pub fn endpoint(&self, slot: u32) -> Option<&dyn Endpoint> {
-        Some(&*self.endpoints.get(slot as usize)?.as_ref()?.endpoint)
-    }
-
     /// Runs with new tables, and tries again what waited for them.
     pub fn set_tables(&mut self, tables: Arc<Tables>) {
         self.tables = tables;
@@ -213,31 +201,20 @@ impl<N: Nic> Worker<N> {
 
     /// Serves an endpoint.
     pub fn attach(&mut self, slot: u32, endpoint: Box<dyn Endpoint>) {
-        let index = slot as usize;
-        if self.endpoints.len() <= index {
-            self.endpoints.resize_with(index + 1, || None);
-        }
-        self.endpoints[index] =
-            Some(Attached { endpoint, ready: false, broken: false, flood: Bucket::default() });
-        self.set_ready(slot);
+        self.endpoints.attach(slot, endpoint);
     }
 
-    /// Forgets an endpoint.
+    /// Forgets an endpoint. Another thread drops it: the end of a device takes the kernel tens of milliseconds.
     pub fn detach(&mut self, slot: u32) {
-        if let Some(endpoint) = self.endpoints.get_mut(slot as usize) {
-            *endpoint = None;
-        }
-        self.ready.retain(|ready| *ready != slot);
         self.parked.retain(|parked| parked.slot != slot);
+        if let Some(endpoint) = self.endpoints.detach(slot) {
+            self.tell(Event::Detached { slot, endpoint });
+        }
     }
 
     /// Notes that an endpoint may have a frame to send.
     pub fn set_ready(&mut self, slot: u32) {
-        if let Some(Some(attached)) = self.endpoints.get_mut(slot as usize)
-            && !mem::replace(&mut attached.ready, true)
-        {
-            self.ready.push_back(slot);
-        }
+        self.endpoints.set_ready(slot);
     }
 
     /// What is measured.
@@ -278,6 +255,7 @@ impl<N: Nic> Worker<N> {
         self.tick();
         let received = self.ingress();
         let sent = self.egress();
+        self.endpoints.flush();
         self.pending = self.nic.flush();
         if received > 0 {
             let nanoseconds = now.elapsed().as_nanos() as u64;
@@ -342,10 +320,7 @@ impl<N: Nic> Worker<N> {
         if let Some(ecn) = received.ecn {
             decap::set_ecn(&mut self.nic.bytes_mut(frame)[received.inner.clone()], ecn);
         }
-        let offloads = match self.endpoints.get(received.slot as usize) {
-            Some(Some(attached)) => attached.endpoint.offloads(),
-            _ => Offloads::default(),
-        };
+        let offloads = self.endpoints.offloads(received.slot);
         let inner = &self.nic.bytes(frame)[received.inner.clone()];
         if let Ok(packet) = packet::parse(inner) {
             self.gro.push(received.slot, index, inner, &packet, offloads);
@@ -357,44 +332,40 @@ impl<N: Nic> Worker<N> {
     fn deliver(&mut self, tables: &Tables, batch: &[N::Frame]) {
         let mut gro = mem::take(&mut self.gro);
         gro.flush(|delivery| {
-            let mut parts = [IoSlice::new(&[]); MAX_PARTS];
             let inner = |index: u32| {
                 let frame = batch.get(index as usize).map(|frame| self.nic.bytes(frame));
                 frame.and_then(|bytes| bytes.get(self.inner.get(index as usize)?.clone())).unwrap_or_default()
             };
-            let (slot, header, frames, used) = match &delivery {
+            let (slot, frames, bytes, sent) = match &delivery {
                 Delivery::Single { network, index } => {
-                    parts[0] = IoSlice::new(inner(*index));
-                    (*network, VnetHeader::default(), 1, 1)
+                    let frame = inner(*index);
+                    let parts = [IoSlice::new(frame)];
+                    let sent = self.endpoints.send(*network, &VnetHeader::default(), &parts);
+                    (*network, 1, frame.len(), sent)
                 }
                 Delivery::Super(coalesced) => {
-                    parts[0] = IoSlice::new(coalesced.head());
-                    let mut used = 1;
+                    let mut parts = [IoSlice::new(coalesced.head()); MAX_PARTS];
+                    let mut bytes = coalesced.segments() * coalesced.head().len();
                     for (part, (index, range)) in parts[1..].iter_mut().zip(coalesced.parts()) {
                         *part = IoSlice::new(inner(index).get(range).unwrap_or_default());
-                        used += 1;
+                        bytes += part.len();
                     }
-                    (coalesced.network(), coalesced.header(), used as u64 - 1, used)
+                    let parts = parts.get(..=coalesced.segments()).unwrap_or_default();
+                    let sent = self.endpoints.send(coalesced.network(), &coalesced.header(), parts);
+                    (coalesced.network(), coalesced.segments() as u64, bytes, sent)
                 }
             };
-            let parts = &parts[..used];
-            let bytes = parts.iter().map(|part| part.len() as u64).sum::<u64>()
-                + (frames - 1) * parts[0].len() as u64;
             let Some(network) = tables.by_slot(slot) else { return };
-            let sent = match self.endpoints.get_mut(slot as usize) {
-                Some(Some(attached)) if !attached.broken => attached.endpoint.send(&header, parts),
-                _ => Ok(false),
-            };
             if sent.as_ref().is_ok_and(|sent| *sent) {
                 for counters in [&self.status.counters, &network.counters[self.queue]] {
                     counters.rx_frames.add(frames);
-                    counters.rx_bytes.add(bytes);
+                    counters.rx_bytes.add(bytes as u64);
                 }
             } else {
                 count_drop(&self.status, Some(network), self.queue, Drop::EndpointFull, frames);
             }
             if let Err(error) = sent {
-                self.lose(slot, error);
+                self.tell(Event::EndpointLost { slot, error });
             }
         });
         self.gro = gro;
@@ -403,51 +374,34 @@ impl<N: Nic> Worker<N> {
     /// Reads the endpoints that have something to send, each up to its budget. False if none had.
     fn egress(&mut self) -> bool {
         let mut sent = false;
-        for _ in 0..self.ready.len() {
-            let Some(slot) = self.ready.pop_front() else { break };
-            let mut buffer = mem::take(&mut self.buffer);
-            let (more, frames) = self.read(slot, &mut buffer);
-            self.buffer = buffer;
-            sent |= frames;
-            if more {
-                self.ready.push_back(slot);
-            } else if let Some(Some(attached)) = self.endpoints.get_mut(slot as usize) {
-                attached.ready = false;
-            }
+        let mut buffer = mem::take(&mut self.buffer);
+        for _ in 0..self.endpoints.ready() {
+            let Some(slot) = self.endpoints.next_ready() else { break };
+            sent |= self.read(slot, &mut buffer);
         }
+        self.buffer = buffer;
         sent
     }
 
-    /// Sends frames of one endpoint: whether it may have more, and whether it had any.
-    fn read(&mut self, slot: u32, buffer: &mut [u8]) -> (bool, bool) {
+    /// Sends frames of one endpoint, which stays ready while it may have more. False if it had none.
+    fn read(&mut self, slot: u32, buffer: &mut [u8]) -> bool {
         let mut any = false;
         let room = self.nic.room();
         while self.nic.room() >= EGRESS_ROOM && room - self.nic.room() < EGRESS_BUDGET {
-            let Some(Some(attached)) = self.endpoints.get_mut(slot as usize) else { return (false, any) };
-            if attached.broken {
-                return (false, any);
-            }
-            match attached.endpoint.receive(buffer) {
+            match self.endpoints.receive(slot, buffer) {
                 Ok(Some((header, length))) => {
                     any = true;
                     self.send(slot, header, buffer.get(..length).unwrap_or_default(), self.now);
                 }
-                Ok(None) => return (false, any),
+                Ok(None) => return any,
                 Err(error) => {
-                    self.lose(slot, error);
-                    return (false, any);
+                    self.tell(Event::EndpointLost { slot, error });
+                    return any;
                 }
             }
         }
-        (true, any)
-    }
-
-    /// Uses a broken endpoint no more.
-    fn lose(&mut self, slot: u32, error: io::Error) {
-        if let Some(Some(attached)) = self.endpoints.get_mut(slot as usize) {
-            attached.broken = true;
-            self.tell(Event::EndpointLost { slot, error });
-        }
+        self.endpoints.set_ready(slot);
+        any
     }
 
     /// A full channel loses nothing that matters: frames of an unknown MAC or next hop tell again, and a broken
@@ -546,10 +500,7 @@ impl<N: Nic> Worker<N> {
         gso: &Gso<'_>,
     ) -> Result<(), Drop> {
         let rate = network.flood_rate.div_ceil(network.counters.len() as u32);
-        let allowed = match self.endpoints.get_mut(slot as usize) {
-            Some(Some(attached)) => attached.flood.take(self.now, rate, gso.segments()),
-            _ => false,
-        };
+        let allowed = self.endpoints.may_flood(slot, self.now, rate, gso.segments());
         if !allowed {
             return Err(Drop::FloodLimit);
         }
@@ -598,11 +549,10 @@ impl<N: Nic> Worker<N> {
 
     /// Hands a frame of our own to the endpoint.
     fn answer(&mut self, slot: u32, network: &Network, answer: &answer::Frame) {
-        let Some(Some(attached)) = self.endpoints.get_mut(slot as usize) else { return };
-        match attached.endpoint.send(&VnetHeader::default(), &[IoSlice::new(answer.bytes())]) {
-            Ok(true) => attached.endpoint.flush(),
+        match self.endpoints.send(slot, &VnetHeader::default(), &[IoSlice::new(answer.bytes())]) {
+            Ok(true) => {}
             Ok(false) => count_drop(&self.status, Some(network), self.queue, Drop::EndpointFull, 1),
-            Err(error) => self.lose(slot, error),
+            Err(error) => self.tell(Event::EndpointLost { slot, error }),
         }
     }
 }
@@ -623,31 +573,5 @@ fn count_drop(status: &Status, network: Option<&Network>, queue: usize, reason: 
     status.counters.dropped(reason, frames);
     if let Some(network) = network {
         network.counters[queue].dropped(reason, frames);
-    }
-}
-
-/// A token bucket: one second's worth of tokens at most.
-#[derive(Debug, Default)]
-struct Bucket {
-    tokens: u64,
-    filled: Option<Instant>,
-}
-
-impl Bucket {
-    /// Takes `count` tokens if there are as many. Counts in billionths of a token, so that no time is lost.
-    fn take(&mut self, now: Instant, rate: u32, count: usize) -> bool {
-        const TOKEN: u64 = 1_000_000_000;
-        let elapsed =
-            self.filled.map_or(Duration::from_secs(1), |filled| now.saturating_duration_since(filled));
-        let nanoseconds = elapsed.as_nanos().min(TOKEN.into()) as u64;
-        let rate = u64::from(rate);
-        self.tokens = (self.tokens + nanoseconds * rate).min(rate * TOKEN);
-        self.filled = Some(now);
-        let wanted = count as u64 * TOKEN;
-        let enough = self.tokens >= wanted;
-        if enough {
-            self.tokens -= wanted;
-        }
-        enough
     }
 }

@@ -393,7 +393,7 @@ fn learning() {
     assert!(node.receive(&wrap(&inner)).is_some());
     match node.events.try_recv() {
         Ok(Event::Learned { slot: 0, mac, vtep: B, .. }) => assert_eq!(mac, foreign),
-        other => panic!("{other:?}"),
+        _ => panic!("not told"),
     }
     // Unknown: flooded, to B and (next hop unknown) C.
     let outer = udp((Mac::of(A), foreign), (A, 1), (B, 1), 0, b"x");
