@@ -27,6 +27,11 @@
 //! - [`config`]: the TOML file
 //! - [`message`], [`seqpacket`]: the control protocol
 //! - [`control`], [`client`]: the two ends of the control socket
+//! - [`service`]: the thread that owns them all: set-up, changes, life cycle
+//! - [`networks`]: the networks, what was learned in them, and their tables
+//! - [`device`]: endpoint devices, made or handed over
+//! - [`queues`], [`cores`]: the XDP program and the workers of a NIC, and the cores they run on
+//! - [`underlay`], [`route`]: next hops, from the kernel's routes and neighbours
 //! - [`link`]: network devices by name: rtnetlink, ethtool, namespaces
 #![deny(unsafe_code)]
 
@@ -34,8 +39,10 @@ pub mod answer;
 pub mod client;
 pub mod config;
 pub mod control;
+pub mod cores;
 pub mod counters;
 pub mod decap;
+pub mod device;
 pub mod encap;
 pub mod endpoints;
 pub mod gro;
@@ -43,14 +50,19 @@ pub mod gso;
 pub mod link;
 pub mod memory;
 pub mod message;
+pub mod networks;
 pub mod outer;
 pub mod port;
+pub mod queues;
 pub mod redirect;
 pub mod ring;
+pub mod route;
 pub mod seqpacket;
+pub mod service;
 pub mod tables;
 pub mod tap;
 pub mod thread;
+pub mod underlay;
 pub mod veth;
 pub mod worker;
 pub mod xdp;

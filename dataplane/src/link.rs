@@ -138,7 +138,7 @@ fn read_answers(socket: &Socket, sequence: u32) -> io::Result<Option<Vec<RouteNe
 }
 
 /// The first message's length and bytes; None at the end or when the length is impossible.
-fn split_message(bytes: &[u8]) -> Option<(usize, &[u8])> {
+pub(crate) fn split_message(bytes: &[u8]) -> Option<(usize, &[u8])> {
     const HEADER: usize = 16;
     let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
     if length < HEADER { None } else { Some((length, bytes.get(..length)?)) }
