@@ -145,7 +145,7 @@ pub struct Summary {
     pub unresolved: usize,
     /// How many VTEPs are allowed by address.
     pub vteps: usize,
-    /// The allowed ranges.
+    /// The allowed ranges: the first 64.
     pub ranges: Vec<Cidr>,
 }
 
@@ -173,8 +173,10 @@ pub struct NetworkState {
     pub device: Option<String>,
     /// Why it has no endpoint now; None: it has one.
     pub fault: Option<String>,
-    /// VTEPs, or one group, that it floods to.
+    /// VTEPs, or one group, that it floods to: the first 16.
     pub flood: Vec<IpAddr>,
+    /// How many there are.
+    pub flood_count: usize,
     /// How many MACs it has learned.
     pub learned: usize,
     /// Its share of the counters, over all workers.

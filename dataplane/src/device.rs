@@ -1,0 +1,286 @@
+//! Endpoint devices: made here, or handed over as open TAP queues. Workers hold duplicates, so that an endpoint
+//! outlives its workers.
+
+use crate::config::{Cidr, Device, DeviceKind};
+use crate::link::{self, LinkError};
+use crate::port::{Endpoint, Offloads, VnetHeader};
+use crate::tap::{Tap, TapError};
+use crate::veth::{Veth, VethError};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use thiserror::Error;
+use uvn_wire::ethernet::Mac;
+use uvn_wire::vxlan::Vni;
+
+/// Why an endpoint could not be made or taken over.
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    /// The TAP.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The veth pair.
+    #[error(transparent)]
+    Veth(#[from] VethError),
+    /// A setting of the device.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The device's network namespace.
+    #[error("network namespace of `{name}`: {source}")]
+    Netns {
+        /// The device.
+        name: String,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// A number of descriptors that fits neither one queue nor all.
+    #[error("{fds} file descriptors: give one, or one per worker ({workers})")]
+    Descriptors {
+        /// How many came.
+        fds: usize,
+        /// How many workers there are.
+        workers: usize,
+    },
+}
+
+/// What a made device shall be.
+#[derive(Debug, Clone)]
+pub struct Plan<'a> {
+    /// Name, kind and namespace.
+    pub device: &'a Device,
+    /// Its network.
+    pub vni: Vni,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Its MTU, bytes.
+    pub mtu: usize,
+    /// Its addresses.
+    pub addresses: &'a [Cidr],
+    /// Index of the underlay NIC.
+    pub nic: u32,
+    /// How many workers there are: a TAP has one queue for each.
+    pub workers: usize,
+}
+
+/// One network's endpoint.
+pub struct EndpointSource {
+    /// The device, if it was made here.
+    made: Option<Device>,
+    parts: Parts,
+}
+
+enum Parts {
+    Tap(Vec<Tap>),
+    /// It has one queue only, which all workers share. For more than one worker this is the one lock of the data plane:
+    /// a TAP has none.
+    Veth(Arc<Mutex<Veth>>),
+}
+
+impl EndpointSource {
+    /// Makes the device, or takes over a persistent TAP of that name, which a data plane that was killed has left.
+    ///
+    /// # Errors
+    /// The kernel refuses; what had been made is undone.
+    pub fn make(plan: &Plan<'_>) -> Result<EndpointSource, DeviceError> {
+        let name = plan.device.name.as_str();
+        let parts = match plan.device.kind {
+            DeviceKind::Tap => {
+                let taps = inside(plan.device, || {
+                    let taps = open_tap(plan)?;
+                    set_up(plan)?;
+                    Ok::<_, DeviceError>(taps)
+                })??;
+                for tap in &taps {
+                    tap.set_persistent(true)
+                        .map_err(|source| DeviceError::Netns { name: name.into(), source })?;
+                }
+                Parts::Tap(taps)
+            }
+            DeviceKind::Veth => {
+                // Ours by its name: the NIC and the VNI. One that is there already was left by a data plane killed.
+                let near = format!("v{}-{}", plan.nic, plan.vni);
+                match link::delete(&near) {
+                    Ok(()) | Err(LinkError::NotFound(_)) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                let mtu = u32::try_from(plan.mtu).unwrap_or(u32::MAX);
+                let veth = Veth::create(&near, name, plan.device.netns.as_deref(), mtu)?;
+                inside(plan.device, || set_up(plan))??;
+                Parts::Veth(Arc::new(Mutex::new(veth)))
+            }
+        };
+        Ok(EndpointSource { made: Some(plan.device.clone()), parts })
+    }
+
+    /// Takes over TAP queues that came with a request.
+    ///
+    /// # Errors
+    /// Neither one nor `workers` of them, or one is no TAP queue.
+    pub fn take(fds: Vec<OwnedFd>, workers: usize) -> Result<EndpointSource, DeviceError> {
+        if fds.len() != 1 && fds.len() != workers {
+            return Err(DeviceError::Descriptors { fds: fds.len(), workers });
+        }
+        let taps = fds.into_iter().map(Tap::from_fd).collect::<Result<_, _>>()?;
+        Ok(EndpointSource { made: None, parts: Parts::Tap(taps) })
+    }
+
+    /// An endpoint of no queues.
+    #[cfg(test)]
+    pub(crate) fn none() -> EndpointSource {
+        EndpointSource { made: None, parts: Parts::Tap(Vec::new()) }
+    }
+
+    /// The device that was made here.
+    #[must_use]
+    pub fn made(&self) -> Option<&Device> {
+        self.made.as_ref()
+    }
+
+    /// Each worker's side: every queue is read by one worker, and every worker can write.
+    ///
+    /// # Errors
+    /// No more file descriptors, or the device is gone.
+    pub fn endpoints(&self, workers: usize) -> Result<Vec<Box<dyn Endpoint>>, DeviceError> {
+        match &self.parts {
+            Parts::Tap(taps) => (0..workers)
+                .map(|worker| -> Result<Box<dyn Endpoint>, DeviceError> {
+                    let Some(tap) = taps.get(worker % taps.len().max(1)) else {
+                        return Err(TapError::NotATap.into());
+                    };
+                    let fd = tap.as_fd().try_clone_to_owned().map_err(TapError::Driver)?;
+                    let tap = Tap::from_fd(fd)?;
+                    if worker < taps.len() { Ok(Box::new(tap)) } else { Ok(Box::new(WriteOnly(tap))) }
+                })
+                .collect(),
+            Parts::Veth(veth) => Ok((0..workers)
+                .map(|worker| -> Box<dyn Endpoint> {
+                    let shared = Shared(veth.clone());
+                    if worker == 0 { Box::new(shared) } else { Box::new(WriteOnly(shared)) }
+                })
+                .collect()),
+        }
+    }
+
+    /// Follows the NIC's MTU; a device that was handed over is its owner's business.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_mtu(&self, mtu: usize) -> Result<(), DeviceError> {
+        let Some(device) = &self.made else { return Ok(()) };
+        let mtu = u32::try_from(mtu).unwrap_or(u32::MAX);
+        Ok(inside(device, || link::set_mtu(&device.name, mtu))??)
+    }
+
+    /// Ends it. A device that was made here goes; one that was handed over stays with its owner.
+    pub fn remove(self) {
+        let (Some(device), Parts::Tap(taps)) = (&self.made, &self.parts) else { return };
+        for tap in taps {
+            if let Err(error) = tap.set_persistent(false) {
+                tracing::debug!(device = device.name, %error, "the TAP is gone already");
+            }
+        }
+    }
+}
+
+/// Opens a TAP with a queue for each worker. In the device's namespace.
+fn open_tap(plan: &Plan<'_>) -> Result<Vec<Tap>, DeviceError> {
+    let name = plan.device.name.as_str();
+    let error = match Tap::open(name, plan.workers) {
+        Ok(taps) => return Ok(taps),
+        Err(error) => error,
+    };
+    // One that is there with one queue cannot get several, nor the other way round. It is ours if it has our MAC.
+    let is_shape =
+        matches!(&error, TapError::Create { source, .. } if source.raw_os_error() == Some(libc::EINVAL));
+    if is_shape && link::get(name).is_ok_and(|link| link.mac == Some(plan.mac)) {
+        tracing::warn!(device = name, "made anew, since the number of workers has changed");
+        link::delete(name)?;
+        return Ok(Tap::open(name, plan.workers)?);
+    }
+    Err(error.into())
+}
+
+/// MAC, MTU, addresses, up. In the device's namespace.
+fn set_up(plan: &Plan<'_>) -> Result<(), DeviceError> {
+    let name = plan.device.name.as_str();
+    link::set_mac(name, plan.mac)?;
+    link::set_mtu(name, u32::try_from(plan.mtu).unwrap_or(u32::MAX))?;
+    // IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h): the overlay has the underlay's addresses and no others.
+    // No such file: no IPv6.
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), "1");
+    link::set_up(name, true)?;
+    for cidr in plan.addresses {
+        match link::add_address(name, cidr.address, cidr.prefix) {
+            Err(LinkError::Refused { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => {}
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+/// Does `work` in the device's network namespace.
+fn inside<T: Send>(device: &Device, work: impl FnOnce() -> T + Send) -> Result<T, DeviceError> {
+    match &device.netns {
+        Some(netns) => link::in_netns(netns, work).map_err(|source| DeviceError::Netns {
+            name: format!("{} in {}", device.name, netns.display()),
+            source,
+        }),
+        None => Ok(work()),
+    }
+}
+
+/// An endpoint that another worker reads.
+struct WriteOnly<E>(E);
+
+impl<E: Endpoint> Endpoint for WriteOnly<E> {
+    fn receive(&mut self, _buffer: &mut [u8]) -> io::Result<Option<(VnetHeader, usize)>> {
+        Ok(None)
+    }
+
+    fn send(&mut self, header: &VnetHeader, parts: &[IoSlice<'_>]) -> io::Result<bool> {
+        self.0.send(header, parts)
+    }
+
+    fn flush(&mut self) {
+        self.0.flush();
+    }
+
+    fn offloads(&self) -> Offloads {
+        self.0.offloads()
+    }
+
+    fn fd(&self) -> Option<RawFd> {
+        None
+    }
+}
+
+/// A veth pair that several workers use.
+struct Shared(Arc<Mutex<Veth>>);
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Veth> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Endpoint for Shared {
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<(VnetHeader, usize)>> {
+        self.lock().receive(buffer)
+    }
+
+    fn send(&mut self, header: &VnetHeader, parts: &[IoSlice<'_>]) -> io::Result<bool> {
+        self.lock().send(header, parts)
+    }
+
+    fn flush(&mut self) {
+        self.lock().flush();
+    }
+
+    fn offloads(&self) -> Offloads {
+        self.lock().offloads()
+    }
+
+    fn fd(&self) -> Option<RawFd> {
+        self.lock().fd()
+    }
+}

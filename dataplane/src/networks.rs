@@ -1,0 +1,349 @@
+//! The networks of a NIC by slot, what was learned in them, and the tables that workers see of them.
+//!
+//! The control thread alone changes them; workers get finished [`tables::Network`]s.
+
+use crate::config::Network;
+use crate::counters::{Counters, Drop};
+use crate::device::EndpointSource;
+use crate::message::Counts;
+use crate::tables::{self, Learned};
+use hashbrown::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use uvn_wire::ethernet::Mac;
+use uvn_wire::vxlan::Vni;
+
+/// One network.
+pub struct Entry {
+    /// As configured.
+    pub network: Network,
+    /// Its endpoint's MAC.
+    pub mac: Mac,
+    /// Where its endpoint comes from.
+    pub source: EndpointSource,
+    /// Why it has no endpoint now.
+    pub fault: Option<String>,
+    /// One per worker, since the workers were started.
+    counters: Arc<[Counters]>,
+    /// What earlier workers counted.
+    past: Counts,
+    learned: HashMap<Mac, Arc<Learned>>,
+    /// What workers see of it; None after a change.
+    table: Option<Arc<tables::Network>>,
+}
+
+impl Entry {
+    /// A new network.
+    #[must_use]
+    pub fn new(network: Network, mac: Mac, source: EndpointSource, workers: usize) -> Entry {
+        Entry {
+            network,
+            mac,
+            source,
+            fault: None,
+            counters: counters(workers),
+            past: Counts::default(),
+            learned: HashMap::new(),
+            table: None,
+        }
+    }
+
+    /// Where its broadcast, multicast and unknown frames go.
+    pub fn flood(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.network.group.into_iter().chain(self.network.peers.iter().copied())
+    }
+
+    /// Replaces the VTEPs that it floods to.
+    pub fn set_peers(&mut self, peers: Vec<IpAddr>) {
+        self.network.peers = peers;
+        self.table = None;
+    }
+
+    /// How many MACs it has learned.
+    #[must_use]
+    pub fn learned(&self) -> usize {
+        self.learned.len()
+    }
+
+    /// What all workers counted.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let mut counts = self.past.clone();
+        self.counters.iter().for_each(|counters| counts.add(counters));
+        counts
+    }
+
+    /// Notes where a MAC is. False if nothing changed, or there is no room.
+    fn learn(&mut self, mac: Mac, vtep: IpAddr, now: u32) -> bool {
+        if !self.network.learning || mac == self.mac || mac.is_multicast() {
+            return false;
+        }
+        match self.learned.get(&mac) {
+            Some(learned) if learned.vtep == vtep => return false,
+            None if self.learned.len() >= self.network.max_addresses => return false,
+            _ => {}
+        }
+        self.learned.insert(mac, Arc::new(Learned { vtep, seen: AtomicU32::new(now) }));
+        self.table = None;
+        true
+    }
+
+    /// Forgets MACs that were not seen for the network's ageing time. False if there were none.
+    fn age(&mut self, now: u32) -> bool {
+        let before = self.learned.len();
+        let oldest = now.saturating_sub(self.network.ageing);
+        self.learned.retain(|_, learned| learned.seen.load(Relaxed) >= oldest);
+        let aged = self.learned.len() < before;
+        if aged {
+            self.table = None;
+        }
+        aged
+    }
+
+    fn table(&mut self) -> Arc<tables::Network> {
+        if let Some(table) = &self.table {
+            return table.clone();
+        }
+        let table = Arc::new(tables::Network {
+            vni: self.network.vni,
+            mac: self.mac,
+            addresses: self.network.addresses.clone(),
+            flood: self.flood().collect(),
+            flood_rate: self.network.flood_rate,
+            learning: self.network.learning,
+            fdb: self.learned.clone(),
+            counters: self.counters.clone(),
+        });
+        self.table = Some(table.clone());
+        table
+    }
+}
+
+/// All networks of a NIC.
+#[derive(Default)]
+pub struct Networks {
+    entries: Vec<Option<Entry>>,
+    slots: HashMap<Vni, u32>,
+}
+
+impl Networks {
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Puts a network into the lowest free slot, and returns the slot. A network with its VNI must not be there.
+    pub fn insert(&mut self, entry: Entry) -> u32 {
+        let free = self.entries.iter().position(Option::is_none);
+        let slot = free.unwrap_or(self.entries.len());
+        // There are 2^24 VNIs: a slot always fits.
+        let number = u32::try_from(slot).unwrap_or(u32::MAX);
+        self.slots.insert(entry.network.vni, number);
+        match self.entries.get_mut(slot) {
+            Some(place) => *place = Some(entry),
+            None => self.entries.push(Some(entry)),
+        }
+        number
+    }
+
+    /// Takes a network out.
+    pub fn remove(&mut self, vni: Vni) -> Option<(u32, Entry)> {
+        let slot = self.slots.remove(&vni)?;
+        let entry = self.entries.get_mut(slot as usize)?.take()?;
+        Some((slot, entry))
+    }
+
+    /// A network and its slot.
+    #[must_use]
+    pub fn get(&self, vni: Vni) -> Option<(u32, &Entry)> {
+        let slot = *self.slots.get(&vni)?;
+        Some((slot, self.entries.get(slot as usize)?.as_ref()?))
+    }
+
+    /// A network, to change it.
+    pub fn get_mut(&mut self, vni: Vni) -> Option<&mut Entry> {
+        self.by_slot(*self.slots.get(&vni)?)
+    }
+
+    /// The network in a slot.
+    pub fn by_slot(&mut self, slot: u32) -> Option<&mut Entry> {
+        self.entries.get_mut(slot as usize)?.as_mut()
+    }
+
+    /// Every network with its slot.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Entry)> {
+        (0..).zip(&self.entries).filter_map(|(slot, entry)| Some((slot, entry.as_ref()?)))
+    }
+
+    /// Every network with its slot, to change it.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Entry)> {
+        (0..).zip(&mut self.entries).filter_map(|(slot, entry)| Some((slot, entry.as_mut()?)))
+    }
+
+    /// Notes that a worker saw a MAC behind a VTEP. False if nothing changed.
+    pub fn learn(&mut self, slot: u32, vni: Vni, mac: Mac, vtep: IpAddr, now: u32) -> bool {
+        match self.by_slot(slot) {
+            // The slot may be another network's by now.
+            Some(entry) if entry.network.vni == vni => entry.learn(mac, vtep, now),
+            _ => false,
+        }
+    }
+
+    /// Forgets what has not been seen for long. False if nothing changed.
+    pub fn age(&mut self, now: u32) -> bool {
+        let mut aged = false;
+        for (_, entry) in self.iter_mut() {
+            aged |= entry.age(now);
+        }
+        aged
+    }
+
+    /// Prepares for another set of workers: keeps what the old ones counted.
+    pub fn set_workers(&mut self, workers: usize) {
+        for (_, entry) in self.iter_mut() {
+            entry.past = entry.counts();
+            entry.counters = counters(workers);
+            entry.table = None;
+        }
+    }
+
+    /// What workers see: by slot, and the slot of each VNI.
+    pub fn tables(&mut self) -> (Vec<Option<Arc<tables::Network>>>, HashMap<Vni, u32>) {
+        let networks = self.entries.iter_mut().map(|entry| entry.as_mut().map(Entry::table)).collect();
+        (networks, self.slots.clone())
+    }
+}
+
+fn counters(workers: usize) -> Arc<[Counters]> {
+    (0..workers).map(|_| Counters::default()).collect()
+}
+
+impl Counts {
+    /// Adds one worker's counters.
+    pub fn add(&mut self, counters: &Counters) {
+        self.rx_frames += counters.rx_frames.get();
+        self.rx_bytes += counters.rx_bytes.get();
+        self.tx_frames += counters.tx_frames.get();
+        self.tx_bytes += counters.tx_bytes.get();
+        for reason in Drop::ALL {
+            let count = counters.drops(*reason);
+            if count > 0 {
+                *self.drops.entry(reason.name().into()).or_default() += count;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vtep(last: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, last])
+    }
+
+    fn vni(number: u32) -> Vni {
+        Vni::new(number).unwrap()
+    }
+
+    const OWN: Mac = Mac([2, 0x75, 10, 0, 0, 1]);
+
+    fn mac(last: u8) -> Mac {
+        Mac([0x52, 0x54, 0, 0, 0, last])
+    }
+
+    fn entry(number: u32) -> Entry {
+        let text = format!(
+            r#"{{"vni": {number}, "addresses": ["10.0.0.1/24"], "peers": ["10.0.0.2"], "learning": true,
+                "max_addresses": 2, "ageing": 10}}"#
+        );
+        Entry::new(serde_json::from_str(&text).unwrap(), OWN, EndpointSource::none(), 2)
+    }
+
+    #[test]
+    fn slots_stay_and_are_reused() {
+        let mut networks = Networks::default();
+        assert_eq!((networks.insert(entry(5)), networks.insert(entry(6)), networks.len()), (0, 1, 2));
+        let (slot, removed) = networks.remove(vni(5)).unwrap();
+        assert_eq!((slot, removed.network.vni), (0, vni(5)));
+        assert!(networks.remove(vni(5)).is_none());
+        let (tables, slots) = networks.tables();
+        assert!(tables[0].is_none());
+        assert_eq!(tables[1].as_ref().unwrap().vni, vni(6));
+        assert_eq!((slots.get(&vni(6)), slots.len()), (Some(&1), 1));
+        assert_eq!(networks.insert(entry(7)), 0);
+    }
+
+    #[test]
+    fn a_table_is_rebuilt_only_after_a_change() {
+        let mut networks = Networks::default();
+        networks.insert(entry(5));
+        networks.insert(entry(6));
+        let (before, _) = networks.tables();
+        networks.get_mut(vni(6)).unwrap().set_peers(vec![vtep(3)]);
+        let (after, _) = networks.tables();
+        let same = |slot: usize| Arc::ptr_eq(before[slot].as_ref().unwrap(), after[slot].as_ref().unwrap());
+        assert!(same(0) && !same(1));
+        assert_eq!(before[1].as_ref().unwrap().flood, [vtep(2)]);
+        assert_eq!(after[1].as_ref().unwrap().flood, [vtep(3)]);
+    }
+
+    #[test]
+    fn learning_is_bounded_and_ages() {
+        let mut networks = Networks::default();
+        networks.insert(entry(5));
+        assert!(networks.learn(0, vni(5), mac(1), vtep(2), 100));
+        assert!(!networks.learn(0, vni(5), mac(1), vtep(2), 101), "known");
+        assert!(networks.learn(0, vni(5), mac(1), vtep(3), 102), "moved");
+        assert!(!networks.learn(0, vni(5), OWN, vtep(3), 102), "the endpoint's own");
+        assert!(!networks.learn(0, vni(5), Mac::BROADCAST, vtep(3), 102));
+        assert!(!networks.learn(0, vni(6), mac(2), vtep(3), 102), "another network's slot by now");
+        assert!(networks.learn(0, vni(5), mac(2), vtep(3), 105));
+        assert!(!networks.learn(0, vni(5), mac(3), vtep(3), 105), "full");
+        let (tables, _) = networks.tables();
+        let fdb = &tables[0].as_ref().unwrap().fdb;
+        assert_eq!((fdb.len(), fdb[&mac(1)].vtep), (2, vtep(3)));
+        assert!(!networks.age(112));
+        // A worker sees it through its tables.
+        fdb[&mac(1)].refresh(112);
+        assert!(networks.age(116));
+        let (tables, _) = networks.tables();
+        assert_eq!(tables[0].as_ref().unwrap().fdb.keys().collect::<Vec<_>>(), [&mac(1)]);
+    }
+
+    #[test]
+    fn a_network_that_does_not_learn_does_not() {
+        let mut networks = Networks::default();
+        let mut deterministic = entry(5);
+        deterministic.network.learning = false;
+        networks.insert(deterministic);
+        assert!(!networks.learn(0, vni(5), mac(1), vtep(2), 0));
+    }
+
+    #[test]
+    fn counts_add_up_and_survive_new_workers() {
+        let mut networks = Networks::default();
+        networks.insert(entry(5));
+        let (tables, _) = networks.tables();
+        let counters = &tables[0].as_ref().unwrap().counters;
+        counters[0].rx_frames.add(2);
+        counters[1].rx_frames.add(3);
+        counters[1].dropped(Drop::TooBig, 1);
+        networks.set_workers(1);
+        let (tables, _) = networks.tables();
+        let counters = &tables[0].as_ref().unwrap().counters;
+        assert_eq!(counters.len(), 1);
+        counters[0].rx_frames.add(4);
+        let counts = networks.get(vni(5)).unwrap().1.counts();
+        assert_eq!(counts.rx_frames, 9);
+        assert_eq!(counts.drops.into_iter().collect::<Vec<_>>(), [("tx_too_big".into(), 1)]);
+    }
+}

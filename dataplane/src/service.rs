@@ -1,0 +1,387 @@
+//! The control thread: it owns the NIC, the workers, the networks and their tables, and it alone changes them.
+//!
+//! A change becomes new [`Tables`] with the next epoch, sent to every worker; a request is answered when every worker
+//! runs with them. A network is granted in the order endpoint, tables, XDP map, and revoked in the order XDP map,
+//! endpoint, tables, device: in between its frames are dropped, never passed on.
+
+mod nic;
+mod request;
+mod show;
+
+use crate::config::{Config, Peers};
+use crate::control::{Control, ControlError};
+
+use crate::link::{Link, LinkError};
+use crate::message::Counts;
+use crate::networks::Networks;
+use crate::outer::Outer;
+use crate::queues::{Queues, Stuck};
+use crate::route::{Change, Notifications};
+use crate::tables::{Conflict, Hop, Tables, Vteps};
+use crate::thread::Notifier;
+use crate::underlay::{NextHop, Underlay};
+use crate::worker::{Command, Event};
+use crossbeam::channel::{Receiver, bounded};
+use hashbrown::HashMap;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use sd_notify::NotifyState;
+use signal_hook_mio::v1_0::Signals;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+const SIGNALS: Token = Token(0);
+const EVENTS: Token = Token(1);
+const NETLINK: Token = Token(2);
+const CONTROL: Token = Token(3);
+
+/// Events of workers that wait to be read. More are lost: a worker says again what still holds.
+const EVENT_ROOM: usize = 4096;
+/// How often what depends on time is looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Why the data plane could not start, or had to end.
+#[derive(Debug, Error)]
+pub enum ServiceError {
+    /// The kernel refuses something it needs.
+    #[error("{what}: {source}")]
+    Kernel {
+        /// What.
+        what: &'static str,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// The NIC.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The NIC is no Ethernet device.
+    #[error("{0} is not an Ethernet device: VXLAN there needs the kernel's own devices")]
+    NotEthernet(String),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The allowed VTEPs.
+    #[error(transparent)]
+    Vteps(#[from] Conflict),
+    /// A network of the configuration file.
+    #[error("network {vni}: {message}")]
+    Network {
+        /// Its VNI.
+        vni: u32,
+        /// What failed.
+        message: String,
+    },
+}
+
+/// One NIC's data plane.
+pub struct Service {
+    config: Config,
+    poll: Poll,
+    signals: Signals,
+    notifications: Notifications,
+    control: Option<Control>,
+    events: Receiver<Event>,
+    notifier: Notifier,
+    /// Second 0 of what is learned.
+    started: Instant,
+    /// The allowed VTEPs: the configured ones and what requests changed.
+    peers: Peers,
+    vteps: Arc<Vteps>,
+    underlay: Underlay,
+    networks: Networks,
+    /// The NIC as it was last seen; None: absent.
+    link: Option<Link>,
+    queues: Option<Queues>,
+    /// Why the NIC is not in use.
+    fault: Option<String>,
+    tables: Arc<Tables>,
+    /// The next hops differ from those of the tables.
+    hops_changed: bool,
+    /// Something else does.
+    tables_changed: bool,
+    /// What earlier workers counted.
+    past: Counts,
+    watchdog: Watchdog,
+}
+
+/// The service manager's watchdog: told that all is well only while every worker's heart beats.
+struct Watchdog {
+    every: Option<Duration>,
+    due: Instant,
+    turns: Vec<u64>,
+}
+
+impl Service {
+    /// Sets everything up: the NIC in use, every configured network at work, the control socket open.
+    ///
+    /// # Errors
+    /// Something is refused; what had been set up is undone.
+    pub fn start(config: Config) -> Result<Service, ServiceError> {
+        let kernel = |what| move |source| ServiceError::Kernel { what, source };
+        raise_file_limit();
+        let poll = Poll::new().map_err(kernel("poll"))?;
+        let registry = poll.registry();
+        let mut signals = Signals::new([libc::SIGTERM, libc::SIGINT]).map_err(kernel("signals"))?;
+        registry.register(&mut signals, SIGNALS, Interest::READABLE).map_err(kernel("signals"))?;
+        let waker = Arc::new(Waker::new(registry, EVENTS).map_err(kernel("waker"))?);
+        let (sender, events) = bounded(EVENT_ROOM);
+        let notifications = Notifications::subscribe().map_err(kernel("rtnetlink"))?;
+        registry
+            .register(&mut SourceFd(&notifications.as_raw_fd()), NETLINK, Interest::READABLE)
+            .map_err(kernel("rtnetlink"))?;
+        // Before the NIC: a second data plane must fail here, and not disturb the first.
+        let control =
+            config.socket.as_deref().map(|path| Control::listen(path, registry, CONTROL)).transpose()?;
+        let vteps = Arc::new(Vteps::new(&config.peers)?);
+        let tables = Tables {
+            epoch: 0,
+            encapsulation: config.encapsulation,
+            local: config.vtep.clone(),
+            vteps: vteps.clone(),
+            hops: Arc::default(),
+            networks: Vec::new(),
+            slots: HashMap::new(),
+        };
+        let every = sd_notify::watchdog_enabled().map(|timeout| timeout / 2);
+        let mut service = Service {
+            peers: config.peers.clone(),
+            poll,
+            signals,
+            notifications,
+            control,
+            events,
+            notifier: Notifier { events: sender, waker },
+            started: Instant::now(),
+            vteps,
+            underlay: Underlay::default(),
+            networks: Networks::default(),
+            link: None,
+            queues: None,
+            fault: None,
+            tables: Arc::new(tables),
+            hops_changed: false,
+            tables_changed: false,
+            past: Counts::default(),
+            watchdog: Watchdog { every, due: Instant::now(), turns: Vec::new() },
+            config,
+        };
+        if let Err(error) = service.start_nic().and_then(|()| service.start_networks()) {
+            service.stop();
+            return Err(error);
+        }
+        Ok(service)
+    }
+
+    /// Runs until SIGTERM or SIGINT, then ends in order.
+    ///
+    /// # Errors
+    /// The kernel refuses to poll.
+    pub fn run(mut self) -> Result<(), ServiceError> {
+        notify(&[NotifyState::Ready]);
+        let mut events = Events::with_capacity(256);
+        let mut tick = Instant::now() + TICK;
+        loop {
+            let busy = self.control.as_ref().is_some_and(Control::has_work);
+            let wait = if busy { Duration::ZERO } else { tick.saturating_duration_since(Instant::now()) };
+            match self.poll.poll(&mut events, Some(wait)) {
+                Err(source) if source.kind() != io::ErrorKind::Interrupted => {
+                    self.stop();
+                    return Err(ServiceError::Kernel { what: "poll", source });
+                }
+                _ => {}
+            }
+            for event in &events {
+                match event.token() {
+                    SIGNALS => {
+                        if let Some(signal) = self.signals.pending().next() {
+                            tracing::info!(signal, "stopping");
+                            notify(&[NotifyState::Stopping]);
+                            self.stop();
+                            return Ok(());
+                        }
+                    }
+                    EVENTS => self.take_events(),
+                    NETLINK => self.take_changes(),
+                    token => {
+                        if let Some(control) = &mut self.control {
+                            control.ready(self.poll.registry(), token);
+                        }
+                    }
+                }
+            }
+            // One request a turn: the rest of the work comes in between.
+            if let Some(incoming) = self.control.as_mut().and_then(Control::take) {
+                let connection = incoming.connection;
+                let answer = self.answer(incoming.request, incoming.fds);
+                if let Some(control) = &mut self.control {
+                    control.answer(connection, answer);
+                }
+            }
+            let now = Instant::now();
+            if now >= tick {
+                tick = now + TICK;
+                self.tick(now);
+            }
+            self.publish();
+        }
+    }
+
+    /// What depends on time.
+    fn tick(&mut self, now: Instant) {
+        self.check_nic();
+        self.hops_changed |= self.underlay.tick(now);
+        self.tables_changed |= self.networks.age(self.second());
+        self.beat(now);
+    }
+
+    /// What workers have told.
+    fn take_events(&mut self) {
+        let (now, second) = (Instant::now(), self.second());
+        // A bound, so that requests are not kept waiting.
+        for event in self.events.clone().try_iter().take(EVENT_ROOM) {
+            match event {
+                Event::Resolve(vtep) => {
+                    if self.vteps.allows(vtep) {
+                        self.hops_changed |= self.underlay.resolve(vtep, now);
+                    }
+                }
+                Event::Learned { slot, vni, mac, vtep } => {
+                    self.tables_changed |= self.networks.learn(slot, vni, mac, vtep, second);
+                }
+                Event::EndpointLost { slot, error } => self.lose_endpoint(slot, &error),
+            }
+        }
+    }
+
+    /// What the kernel has told.
+    fn take_changes(&mut self) {
+        match self.notifications.read() {
+            Ok(changes) => {
+                if changes.iter().any(|change| matches!(change, Change::Links | Change::Lost)) {
+                    self.check_nic();
+                }
+                self.hops_changed |= self.underlay.follow(&changes);
+            }
+            Err(error) => tracing::error!(%error, "cannot read rtnetlink notifications"),
+        }
+    }
+
+    /// An endpoint broke at one worker: it is of no use to the others either.
+    fn lose_endpoint(&mut self, slot: u32, error: &io::Error) {
+        let Some(entry) = self.networks.by_slot(slot) else { return };
+        if entry.fault.is_none() {
+            tracing::error!(vni = %entry.network.vni, %error, "the endpoint is lost");
+            entry.fault = Some(error.to_string());
+            if let Some(queues) = &self.queues {
+                queues.send(|| Command::Detach { slot });
+            }
+        }
+    }
+
+    /// Sends what has changed to the workers, as new tables.
+    fn publish(&mut self) {
+        if !self.hops_changed && !self.tables_changed {
+            return;
+        }
+        let hops = if self.hops_changed { Arc::new(self.hops()) } else { self.tables.hops.clone() };
+        (self.hops_changed, self.tables_changed) = (false, false);
+        let (networks, slots) = self.networks.tables();
+        self.tables = Arc::new(Tables {
+            epoch: self.tables.epoch + 1,
+            encapsulation: self.config.encapsulation,
+            local: self.local(),
+            vteps: self.vteps.clone(),
+            hops,
+            networks,
+            slots,
+        });
+        if let Some(queues) = &self.queues {
+            queues.send(|| Command::Tables(self.tables.clone()));
+        }
+    }
+
+    /// Publishes, and waits until every worker runs with it.
+    fn commit(&mut self) -> Result<u64, Stuck> {
+        self.tables_changed = true;
+        self.publish();
+        if let Some(queues) = &self.queues {
+            queues.wait(self.tables.epoch)?;
+        }
+        Ok(self.tables.epoch)
+    }
+
+    fn hops(&self) -> HashMap<IpAddr, Hop> {
+        let Some(nic) = self.link.as_ref().and_then(|link| link.mac) else { return HashMap::new() };
+        let hop = |(address, hop): (IpAddr, NextHop)| {
+            let source = *self.config.vtep.iter().find(|own| own.is_ipv4() == address.is_ipv4())?;
+            let outer = Outer::new(&self.config.encapsulation, nic, hop.mac, source, address);
+            Some((address, Hop { outer, mtu: hop.mtu }))
+        };
+        self.underlay.hops().filter_map(hop).collect()
+    }
+
+    /// Outer destinations that are ours.
+    fn local(&self) -> Vec<IpAddr> {
+        self.config.vtep.iter().copied().chain(self.underlay.groups()).collect()
+    }
+
+    /// Seconds since the workers' second 0.
+    fn second(&self) -> u32 {
+        u32::try_from(self.started.elapsed().as_secs()).unwrap_or(u32::MAX)
+    }
+
+    /// Tells the service manager that all is well, if every worker has turned since the last time.
+    fn beat(&mut self, now: Instant) {
+        let Some(every) = self.watchdog.every else { return };
+        if now < self.watchdog.due {
+            return;
+        }
+        self.watchdog.due = now + every;
+        let workers = self.queues.as_ref().map_or(&[][..], |queues| &queues.workers[..]);
+        let turns: Vec<u64> = workers.iter().map(|worker| worker.handle.status.turns.load(Relaxed)).collect();
+        let before = std::mem::replace(&mut self.watchdog.turns, turns);
+        // For the next time: an idle worker turns only when it is woken.
+        workers.iter().for_each(|worker| worker.handle.wake());
+        let stuck = before.len() == self.watchdog.turns.len()
+            && before.iter().zip(&self.watchdog.turns).any(|(before, now)| before == now);
+        if stuck {
+            tracing::error!("a worker does not turn; the watchdog is not told");
+        } else {
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+
+    /// Ends everything in order: workers, XDP program, devices that were made here, control socket.
+    fn stop(&mut self) {
+        self.close_nic();
+        let vnis: Vec<_> = self.networks.iter().map(|(_, entry)| entry.network.vni).collect();
+        for vni in vnis {
+            if let Some((_, entry)) = self.networks.remove(vni) {
+                entry.source.remove();
+            }
+        }
+        self.control = None;
+        tracing::info!("stopped");
+    }
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "cannot notify the service manager");
+    }
+}
+
+/// Every network takes a descriptor per worker and one here: the usual 1024 are few.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}

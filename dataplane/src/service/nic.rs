@@ -1,0 +1,190 @@
+//! The NIC's life cycle: put to use, followed through down, up, new MTU, new queues, removal and return.
+
+use super::{Service, ServiceError};
+use crate::link::{self, Link, LinkError};
+use crate::networks::Networks;
+use crate::outer::endpoint_mtu;
+use crate::queues::Queues;
+use crate::worker::Command;
+
+/// ARPHRD_ETHER (include/uapi/linux/if_arp.h).
+const ETHERNET: u16 = 1;
+
+impl Service {
+    /// At the start the NIC must be there; it may be down.
+    pub(super) fn start_nic(&mut self) -> Result<(), ServiceError> {
+        let link = link::get(&self.config.nic)?;
+        if link.arphrd != ETHERNET || link.mac.is_none() {
+            return Err(ServiceError::NotEthernet(link.name));
+        }
+        self.set_link(Some(link));
+        self.open_nic();
+        Ok(())
+    }
+
+    /// Looks what the NIC is now, and follows.
+    pub(super) fn check_nic(&mut self) {
+        let link = match link::get(&self.config.nic) {
+            Ok(link) => Some(link),
+            Err(LinkError::NotFound(_)) => None,
+            Err(error) => {
+                tracing::error!(%error, "cannot look at the NIC");
+                return;
+            }
+        };
+        let same_device = match (&link, &self.link) {
+            (Some(now), Some(before)) => now.index == before.index,
+            (None, None) => true,
+            _ => false,
+        };
+        if !same_device && self.queues.is_some() {
+            tracing::warn!(nic = self.config.nic, "the NIC was removed");
+            self.close_nic();
+        }
+        self.set_link(link);
+        if let Some(queues) = &self.queues {
+            let count = self.count_queues();
+            if count.is_some_and(|count| count as usize != queues.workers.len()) {
+                tracing::warn!(
+                    nic = self.config.nic,
+                    queues = count,
+                    "the NIC's number of queues has changed"
+                );
+                self.close_nic();
+            }
+        }
+        if self.queues.is_none() {
+            self.open_nic();
+        }
+    }
+
+    /// Notes what the NIC is now. What depends on its MAC and MTU follows.
+    fn set_link(&mut self, link: Option<Link>) {
+        if link == self.link {
+            return;
+        }
+        let before = std::mem::replace(&mut self.link, link);
+        self.underlay.set_nic(self.link.as_ref());
+        self.hops_changed = true;
+        let (Some(now), before) = (&self.link, before) else {
+            tracing::warn!(nic = self.config.nic, "the NIC is absent");
+            return;
+        };
+        let (nic, up, running, mtu) = (&now.name, now.up, now.running, now.mtu);
+        tracing::info!(nic, up, running, mtu, "the NIC's state");
+        if before.is_some_and(|before| before.mtu != now.mtu) {
+            let mtu = self.endpoint_mtu();
+            for (_, entry) in self.networks.iter() {
+                if let Err(error) = entry.source.set_mtu(mtu) {
+                    tracing::error!(vni = %entry.network.vni, %error, "the endpoint's MTU does not follow the NIC's");
+                }
+            }
+        }
+    }
+
+    /// The MTU of every endpoint, bytes.
+    pub(super) fn endpoint_mtu(&self) -> usize {
+        let nic = self.link.as_ref().map_or(1500, |link| link.mtu as usize);
+        self.config.vtep.iter().map(|vtep| endpoint_mtu(nic, *vtep)).min().unwrap_or(nic)
+    }
+
+    fn count_queues(&self) -> Option<u32> {
+        match link::queues(&self.config.nic) {
+            Ok(count) => Some(count),
+            Err(error) => {
+                tracing::warn!(%error, "cannot count the NIC's queues");
+                None
+            }
+        }
+    }
+
+    /// Puts the NIC to use, if it is there and up, with every network. What fails is tried again at the next tick.
+    fn open_nic(&mut self) {
+        let Some(link) = self.link.clone() else {
+            self.fault = Some("absent".into());
+            return;
+        };
+        if !link.up {
+            // An AF_XDP socket binds to a NIC that is up only.
+            self.fault = Some("down".into());
+            return;
+        }
+        let Some(count) = self.count_queues() else { return };
+        let opened = Queues::open(&self.config, &link, count, &self.tables, &self.notifier, self.started);
+        let result = opened.map_err(|error| error.to_string()).and_then(|queues| {
+            self.networks.set_workers(queues.workers.len());
+            self.queues = Some(queues);
+            self.attach_all();
+            self.commit().map_err(|stuck| stuck.to_string())?;
+            self.fill_maps()
+        });
+        let fault = result.err();
+        if let Some(error) = &fault {
+            if self.fault != fault {
+                tracing::error!(
+                    nic = self.config.nic,
+                    error,
+                    "the NIC cannot be used; trying again every second"
+                );
+            }
+            self.close_nic();
+        }
+        self.fault = fault;
+    }
+
+    /// Attaches every network's endpoint to the workers.
+    fn attach_all(&mut self) {
+        let Some(queues) = &self.queues else { return };
+        for (slot, entry) in self.networks.iter_mut() {
+            if entry.fault.is_some() {
+                continue;
+            }
+            match entry.source.endpoints(queues.workers.len()) {
+                Ok(endpoints) => {
+                    for (worker, endpoint) in queues.workers.iter().zip(endpoints) {
+                        worker.handle.send(Command::Attach { slot, endpoint });
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(vni = %entry.network.vni, %error, "the endpoint is lost");
+                    entry.fault = Some(error.to_string());
+                }
+            }
+        }
+    }
+
+    /// Makes the XDP program let through what the workers are ready for. The last step of putting a NIC to use.
+    fn fill_maps(&mut self) -> Result<(), String> {
+        self.filter_vteps()?;
+        let Some(queues) = &mut self.queues else { return Ok(()) };
+        for (_, entry) in Networks::iter(&self.networks) {
+            queues.xdp.add_vni(entry.network.vni).map_err(|error| error.to_string())?;
+        }
+        self.filter_local()
+    }
+
+    /// Gives the XDP program the allowed VTEPs.
+    pub(super) fn filter_vteps(&mut self) -> Result<(), String> {
+        let Some(queues) = &mut self.queues else { return Ok(()) };
+        let (vteps, ranges) = self.vteps.listed();
+        let vteps: Vec<_> = vteps.collect();
+        queues.xdp.set_vteps(&vteps, ranges).map_err(|error| error.to_string())
+    }
+
+    /// Gives the XDP program the outer destinations that are ours.
+    pub(super) fn filter_local(&mut self) -> Result<(), String> {
+        let local = self.local();
+        let Some(queues) = &mut self.queues else { return Ok(()) };
+        queues.xdp.set_local(&local).map_err(|error| error.to_string())
+    }
+
+    /// Ends the workers and detaches the XDP program. Networks and their devices stay.
+    pub(super) fn close_nic(&mut self) {
+        let Some(queues) = self.queues.take() else { return };
+        for worker in &queues.workers {
+            self.past.add(&worker.handle.status.counters);
+        }
+        queues.stop();
+        self.networks.set_workers(0);
+    }
+}

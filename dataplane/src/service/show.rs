@@ -1,0 +1,153 @@
+//! Answers that change nothing.
+
+use super::Service;
+use crate::message::{
+    Code, Counts, Failure, HopState, NetworkState, Reply, Residency, Summary, WorkerState, fitting,
+};
+use crate::networks::Entry;
+use crate::worker::{Command, Report};
+use crate::xdp::Mode;
+use crossbeam::channel::unbounded;
+use hdrhistogram::Histogram;
+use std::net::IpAddr;
+use std::sync::atomic::Ordering::Acquire;
+use std::time::{Duration, Instant};
+use uvn_wire::xdp::Verdict;
+
+impl Service {
+    pub(super) fn summary(&self) -> Summary {
+        let running = self.queues.as_ref();
+        let workers = running.iter().flat_map(|queues| &queues.workers).map(|worker| WorkerState {
+            queue: worker.queue as usize,
+            core: worker.core,
+            epoch: worker.handle.status.epoch.load(Acquire),
+        });
+        let is_up = self.link.as_ref().is_some_and(|link| link.up);
+        let state = match &self.fault {
+            Some(fault) => fault.as_str(),
+            None if is_up => "running",
+            None => "down",
+        };
+        let (resolved, unresolved): (Vec<_>, Vec<_>) =
+            self.underlay.wanted().partition(|(_, hop)| hop.is_some());
+        Summary {
+            nic: self.config.nic.clone(),
+            state: state.into(),
+            mtu: self.link.as_ref().map_or(0, |link| link.mtu as usize),
+            mac: self.link.as_ref().and_then(|link| link.mac).map(|mac| mac.to_string()).unwrap_or_default(),
+            vtep: self.config.vtep.clone(),
+            port: self.config.encapsulation.port,
+            xdp: running.map(|queues| match queues.xdp.mode() {
+                Mode::Driver => "driver".into(),
+                Mode::Generic { .. } => "generic".into(),
+            }),
+            zero_copy: running.map(|queues| queues.zero_copy),
+            workers: workers.collect(),
+            epoch: self.tables.epoch,
+            networks: self.networks.len(),
+            hops: resolved.len(),
+            unresolved: unresolved.len(),
+            vteps: self.peers.vtep.len(),
+            ranges: self.peers.range.iter().copied().take(64).collect(),
+        }
+    }
+
+    pub(super) fn show_networks(&self, from: u32) -> Reply {
+        let mut entries: Vec<&Entry> = self
+            .networks
+            .iter()
+            .map(|(_, entry)| entry)
+            .filter(|entry| entry.network.vni.get() >= from)
+            .collect();
+        entries.sort_by_key(|entry| entry.network.vni);
+        let count = fitting(entries.iter().map(|entry| state_of(entry))).max(1);
+        let next = entries.get(count).map(|entry| entry.network.vni.get());
+        Reply::Networks { networks: entries.into_iter().take(count).map(state_of).collect(), next }
+    }
+
+    pub(super) fn show_hops(&self, from: Option<IpAddr>) -> Reply {
+        let states: Vec<HopState> = self
+            .underlay
+            .wanted()
+            .filter(|(address, _)| from.is_none_or(|from| *address >= from))
+            .map(|(address, hop)| HopState {
+                address,
+                mac: hop.map(|hop| hop.mac.to_string()),
+                mtu: hop.map(|hop| hop.mtu),
+            })
+            .collect();
+        let count = fitting(&states);
+        let next = states.get(count).map(|state| state.address);
+        Reply::Hops { hops: states.into_iter().take(count).collect(), next }
+    }
+
+    pub(super) fn show_counters(&self) -> Result<Reply, Failure> {
+        let mut workers = Vec::new();
+        let mut total = self.past.clone();
+        let mut xdp = std::collections::BTreeMap::new();
+        if let Some(queues) = &self.queues {
+            for worker in &queues.workers {
+                let mut counts = Counts::default();
+                counts.add(&worker.handle.status.counters);
+                total.add(&worker.handle.status.counters);
+                workers.push(counts);
+            }
+            let verdicts =
+                queues.xdp.counters().map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+            xdp.extend(
+                Verdict::ALL.iter().zip(verdicts).map(|(verdict, count)| (verdict.name().into(), count)),
+            );
+        }
+        let lost = self.reports()?.iter().map(|report| report.lost).sum();
+        Ok(Reply::Counters { total, workers, xdp, lost })
+    }
+
+    pub(super) fn show_histogram(&self) -> Result<Reply, Failure> {
+        let mut all: Option<Histogram<u64>> = None;
+        for report in self.reports()? {
+            match &mut all {
+                None => all = Some(report.residency),
+                // All have the same bounds, so this cannot fail.
+                Some(all) => drop(all.add(report.residency)),
+            }
+        }
+        let at = |quantile| all.as_ref().map_or(0, |all| all.value_at_quantile(quantile));
+        Ok(Reply::Histogram(Residency {
+            batches: all.as_ref().map_or(0, Histogram::len),
+            p50: at(0.5),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: all.as_ref().map_or(0, Histogram::max),
+        }))
+    }
+
+    /// What every worker has measured.
+    fn reports(&self) -> Result<Vec<Report>, Failure> {
+        let Some(queues) = &self.queues else { return Ok(Vec::new()) };
+        let (sender, receiver) = unbounded();
+        queues.send(|| Command::Report(sender.clone()));
+        let end = Instant::now() + Duration::from_secs(3);
+        let reports: Vec<Report> =
+            queues.workers.iter().map_while(|_| receiver.recv_deadline(end).ok()).collect();
+        if reports.len() < queues.workers.len() {
+            return Err(Failure::new(Code::Failed, "a worker does not answer"));
+        }
+        Ok(reports)
+    }
+}
+
+fn state_of(entry: &Entry) -> NetworkState {
+    /// A list of thousands would leave no room for others.
+    const FLOOD_SHOWN: usize = 16;
+    NetworkState {
+        vni: entry.network.vni.get(),
+        addresses: entry.network.addresses.clone(),
+        mac: entry.mac.to_string(),
+        device: entry.source.made().map(|device| device.name.clone()),
+        fault: entry.fault.clone(),
+        flood: entry.flood().take(FLOOD_SHOWN).collect(),
+        flood_count: entry.flood().count(),
+        learned: entry.learned(),
+        counts: entry.counts(),
+    }
+}
