@@ -254,6 +254,8 @@ impl Service {
                 Event::Learned { slot, vni, mac, vtep } => {
                     self.tables_changed |= self.networks.learn(slot, vni, mac, vtep, second);
                 }
+                // Closing a TAP takes the kernel tens of milliseconds: not the worker's.
+                Event::Detached { endpoint, .. } => drop(endpoint),
                 Event::EndpointLost { slot, error } => self.lose_endpoint(slot, &error),
             }
         }

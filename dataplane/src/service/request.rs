@@ -152,6 +152,8 @@ impl Service {
         }
         let listed = self.follow_listed();
         let epoch = self.commit();
+        // The workers' sides of the endpoint have come back by now: they are closed here.
+        self.take_events();
         entry.source.remove();
         // Whatever failed, the rest was done.
         filtered.and(listed)?;
