@@ -18,53 +18,60 @@ const COUNT: u64 = 100;
 const SETTLE: Duration = Duration::from_millis(250);
 
 /// Sends every forgery to node 1 from node 2's own NIC. Prints what was counted, and returns whether each packet was
-/// counted for the right reason and none arrived; a genuine packet sent the same way must arrive.
+/// counted for the right reason and none arrived; a genuine packet sent the same way must arrive. The kernel's VXLAN
+/// gets the same packets, to compare.
 ///
 /// # Errors
 /// A probe could not be run, or the data plane does not answer.
-pub fn run(uvn: &Setup) -> Result<bool, RigError> {
-    let attacker = Place { netns: uvn.rig.node(1), cores: uvn.place(1, USERS[0]).cores };
-    let device = format!("u{}", USERS[0]);
-    let macs = [
-        mac(&uvn.rig.node(0), NIC)?,
-        mac(&uvn.rig.user(0, USERS[0]), &device)?,
-        mac(&uvn.rig.user(1, USERS[0]), &device)?,
-    ]
-    .join(",");
-    println!("  {:<32}{:>6}{:>10}  counted as", "", "sent", "arrived");
+pub fn run(uvn: &Setup, kernel: &Setup) -> Result<bool, RigError> {
+    println!("  {:<32}{:>6}{:>14}{:>16}  uvn counts it as", "", "sent", "reach a user", "kernel VXLAN");
     let mut good = true;
     for forgery in [&[Forgery::Genuine], &Forgery::FORGED[..]].concat() {
-        let word = format!("uvn-attack-{}", forgery.argument());
-        let watchers = watch(uvn, &word)?;
         let before = uvn.dataplanes[0].counters()?;
-        let arguments = ["attack", &forgery.argument(), &COUNT.to_string(), &word, &macs];
-        Process::start("probe attack", attacker.probe(&arguments)?)?.finish(Duration::from_secs(10))?;
-        thread::sleep(SETTLE);
+        let arrived = arrivals(uvn, forgery)?;
         let counted = increases(&before, &uvn.dataplanes[0])?;
-        let lines = watchers.iter().flat_map(Process::new_lines);
-        let arrived = lines.filter(|line| line.starts_with("arrived")).count() as u64;
-        good &= print(forgery, arrived, &counted);
+        good &= print(forgery, arrived, arrivals(kernel, forgery)?, &counted);
     }
     Ok(good)
 }
 
+/// Sends [`COUNT`] packets and returns how many came to any user of node 1.
+fn arrivals(setup: &Setup, forgery: Forgery) -> Result<u64, RigError> {
+    let attacker = Place { netns: setup.rig.node(1), cores: setup.place(1, USERS[0]).cores };
+    let device = setup.device(USERS[0]);
+    let macs = [
+        mac(&setup.rig.node(0), NIC)?,
+        mac(&setup.rig.user(0, USERS[0]), &device)?,
+        mac(&setup.rig.user(1, USERS[0]), &device)?,
+    ]
+    .join(",");
+    let word = format!("uvn-attack-{}", forgery.argument());
+    let watchers = watch(setup, &word)?;
+    let arguments = ["attack", &forgery.argument(), &COUNT.to_string(), &word, &macs];
+    Process::start("probe attack", attacker.probe(&arguments)?)?.finish(Duration::from_secs(10))?;
+    thread::sleep(SETTLE);
+    let lines = watchers.iter().flat_map(Process::new_lines);
+    Ok(lines.filter(|line| line.starts_with("arrived")).count() as u64)
+}
+
 /// Prints one line; false when it is wrong.
-fn print(forgery: Forgery, arrived: u64, counted: &BTreeMap<String, u64>) -> bool {
+fn print(forgery: Forgery, arrived: u64, arrived_by_kernel: u64, counted: &BTreeMap<String, u64>) -> bool {
     let for_the_reason: u64 = forgery.counters().iter().filter_map(|name| counted.get(*name)).sum();
     let right = match forgery {
         Forgery::Genuine => arrived == COUNT,
         _ => arrived == 0 && for_the_reason == COUNT,
     };
     let counted: Vec<String> = counted.iter().map(|(name, increase)| format!("{name} +{increase}")).collect();
+    let counted = if counted.is_empty() { "no drop".to_owned() } else { counted.join(", ") };
     let mark = if right { "" } else { "   WRONG" };
-    println!("  {:<32}{COUNT:>6}{arrived:>10}  {}{mark}", forgery.title(), counted.join(", "));
+    println!("  {:<32}{COUNT:>6}{arrived:>14}{arrived_by_kernel:>16}  {counted}{mark}", forgery.title());
     right
 }
 
 /// Has every user's endpoint on node 1 watched for a word.
-fn watch(uvn: &Setup, word: &str) -> Result<Vec<Process>, RigError> {
+fn watch(setup: &Setup, word: &str) -> Result<Vec<Process>, RigError> {
     let watch = |user| {
-        let watcher = Process::start("probe watch", uvn.place(0, user).probe(&["watch", word])?)?;
+        let watcher = Process::start("probe watch", setup.place(0, user).probe(&["watch", word])?)?;
         watcher.wait_for("ready", Duration::from_secs(5))?;
         Ok(watcher)
     };

@@ -91,6 +91,16 @@ impl Setup {
         Ok(Setup { kind, dataplanes, rig, cores: cores.clone() })
     }
 
+    /// The name of a user's endpoint device.
+    #[must_use]
+    pub fn device(&self, user: u32) -> String {
+        match self.kind {
+            Kind::Raw => NIC.to_owned(),
+            Kind::Kernel | Kind::KernelAllCores | Kind::KernelTuned => format!("vx{user}"),
+            Kind::Uvn | Kind::UvnNapi | Kind::UvnCrowded => format!("u{user}"),
+        }
+    }
+
     /// Where a user's programs run on a node. Without encapsulation there are no users: the node itself.
     #[must_use]
     pub fn place(&self, node: usize, user: u32) -> Place {

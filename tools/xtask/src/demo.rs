@@ -29,10 +29,10 @@ pub fn demo() -> Result<bool, RigError> {
     let program = dataplane::build()?;
     let cores = Cores::of_this_machine();
     let uvn = start(&cores, &program)?;
-    let good = verify(&uvn)?;
+    let kernel = Setup::new(Kind::Kernel, &cores, &program)?;
+    let good = verify(&uvn, &kernel)?;
     println!("== speed beside raw and kernel VXLAN, taking turns");
     let raw = Setup::new(Kind::Raw, &cores, &program)?;
-    let kernel = Setup::new(Kind::Kernel, &cores, &program)?;
     let setups = [raw, kernel, uvn];
     interleave(&setups, &WORKLOADS, 3, 1.0)?.print(Kind::Kernel);
     println!("  a veth wire is no NIC: compare ratios only; `cargo xtask bench --quick` measures longer");
@@ -48,7 +48,8 @@ pub fn demo() -> Result<bool, RigError> {
 /// # Errors
 /// A step could not be done.
 pub fn isolation(program: &Path) -> Result<bool, RigError> {
-    verify(&start(&Cores::of_this_machine(), program)?)
+    let cores = Cores::of_this_machine();
+    verify(&start(&cores, program)?, &Setup::new(Kind::Kernel, &cores, program)?)
 }
 
 fn start(cores: &Cores, program: &Path) -> Result<Setup, RigError> {
@@ -63,9 +64,9 @@ fn start(cores: &Cores, program: &Path) -> Result<Setup, RigError> {
     Ok(uvn)
 }
 
-fn verify(uvn: &Setup) -> Result<bool, RigError> {
+fn verify(uvn: &Setup, kernel: &Setup) -> Result<bool, RigError> {
     println!("== who reaches whom");
     let reached = matrix::run(uvn)?;
     println!("== attack on user {} on node 1, from a hostile program on the wire", USERS[0]);
-    Ok(attack::run(uvn)? && reached)
+    Ok(attack::run(uvn, kernel)? && reached)
 }
