@@ -88,6 +88,10 @@ pub fn print_layout(cores: &Cores) {
         cores.apps_list(1),
         cores.net[1],
     );
+    let load = report::load();
+    if load > 1.0 {
+        println!("  load average {load}: other programs are running, which disturbs every figure");
+    }
     if cores.shared() {
         println!(
             "  fewer than four cores: networking shares them with applications, which costs an engine most"

@@ -152,8 +152,15 @@ pub fn machine(cores: &Cores) -> Value {
         "application_cores": cores.apps,
         "networking_cores": cores.net,
         "mtu": crate::rig::MTU,
-        "load_at_start": read("/proc/loadavg").split(' ').next().unwrap_or_default(),
+        "load_at_start": load(),
     })
+}
+
+/// How many programs want to run, over the last minute.
+#[must_use]
+pub fn load() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0)
 }
 
 #[cfg(test)]

@@ -139,8 +139,9 @@ pub fn attack(kind: Forgery, count: usize, word: &str, macs: &Macs) -> io::Resul
     Ok(())
 }
 
-/// Writes `ready`, then `arrived WORD` for every frame that comes into this namespace and holds the word. Runs for
-/// ever. What leaves does not count: the kernel quotes a datagram that it refuses in its ICMP error.
+/// Writes `ready`, then `arrived WORD` each time that the word comes into this namespace: a frame may hold several
+/// datagrams, joined by GRO. What leaves does not count: the kernel quotes a datagram that it refuses in its ICMP
+/// error. Runs for ever.
 ///
 /// # Errors
 /// Packet sockets are not allowed.
@@ -152,8 +153,9 @@ pub fn watch(word: &str) -> io::Result<()> {
         let (length, from) = recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut frame)?;
         let leaves = from.is_some_and(|from| from.pkttype() == PACKET_OUTGOING);
         let frame = frame.get(..length).unwrap_or_default();
-        if !leaves && frame.windows(word.len()).any(|bytes| bytes == word.as_bytes()) {
-            println!("arrived {word}");
+        if !leaves {
+            let words = frame.windows(word.len()).filter(|bytes| *bytes == word.as_bytes());
+            words.for_each(|_| println!("arrived {word}"));
         }
     }
 }
