@@ -195,3 +195,19 @@ fn subnets() {
         assert!(wrong.parse::<Cidr>().is_err(), "{wrong}");
     }
 }
+
+#[test]
+fn the_example_holds_the_defaults_that_it_says() {
+    let text = include_str!("../../../tools/uvn-dataplane.example.toml");
+    let config = Config::parse(text).unwrap();
+    assert_eq!(config.encapsulation, Encapsulation::default());
+    assert_eq!(config.workers, Workers::default());
+    let shown = &config.networks[0];
+    let least: Network = serde_json::from_str(r#"{"vni": 1, "addresses": []}"#).unwrap();
+    assert_eq!(
+        (shown.learning, shown.max_addresses, shown.ageing, shown.flood_rate),
+        (least.learning, least.max_addresses, least.ageing, least.flood_rate)
+    );
+    assert_eq!(shown.device.as_ref().unwrap().kind, DeviceKind::default());
+    assert_eq!(config.networks.len(), 2);
+}
