@@ -362,12 +362,7 @@ impl Service {
     /// Ends everything in order: workers, XDP program, devices that were made here, control socket.
     fn stop(&mut self) {
         self.close_nic();
-        let vnis: Vec<_> = self.networks.iter().map(|(_, entry)| entry.network.vni).collect();
-        for vni in vnis {
-            if let Some((_, entry)) = self.networks.remove(vni) {
-                entry.source.remove();
-            }
-        }
+        self.networks.remove_all();
         self.control = None;
         tracing::info!("stopped");
     }
