@@ -132,14 +132,13 @@ impl Rig {
     fn end(&mut self, signal: Signal) -> ExitStatus {
         self.signal(signal);
         let end = Instant::now() + PATIENCE;
-        let mut engine = self.engine.take().expect("it runs");
         while Instant::now() < end {
-            if let Some(status) = engine.try_wait().unwrap() {
+            if let Some(status) = self.engine.as_mut().and_then(|engine| engine.try_wait().unwrap()) {
+                self.engine = None;
                 return status;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        engine.kill().unwrap();
         panic!("{signal} does not end it; log:\n{}", self.log());
     }
 
