@@ -399,7 +399,9 @@ proptest! {
 
     #[test]
     fn gro_of_gso_is_the_identity(spec in spec(20_000), size in 400u16..9000) {
-        prop_assume!(spec.payload.len() > usize::from(size));
+        // At least two segments, at most 50.
+        let size = size.min(spec.payload.len().div_ceil(2) as u16);
+        prop_assume!(spec.payload.len() > 1);
         let (header, frame) = spec.super_frame(size);
         let segments = cut(&header, &frame).unwrap().into_iter().map(|frame| (1, frame)).collect::<Vec<_>>();
         prop_assert_eq!(join(&segments, ALL), [(1, header, frame)]);
