@@ -4,6 +4,7 @@ use crate::cores::Cores;
 use crate::dataplane::Dataplane;
 use crate::process::Place;
 use crate::rig::{ADDRESSES, NIC, Rig, RigError, USERS, ip};
+use crate::shell;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
@@ -153,7 +154,7 @@ fn thread_napi(rig: &Rig, cores: &Cores) -> Result<(), RigError> {
     for node in 0..2 {
         let before = napi_threads();
         let switch = format!("echo 1 > /sys/class/net/{NIC}/threaded");
-        crate::shell::read(Command::new("ip").args(["netns", "exec", &rig.node(node), "sh", "-c", &switch]))?;
+        shell::read(Command::new("ip").args(["netns", "exec", &rig.node(node), "sh", "-c", &switch]))?;
         let threads: Vec<i32> = napi_threads().difference(&before).copied().collect();
         if threads.is_empty() {
             let why = "no napi/ kernel thread appeared after switching to threaded NAPI".into();
@@ -161,7 +162,9 @@ fn thread_napi(rig: &Rig, cores: &Cores) -> Result<(), RigError> {
         }
         for thread in threads {
             let core = cores.net[node].to_string();
-            crate::shell::read(Command::new("taskset").args(["-p", "-c", &core, &thread.to_string()]))?;
+            shell::read(Command::new("taskset").args(["-p", "-c", &core, &thread.to_string()]))?;
+            // As for a worker that shares its core: other programs must not keep the wire waiting.
+            shell::read(Command::new("renice").args(["-n", "-20", "-p", &thread.to_string()]))?;
         }
     }
     Ok(())
