@@ -48,7 +48,7 @@ fn arrivals(setup: &Setup, forgery: Forgery) -> Result<u64, RigError> {
     let word = format!("uvn-attack-{}", forgery.argument());
     let watchers = watch(setup, &word)?;
     let arguments = ["attack", &forgery.argument(), &COUNT.to_string(), &word, &macs];
-    Process::start("probe attack", attacker.probe(&arguments)?)?.finish(Duration::from_secs(10))?;
+    Process::start("probe attack", attacker.probe(&arguments))?.finish(Duration::from_secs(10))?;
     thread::sleep(SETTLE);
     let lines = watchers.iter().flat_map(Process::new_lines);
     Ok(lines.filter(|line| line.starts_with("arrived")).count() as u64)
@@ -71,7 +71,7 @@ fn print(forgery: Forgery, arrived: u64, arrived_by_kernel: u64, counted: &BTree
 /// Has every user's endpoint on node 1 watched for a word.
 fn watch(setup: &Setup, word: &str) -> Result<Vec<Process>, RigError> {
     let watch = |user| {
-        let watcher = Process::start("probe watch", setup.place(0, user).probe(&["watch", word])?)?;
+        let watcher = Process::start("probe watch", setup.place(0, user).probe(&["watch", word]))?;
         watcher.wait_for("ready", Duration::from_secs(5))?;
         Ok(watcher)
     };

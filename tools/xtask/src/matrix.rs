@@ -50,7 +50,7 @@ pub fn run(setup: &Setup) -> Result<bool, RigError> {
     let servers: Vec<(Spot, Process)> = spots()
         .into_iter()
         .map(|(user, node)| {
-            let serve = setup.place(node, user).probe(&["serve", &port(user).to_string()])?;
+            let serve = setup.place(node, user).probe(&["serve", &port(user).to_string()]);
             let server = Process::start("probe serve", serve)?;
             server.wait_for("ready", Duration::from_secs(5))?;
             Ok(((user, node), server))
@@ -101,7 +101,7 @@ fn reach(setup: &Setup, from: Spot, attempts: &[Attempt]) -> Result<BTreeSet<Str
     let mut arguments = vec!["reach"];
     arguments.extend(targets.iter().map(String::as_str));
     let begin = Instant::now();
-    let probe = setup.place(from.1, from.0).probe(&arguments)?;
+    let probe = setup.place(from.1, from.0).probe(&arguments);
     let lines = Process::start("probe reach", probe)?.finish(Duration::from_secs(30))?;
     println!(
         "  user {} on node {} tried {} ways in {:.1?}",

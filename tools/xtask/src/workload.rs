@@ -126,11 +126,11 @@ fn bulk(client: &Place, server: &Place, streams: usize, seconds: f64) -> Result<
 }
 
 fn udp(client: &Place, server: &Place, seconds: f64) -> Result<Sample, RigError> {
-    let sink = Process::start("probe sink", server.probe(&["sink", &SINK_PORT.to_string()])?)?;
+    let sink = Process::start("probe sink", server.probe(&["sink", &SINK_PORT.to_string()]))?;
     sink.wait_for("ready", START)?;
     let to = format!("{}:{SINK_PORT}", ADDRESSES[1].0);
     let threads = client.cores.split(',').count().min(4).to_string();
-    let flood = client.probe(&["flood", &to, &threads, &seconds.to_string()])?;
+    let flood = client.probe(&["flood", &to, &threads, &seconds.to_string()]);
     let sent = Process::start("probe flood", flood)?.finish(patience(seconds))?.join("");
     let received = sink.finish(patience(0.0))?.join("");
     let (sent, received) = (json("probe flood", &sent)?, json("probe sink", &received)?);
@@ -147,12 +147,12 @@ fn ping_pong(
     bytes: usize,
     seconds: f64,
 ) -> Result<Sample, RigError> {
-    let pong = Process::start("probe pong", server.probe(&["pong", &PONG_PORT.to_string()])?)?;
+    let pong = Process::start("probe pong", server.probe(&["pong", &PONG_PORT.to_string()]))?;
     pong.wait_for("ready", START)?;
     let to = format!("{}:{PONG_PORT}", ADDRESSES[1].0);
     let arguments = ["ping-pong", &to, &connections.to_string(), &bytes.to_string(), &seconds.to_string()];
     let played =
-        Process::start("probe ping-pong", client.probe(&arguments)?)?.finish(patience(seconds))?.join("");
+        Process::start("probe ping-pong", client.probe(&arguments))?.finish(patience(seconds))?.join("");
     let played = json("probe ping-pong", &played)?;
     let number = |name| number("probe ping-pong", &played, name);
     let rate = number("messages")? / number("seconds")?.max(1e-3) / 1e3;
