@@ -91,6 +91,7 @@ impl<'a> Gso<'a> {
     ///
     /// # Errors
     /// `header` contradicts the frame, or would let the checksum overwrite what was verified.
+    #[inline]
     pub fn new(header: &VnetHeader, frame: &'a [u8], packet: &Packet<'a>) -> Result<Gso<'a>, BadOffload> {
         let kind = header.gso_type & !VnetHeader::GSO_ECN;
         if kind != VnetHeader::GSO_NONE {

@@ -14,12 +14,28 @@ impl Sum {
     pub const ZERO: Sum = Sum(0);
 
     /// Of bytes; an odd last byte counts as if a zero followed (RFC 1071 section 4.1).
-    ///
-    /// Eight lanes of 32-bit halves: it compiles to baseline SIMD, about 35 ns for 1448 bytes where an add-with-carry
-    /// chain takes 38 and a plain loop 41.
     #[must_use]
+    #[inline]
     pub fn of(bytes: &[u8]) -> Sum {
         let (blocks, rest) = bytes.as_chunks::<64>();
+        let mut sum = if blocks.is_empty() { Sum::ZERO } else { Sum::of_blocks(blocks) };
+        let (words, rest) = rest.as_chunks::<8>();
+        for word in words {
+            sum += Sum(u64::from_ne_bytes(*word));
+        }
+        let (words, rest) = rest.as_chunks::<2>();
+        for word in words {
+            sum += Sum(u64::from(u16::from_ne_bytes(*word)));
+        }
+        match *rest {
+            [last] => sum + Sum(u64::from(u16::from_ne_bytes([last, 0]))),
+            _ => sum,
+        }
+    }
+
+    /// Eight lanes of 32-bit halves: it compiles to baseline SIMD, about 33 ns for 1448 bytes where an add-with-carry
+    /// chain takes 38 and a plain loop 41.
+    fn of_blocks(blocks: &[[u8; 64]]) -> Sum {
         let mut lanes = [0u64; 8];
         for block in blocks {
             let (words, _) = block.as_chunks::<8>();
@@ -29,19 +45,7 @@ impl Sum {
                 *lane += (word & 0xffff_ffff) + (word >> 32);
             }
         }
-        let mut sum = Sum(lanes.iter().sum());
-        let (words, rest) = rest.as_chunks::<8>();
-        for word in words {
-            sum += Sum(u64::from_ne_bytes(*word));
-        }
-        if !rest.is_empty() {
-            let mut word = [0; 8];
-            for (to, from) in word.iter_mut().zip(rest) {
-                *to = *from;
-            }
-            sum += Sum(u64::from_ne_bytes(word));
-        }
-        sum
+        Sum(lanes.iter().sum())
     }
 
     /// Of one 16-bit field.
