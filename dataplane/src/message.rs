@@ -66,6 +66,8 @@ pub enum Request {
         #[serde(default)]
         from: Option<IpAddr>,
     },
+    /// The VNIs that allowed VTEPs sent to though they are not here, since it was last asked. [`Reply::Unknown`].
+    Unknown,
     /// Counters of the workers and of the XDP program. [`Reply::Counters`].
     Counters,
     /// How long frames stay in the data plane, since the start. [`Reply::Histogram`].
@@ -98,6 +100,11 @@ pub enum Reply {
         hops: Vec<HopState>,
         /// Where the next request shall begin; None: that was all.
         next: Option<IpAddr>,
+    },
+    /// To `unknown`.
+    Unknown {
+        /// The most recent ones.
+        seen: Vec<UnknownVni>,
     },
     /// To `counters`.
     Counters {
@@ -192,6 +199,17 @@ pub struct HopState {
     pub mac: Option<String>,
     /// MTU of the way there.
     pub mtu: Option<usize>,
+}
+
+/// A VNI that is not on this NIC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnknownVni {
+    /// The VNI.
+    pub vni: u32,
+    /// The first VTEP that sent to it.
+    pub vtep: IpAddr,
+    /// How many frames came.
+    pub frames: u64,
 }
 
 /// Counters.
@@ -384,6 +402,7 @@ mod tests {
             Request::Show,
             Request::Networks { from: 7 },
             Request::Hops { from: Some("10.0.0.2".parse().unwrap()) },
+            Request::Unknown,
             Request::Counters,
             Request::Histogram,
         ];

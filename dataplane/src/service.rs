@@ -63,6 +63,14 @@ pub enum ServiceError {
     /// The NIC is no Ethernet device.
     #[error("{0} is not an Ethernet device: VXLAN there needs the kernel's own devices")]
     NotEthernet(String),
+    /// The NIC cannot be used.
+    #[error("{nic} cannot be used: {message}")]
+    Nic {
+        /// The NIC.
+        nic: String,
+        /// Why.
+        message: String,
+    },
     /// The control socket.
     #[error(transparent)]
     Control(#[from] ControlError),

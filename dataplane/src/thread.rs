@@ -46,6 +46,12 @@ impl Handle {
         let _ = self.waker.wake();
     }
 
+    /// Whether it has ended on its own, which it does only after an error that it has logged.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Only wakes it: its heartbeat must then advance.
     pub fn wake(&self) {
         let _ = self.waker.wake();

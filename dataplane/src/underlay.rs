@@ -3,7 +3,6 @@
 //! The kernel resolves neighbours and routes as for its own traffic; this only asks it to, and follows what it says.
 //! A VTEP without an answer has no hop: workers count its frames and ask again.
 
-use crate::link::Link;
 use crate::route::{self, Change, Neighbour, Route};
 use socket2::{Domain, InterfaceIndexOrAddress, Socket, Type};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -18,7 +17,8 @@ const RECHECK: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 /// After this long without an answer a VTEP that no network lists is forgotten.
 const FORGET: Duration = Duration::from_secs(60);
-/// VTEPs that are looked after. Tenants choose destinations within the allowed ranges: this bounds what that costs.
+/// New VTEPs that are looked up in a second, and VTEPs that are looked after at all. Tenants choose destinations within the allowed ranges: this bounds what that costs.
+const NEW_PER_SECOND: u32 = 1024;
 const MAX_WANTED: usize = 65_536;
 
 /// The next hop to a VTEP or multicast group.
@@ -92,6 +92,8 @@ pub struct Underlay {
     neighbours: HashMap<IpAddr, Neighbour>,
     /// A route has changed since the last tick.
     routes_changed: bool,
+    /// VTEPs that workers asked for first since the last tick.
+    new: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,10 +103,10 @@ struct Nic {
 }
 
 impl Underlay {
-    /// Sets what the NIC is now; None: it is gone. On a change everything is looked up anew.
-    pub fn set_nic(&mut self, link: Option<&Link>) {
-        let nic =
-            link.map(|link| Nic { index: link.index, mtu: usize::try_from(link.mtu).unwrap_or(usize::MAX) });
+    /// Sets the NIC's index and the MTU that can be used on it; None: it is gone. On a change everything is looked up
+    /// anew.
+    pub fn set_nic(&mut self, nic: Option<(u32, usize)>) {
+        let nic = nic.map(|(index, mtu)| Nic { index, mtu });
         if nic != self.nic {
             self.nic = nic;
             for (group, membership) in &mut self.groups {
@@ -138,9 +140,14 @@ impl Underlay {
 
     /// A worker has frames for this VTEP and knows no next hop. True if the hops changed.
     pub fn resolve(&mut self, address: IpAddr, now: Instant) -> bool {
-        if address.is_multicast() || (!self.wanted.contains_key(&address) && self.wanted.len() >= MAX_WANTED)
-        {
+        if address.is_multicast() {
             return false;
+        }
+        if !self.wanted.contains_key(&address) {
+            if self.new >= NEW_PER_SECOND || self.wanted.len() >= MAX_WANTED {
+                return false;
+            }
+            self.new += 1;
         }
         let wanted = self.wanted.entry(address).or_default();
         let before = wanted.hop;
@@ -176,6 +183,7 @@ impl Underlay {
 
     /// Once a second: follows route changes, has stale neighbours checked, forgets. True if the hops may have changed.
     pub fn tick(&mut self, now: Instant) -> bool {
+        self.new = 0;
         let changed = self.routes_changed;
         if self.routes_changed {
             self.routes_changed = false;

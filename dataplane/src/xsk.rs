@@ -20,6 +20,9 @@ pub use open::{XskConfig, XskError};
 
 /// Bytes per UMEM frame: a page, which every driver takes.
 const FRAME_SIZE: usize = 4096;
+/// The longest IP packet that one frame holds, bytes: the kernel keeps XDP_PACKET_HEADROOM (256) of a received one for
+/// itself (net/xdp/xsk_buff_pool.c), and the Ethernet header comes before it. A NIC's MTU beyond it cannot be used.
+pub const MAX_MTU: usize = FRAME_SIZE - 256 - 14;
 
 /// A UMEM frame that its holder owns. Neither Clone nor Copy; one that is dropped is lost until the queue is closed.
 #[derive(Debug)]

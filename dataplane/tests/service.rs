@@ -220,7 +220,7 @@ fn failure<T: std::fmt::Debug>(result: Result<T, ClientError>) -> Failure {
     }
 }
 
-fn network(vni: u32) -> Network {
+fn uvn(vni: u32) -> Network {
     let text = format!(r#"{{"vni": {vni}, "addresses": ["10.0.0.1/24"], "peers": ["10.0.0.2"]}}"#);
     serde_json::from_str(&text).unwrap()
 }
@@ -240,7 +240,7 @@ fn a_network_comes_by_the_socket_and_goes() {
     assert_eq!(client.ask(&Request::Ping, &[]).unwrap(), Reply::Pong);
     let tap = user_tap(&rig.user_here, "tap0");
     let fds = [tap.as_fd()];
-    let epoch = client.add_network(&network(1234), &fds).unwrap();
+    let epoch = client.add_network(&uvn(1234), &fds).unwrap();
     rig.expect_overlay();
     let summary = show(&client);
     assert_eq!((summary.networks, summary.hops, summary.unresolved), (1, 1, 0));
@@ -251,7 +251,7 @@ fn a_network_comes_by_the_socket_and_goes() {
     let Reply::Histogram(residency) = client.ask(&Request::Histogram, &[]).unwrap() else { panic!() };
     assert!(residency.batches > 0 && residency.p50 <= residency.max, "{residency:?}");
 
-    let again = failure(client.add_network(&network(1234), &fds));
+    let again = failure(client.add_network(&uvn(1234), &fds));
     assert_eq!(again.code, Code::Exists);
     assert!(client.remove_network(1234).unwrap() > epoch);
     assert!(!reaches(&rig.user_here, &rig.user_there, Duration::from_secs(1)));
@@ -274,10 +274,10 @@ fn requests_that_cannot_be_met_change_nothing() {
         (&[tap.as_fd(), tap.as_fd(), tap.as_fd()], "one per worker (1)"),
     ];
     for (fds, says) in cases {
-        let failure = failure(client.add_network(&network(1234), fds));
+        let failure = failure(client.add_network(&uvn(1234), fds));
         assert!(failure.message.contains(says), "{failure}");
     }
-    let mut stranger = network(1234);
+    let mut stranger = uvn(1234);
     stranger.peers = vec![IpAddr::from([10, 0, 0, 9])];
     let refused = failure(client.add_network(&stranger, &[tap.as_fd()]));
     assert_eq!((refused.code, &refused.message[..9]), (Code::Invalid, "peers[0]:"));
@@ -346,6 +346,106 @@ fn sigkill_leaves_the_host_alone_and_a_restart_takes_over() {
 }
 
 #[test]
+fn a_veth_endpoint_works_and_is_made_anew_after_sigkill() {
+    let mut rig = Rig::new("veth");
+    let network = rig.network().replace("netns =", "kind = \"veth\", netns =");
+    rig.start(&network);
+    rig.expect_overlay();
+    rig.end(Signal::SIGKILL);
+    assert!(!reaches(&rig.user_here, &rig.user_there, Duration::from_secs(1)), "cut off");
+    rig.start(&network);
+    rig.expect_overlay();
+    assert_eq!(rig.end(Signal::SIGTERM).code(), Some(0));
+    assert!(!rig.user_here.ip("-br link").contains("u1234"));
+    assert_eq!(rig.here.ip("-br link").lines().count(), 2, "lo and em1");
+}
+
+#[test]
+fn jumbo_frames_are_used_as_far_as_a_umem_frame_reaches() {
+    let mut rig = Rig::new("jumbo");
+    for node in [&rig.here, &rig.there] {
+        node.ip("link set em1 mtu 9000");
+    }
+    let network = rig.network();
+    let client = rig.start(&network);
+    let mtu = rig.user_here.ip("-o link show u1234");
+    assert!(mtu.contains("mtu 3776"), "{mtu}");
+    assert_eq!(show(&client).xdp.as_deref(), Some("generic"), "the veth driver takes no more than 3.5 KB");
+    rig.user_there.ip("link set vx1234 mtu 3776");
+    rig.expect_overlay();
+    // The longest datagram that fits.
+    let (far, near) = (
+        rig.user_there.run(|| UdpSocket::bind("10.0.0.2:7000").unwrap()),
+        rig.user_here.run(|| UdpSocket::bind("10.0.0.1:7000").unwrap()),
+    );
+    for socket in [&far, &near] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    let (sent, mut buffer) = (vec![7; 3776 - 28], vec![0; 9000]);
+    near.send_to(&sent, "10.0.0.2:7000").unwrap();
+    assert_eq!(far.recv(&mut buffer).unwrap(), sent.len());
+    far.send_to(&sent, "10.0.0.1:7000").unwrap();
+    assert_eq!(near.recv(&mut buffer).unwrap(), sent.len());
+}
+
+#[test]
+fn an_endpoint_may_be_deleted_under_us() {
+    let mut rig = Rig::new("vanish");
+    let network = rig.network();
+    let client = rig.start(&network);
+    rig.expect_overlay();
+    rig.user_here.ip("link del u1234");
+    rig.wait_for("fault", |_| client.networks().unwrap()[0].fault.is_some());
+    rig.here.ip("link set em1 mtu 1400");
+    rig.wait_for("MTU", |_| show(&client).mtu == 1400);
+    client.remove_network(1234).unwrap();
+    // Its place can be taken again.
+    let tap = user_tap(&rig.user_here, "tap0");
+    client.add_network(&uvn(1234), &[tap.as_fd()]).unwrap();
+    rig.expect_overlay();
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let mut rig = Rig::new("notify");
+    let path = rig.directory.join("notify.sock");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let network = rig.network();
+    let mut command = rig.command(&network);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "1000000");
+    rig.engine = Some(command.spawn().unwrap());
+    let hear = || {
+        let mut buffer = [0; 256];
+        let length = manager.recv(&mut buffer).expect("a notification");
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    assert_eq!(hear(), "READY=1\n");
+    rig.expect_overlay();
+    for _ in 0..3 {
+        assert_eq!(hear(), "WATCHDOG=1\n");
+    }
+    rig.signal(Signal::SIGTERM);
+    while hear() != "STOPPING=1\n" {}
+    rig.end(Signal::SIGTERM);
+}
+
+#[test]
+fn frames_for_networks_that_are_not_here_are_told() {
+    let mut rig = Rig::new("unknown");
+    let client = rig.start("");
+    let none = Reply::Unknown { seen: Vec::new() };
+    assert_eq!(client.ask(&Request::Unknown, &[]).unwrap(), none);
+    let socket = rig.there.run(|| UdpSocket::bind("10.0.0.2:0").unwrap());
+    let vxlan = [8, 0, 0, 0, 0, 0, 77, 0].into_iter().chain([0; 60]).collect::<Vec<u8>>();
+    rig.wait_for("report", |_| {
+        socket.send_to(&vxlan, "10.0.0.1:4789").unwrap();
+        let Reply::Unknown { seen } = client.ask(&Request::Unknown, &[]).unwrap() else { panic!() };
+        seen.iter().any(|seen| seen.vni == 77 && seen.vtep == IpAddr::from([10, 0, 0, 2]) && seen.frames > 0)
+    });
+}
+
+#[test]
 fn one_nic_has_one_data_plane() {
     let mut rig = Rig::new("twice");
     let network = rig.network();
@@ -354,6 +454,16 @@ fn one_nic_has_one_data_plane() {
     assert_eq!(second.status.code(), Some(1));
     let said = String::from_utf8(second.stderr).unwrap();
     assert!(said.contains("answered by another data plane"), "{said}");
+    // Without a control socket to tell, the NIC does.
+    let mut third = rig.command(&network);
+    let file = rig.directory.join("em1.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let silent: Vec<&str> = text.lines().filter(|line| !line.starts_with("socket")).collect();
+    fs::write(&file, silent.join("\n")).unwrap();
+    let third = third.stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(third.status.code(), Some(1));
+    let said = String::from_utf8(third.stderr).unwrap();
+    assert!(said.contains("another XDP program"), "{said}");
     rig.expect_overlay();
 }
 
@@ -416,7 +526,18 @@ fn workers_follow_the_number_of_queues() {
     // A handed-over TAP with one queue serves both workers.
     client.remove_network(1234).unwrap();
     let tap = user_tap(&rig.user_here, "tap0");
-    client.add_network(&network(1234), &[tap.as_fd()]).unwrap();
+    client.add_network(&uvn(1234), &[tap.as_fd()]).unwrap();
+    rig.expect_overlay();
+    client.remove_network(1234).unwrap();
+    drop(tap);
+
+    // A TAP made for two workers is taken over by a data plane that has one.
+    rig.end(Signal::SIGKILL);
+    rig.start(&made);
+    rig.expect_overlay();
+    rig.end(Signal::SIGKILL);
+    ethtool(&rig.here, &["-L", "em1", "rx", "1", "tx", "1"]);
+    rig.start(&made);
     rig.expect_overlay();
 }
 

@@ -6,6 +6,10 @@ use crate::networks::Networks;
 use crate::outer::endpoint_mtu;
 use crate::queues::Queues;
 use crate::worker::Command;
+use crate::xsk::MAX_MTU;
+use std::io::ErrorKind;
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
 
 /// ARPHRD_ETHER (include/uapi/linux/if_arp.h).
 const ETHERNET: u16 = 1;
@@ -18,8 +22,41 @@ impl Service {
             return Err(ServiceError::NotEthernet(link.name));
         }
         self.set_link(Some(link));
-        self.open_nic();
-        Ok(())
+        self.check_vteps();
+        // A data plane that has just been killed may still be about to let go of the NIC.
+        let end = Instant::now() + Duration::from_secs(2);
+        loop {
+            self.open_nic();
+            match &self.fault {
+                Some(fault) if self.link.as_ref().is_some_and(|link| link.up) => {
+                    if Instant::now() > end {
+                        let nic = self.config.nic.clone();
+                        return Err(ServiceError::Nic { nic, message: fault.clone() });
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Warns of what keeps peers away or lets tenants out, though it can still be mended while this runs.
+    fn check_vteps(&self) {
+        let port = self.config.encapsulation.port;
+        for vtep in &self.config.vtep {
+            match UdpSocket::bind((*vtep, port)).map_err(|error| error.kind()) {
+                Err(ErrorKind::AddrNotAvailable) => {
+                    tracing::warn!(%vtep, "no device has this VTEP address: peers cannot find this node");
+                }
+                Err(ErrorKind::AddrInUse) => {
+                    tracing::warn!(
+                        port,
+                        "a program or a kernel VXLAN device has the port: it gets what tenants send there from this node"
+                    );
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Looks what the NIC is now, and follows.
@@ -44,7 +81,10 @@ impl Service {
         self.set_link(link);
         if let Some(queues) = &self.queues {
             let count = self.count_queues();
-            if count.is_some_and(|count| count as usize != queues.workers.len()) {
+            if queues.workers.iter().any(|worker| worker.handle.has_ended()) {
+                tracing::error!(nic = self.config.nic, "a worker has ended; all are started anew");
+                self.close_nic();
+            } else if count.is_some_and(|count| count as usize != queues.workers.len()) {
                 tracing::warn!(
                     nic = self.config.nic,
                     queues = count,
@@ -64,7 +104,8 @@ impl Service {
             return;
         }
         let before = std::mem::replace(&mut self.link, link);
-        self.underlay.set_nic(self.link.as_ref());
+        let mtu = self.nic_mtu();
+        self.underlay.set_nic(self.link.as_ref().map(|link| (link.index, mtu)));
         self.hops_changed = true;
         let (Some(now), before) = (&self.link, before) else {
             tracing::warn!(nic = self.config.nic, "the NIC is absent");
@@ -72,6 +113,9 @@ impl Service {
         };
         let (nic, up, running, mtu) = (&now.name, now.up, now.running, now.mtu);
         tracing::info!(nic, up, running, mtu, "the NIC's state");
+        if mtu > MAX_MTU as u32 {
+            tracing::warn!(nic, mtu, used = MAX_MTU, "the NIC's MTU is more than can be used");
+        }
         if before.is_some_and(|before| before.mtu != now.mtu) {
             let mtu = self.endpoint_mtu();
             for (_, entry) in self.networks.iter() {
@@ -82,13 +126,18 @@ impl Service {
         }
     }
 
+    /// The MTU of the underlay as far as it can be used, bytes.
+    fn nic_mtu(&self) -> usize {
+        self.link.as_ref().map_or(1500, |link| link.mtu as usize).min(MAX_MTU)
+    }
+
     /// The MTU of every endpoint, bytes.
     pub(super) fn endpoint_mtu(&self) -> usize {
-        let nic = self.link.as_ref().map_or(1500, |link| link.mtu as usize);
+        let nic = self.nic_mtu();
         self.config.vtep.iter().map(|vtep| endpoint_mtu(nic, *vtep)).min().unwrap_or(nic)
     }
 
-    fn count_queues(&self) -> Option<u32> {
+    pub(super) fn count_queues(&self) -> Option<u32> {
         match link::queues(&self.config.nic) {
             Ok(count) => Some(count),
             Err(error) => {

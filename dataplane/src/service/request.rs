@@ -55,6 +55,7 @@ impl Service {
             Request::Show => Ok(Reply::Show(Box::new(self.summary()))),
             Request::Networks { from } => Ok(self.show_networks(from)),
             Request::Hops { from } => Ok(self.show_hops(from)),
+            Request::Unknown => self.take_unknown(),
             Request::Counters => self.show_counters(),
             Request::Histogram => self.show_histogram(),
         }
@@ -76,7 +77,10 @@ impl Service {
         if self.networks.get(vni).is_some() {
             return Err(Failure::new(Code::Exists, format!("network {vni} is there already")));
         }
-        let workers = self.queues.as_ref().map_or(1, |queues| queues.workers.len());
+        let workers = match &self.queues {
+            Some(queues) => queues.workers.len(),
+            None => self.count_queues().unwrap_or(1) as usize,
+        };
         let mac = self.config.vtep.first().map_or(Mac::BROADCAST, |vtep| Mac::of(*vtep));
         let source = match (&network.device, fds.is_empty()) {
             (Some(device), true) => EndpointSource::make(&Plan {

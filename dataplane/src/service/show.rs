@@ -2,7 +2,8 @@
 
 use super::Service;
 use crate::message::{
-    Code, Counts, Failure, HopState, NetworkState, Reply, Residency, Summary, WorkerState, fitting,
+    Code, Counts, Failure, HopState, NetworkState, Reply, Residency, Summary, UnknownVni, WorkerState,
+    fitting,
 };
 use crate::networks::Entry;
 use crate::worker::{Command, Report};
@@ -100,6 +101,17 @@ impl Service {
         }
         let lost = self.reports()?.iter().map(|report| report.lost).sum();
         Ok(Reply::Counters { total, workers, xdp, lost })
+    }
+
+    pub(super) fn take_unknown(&mut self) -> Result<Reply, Failure> {
+        let Some(queues) = &mut self.queues else { return Ok(Reply::Unknown { seen: Vec::new() }) };
+        let taken =
+            queues.xdp.take_unknown().map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+        let seen = taken
+            .into_iter()
+            .map(|(vni, vtep, frames)| UnknownVni { vni: vni.get(), vtep, frames })
+            .collect();
+        Ok(Reply::Unknown { seen })
     }
 
     pub(super) fn show_histogram(&self) -> Result<Reply, Failure> {
