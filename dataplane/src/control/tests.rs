@@ -1,0 +1,190 @@
+use super::*;
+use crate::client::Client;
+use mio::{Events, Poll};
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+/// A control socket in a directory of its own. Its owner must be root: so are the tests.
+struct Server {
+    directory: PathBuf,
+    poll: Poll,
+    control: Control,
+}
+
+impl Server {
+    fn new(name: &str) -> Server {
+        let directory = std::env::temp_dir().join(format!("uvn-control-{}-{name}", std::process::id()));
+        let poll = Poll::new().unwrap();
+        let path = directory.join("control.sock");
+        let control = Control::listen(&path, poll.registry(), Token(5)).unwrap();
+        Server { directory, poll, control }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.join("control.sock")
+    }
+
+    /// Every request that is there now.
+    fn requests(&mut self) -> Vec<Incoming> {
+        let mut events = Events::with_capacity(64);
+        let mut requests = Vec::new();
+        loop {
+            self.poll.poll(&mut events, Some(Duration::from_millis(20))).unwrap();
+            if events.is_empty() && !self.control.has_work() {
+                return requests;
+            }
+            for event in &events {
+                self.control.ready(self.poll.registry(), event.token());
+            }
+            requests.extend(std::iter::from_fn(|| self.control.take()));
+        }
+    }
+
+    fn connect(&mut self) -> OwnedFd {
+        let peer = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        connect(peer.as_raw_fd(), &UnixAddr::new(&self.path()).unwrap()).unwrap();
+        assert!(self.requests().is_empty());
+        peer
+    }
+
+    fn open(&self) -> usize {
+        self.control.connections.iter().flatten().count()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+const PING: &[u8] = br#"{"version":1,"request":"ping"}"#;
+
+fn say(peer: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+    seqpacket::send(peer.as_fd(), bytes, fds, false).unwrap();
+}
+
+fn hear(peer: &OwnedFd) -> Option<String> {
+    let mut buffer = vec![0; MAX_BYTES];
+    let packet = seqpacket::receive(peer.as_fd(), &mut buffer, false).ok()?;
+    Some(String::from_utf8(buffer[..packet.length].to_vec()).unwrap())
+}
+
+#[test]
+fn requests_are_answered_on_their_connection() {
+    let mut server = Server::new("answers");
+    let (first, second) = (server.connect(), server.connect());
+    say(&second, PING, &[]);
+    say(&first, br#"{"version":1,"request":"show"}"#, &[]);
+    let requests = server.requests();
+    assert_eq!(requests.len(), 2);
+    for Incoming { connection, request, .. } in requests {
+        let answer = match request {
+            Request::Ping => Ok(Reply::Pong),
+            _ => Err(Failure::new(Code::Failed, "no")),
+        };
+        server.control.answer(connection, answer);
+    }
+    assert!(hear(&second).unwrap().contains("pong"));
+    assert!(hear(&first).unwrap().contains("failed"));
+    drop(first);
+    assert!(server.requests().is_empty());
+    assert_eq!(server.open(), 1);
+}
+
+#[test]
+fn a_bad_peer_loses_its_connection_and_nobody_else_does() {
+    let mut server = Server::new("bad");
+    let good = server.connect();
+    let (_reader, writer) = io::pipe().unwrap();
+    let many = vec![writer.as_fd(); MAX_FDS + 1];
+    let cases: [(&[u8], &[BorrowedFd<'_>]); 4] =
+        [(b"\x00garbage", &[]), (&vec![b'x'; MAX_BYTES + 1], &[]), (PING, &many), (b"{\"version\":9}", &[])];
+    for (bytes, fds) in cases {
+        let bad = server.connect();
+        say(&bad, bytes, fds);
+        assert!(server.requests().is_empty());
+        assert!(hear(&bad).unwrap().contains("error"));
+        assert_eq!(hear(&bad).as_deref(), Some(""), "closed");
+        assert_eq!(server.open(), 1);
+    }
+    say(&good, PING, &[]);
+    assert_eq!(server.requests().len(), 1);
+}
+
+#[test]
+fn surplus_descriptors_are_closed() {
+    let mut server = Server::new("surplus");
+    let peer = server.connect();
+    let (mut reader, writer) = io::pipe().unwrap();
+    say(&peer, b"garbage", &[writer.as_fd(), writer.as_fd()]);
+    drop(writer);
+    assert!(server.requests().is_empty());
+    assert_eq!(io::Read::read(&mut reader, &mut [0]).unwrap(), 0, "no writer is left");
+}
+
+#[test]
+fn a_peer_that_never_reads_is_dropped() {
+    let mut server = Server::new("mute");
+    let mute = server.connect();
+    for _ in 0..5000 {
+        let _ = seqpacket::send(mute.as_fd(), PING, &[], false);
+        for request in server.requests_now() {
+            server.control.answer(request.connection, Err(Failure::new(Code::Failed, "x".repeat(50_000))));
+        }
+        if server.open() == 0 {
+            return;
+        }
+    }
+    unreachable!("still connected");
+}
+
+impl Server {
+    fn requests_now(&mut self) -> Vec<Incoming> {
+        let mut events = Events::with_capacity(64);
+        self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+        for event in &events {
+            self.control.ready(self.poll.registry(), event.token());
+        }
+        std::iter::from_fn(|| self.control.take()).collect()
+    }
+}
+
+#[test]
+fn connections_are_bounded() {
+    let mut server = Server::new("many");
+    let peers: Vec<OwnedFd> = (0..MAX_CONNECTIONS).map(|_| server.connect()).collect();
+    assert_eq!(server.open(), MAX_CONNECTIONS);
+    let surplus = server.connect();
+    assert_eq!(hear(&surplus).as_deref(), Some(""), "closed");
+    drop(peers);
+    assert!(server.requests().is_empty());
+    assert_eq!(server.open(), 0);
+    let next = server.connect();
+    say(&next, PING, &[]);
+    assert_eq!(server.requests().len(), 1);
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    let server = Server::new("stale");
+    let poll = Poll::new().unwrap();
+    let again = Control::listen(&server.path(), poll.registry(), Token(0));
+    assert!(matches!(again, Err(ControlError::InUse(path)) if path == server.path()));
+    let file = server.directory.join("file");
+    fs::write(&file, "").unwrap();
+    let on_file = Control::listen(&file, poll.registry(), Token(0));
+    assert!(matches!(on_file, Err(ControlError::NotASocket(path)) if path == file));
+    let stale = server.directory.join("stale.sock");
+    let left = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(left.as_raw_fd(), &UnixAddr::new(&stale).unwrap()).unwrap();
+    drop(left);
+    drop(Control::listen(&stale, poll.registry(), Token(0)).unwrap());
+    assert!(!stale.exists(), "removed at the end");
+}
+
+#[test]
+fn the_client_says_what_is_wrong() {
+    let error = Client::connect(Path::new("/nonexistent/control.sock")).unwrap_err().to_string();
+    assert!(error.starts_with("no data plane answers at /nonexistent/control.sock: "), "{error}");
+}
