@@ -159,7 +159,6 @@ impl Gro {
         self.flows.clear();
         self.parts.clear();
         self.open.clear();
-        self.last = 0;
     }
 
     /// A TCP or UDP frame; `segment` is None if it can join no other.

@@ -178,7 +178,7 @@ fn a_flow_ends_as_in_linux() {
     assert_eq!(three(&|second| second.flags |= 0x01), [2, 1], "FIN");
     assert_eq!(three(&|second| second.payload.truncate(99)), [2, 1], "short");
     type Change = (&'static str, fn(&mut Spec));
-    let apart: [Change; 16] = [
+    let apart: [Change; 18] = [
         ("longer", |second| second.payload.push(0)),
         ("SYN", |second| second.flags |= 0x02),
         ("RST", |second| second.flags |= 0x04),
@@ -195,9 +195,26 @@ fn a_flow_ends_as_in_linux() {
         ("DF", |second| second.dont_fragment = false),
         ("identification", |second| second.identification += 7),
         ("source MAC", |second| second.macs[11] += 1),
+        ("urgent pointer", |second| second.urgent += 1),
+        ("destination", |second| second.addresses.1 += 1),
     ];
     for (name, change) in apart {
         assert_eq!(three(&change), [1, 1, 1], "{name}");
+    }
+    let apart_v6: [Change; 3] = [
+        ("flow label", |second| second.flow_label += 1),
+        ("traffic class", |second| second.tos += 4),
+        ("hop limit", |second| second.ttl -= 1),
+    ];
+    let all_v6 = |change: &dyn Fn(&mut Spec)| {
+        let mut segments: Vec<Spec> =
+            (0..3).map(|number| Spec { v6: true, ..segment(number, 100) }).collect();
+        change(&mut segments[1]);
+        shape(segments)
+    };
+    assert_eq!(all_v6(&|_| ()), [3]);
+    for (name, change) in apart_v6 {
+        assert_eq!(all_v6(&change), [1, 1, 1], "{name}");
     }
     // Another flow's frame does not come between.
     assert_eq!(three(&|second| second.ports.0 += 1), [1, 1, 1]);
@@ -222,6 +239,23 @@ fn a_wrong_checksum_is_passed_on_alone() {
         assert_eq!(lengths, [66 + 200, 66 + 100, 66 + 200], "byte {field}");
         assert_eq!(joined[1].2, batch[2].1);
     }
+}
+
+#[test]
+fn ipv4_options_are_not_joined() {
+    let mut batch = on_one_network(Spec::udp(&bytes(200, 3)).segments(100));
+    for (_, frame) in &mut batch {
+        // A header that is longer by four one-byte options.
+        frame.splice(34..34, [1, 1, 1, 1]);
+        frame[14] = 0x46;
+        let length = u16::from_be_bytes([frame[16], frame[17]]) + 4;
+        frame[16..18].copy_from_slice(&length.to_be_bytes());
+        frame[24..26].fill(0);
+        let checksum = uvn_wire::checksum::Sum::of(&frame[14..38]).checksum();
+        frame[24..26].copy_from_slice(&checksum.to_be_bytes());
+    }
+    let joined = join(&batch, ALL);
+    assert_eq!(joined.iter().map(|(_, _, frame)| frame).collect::<Vec<_>>(), [&batch[0].1, &batch[1].1]);
 }
 
 #[test]
