@@ -1,7 +1,9 @@
 //! Network namespaces for tests. They need root; without it they fail.
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
+pub mod engine;
 pub mod packet;
+pub mod traffic;
 
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

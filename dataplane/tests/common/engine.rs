@@ -1,0 +1,191 @@
+//! The program itself, `uvn-dataplane run`, in a namespace.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use super::NetNs;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+use uvn_dataplane::client::Client;
+use uvn_dataplane::message::{NetworkState, Reply, Request};
+
+/// How long it may take to start, or to count what has arrived.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take to end after SIGTERM.
+const END: Duration = Duration::from_secs(5);
+
+/// A running data plane. Ends with SIGTERM when it is dropped; if the test failed, its log is printed.
+pub struct Engine {
+    child: Child,
+    client: Option<Client>,
+    directory: PathBuf,
+    /// What had been counted when all was set up.
+    ready: Counted,
+}
+
+/// What it has counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Inner frames handed to endpoints.
+    pub rx_frames: u64,
+    /// Inner frames sent.
+    pub tx_frames: u64,
+    /// Frames that the workers dropped, by reason; none is zero.
+    pub drops: BTreeMap<String, u64>,
+    /// Frames by the XDP program's verdict; none is zero.
+    pub xdp: BTreeMap<String, u64>,
+    /// Frames lost at the AF_XDP sockets.
+    pub lost: u64,
+}
+
+impl Counted {
+    /// Frames that the XDP program gave this verdict.
+    pub fn verdict(&self, name: &str) -> u64 {
+        self.xdp.get(name).copied().unwrap_or(0)
+    }
+
+    /// Whether every frame that the XDP program redirected has been counted by a worker.
+    fn is_settled(&self) -> bool {
+        let received: u64 =
+            self.drops.iter().filter(|(name, _)| name.starts_with("rx_")).map(|(_, count)| count).sum();
+        self.rx_frames + received + self.lost == self.verdict("xdp_redirected")
+    }
+
+    /// What was counted since `before`.
+    pub fn since(&self, before: &Counted) -> Counted {
+        let less = |after: &BTreeMap<String, u64>, before: &BTreeMap<String, u64>| {
+            let difference = |(name, count): (&String, &u64)| {
+                let count = count - before.get(name).copied().unwrap_or(0);
+                (count > 0).then(|| (name.clone(), count))
+            };
+            after.iter().filter_map(difference).collect()
+        };
+        Counted {
+            rx_frames: self.rx_frames - before.rx_frames,
+            tx_frames: self.tx_frames - before.tx_frames,
+            drops: less(&self.drops, &before.drops),
+            xdp: less(&self.xdp, &before.xdp),
+            lost: self.lost - before.lost,
+        }
+    }
+}
+
+impl Engine {
+    /// Starts it in `netns` and waits until it runs with all its networks. `config` is the text of its file, without
+    /// the control socket.
+    pub fn start(netns: &NetNs, config: &str) -> Engine {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Relaxed);
+        let directory = std::env::temp_dir().join(format!("uvn-test-engine-{}-{number}", std::process::id()));
+        std::fs::create_dir(&directory).unwrap();
+        let (file, socket) = (directory.join("config.toml"), directory.join("control"));
+        std::fs::write(&file, format!("socket = {socket:?}\n{config}")).unwrap();
+        let mut command = netns.command(env!("CARGO_BIN_EXE_uvn-dataplane"));
+        command.arg("run").arg("--config").arg(&file).stdin(Stdio::null());
+        let child = command.stderr(File::create(directory.join("log")).unwrap()).spawn().unwrap();
+        // From here on its end is taken care of.
+        let mut engine = Engine { child, client: None, directory, ready: Counted::default() };
+        let start = Instant::now();
+        while engine.client.is_none() {
+            assert!(engine.child.try_wait().unwrap().is_none(), "the data plane ended");
+            assert!(start.elapsed() < PATIENCE, "the data plane does not listen");
+            std::thread::sleep(Duration::from_millis(5));
+            engine.client = Client::connect(&socket).ok();
+        }
+        // It answers when all is set up.
+        let Reply::Show(summary) = engine.ask(&Request::Show) else { panic!("another reply") };
+        assert_eq!((summary.state.as_str(), summary.xdp.as_deref()), ("running", Some("driver")));
+        engine
+    }
+
+    /// Waits until it knows the next hop of every VTEP and group that its networks list. What it dropped until then
+    /// does not count for [`Engine::assert_no_drops`].
+    pub fn wait_for_hops(&mut self) {
+        let start = Instant::now();
+        while self.client().hops().unwrap().iter().any(|hop| hop.mac.is_none()) {
+            assert!(start.elapsed() < PATIENCE, "next hops are not found");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.ready = self.counted();
+    }
+
+    /// Its control socket.
+    pub fn client(&self) -> &Client {
+        self.client.as_ref().unwrap()
+    }
+
+    fn ask(&self, request: &Request) -> Reply {
+        self.client().ask(request, &[]).unwrap()
+    }
+
+    /// What it has counted by now.
+    pub fn counted(&self) -> Counted {
+        let Reply::Counters { total, xdp, lost, .. } = self.ask(&Request::Counters) else {
+            panic!("another reply")
+        };
+        let seen = |(name, count): (String, u64)| (count > 0).then_some((name, count));
+        Counted {
+            rx_frames: total.rx_frames,
+            tx_frames: total.tx_frames,
+            drops: total.drops.into_iter().filter_map(seen).collect(),
+            xdp: xdp.into_iter().filter_map(seen).collect(),
+            lost,
+        }
+    }
+
+    /// What it has counted, once `enough` and once its workers have seen every frame that was redirected to them.
+    pub fn counted_when(&self, what: &str, enough: impl Fn(&Counted) -> bool) -> Counted {
+        let start = Instant::now();
+        loop {
+            let counted = self.counted();
+            if counted.is_settled() && enough(&counted) {
+                return counted;
+            }
+            assert!(start.elapsed() < PATIENCE, "waited for: {what}; {counted:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Nothing was dropped or lost, and everything redirected was delivered.
+    pub fn assert_no_drops(&self) {
+        let counted = self.counted_when("all frames", |_| true).since(&self.ready);
+        let allowed = |name: &str| matches!(name, "xdp_pass" | "xdp_redirected");
+        assert!(
+            counted.drops.is_empty() && counted.lost == 0 && counted.xdp.keys().all(|name| allowed(name)),
+            "{counted:?}"
+        );
+        assert_eq!(counted.rx_frames, counted.verdict("xdp_redirected"));
+    }
+
+    /// The state of a network.
+    pub fn network(&self, vni: u32) -> NetworkState {
+        self.client().networks().unwrap().into_iter().find(|network| network.vni == vni).unwrap()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // `ip netns exec` became the program, so this is its pid; it is ours until it is waited for.
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        let _already_gone = kill(pid, Signal::SIGTERM);
+        let start = Instant::now();
+        let mut ended = false;
+        while !ended && start.elapsed() < END {
+            std::thread::sleep(Duration::from_millis(2));
+            ended = self.child.try_wait().is_ok_and(|status| status.is_some());
+        }
+        if !ended {
+            eprintln!("the data plane ignores SIGTERM: killed");
+            let _already_gone = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if !ended || std::thread::panicking() {
+            eprintln!("{}", std::fs::read_to_string(self.directory.join("log")).unwrap_or_default());
+        }
+        let _left = std::fs::remove_dir_all(&self.directory);
+    }
+}
