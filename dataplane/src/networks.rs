@@ -6,7 +6,7 @@ use crate::config::Network;
 use crate::counters::{Counters, Drop};
 use crate::device::EndpointSource;
 use crate::message::Counts;
-use crate::tables::{self, Learned};
+use crate::tables::{self, Learned, Vteps};
 use hashbrown::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -101,7 +101,8 @@ impl Entry {
         aged
     }
 
-    fn table(&mut self) -> Arc<tables::Network> {
+    /// What workers see. Who is not an allowed VTEP any more gets nothing.
+    fn table(&mut self, vteps: &Vteps) -> Arc<tables::Network> {
         if let Some(table) = &self.table {
             return table.clone();
         }
@@ -109,7 +110,7 @@ impl Entry {
             vni: self.network.vni,
             mac: self.mac,
             addresses: self.network.addresses.clone(),
-            flood: self.flood().collect(),
+            flood: self.flood().filter(|to| to.is_multicast() || vteps.allows(*to)).collect(),
             flood_rate: self.network.flood_rate,
             learning: self.network.learning,
             fdb: self.learned.clone(),
@@ -229,9 +230,18 @@ impl Networks {
         }
     }
 
+    /// Follows a change of the allowed VTEPs: forgets what was learned behind others.
+    pub fn follow(&mut self, vteps: &Vteps) {
+        for (_, entry) in self.iter_mut() {
+            entry.learned.retain(|_, learned| vteps.allows(learned.vtep));
+            entry.table = None;
+        }
+    }
+
     /// What workers see: by slot, and the slot of each VNI.
-    pub fn tables(&mut self) -> (Vec<Option<Arc<tables::Network>>>, HashMap<Vni, u32>) {
-        let networks = self.entries.iter_mut().map(|entry| entry.as_mut().map(Entry::table)).collect();
+    pub fn tables(&mut self, vteps: &Vteps) -> (Vec<Option<Arc<tables::Network>>>, HashMap<Vni, u32>) {
+        let networks =
+            self.entries.iter_mut().map(|entry| entry.as_mut().map(|entry| entry.table(vteps))).collect();
         (networks, self.slots.clone())
     }
 }
@@ -259,6 +269,7 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Peers;
 
     fn vtep(last: u8) -> IpAddr {
         IpAddr::from([10, 0, 0, last])
@@ -282,6 +293,30 @@ mod tests {
         Entry::new(serde_json::from_str(&text).unwrap(), OWN, EndpointSource::none(), 2)
     }
 
+    fn allowed(range: &str) -> Vteps {
+        let range = vec![range.parse().unwrap()];
+        Vteps::new(&Peers { range, ..Peers::default() }).unwrap()
+    }
+
+    #[test]
+    fn who_is_not_allowed_any_more_gets_nothing() {
+        let mut networks = Networks::default();
+        networks.insert(entry(5));
+        networks.learn(0, vni(5), mac(1), vtep(2), 0);
+        networks.learn(0, vni(5), mac(2), vtep(130), 0);
+        networks.get_mut(vni(5)).unwrap().set_peers(vec![vtep(2), vtep(130)]);
+        let fewer = allowed("10.0.0.0/25");
+        networks.follow(&fewer);
+        let (tables, _) = networks.tables(&fewer);
+        let table = tables[0].as_ref().unwrap();
+        assert_eq!(table.flood, [vtep(2)]);
+        assert_eq!(table.fdb.keys().collect::<Vec<_>>(), [&mac(1)]);
+        let all = allowed("10.0.0.0/24");
+        networks.follow(&all);
+        let (tables, _) = networks.tables(&all);
+        assert_eq!(tables[0].as_ref().unwrap().flood, [vtep(2), vtep(130)], "listed still");
+    }
+
     #[test]
     fn slots_stay_and_are_reused() {
         let mut networks = Networks::default();
@@ -289,7 +324,7 @@ mod tests {
         let (slot, removed) = networks.remove(vni(5)).unwrap();
         assert_eq!((slot, removed.network.vni), (0, vni(5)));
         assert!(networks.remove(vni(5)).is_none());
-        let (tables, slots) = networks.tables();
+        let (tables, slots) = networks.tables(&allowed("10.0.0.0/24"));
         assert!(tables[0].is_none());
         assert_eq!(tables[1].as_ref().unwrap().vni, vni(6));
         assert_eq!((slots.get(&vni(6)), slots.len()), (Some(&1), 1));
@@ -301,9 +336,9 @@ mod tests {
         let mut networks = Networks::default();
         networks.insert(entry(5));
         networks.insert(entry(6));
-        let (before, _) = networks.tables();
+        let (before, _) = networks.tables(&allowed("10.0.0.0/24"));
         networks.get_mut(vni(6)).unwrap().set_peers(vec![vtep(3)]);
-        let (after, _) = networks.tables();
+        let (after, _) = networks.tables(&allowed("10.0.0.0/24"));
         let same = |slot: usize| Arc::ptr_eq(before[slot].as_ref().unwrap(), after[slot].as_ref().unwrap());
         assert!(same(0) && !same(1));
         assert_eq!(before[1].as_ref().unwrap().flood, [vtep(2)]);
@@ -322,14 +357,14 @@ mod tests {
         assert!(!networks.learn(0, vni(6), mac(2), vtep(3), 102), "another network's slot by now");
         assert!(networks.learn(0, vni(5), mac(2), vtep(3), 105));
         assert!(!networks.learn(0, vni(5), mac(3), vtep(3), 105), "full");
-        let (tables, _) = networks.tables();
+        let (tables, _) = networks.tables(&allowed("10.0.0.0/24"));
         let fdb = &tables[0].as_ref().unwrap().fdb;
         assert_eq!((fdb.len(), fdb[&mac(1)].vtep), (2, vtep(3)));
         assert!(!networks.age(112));
         // A worker sees it through its tables.
         fdb[&mac(1)].refresh(112);
         assert!(networks.age(116));
-        let (tables, _) = networks.tables();
+        let (tables, _) = networks.tables(&allowed("10.0.0.0/24"));
         assert_eq!(tables[0].as_ref().unwrap().fdb.keys().collect::<Vec<_>>(), [&mac(1)]);
     }
 
@@ -346,13 +381,13 @@ mod tests {
     fn counts_add_up_and_survive_new_workers() {
         let mut networks = Networks::default();
         networks.insert(entry(5));
-        let (tables, _) = networks.tables();
+        let (tables, _) = networks.tables(&allowed("10.0.0.0/24"));
         let counters = &tables[0].as_ref().unwrap().counters;
         counters[0].rx_frames.add(2);
         counters[1].rx_frames.add(3);
         counters[1].dropped(Drop::TooBig, 1);
         networks.set_workers(1);
-        let (tables, _) = networks.tables();
+        let (tables, _) = networks.tables(&allowed("10.0.0.0/24"));
         let counters = &tables[0].as_ref().unwrap().counters;
         assert_eq!(counters.len(), 1);
         counters[0].rx_frames.add(4);

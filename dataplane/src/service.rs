@@ -260,7 +260,9 @@ impl Service {
                     }
                 }
                 Event::Learned { slot, vni, mac, vtep } => {
-                    self.tables_changed |= self.networks.learn(slot, vni, mac, vtep, second);
+                    if self.vteps.allows(vtep) {
+                        self.tables_changed |= self.networks.learn(slot, vni, mac, vtep, second);
+                    }
                 }
                 // Closing a TAP takes the kernel tens of milliseconds: not the worker's.
                 Event::Detached { endpoint, .. } => drop(endpoint),
@@ -301,7 +303,7 @@ impl Service {
         }
         let hops = if self.hops_changed { Arc::new(self.hops()) } else { self.tables.hops.clone() };
         (self.hops_changed, self.tables_changed) = (false, false);
-        let (networks, slots) = self.networks.tables();
+        let (networks, slots) = self.networks.tables(&self.vteps);
         self.tables = Arc::new(Tables {
             epoch: self.tables.epoch + 1,
             encapsulation: self.config.encapsulation,

@@ -16,6 +16,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use uvn_dataplane::config::Vtep;
 use uvn_dataplane::message::{Code, Reply, Request};
 
 #[test]
@@ -157,6 +158,29 @@ fn client_socket(rig: &Rig) -> std::os::fd::OwnedFd {
     let peer = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
     connect(peer.as_raw_fd(), &UnixAddr::new(&rig.socket()).unwrap()).unwrap();
     peer
+}
+
+#[test]
+fn ten_thousand_vteps_come_in_parts() {
+    let mut rig = Rig::new("vteps");
+    let network = rig.network();
+    let client = rig.start(&network);
+    let address = |index: u32| IpAddr::from((0x0a10_0000 + index).to_be_bytes());
+    let part = |first: u32| {
+        let add = (first..first + 1000).map(|index| Vtep { address: address(index), overlay: vec![] });
+        let (remove, add_range, remove_range) = (vec![], vec![], vec![]);
+        Request::Vteps { add: add.collect(), remove, add_range, remove_range }
+    };
+    for first in (0..10_000).step_by(1000) {
+        client.change(&part(first), &[]).unwrap();
+    }
+    assert_eq!(show(&client).vteps, 10_001);
+    rig.expect_overlay();
+    let remove = (0..1500).map(address).collect();
+    let vteps = Request::Vteps { add: vec![], remove, add_range: vec![], remove_range: vec![] };
+    client.change(&vteps, &[]).unwrap();
+    assert_eq!(show(&client).vteps, 8_501);
+    rig.expect_overlay();
 }
 
 #[test]

@@ -187,12 +187,19 @@ impl Service {
             let _ = self.filter_vteps();
             return Err(failed(error));
         }
+        self.networks.follow(&self.vteps);
+        self.follow_listed()?;
         Ok(Reply::Done { epoch: self.commit()? })
     }
 
     /// Has the VTEPs and groups that networks list looked up and joined; drops the others.
     fn follow_listed(&mut self) -> Result<(), Failure> {
-        let listed: HashSet<IpAddr> = self.networks.iter().flat_map(|(_, entry)| entry.flood()).collect();
+        let listed: HashSet<IpAddr> = self
+            .networks
+            .iter()
+            .flat_map(|(_, entry)| entry.flood())
+            .filter(|to| to.is_multicast() || self.vteps.allows(*to))
+            .collect();
         self.underlay.set_listed(listed);
         self.hops_changed = true;
         self.filter_local().map_err(failed)
