@@ -198,17 +198,19 @@ pub struct Vtep {
 pub struct Workers {
     /// The core of each queue's worker. Empty: cores of the NIC's NUMA node, counted down from the last.
     pub cores: Vec<usize>,
-    /// How long an idle worker spins before it sleeps, microseconds.
+    /// How long an idle worker spins before it sleeps, microseconds. Longer than a round trip through both nodes, or
+    /// every message of a ping-pong pays for waking two workers up.
     pub spin_us: u32,
     /// SO_BUSY_POLL of the AF_XDP sockets, microseconds; 0 is off.
     pub busy_poll_us: u32,
-    /// UMEM frames per queue (4 KiB each), a power of two from 256 to 65536.
+    /// UMEM frames per queue (4 KiB each), a power of two from 256 to 65536. More of them ride out longer bursts, but
+    /// stay in no cache: the kernel cycles through all.
     pub frames: u32,
 }
 
 impl Default for Workers {
     fn default() -> Self {
-        Workers { cores: Vec::new(), spin_us: 50, busy_poll_us: 0, frames: 4096 }
+        Workers { cores: Vec::new(), spin_us: 250, busy_poll_us: 0, frames: 1024 }
     }
 }
 

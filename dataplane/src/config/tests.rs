@@ -15,7 +15,7 @@ vtep = [{ address = "fd00::2", overlay = ["10.9.0.2"] }]
 
 [workers]
 cores = [3, 2]
-frames = 1024
+frames = 512
 
 [[network]]
 vni = 1234
@@ -54,7 +54,7 @@ fn a_good_file() {
     assert_eq!(config.nic, "em1");
     assert_eq!(config.encapsulation.dscp, Dscp::Inherit(Inherit::Inherit));
     assert_eq!((config.encapsulation.ttl, config.encapsulation.df), (64, true));
-    assert_eq!((config.workers.frames, config.workers.spin_us), (1024, 50));
+    assert_eq!((config.workers.frames, config.workers.spin_us), (512, 250));
     assert_eq!(config.peers.vtep[0].overlay, ["10.9.0.2".parse::<IpAddr>().unwrap()]);
     let [first, second] = &config.networks[..] else { unreachable!("two networks") };
     assert_eq!((first.vni.get(), first.ageing, first.flood_rate), (1234, 300, 1000));
@@ -84,7 +84,7 @@ fn wrong_types_name_the_key_and_what_is_allowed() {
     refused("port = 4789", "port = 70000", &["encapsulation.port:", "70000", "1 to 65535"]);
     refused("port = 4789", "port = \"x\"", &["encapsulation.port:", "1 to 65535"]);
     refused("dscp = \"inherit\"", "dscp = \"copy\"", &["encapsulation.dscp:", "0 to 63"]);
-    refused("frames = 1024", "frames = -1", &["workers.frames:", "power of two"]);
+    refused("frames = 512", "frames = -1", &["workers.frames:", "power of two"]);
     refused("vni = 9876", "vni = 16777216", &["network[1].vni:", "0 to 16777215"]);
     refused("[\"10.0.0.1/16\"]", "[\"10.0.0.1\"]", &["network[0].addresses: ", "10.0.0.1/24"]);
     refused("[\"10.0.0.1/16\"]", "[\"10.0.0.1/33\"]", &["network[0].addresses: ", "10.0.0.1/24"]);
@@ -97,7 +97,7 @@ fn ranges() {
     refused("port = 4789", "ttl = 0", &["encapsulation.ttl: 0;", "1 to 255"]);
     refused("dscp = \"inherit\"", "dscp = 64", &["encapsulation.dscp: 64;"]);
     for frames in ["0", "128", "1000", "131072"] {
-        refused("frames = 1024", &format!("frames = {frames}"), &["workers.frames: ", "256 to 65536"]);
+        refused("frames = 512", &format!("frames = {frames}"), &["workers.frames: ", "256 to 65536"]);
     }
     refused("cores = [3, 2]", "cores = [3, 1024]", &["workers.cores[1]: 1024;"]);
     refused("cores = [3, 2]", "spin_us = 1000001", &["workers.spin_us"]);
