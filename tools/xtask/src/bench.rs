@@ -44,6 +44,9 @@ pub fn bench(quick: bool) -> Result<(), RigError> {
     print_layout(&cores);
     let mut setups =
         CONTENDERS.iter().map(|&kind| Setup::new(kind, &cores, &program)).collect::<Result<Vec<_>, _>>()?;
+    for setup in setups.iter().filter(|setup| !setup.dataplanes.is_empty()) {
+        println!("{}: uvn-dataplane {}", setup.kind.name(), setup.dataplanes[0].summary()?);
+    }
     let offloads = rig::offloads(&setups[0].rig.node(0))?;
     let report = interleave(&setups, &WORKLOADS, rounds, seconds)?;
     report.print(Kind::Kernel);
