@@ -48,6 +48,11 @@ impl Counted {
         self.xdp.get(name).copied().unwrap_or(0)
     }
 
+    /// Frames that the XDP program has seen.
+    pub fn seen(&self) -> u64 {
+        self.xdp.values().sum()
+    }
+
     /// Whether every frame that the XDP program redirected has been counted by a worker.
     fn is_settled(&self) -> bool {
         let received: u64 =
@@ -110,7 +115,7 @@ impl Engine {
             assert!(start.elapsed() < PATIENCE, "next hops are not found");
             std::thread::sleep(Duration::from_millis(2));
         }
-        self.ready = self.counted();
+        self.ready = self.counted_when("all frames", |_| true);
     }
 
     /// Its control socket.
