@@ -11,7 +11,7 @@ use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use uvn_dataplane::client::Client;
-use uvn_dataplane::message::{NetworkState, Reply, Request};
+use uvn_dataplane::message::{NetworkState, Reply, Request, Summary};
 
 /// How long it may take to start, or to count what has arrived.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -102,7 +102,7 @@ impl Engine {
             engine.client = Client::connect(&socket).ok();
         }
         // It answers when all is set up.
-        let Reply::Show(summary) = engine.ask(&Request::Show) else { panic!("another reply") };
+        let summary = engine.summary();
         assert_eq!((summary.state.as_str(), summary.xdp.as_deref()), ("running", Some("driver")));
         engine
     }
@@ -111,7 +111,12 @@ impl Engine {
     /// does not count for [`Engine::assert_no_drops`].
     pub fn wait_for_hops(&mut self) {
         let start = Instant::now();
-        while self.client().hops().unwrap().iter().any(|hop| hop.mac.is_none()) {
+        let is_known = |engine: &Engine| {
+            let known = engine.client().hops().unwrap().iter().all(|hop| hop.mac.is_some());
+            let summary = engine.summary();
+            known && summary.workers.iter().all(|worker| worker.epoch == summary.epoch)
+        };
+        while !is_known(self) {
             assert!(start.elapsed() < PATIENCE, "next hops are not found");
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -125,6 +130,11 @@ impl Engine {
 
     fn ask(&self, request: &Request) -> Reply {
         self.client().ask(request, &[]).unwrap()
+    }
+
+    fn summary(&self) -> Summary {
+        let Reply::Show(summary) = self.ask(&Request::Show) else { panic!("another reply") };
+        *summary
     }
 
     /// What it has counted by now.
@@ -155,9 +165,14 @@ impl Engine {
         }
     }
 
+    /// What it has counted since all was set up, once its workers have seen every frame that was redirected to them.
+    pub fn counted_since_ready(&self) -> Counted {
+        self.counted_when("all frames", |_| true).since(&self.ready)
+    }
+
     /// Nothing was dropped or lost, and everything redirected was delivered.
     pub fn assert_no_drops(&self) {
-        let counted = self.counted_when("all frames", |_| true).since(&self.ready);
+        let counted = self.counted_since_ready();
         let allowed = |name: &str| matches!(name, "xdp_pass" | "xdp_redirected");
         assert!(
             counted.drops.is_empty() && counted.lost == 0 && counted.xdp.keys().all(|name| allowed(name)),
