@@ -22,7 +22,7 @@ pub enum Kind {
     KernelTuned,
     /// A data plane per node, its worker on the networking core.
     Uvn,
-    /// The same, with the wire's NAPI in threads on the networking cores.
+    /// The same, with the wire's NAPI in threads on the applications' cores: the worker has its core to itself.
     UvnNapi,
     /// The same as `Uvn`, among 198 further networks on each node.
     UvnCrowded,
@@ -86,8 +86,10 @@ impl Setup {
             Kind::Uvn | Kind::UvnNapi => start_dataplanes(&rig, cores, program, 0)?,
             Kind::UvnCrowded => start_dataplanes(&rig, cores, program, CROWD)?,
         };
-        if matches!(kind, Kind::KernelTuned | Kind::UvnNapi) {
-            thread_napi(&rig, cores)?;
+        match kind {
+            Kind::KernelTuned => thread_napi(&rig, cores.net)?,
+            Kind::UvnNapi => thread_napi(&rig, [cores.apps[0][0], cores.apps[1][0]])?,
+            _ => {}
         }
         Ok(Setup { kind, dataplanes, rig, cores: cores.clone() })
     }
@@ -148,10 +150,10 @@ fn add_kernel_vxlan(rig: &Rig) -> Result<(), RigError> {
     Ok(())
 }
 
-/// Moves the receive processing of each end of the wire into a kernel thread, pinned to its node's networking core, as
-/// a real NIC's interrupt is pinned. On a veth it otherwise runs inside the *sender's* transmit call.
-fn thread_napi(rig: &Rig, cores: &Cores) -> Result<(), RigError> {
-    for node in 0..2 {
+/// Moves the receive processing of each end of the wire into a kernel thread, pinned to a core of its node as a real
+/// NIC's interrupt is. On a veth it otherwise runs inside the *sender's* transmit call.
+fn thread_napi(rig: &Rig, cores: [usize; 2]) -> Result<(), RigError> {
+    for (node, core) in cores.iter().enumerate() {
         let before = napi_threads();
         let switch = format!("echo 1 > /sys/class/net/{NIC}/threaded");
         shell::read(Command::new("ip").args(["netns", "exec", &rig.node(node), "sh", "-c", &switch]))?;
@@ -161,8 +163,7 @@ fn thread_napi(rig: &Rig, cores: &Cores) -> Result<(), RigError> {
             return Err(RigError::Program { what: rig.node(node), why });
         }
         for thread in threads {
-            let core = cores.net[node].to_string();
-            shell::read(Command::new("taskset").args(["-p", "-c", &core, &thread.to_string()]))?;
+            shell::read(Command::new("taskset").args(["-p", "-c", &core.to_string(), &thread.to_string()]))?;
             // As for a worker that shares its core: other programs must not keep the wire waiting.
             shell::read(Command::new("renice").args(["-n", "-20", "-p", &thread.to_string()]))?;
         }
