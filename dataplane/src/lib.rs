@@ -1,7 +1,7 @@
 //! One NIC's VXLAN engine. A packet's way, file by file:
 //!
 //! - [`port`]: what a worker needs from a NIC queue and from an endpoint
-//! - [`worker`]: one NIC queue's loop: ingress, egress, flush
+//! - [`worker`]: one NIC queue's loop; `worker/ingress.rs` and `worker/egress.rs` are its two directions
 //! - [`endpoints`]: its side of the endpoints: ready, broken, to be flushed
 //! - [`encap`]: the checks on a frame that an endpoint sends, and its destination
 //! - [`gso`]: a super-frame of an endpoint, cut into frames

@@ -1,0 +1,214 @@
+//! From the endpoints to the NIC: check, find the way, cut, encapsulate.
+
+use super::{Event, PARKED, PARKED_FOR, Parked, Worker, count_drop};
+use crate::answer;
+use crate::counters::Drop;
+use crate::encap::{Outgoing, Route, encap};
+use crate::gso::Gso;
+use crate::outer::Patch;
+use crate::port::{Nic, VnetHeader};
+use crate::tables::{Hop, Network, Tables};
+use std::io::IoSlice;
+use std::mem;
+use std::net::IpAddr;
+use std::time::Instant;
+use uvn_wire::ethernet;
+use uvn_wire::packet::{self, Packet};
+
+/// Frames that one endpoint may queue in a turn before others have theirs.
+const EGRESS_BUDGET: usize = 64;
+/// An endpoint is read only while this many NIC frames are free: a super-frame of 64 KiB in 536-byte segments.
+const EGRESS_ROOM: usize = 128;
+
+impl<N: Nic> Worker<N> {
+    /// Reads the endpoints that have something to send, each up to its budget. False if none had.
+    pub(super) fn egress(&mut self) -> bool {
+        let mut sent = false;
+        let mut buffer = mem::take(&mut self.buffer);
+        for _ in 0..self.endpoints.ready() {
+            let Some(slot) = self.endpoints.next_ready() else { break };
+            sent |= self.read(slot, &mut buffer);
+        }
+        self.buffer = buffer;
+        sent
+    }
+
+    /// Sends frames of one endpoint, which stays ready while it may have more. False if it had none.
+    fn read(&mut self, slot: u32, buffer: &mut [u8]) -> bool {
+        let mut any = false;
+        let room = self.nic.room();
+        while self.nic.room() >= EGRESS_ROOM && room - self.nic.room() < EGRESS_BUDGET {
+            match self.endpoints.receive(slot, buffer) {
+                Ok(Some((header, length))) => {
+                    any = true;
+                    self.send(slot, header, buffer.get(..length).unwrap_or_default(), self.now);
+                }
+                Ok(None) => return any,
+                Err(error) => {
+                    self.tell(Event::EndpointLost { slot, error });
+                    return any;
+                }
+            }
+        }
+        self.endpoints.set_ready(slot);
+        any
+    }
+
+    /// Sends one frame or super-frame of an endpoint; `since` is when it came.
+    pub(super) fn send(&mut self, slot: u32, header: VnetHeader, frame: &[u8], since: Instant) {
+        let tables = self.tables.clone();
+        let Some(network) = tables.by_slot(slot) else { return };
+        let Ok(packet) = packet::parse(frame) else {
+            return count_drop(&self.status, Some(network), self.queue, Drop::TxLength, 1);
+        };
+        let gso = Gso::new(&header, frame, &packet);
+        let frames = gso.as_ref().map_or(1, |gso| gso.segments() as u64);
+        let result = match (encap(&tables, network, frame, &packet), gso) {
+            (Err(reason), _) => Err(reason),
+            (Ok(_), Err(_)) => Err(Drop::TxLength),
+            (Ok(outgoing), Ok(gso)) => match &outgoing.route {
+                Route::Absorb => Ok(()),
+                Route::Answer(answer, vtep) => {
+                    if !tables.hops.contains_key(vtep) {
+                        self.ask(*vtep);
+                    }
+                    self.answer(slot, network, answer);
+                    Ok(())
+                }
+                Route::Flood => self.flood(slot, &tables, network, &outgoing, &gso),
+                Route::Vtep(vtep) => match tables.hops.get(vtep) {
+                    Some(hop) => {
+                        let result = self.transmit(network, hop, &outgoing, &gso);
+                        if result == Err(Drop::TooBig) {
+                            self.too_big(slot, network, hop, frame, &packet);
+                        }
+                        result
+                    }
+                    None => {
+                        self.ask(*vtep);
+                        if self.park(slot, header, frame, since) { Ok(()) } else { Err(Drop::NoNextHop) }
+                    }
+                },
+            },
+        };
+        if let Err(reason) = result {
+            count_drop(&self.status, Some(network), self.queue, reason, frames);
+        }
+    }
+
+    /// Builds the segments in NIC frames and queues them.
+    fn transmit(
+        &mut self,
+        network: &Network,
+        hop: &Hop,
+        outgoing: &Outgoing,
+        gso: &Gso<'_>,
+    ) -> Result<(), Drop> {
+        if gso.largest() > largest_inner(hop) {
+            return Err(Drop::TooBig);
+        }
+        let patch = Patch { vni: network.vni, source_port: outgoing.source_port, inner_tos: outgoing.tos };
+        let headers = hop.outer.length();
+        let (mut frames, mut bytes) = (0, 0);
+        for index in 0..gso.segments() {
+            let Some(mut frame) = self.nic.reserve() else {
+                let left = (gso.segments() - index) as u64;
+                count_drop(&self.status, Some(network), self.queue, Drop::NicFull, left);
+                break;
+            };
+            let buffer = self.nic.buffer(&mut frame);
+            let written = buffer.get_mut(headers..).and_then(|room| gso.write(index, room));
+            let whole = written.and_then(|inner| hop.outer.write(buffer, patch, inner));
+            let (Some(inner), Some(length)) = (written, whole) else {
+                self.nic.release(frame);
+                return Err(Drop::TooBig);
+            };
+            self.nic.transmit(frame, length);
+            frames += 1;
+            bytes += inner as u64;
+        }
+        for counters in [&self.status.counters, &network.counters[self.queue]] {
+            counters.tx_frames.add(frames);
+            counters.tx_bytes.add(bytes);
+        }
+        Ok(())
+    }
+
+    /// Sends a copy to each peer of the network, or one to its group.
+    fn flood(
+        &mut self,
+        slot: u32,
+        tables: &Tables,
+        network: &Network,
+        outgoing: &Outgoing,
+        gso: &Gso<'_>,
+    ) -> Result<(), Drop> {
+        let rate = network.flood_rate.div_ceil(network.counters.len() as u32);
+        let allowed = self.endpoints.may_flood(slot, self.now, rate, gso.segments());
+        if !allowed {
+            return Err(Drop::FloodLimit);
+        }
+        if network.flood.is_empty() {
+            return Err(Drop::NoDestination);
+        }
+        let mut result = Ok(());
+        for vtep in &network.flood {
+            if tables.local.contains(vtep) && !is_multicast(*vtep) {
+                continue;
+            }
+            result = match tables.hops.get(vtep) {
+                Some(hop) => self.transmit(network, hop, outgoing, gso),
+                None => {
+                    self.ask(*vtep);
+                    Err(Drop::NoNextHop)
+                }
+            };
+        }
+        result
+    }
+
+    /// Asks the control thread for a next hop, once a second at most.
+    fn ask(&mut self, vtep: IpAddr) {
+        if self.asked.len() < PARKED && self.asked.insert(vtep) {
+            self.tell(Event::Resolve(vtep));
+        }
+    }
+
+    /// Keeps a frame until the next tables. False if there is no room, or it has waited long enough.
+    fn park(&mut self, slot: u32, header: VnetHeader, frame: &[u8], since: Instant) -> bool {
+        let fits = self.parked.len() < PARKED && self.now.saturating_duration_since(since) < PARKED_FOR;
+        if fits {
+            self.parked.push(Parked { slot, header, frame: frame.to_vec(), since });
+        }
+        fits
+    }
+
+    /// Tells the sender of a frame what would fit.
+    fn too_big(&mut self, slot: u32, network: &Network, hop: &Hop, frame: &[u8], packet: &Packet<'_>) {
+        let mtu = largest_inner(hop).saturating_sub(ethernet::HEADER);
+        if let Some(answer) = answer::too_big(frame, packet, mtu) {
+            self.answer(slot, network, &answer);
+        }
+    }
+
+    /// Hands a frame of our own to the endpoint.
+    fn answer(&mut self, slot: u32, network: &Network, answer: &answer::Frame) {
+        match self.endpoints.send(slot, &VnetHeader::default(), &[IoSlice::new(answer.bytes())]) {
+            Ok(true) => {}
+            Ok(false) => count_drop(&self.status, Some(network), self.queue, Drop::EndpointFull, 1),
+            Err(error) => self.tell(Event::EndpointLost { slot, error }),
+        }
+    }
+}
+
+/// The longest inner frame that fits the path's MTU: the outer Ethernet header does not count.
+fn largest_inner(hop: &Hop) -> usize {
+    (hop.mtu + ethernet::HEADER).saturating_sub(hop.outer.length())
+}
+
+const fn is_multicast(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_multicast(),
+        IpAddr::V6(address) => address.is_multicast(),
+    }
+}
