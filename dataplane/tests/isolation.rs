@@ -13,12 +13,13 @@ mod users;
 
 use common::NetNs;
 use common::engine::{Counted, Engine};
+use common::nodes::{v4, v6};
 use common::packet::PacketSocket;
 use common::traffic::content;
 use frames::{arp_request, ethernet, ip, udp, vxlan};
 use std::collections::{BTreeMap, HashSet};
 use std::iter;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 use uvn_dataplane::config::{Cidr, Encapsulation, Network};
@@ -37,14 +38,6 @@ const B: IpAddr = v4(2);
 const B6: IpAddr = v6(2);
 const C: IpAddr = v4(3);
 const D6: IpAddr = v6(4);
-
-const fn v4(last: u8) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::new(10, 0, 0, last))
-}
-
-const fn v6(last: u16) -> IpAddr {
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, last))
-}
 
 /// How often each crafted frame is sent.
 const TIMES: u64 = 3;

@@ -1,7 +1,9 @@
 //! Network namespaces for tests. They need root; without it they fail.
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
+pub mod capture;
 pub mod engine;
+pub mod nodes;
 pub mod packet;
 pub mod traffic;
 

@@ -3,8 +3,9 @@
 
 use super::NetNs;
 use nix::errno::Errno;
+use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimeout};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrLike, SockaddrStorage};
-use nix::sys::socket::{bind, recv, send, setsockopt, socket, sockopt::ReceiveTimeout};
+use nix::sys::socket::{bind, recv, send, setsockopt, socket};
 use nix::sys::time::{TimeVal, TimeValLike};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
@@ -38,6 +39,11 @@ impl PacketSocket {
             bind(socket.as_raw_fd(), &address.expect("AF_PACKET")).expect("the device exists");
             PacketSocket { socket }
         })
+    }
+
+    /// How many bytes of frames may wait to be received.
+    pub fn set_buffer(&self, bytes: usize) {
+        setsockopt(&self.socket, RcvBufForce, &bytes).expect("root");
     }
 
     /// Sends one frame of at least 14 bytes.

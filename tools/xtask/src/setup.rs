@@ -26,7 +26,11 @@ pub const EBPF: &[Package] = &[
 ];
 
 /// To run the tests that make network namespaces.
-pub const TEST: &[Package] = &[("iproute2", "network namespaces and links")];
+pub const TEST: &[Package] = &[
+    ("iproute2", "network namespaces and links"),
+    ("ethtool", "switches the wire's offloads"),
+    ("tshark", "decodes what the data plane has sent, and checks every checksum"),
+];
 
 /// To show and measure.
 pub const BENCH: &[Package] = &[

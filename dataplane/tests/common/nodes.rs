@@ -1,0 +1,189 @@
+//! Nodes on an underlay, with the data plane on some and the kernel's VXLAN devices on others.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use super::NetNs;
+use super::engine::Engine;
+use super::traffic::{self, Place};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use uvn_dataplane::link;
+use uvn_wire::ethernet::Mac;
+
+/// The user's network.
+pub const VNI: u32 = 1234;
+/// The nodes' addresses by family: the overlay is the underlay, but for what goes through a router.
+pub const V4: [IpAddr; 3] = [v4(1), v4(2), v4(3)];
+pub const V6: [IpAddr; 3] = [v6(1), v6(2), v6(3)];
+
+/// A node's IPv4 address.
+pub const fn v4(last: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(10, 0, 0, last))
+}
+
+/// A node's IPv6 address.
+pub const fn v6(last: u16) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, last))
+}
+
+/// Nodes on one underlay, each with the same user in a namespace beside it.
+pub struct Nodes {
+    /// Each node's own namespace.
+    pub nodes: Vec<NetNs>,
+    /// The user's on each node.
+    pub users: Vec<NetNs>,
+    /// Each node's VTEP address.
+    pub vteps: Vec<IpAddr>,
+    /// What is between them.
+    _between: Option<NetNs>,
+}
+
+/// The text of a configuration file's parts.
+#[derive(Default)]
+pub struct Settings {
+    /// Whole sections.
+    pub sections: &'static str,
+    /// Keys of the network, beside vni, addresses and device. None: the other nodes as peers.
+    pub network: Option<&'static str>,
+    /// The endpoint is a veth.
+    pub veth: bool,
+}
+
+impl Nodes {
+    /// `count` nodes that have no wire yet.
+    fn apart(vteps: &[IpAddr]) -> Nodes {
+        let nodes = vteps.iter().map(|_| NetNs::new("node")).collect();
+        let users = vteps.iter().map(|_| NetNs::new("user")).collect();
+        Nodes { nodes, users, vteps: vteps.to_vec(), _between: None }
+    }
+
+    /// Two nodes with `em1` at both ends of a wire that has `queues` each way.
+    pub fn wired(vteps: &[IpAddr], queues: u32) -> Nodes {
+        let nodes = Nodes::apart(vteps);
+        let queues = format!("numtxqueues {queues} numrxqueues {queues}");
+        let peer = nodes.nodes[1].name();
+        nodes.nodes[0].ip(&format!("link add em1 {queues} type veth peer name em1 {queues} netns {peer}"));
+        nodes.finish_wires(|node| [format!("{}/24", V4[node]), format!("{}/64", V6[node])]);
+        nodes
+    }
+
+    /// Two nodes in different subnets.
+    pub fn routed(vteps: [IpAddr; 2]) -> Nodes {
+        let mut nodes = Nodes::apart(&vteps);
+        let router = NetNs::new("router");
+        router.run(|| {
+            for forwarding in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+                std::fs::write(format!("/proc/sys/net/{forwarding}"), "1").unwrap();
+            }
+        });
+        let (prefix, gateway) = if vteps[0].is_ipv4() { ("24", "10.1.N.254") } else { ("64", "fd00:N::fe") };
+        let gateways = ["1", "2"].map(|number| gateway.replace('N', number));
+        for (node, gateway) in nodes.nodes.iter().zip(&gateways) {
+            let device = format!("to-{}", &gateway[gateway.len() - 5..].replace([':', '.'], "-"));
+            node.veth("em1", &router, &device);
+            router.ip(&format!("addr add fe80::fe/64 dev {device} nodad"));
+            let no_detection = if vteps[0].is_ipv6() { "nodad" } else { "" };
+            router.ip(&format!("addr add {gateway}/{prefix} dev {device} {no_detection}"));
+        }
+        nodes.finish_wires(|node| [format!("{}/{prefix}", vteps[node])]);
+        for (node, gateway) in nodes.nodes.iter().zip(&gateways) {
+            node.ip(&format!("route add default via {gateway}"));
+        }
+        nodes._between = Some(router);
+        nodes
+    }
+
+    /// Nodes on a switch.
+    pub fn switched(vteps: &[IpAddr]) -> Nodes {
+        let mut nodes = Nodes::apart(vteps);
+        let switch = NetNs::new("switch");
+        switch.ip("link add br0 type bridge");
+        switch.ip("link set br0 up");
+        for (number, node) in nodes.nodes.iter().enumerate() {
+            let port = format!("port{number}");
+            node.veth("em1", &switch, &port);
+            switch.ip(&format!("link set {port} master br0"));
+        }
+        nodes.finish_wires(|node| [format!("{}/24", V4[node]), format!("{}/64", V6[node])]);
+        nodes._between = Some(switch);
+        nodes
+    }
+
+    /// The wires carry finished frames, as real ones do; the nodes have their addresses. Without a link-local one the
+    /// kernel solicits nobody when it is only asked to (ndisc_send_ns).
+    fn finish_wires<const N: usize>(&self, addresses: impl Fn(usize) -> [String; N]) {
+        for (number, node) in self.nodes.iter().enumerate() {
+            node.run(|| link::disable_tx_offloads("em1")).unwrap();
+            node.ip("link set em1 up");
+            node.ip(&format!("addr add fe80::{}/64 dev em1 nodad", number + 1));
+            for address in addresses(number) {
+                let no_detection = if address.contains(':') { "nodad" } else { "" };
+                node.ip(&format!("addr add {address} dev em1 {no_detection}"));
+            }
+        }
+    }
+
+    /// IP MTU between the endpoints.
+    pub fn mtu(&self) -> usize {
+        if self.vteps[0].is_ipv4() { 1450 } else { 1430 }
+    }
+
+    /// Starts the data plane on a node, with one network.
+    pub fn engine(&self, node: usize, settings: &Settings) -> Engine {
+        let own = self.vteps[node];
+        let others = || (0..self.vteps.len()).filter(|other| *other != node);
+        let vteps: Vec<String> = others()
+            .map(|other| {
+                let (address, v4, v6) = (self.vteps[other], V4[other], V6[other]);
+                format!(r#"{{ address = "{address}", overlay = ["{v4}", "{v6}"] }}"#)
+            })
+            .collect();
+        let peers: Vec<String> = others().map(|other| format!("\"{}\"", self.vteps[other])).collect();
+        let network = settings.network.map_or(format!("peers = [{}]", peers.join(", ")), str::to_owned);
+        let kind = if settings.veth { "veth" } else { "tap" };
+        let (sections, vteps, netns) = (settings.sections, vteps.join(", "), self.users[node].path());
+        let config = format!(
+            r#"
+            nic = "em1"
+            vtep = ["{own}"]
+            {sections}
+            [peers]
+            vtep = [{vteps}]
+            # Bulk TCP fills what there is; here none of it may be lost.
+            [workers]
+            frames = 4096
+            [[network]]
+            vni = {VNI}
+            addresses = ["{}/24", "{}/64"]
+            {network}
+            [network.device]
+            name = "uvn"
+            kind = "{kind}"
+            netns = "{netns}"
+            "#,
+            V4[node], V6[node]
+        );
+        let mut engine = Engine::start(&self.nodes[node], &config);
+        // The user's kernel speaks at once (MLD); before there is a next hop that is dropped.
+        engine.wait_for_hops();
+        engine
+    }
+
+    /// Makes a kernel VXLAN device on a node, in the user's namespace.
+    pub fn kernel(&self, node: usize, settings: &str, mac: Mac) {
+        let (here, user, own) = (&self.nodes[node], &self.users[node], self.vteps[node]);
+        here.ip(&format!("link add uvn type vxlan id {VNI} dstport 4789 local {own} dev em1 {settings}"));
+        here.ip(&format!("link set uvn netns {}", user.name()));
+        user.ip(&format!("link set uvn address {mac} mtu {}", self.mtu()));
+        user.ip("link set uvn up");
+        user.ip(&format!("addr add {}/24 dev uvn", V4[node]));
+        user.ip(&format!("addr add {}/64 dev uvn nodad", V6[node]));
+    }
+
+    /// Runs all kinds of traffic between two users, both ways, IPv4 and IPv6.
+    pub fn talk(&self, first: usize, second: usize) {
+        for addresses in [V4, V6] {
+            let here = Place(&self.users[first], addresses[first]);
+            let there = Place(&self.users[second], addresses[second]);
+            traffic::all(here, there, self.mtu());
+        }
+    }
+}
