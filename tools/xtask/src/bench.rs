@@ -10,8 +10,15 @@ use crate::workload::{SMALL, Workload};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-const CONTENDERS: [Kind; 6] =
-    [Kind::Raw, Kind::Kernel, Kind::KernelAllCores, Kind::KernelTuned, Kind::Uvn, Kind::UvnNapi];
+const CONTENDERS: [Kind; 7] = [
+    Kind::Raw,
+    Kind::Kernel,
+    Kind::KernelAllCores,
+    Kind::KernelTuned,
+    Kind::Uvn,
+    Kind::UvnNapi,
+    Kind::UvnShared,
+];
 
 const WORKLOADS: [Workload; 5] = [
     Workload::Bulk { streams: 1 },
@@ -44,8 +51,11 @@ pub fn bench(quick: bool) -> Result<(), RigError> {
     print_layout(&cores);
     let mut setups =
         CONTENDERS.iter().map(|&kind| Setup::new(kind, &cores, &program)).collect::<Result<Vec<_>, _>>()?;
-    for setup in setups.iter().filter(|setup| !setup.dataplanes.is_empty()) {
-        println!("{}: uvn-dataplane {}", setup.kind.name(), setup.dataplanes[0].summary()?);
+    for setup in &setups {
+        println!("  {:<18} {}", setup.kind.name(), setup.kind.about());
+        if let Some(dataplane) = setup.dataplanes.first() {
+            println!("  {:<18} {}", "", dataplane.summary()?);
+        }
     }
     let offloads = rig::offloads(&setups[0].rig.node(0))?;
     let report = interleave(&setups, &WORKLOADS, rounds, seconds)?;
@@ -59,6 +69,7 @@ pub fn bench(quick: bool) -> Result<(), RigError> {
     drop(setups);
     write(&json!({
         "machine": machine,
+        "contenders": CONTENDERS.map(|kind| json!({ "name": kind.name(), "about": kind.about() })),
         "offloads": offloads,
         "rounds": rounds,
         "seconds": seconds,

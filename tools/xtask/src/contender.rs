@@ -24,6 +24,8 @@ pub enum Kind {
     Uvn,
     /// The same, with the wire's NAPI in threads on the applications' cores: the worker has its core to itself.
     UvnNapi,
+    /// The same, with the worker on the applications' core: no more cores than `Kernel`, and no wake-ups between cores.
+    UvnShared,
     /// The same as `Uvn`, among 198 further networks on each node.
     UvnCrowded,
 }
@@ -42,7 +44,25 @@ impl Kind {
             Kind::KernelTuned => "kernel tuned",
             Kind::Uvn => "uvn",
             Kind::UvnNapi => "uvn, NAPI threads",
+            Kind::UvnShared => "uvn, shared cores",
             Kind::UvnCrowded => "uvn, 200 networks",
+        }
+    }
+
+    /// What it is and which cores it has.
+    #[must_use]
+    pub const fn about(self) -> &'static str {
+        match self {
+            Kind::Raw => "no encapsulation, node to node; application cores only",
+            Kind::Kernel => "a VXLAN device per user, GRO on; application cores only",
+            Kind::KernelAllCores => "the same; applications may use the networking cores too",
+            Kind::KernelTuned => {
+                "the same as kernel VXLAN; the wire's NAPI in threads on the networking cores"
+            }
+            Kind::Uvn => "a data plane per node, its worker on the networking core",
+            Kind::UvnNapi => "the same; the wire's NAPI in threads on the application cores",
+            Kind::UvnShared => "the same as uvn, but with the worker on the application core",
+            Kind::UvnCrowded => "the same as uvn, with 198 more networks on each node",
         }
     }
 
@@ -54,6 +74,7 @@ impl Kind {
             Kind::KernelTuned => "tuned",
             Kind::Uvn => "uvn",
             Kind::UvnNapi => "uvnnapi",
+            Kind::UvnShared => "uvnshared",
             Kind::UvnCrowded => "uvncrowd",
         }
     }
@@ -84,6 +105,7 @@ impl Setup {
                 Vec::new()
             }
             Kind::Uvn | Kind::UvnNapi => start_dataplanes(&rig, cores, program, 0)?,
+            Kind::UvnShared => start_dataplanes(&rig, &cores.sharing(), program, 0)?,
             Kind::UvnCrowded => start_dataplanes(&rig, cores, program, CROWD)?,
         };
         match kind {
@@ -100,7 +122,7 @@ impl Setup {
         match self.kind {
             Kind::Raw => NIC.to_owned(),
             Kind::Kernel | Kind::KernelAllCores | Kind::KernelTuned => format!("vx{user}"),
-            Kind::Uvn | Kind::UvnNapi | Kind::UvnCrowded => format!("u{user}"),
+            Kind::Uvn | Kind::UvnNapi | Kind::UvnShared | Kind::UvnCrowded => format!("u{user}"),
         }
     }
 
@@ -164,7 +186,7 @@ fn thread_napi(rig: &Rig, cores: [usize; 2]) -> Result<(), RigError> {
         }
         for thread in threads {
             shell::read(Command::new("taskset").args(["-p", "-c", &core.to_string(), &thread.to_string()]))?;
-            // As for a worker that shares its core: other programs must not keep the wire waiting.
+            // Other programs on its core must not keep the wire waiting.
             shell::read(Command::new("renice").args(["-n", "-20", "-p", &thread.to_string()]))?;
         }
     }

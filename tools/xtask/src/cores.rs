@@ -36,6 +36,13 @@ impl Cores {
         }
     }
 
+    /// The same, with networking on each node's first application core.
+    #[must_use]
+    pub fn sharing(&self) -> Cores {
+        let first = |node: usize| self.apps[node].first().copied().unwrap_or(self.net[node]);
+        Cores { apps: self.apps.clone(), net: [first(0), first(1)] }
+    }
+
     /// Whether networking shares its cores with applications.
     #[must_use]
     pub fn shared(&self) -> bool {
@@ -73,6 +80,8 @@ mod tests {
         assert_eq!(cores, Cores { apps: [vec![0], vec![1]], net: [2, 3] });
         assert!(!cores.shared());
         assert_eq!(cores.node_list(1), "1,3");
+        assert_eq!(cores.sharing().net, [0, 1]);
+        assert!(cores.sharing().shared());
     }
 
     #[test]
