@@ -333,6 +333,17 @@ fn broadcast_is_replicated_and_limited() {
 }
 
 #[test]
+fn a_copy_that_cannot_be_sent_is_counted() {
+    for flood in [vec![B, C], vec![C, B]] {
+        // C's next hop is not known.
+        let mut node = Node::new(tables(Network { flood, ..network() }));
+        let to = (IpAddr::V4(Ipv4Addr::new(10, 0, 0, 255)), 1);
+        assert_eq!(node.send(&udp((Mac::of(A), Mac::BROADCAST), (A, 1), to, 0, b"x")).len(), 1);
+        node.assert_dropped(Drop::NoNextHop);
+    }
+}
+
+#[test]
 fn too_big_is_answered() {
     let mut node = Node::new(tables(network()));
     let fits = to_b(&vec![0; 1450 - 28]);

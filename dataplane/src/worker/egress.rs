@@ -151,20 +151,23 @@ impl<N: Nic> Worker<N> {
         if network.flood.is_empty() {
             return Err(Drop::NoDestination);
         }
-        let mut result = Ok(());
         for vtep in &network.flood {
             if tables.local.contains(vtep) && !is_multicast(*vtep) {
                 continue;
             }
-            result = match tables.hops.get(vtep) {
+            let sent = match tables.hops.get(vtep) {
                 Some(hop) => self.transmit(network, hop, outgoing, gso),
                 None => {
                     self.ask(*vtep);
                     Err(Drop::NoNextHop)
                 }
             };
+            // Each copy by itself: others may have been sent.
+            if let Err(reason) = sent {
+                count_drop(&self.status, Some(network), self.queue, reason, gso.segments() as u64);
+            }
         }
-        result
+        Ok(())
     }
 
     /// Asks the control thread for a next hop, once a second at most.
