@@ -4,7 +4,7 @@
 mod common;
 
 use common::capture::{Checksum, Decoded, decode, watch};
-use common::nodes::{Nodes, Settings, V4, V6, VNI};
+use common::cluster::{Cluster, Settings, V4, V6, VNI};
 use common::traffic::{self, Place};
 use std::net::IpAddr;
 use uvn_dataplane::link;
@@ -36,23 +36,23 @@ struct Sent {
 /// All kinds of traffic between a data plane and a kernel. The way to the peer takes less than the user's device, so
 /// that "too big" is among the answers.
 fn everything(vteps: &[IpAddr]) -> Sent {
-    let nodes = Nodes::wired(vteps, 1);
-    let (here, user) = (&nodes.nodes[0], &nodes.users[0]);
+    let cluster = Cluster::wired(vteps, 1);
+    let (here, user) = (&cluster.nodes[0], &cluster.users[0]);
     here.ip(&format!(
         "route add {}/{} dev em1 mtu 1400",
         vteps[1],
         if vteps[1].is_ipv4() { 32 } else { 128 }
     ));
-    let engine = nodes.engine(0, &Settings::default());
-    nodes.kernel(1, &format!("remote {}", vteps[0]), Mac::of(vteps[1]));
+    let engine = cluster.engine(0, &Settings::default());
+    cluster.kernel(1, &format!("remote {}", vteps[0]), Mac::of(vteps[1]));
     let sent = || engine.counted_since_ready().tx_frames;
     let (earlier, mut during) = (sent(), 0);
     let mut on_the_wire = Vec::new();
     let at_the_user = watch(user, "uvn", || {
-        on_the_wire = watch(&nodes.nodes[1], "em1", || {
+        on_the_wire = watch(&cluster.nodes[1], "em1", || {
             let before = sent();
             for [first, second] in [[V4[0], V4[1]], [V6[0], V6[1]]] {
-                let (a, b) = (Place(user, first), Place(&nodes.users[1], second));
+                let (a, b) = (Place(user, first), Place(&cluster.users[1], second));
                 // First, so that the user's kernel knows the path's MTU when there is no second try.
                 traffic::tcp(a, b, BULK);
                 traffic::tcp(b, a, BULK);

@@ -5,8 +5,8 @@ mod common;
 #[path = "common/frames.rs"]
 mod frames;
 
+use common::cluster::{Cluster, Settings, V4, V6, VNI};
 use common::engine::Engine;
-use common::nodes::{Nodes, Settings, V4, V6, VNI};
 use common::packet::PacketSocket;
 use common::traffic::{self, Place};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
@@ -20,54 +20,54 @@ use uvn_wire::ethernet::Mac;
 const RANDOM: Mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
 
 /// A data plane and one kernel device, and all traffic between them. Nothing may be dropped.
-fn with_kernel(nodes: &Nodes, settings: &Settings, kernel: &str, mac: Mac) -> Engine {
-    let engine = nodes.engine(0, settings);
-    nodes.kernel(1, kernel, mac);
-    nodes.talk(0, 1);
+fn with_kernel(cluster: &Cluster, settings: &Settings, kernel: &str, mac: Mac) -> Engine {
+    let engine = cluster.engine(0, settings);
+    cluster.kernel(1, kernel, mac);
+    cluster.talk(0, 1);
     engine.assert_no_drops();
     engine
 }
 
 #[test]
 fn two_data_planes() {
-    let nodes = Nodes::wired(&V4[..2], 1);
-    let engines = [0, 1].map(|node| nodes.engine(node, &Settings::default()));
-    nodes.talk(0, 1);
+    let cluster = Cluster::wired(&V4[..2], 1);
+    let engines = [0, 1].map(|node| cluster.engine(node, &Settings::default()));
+    cluster.talk(0, 1);
     engines.iter().for_each(Engine::assert_no_drops);
 }
 
 #[test]
 fn two_data_planes_with_veth_endpoints_over_ipv6() {
-    let nodes = Nodes::wired(&V6[..2], 1);
-    let engines = [0, 1].map(|node| nodes.engine(node, &Settings { veth: true, ..Settings::default() }));
-    nodes.talk(0, 1);
+    let cluster = Cluster::wired(&V6[..2], 1);
+    let engines = [0, 1].map(|node| cluster.engine(node, &Settings { veth: true, ..Settings::default() }));
+    cluster.talk(0, 1);
     engines.iter().for_each(Engine::assert_no_drops);
 }
 
 #[test]
 fn kernel_with_a_unicast_remote_over_ipv4() {
-    with_kernel(&Nodes::wired(&V4[..2], 1), &Settings::default(), "remote 10.0.0.1", Mac::of(V4[1]));
+    with_kernel(&Cluster::wired(&V4[..2], 1), &Settings::default(), "remote 10.0.0.1", Mac::of(V4[1]));
 }
 
 #[test]
 fn kernel_with_a_unicast_remote_over_ipv6() {
     // Both compute the outer checksum and insist on it.
-    with_kernel(&Nodes::wired(&V6[..2], 1), &Settings::default(), "remote fd00:10::1", Mac::of(V6[1]));
+    with_kernel(&Cluster::wired(&V6[..2], 1), &Settings::default(), "remote fd00:10::1", Mac::of(V6[1]));
 }
 
 #[test]
 fn kernel_with_zero_checksums_over_ipv6() {
     let settings = Settings { sections: "[encapsulation]\nipv6_checksum = false", ..Settings::default() };
     let kernel = "remote fd00:10::1 udp6zerocsumtx udp6zerocsumrx";
-    with_kernel(&Nodes::wired(&V6[..2], 1), &settings, kernel, Mac::of(V6[1]));
+    with_kernel(&Cluster::wired(&V6[..2], 1), &settings, kernel, Mac::of(V6[1]));
 }
 
 #[test]
 fn kernel_with_zero_checksums_is_refused_where_they_are_not_allowed() {
-    let nodes = Nodes::wired(&V6[..2], 1);
-    let engine = nodes.engine(0, &Settings::default());
-    nodes.kernel(1, "remote fd00:10::1 udp6zerocsumtx udp6zerocsumrx", Mac::of(V6[1]));
-    let socket = nodes.users[1].run(|| UdpSocket::bind((V4[1], 0)).unwrap());
+    let cluster = Cluster::wired(&V6[..2], 1);
+    let engine = cluster.engine(0, &Settings::default());
+    cluster.kernel(1, "remote fd00:10::1 udp6zerocsumtx udp6zerocsumrx", Mac::of(V6[1]));
+    let socket = cluster.users[1].run(|| UdpSocket::bind((V4[1], 0)).unwrap());
     // Its ARP requests are dropped too; how many there are is its own business.
     socket.send_to(b"x", (V4[0], 9)).unwrap();
     let counted = engine.counted_when("a dropped frame", |counted| !counted.drops.is_empty());
@@ -78,12 +78,12 @@ fn kernel_with_zero_checksums_is_refused_where_they_are_not_allowed() {
 /// No default destination and no learning at the kernel's end: what it knows was told by an administrator.
 #[test]
 fn kernel_with_a_static_fdb_and_checksums_over_ipv4() {
-    let nodes = Nodes::wired(&V4[..2], 1);
+    let cluster = Cluster::wired(&V4[..2], 1);
     let settings = Settings { sections: "[encapsulation]\nchecksum = true", ..Settings::default() };
-    let engine = nodes.engine(0, &settings);
-    nodes.kernel(1, "nolearning udpcsum", Mac::of(V4[1]));
+    let engine = cluster.engine(0, &settings);
+    cluster.kernel(1, "nolearning udpcsum", Mac::of(V4[1]));
     for mac in [Mac::of(V4[0]), Mac([0; 6])] {
-        let user = nodes.users[1].name();
+        let user = cluster.users[1].name();
         let output = std::process::Command::new("bridge")
             .args([
                 "-n",
@@ -101,7 +101,7 @@ fn kernel_with_a_static_fdb_and_checksums_over_ipv4() {
             .unwrap();
         assert!(output.status.success(), "{output:?}");
     }
-    nodes.talk(0, 1);
+    cluster.talk(0, 1);
     engine.assert_no_drops();
 }
 
@@ -109,38 +109,38 @@ fn kernel_with_a_static_fdb_and_checksums_over_ipv4() {
 fn kernel_that_is_learned_and_learns() {
     let settings =
         Settings { network: Some("learning = true\npeers = [\"10.0.0.2\"]"), ..Settings::default() };
-    let nodes = Nodes::wired(&V4[..2], 1);
-    let engine = with_kernel(&nodes, &settings, "remote 10.0.0.1 learning", RANDOM);
+    let cluster = Cluster::wired(&V4[..2], 1);
+    let engine = with_kernel(&cluster, &settings, "remote 10.0.0.1 learning", RANDOM);
     assert_eq!(engine.network(VNI).learned, 1);
 }
 
 #[test]
 fn kernels_in_an_ipv4_group() {
-    let nodes = Nodes::switched(&V4);
+    let cluster = Cluster::switched(&V4);
     let settings = Settings { network: Some("group = \"239.1.2.3\""), ..Settings::default() };
-    let engine = nodes.engine(0, &settings);
+    let engine = cluster.engine(0, &settings);
     for node in [1, 2] {
-        nodes.kernel(node, "group 239.1.2.3", Mac::of(V4[node]));
+        cluster.kernel(node, "group 239.1.2.3", Mac::of(V4[node]));
     }
-    nodes.talk(0, 1);
-    nodes.talk(0, 2);
+    cluster.talk(0, 1);
+    cluster.talk(0, 2);
     // They ask for each other by the group, too: the data plane gets these requests, and its user ignores them.
-    nodes.talk(1, 2);
+    cluster.talk(1, 2);
     engine.assert_no_drops();
 }
 
 #[test]
 fn kernels_in_an_ipv6_group_that_are_learned() {
-    let nodes = Nodes::switched(&V6);
+    let cluster = Cluster::switched(&V6);
     let settings =
         Settings { network: Some("group = \"ff05::4242\"\nlearning = true"), ..Settings::default() };
-    let engine = nodes.engine(0, &settings);
+    let engine = cluster.engine(0, &settings);
     for node in [1, 2] {
         let mac = Mac([0x52, 0x54, 0, 0, 0, node as u8]);
-        nodes.kernel(node, "group ff05::4242", mac);
+        cluster.kernel(node, "group ff05::4242", mac);
     }
-    nodes.talk(0, 1);
-    nodes.talk(0, 2);
+    cluster.talk(0, 1);
+    cluster.talk(0, 2);
     engine.assert_no_drops();
     assert_eq!(engine.network(VNI).learned, 2);
 }
@@ -148,46 +148,46 @@ fn kernels_in_an_ipv6_group_that_are_learned() {
 #[test]
 fn kernel_and_a_veth_endpoint() {
     let settings = Settings { veth: true, ..Settings::default() };
-    with_kernel(&Nodes::wired(&V4[..2], 1), &settings, "remote 10.0.0.1", Mac::of(V4[1]));
+    with_kernel(&Cluster::wired(&V4[..2], 1), &settings, "remote 10.0.0.1", Mac::of(V4[1]));
 }
 
 #[test]
 fn kernel_behind_an_ipv4_router() {
     let vteps = [IpAddr::from([10, 1, 1, 1]), IpAddr::from([10, 1, 2, 1])];
-    with_kernel(&Nodes::routed(vteps), &Settings::default(), "remote 10.1.1.1", Mac::of(vteps[1]));
+    with_kernel(&Cluster::routed(vteps), &Settings::default(), "remote 10.1.1.1", Mac::of(vteps[1]));
 }
 
 #[test]
 fn kernel_behind_an_ipv6_router() {
     let vteps: [IpAddr; 2] = ["fd00:1::1", "fd00:2::2"].map(|address| address.parse().unwrap());
-    with_kernel(&Nodes::routed(vteps), &Settings::default(), "remote fd00:1::1", Mac::of(vteps[1]));
+    with_kernel(&Cluster::routed(vteps), &Settings::default(), "remote fd00:1::1", Mac::of(vteps[1]));
 }
 
 /// The way to the peer takes less than the NIC: the user's kernel is told so and adapts.
 #[test]
 fn a_route_with_a_smaller_mtu() {
     let vteps = [IpAddr::from([10, 1, 1, 1]), IpAddr::from([10, 1, 2, 1])];
-    let nodes = Nodes::routed(vteps);
-    nodes.nodes[0].ip("route add 10.1.2.0/24 via 10.1.1.254 mtu 1400");
-    let engine = nodes.engine(0, &Settings::default());
-    nodes.kernel(1, "remote 10.1.1.1", Mac::of(vteps[1]));
+    let cluster = Cluster::routed(vteps);
+    cluster.nodes[0].ip("route add 10.1.2.0/24 via 10.1.1.254 mtu 1400");
+    let engine = cluster.engine(0, &Settings::default());
+    cluster.kernel(1, "remote 10.1.1.1", Mac::of(vteps[1]));
     for addresses in [V4, V6] {
-        let (here, there) = (Place(&nodes.users[0], addresses[0]), Place(&nodes.users[1], addresses[1]));
+        let (here, there) = (Place(&cluster.users[0], addresses[0]), Place(&cluster.users[1], addresses[1]));
         traffic::tcp(here, there, traffic::BULK);
     }
     let counted = engine.counted_since_ready();
     assert_eq!(counted.drops.keys().collect::<Vec<_>>(), ["tx_too_big"], "{counted:?}");
-    let route = nodes.users[0].ip("route get 10.0.0.2");
+    let route = cluster.users[0].ip("route get 10.0.0.2");
     assert!(route.contains("mtu 1350"), "{route}");
 }
 
 /// Frames from many MACs behind one VTEP, as a bridge at the other end makes them.
 #[test]
 fn learning_is_bounded_and_ages() {
-    let nodes = Nodes::wired(&V4[..2], 1);
+    let cluster = Cluster::wired(&V4[..2], 1);
     let network = "learning = true\npeers = [\"10.0.0.2\"]\nmax_addresses = 3\nageing = 2";
-    let engine = nodes.engine(0, &Settings { network: Some(network), ..Settings::default() });
-    let wire = PacketSocket::new(&nodes.nodes[1], "em1");
+    let engine = cluster.engine(0, &Settings { network: Some(network), ..Settings::default() });
+    let wire = PacketSocket::new(&cluster.nodes[1], "em1");
     let mac = |number: u8| Mac([0x52, 0x54, 0, 0, 0, number]);
     let frame = |number: u8| {
         let source = IpAddr::from([10, 0, 0, 100 + number]);
@@ -222,18 +222,18 @@ fn learning_is_bounded_and_ages() {
 fn flows_stay_in_order_over_several_queues() {
     const FLOWS: u16 = 16;
     const EACH: u32 = 1600;
-    let nodes = Nodes::wired(&V4[..2], 2);
-    let engines = [0, 1].map(|node| nodes.engine(node, &Settings::default()));
-    nodes.talk(0, 1);
+    let cluster = Cluster::wired(&V4[..2], 2);
+    let engines = [0, 1].map(|node| cluster.engine(node, &Settings::default()));
+    cluster.talk(0, 1);
     for (from, to) in [(0, 1), (1, 0)] {
-        let receiver = nodes.users[to].run(|| UdpSocket::bind((V4[to], 7777)).unwrap());
+        let receiver = cluster.users[to].run(|| UdpSocket::bind((V4[to], 7777)).unwrap());
         receiver.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         setsockopt(&receiver, RcvBufForce, &(64 << 20)).unwrap();
         let mut next: HashMap<u16, u32> = HashMap::new();
         let mut received = 0;
         std::thread::scope(|scope| {
             for flow in 0..FLOWS {
-                let sender = nodes.users[from].run(|| UdpSocket::bind((V4[from], 20_000 + flow)).unwrap());
+                let sender = cluster.users[from].run(|| UdpSocket::bind((V4[from], 20_000 + flow)).unwrap());
                 scope.spawn(move || {
                     for number in 0..EACH {
                         sender.send_to(&number.to_be_bytes(), (V4[to], 7777)).unwrap();

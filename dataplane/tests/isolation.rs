@@ -12,8 +12,8 @@ mod tenant;
 mod users;
 
 use common::NetNs;
+use common::cluster::{v4, v6};
 use common::engine::{Counted, Engine};
-use common::nodes::{v4, v6};
 use common::packet::PacketSocket;
 use common::traffic::content;
 use frames::{arp_request, ethernet, ip, udp, vxlan};

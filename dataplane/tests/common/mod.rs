@@ -2,8 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 pub mod capture;
+pub mod cluster;
 pub mod engine;
-pub mod nodes;
 pub mod packet;
 pub mod traffic;
 

@@ -3,7 +3,7 @@
 
 use super::NetNs;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -111,6 +111,8 @@ pub fn udp_segmented(from: Place<'_>, to: Place<'_>, count: usize, length: u16) 
 /// Bulk TCP, first from the client, then from the server.
 pub fn tcp(from: Place<'_>, to: Place<'_>, bytes: usize) {
     let listener = to.0.run(|| TcpListener::bind((to.1, 0)).unwrap());
+    // For accept(2): if nobody comes the test must end.
+    SockRef::from(&listener).set_read_timeout(Some(PATIENCE)).unwrap();
     let address = listener.local_addr().unwrap();
     let (request, reply) = (content(bytes, 1), content(bytes, 2));
     let carry = |mut stream: TcpStream, mine: &[u8], theirs: &[u8], first: bool| {
@@ -131,7 +133,7 @@ pub fn tcp(from: Place<'_>, to: Place<'_>, bytes: usize) {
         assert_eq!(uninterrupted(|| stream.read(&mut [0])).unwrap(), 0);
     };
     std::thread::scope(|scope| {
-        scope.spawn(|| carry(listener.accept().unwrap().0, &reply, &request, false));
+        scope.spawn(|| carry(uninterrupted(|| listener.accept()).unwrap().0, &reply, &request, false));
         let socket = from.0.run(|| Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap());
         socket.bind(&SocketAddr::new(from.1, 0).into()).unwrap();
         socket.connect_timeout(&address.into(), PATIENCE).unwrap();

@@ -8,15 +8,15 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 /// The nodes' addresses, by family.
 const ADDRESSES: [[IpAddr; 2]; 2] = [[A, B], [A6, B6]];
 
-struct Cluster {
+struct TwoUsers {
     engines: Vec<Engine>,
     /// By user, then by node.
     users: [[NetNs; 2]; 2],
     _nodes: [NetNs; 2],
 }
 
-impl Cluster {
-    fn new() -> Cluster {
+impl TwoUsers {
+    fn new() -> TwoUsers {
         let nodes = [NetNs::new("node"), NetNs::new("node")];
         let users = USERS.map(|_| [NetNs::new("user"), NetNs::new("user")]);
         nodes[0].veth("em1", &nodes[1], "em1");
@@ -51,7 +51,7 @@ impl Cluster {
             engines.push(Engine::start(netns, &config));
         }
         engines.iter_mut().for_each(Engine::wait_for_hops);
-        Cluster { engines, users, _nodes: nodes }
+        TwoUsers { engines, users, _nodes: nodes }
     }
 }
 
@@ -60,24 +60,21 @@ fn port(user: usize) -> u16 {
     7000 + user as u16
 }
 
-/// Answers every connection with the user's number, until it is asked to end.
-fn serve(listener: &TcpListener, user: usize) {
-    for stream in listener.incoming() {
-        let mut stream = stream.unwrap();
-        let mut word = [0; 4];
-        stream.read_exact(&mut word).unwrap();
-        if &word == b"end." {
-            return;
+/// Answers every connection with the user's number, as long as the tests run.
+fn serve(netns: &NetNs, user: usize) {
+    let listener = netns.run(|| TcpListener::bind(("::", port(user))).unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            stream.unwrap().write_all(&USERS[user].to_be_bytes()).unwrap();
         }
-        stream.write_all(&USERS[user].to_be_bytes()).unwrap();
-    }
+    });
 }
 
 /// Asks whose server answers on a port; None: nobody's.
 fn who(from: &NetNs, to: SocketAddr) -> Option<u32> {
     match from.run(|| TcpStream::connect_timeout(&to, PATIENCE)) {
         Ok(mut stream) => {
-            stream.write_all(b"who?").unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
             let mut answer = [0; 4];
             stream.read_exact(&mut answer).unwrap();
             Some(u32::from_be_bytes(answer))
@@ -91,51 +88,36 @@ fn who(from: &NetNs, to: SocketAddr) -> Option<u32> {
 
 #[test]
 fn users_reach_themselves_alone() {
-    let cluster = Cluster::new();
+    let users = TwoUsers::new();
     let watchers = [0, 1]
-        .map(|user: usize| [0, 1].map(|node: usize| PacketSocket::new(&cluster.users[user][node], "uvn")));
-    let mut listeners = Vec::new();
-    for user in [0, 1] {
-        for node in [0, 1] {
-            let listener = cluster.users[user][node].run(|| TcpListener::bind(("::", port(user))).unwrap());
-            listeners.push((listener, user, node));
-        }
+        .map(|user: usize| [0, 1].map(|node: usize| PacketSocket::new(&users.users[user][node], "uvn")));
+    for (user, nodes) in users.users.iter().enumerate() {
+        nodes.iter().for_each(|netns| serve(netns, user));
     }
-    std::thread::scope(|scope| {
-        for (listener, user, _) in &listeners {
-            scope.spawn(|| serve(listener, *user));
-        }
-        for addresses in ADDRESSES {
-            for (user, nodes) in cluster.users.iter().enumerate() {
-                for (node, from) in nodes.iter().enumerate() {
-                    for to in addresses {
-                        let own = who(from, (to, port(user)).into());
-                        assert_eq!(own, Some(USERS[user]), "{} at node {node}: own", USERS[user]);
-                        let other = who(from, (to, port(1 - user)).into());
-                        assert_eq!(other, None, "{} at node {node}: other's", USERS[user]);
-                    }
+    for addresses in ADDRESSES {
+        for (user, nodes) in users.users.iter().enumerate() {
+            for (node, from) in nodes.iter().enumerate() {
+                for to in addresses {
+                    let own = who(from, (to, port(user)).into());
+                    assert_eq!(own, Some(USERS[user]), "{} at node {node}: own", USERS[user]);
+                    let other = who(from, (to, port(1 - user)).into());
+                    assert_eq!(other, None, "{} at node {node}: other's", USERS[user]);
                 }
             }
         }
-        for (listener, user, node) in &listeners {
-            let own = SocketAddr::new(A6, listener.local_addr().unwrap().port());
-            let own = if *node == 0 { own } else { SocketAddr::new(B6, own.port()) };
-            let stream = cluster.users[*user][*node].run(|| TcpStream::connect(own));
-            stream.unwrap().write_all(b"end.").unwrap();
-        }
-    });
-    datagrams(&cluster);
-    pings(&cluster, &watchers);
-    cluster.engines.iter().for_each(Engine::assert_no_drops);
+    }
+    datagrams(&users);
+    pings(&users, &watchers);
+    users.engines.iter().for_each(Engine::assert_no_drops);
 }
 
 /// UDP: nobody's socket gets what the other user sends to its port.
-fn datagrams(cluster: &Cluster) {
+fn datagrams(users: &TwoUsers) {
     for addresses in ADDRESSES {
         for user in [0, 1] {
-            let [here, there] = &cluster.users[user];
+            let [here, there] = &users.users[user];
             traffic::udp(Place(here, addresses[0]), Place(there, addresses[1]), &[1, 1000]);
-            let others = &cluster.users[1 - user][1];
+            let others = &users.users[1 - user][1];
             let socket = others.run(|| UdpSocket::bind((addresses[1], 9)).unwrap());
             socket.set_nonblocking(true).unwrap();
             let sender = here.run(|| UdpSocket::bind((addresses[0], 0)).unwrap());
@@ -151,10 +133,10 @@ fn datagrams(cluster: &Cluster) {
 }
 
 /// Echo requests of one user are seen by the other nowhere.
-fn pings(cluster: &Cluster, watchers: &[[PacketSocket; 2]; 2]) {
+fn pings(users: &TwoUsers, watchers: &[[PacketSocket; 2]; 2]) {
     watchers.iter().flatten().for_each(|watcher| received(watcher).for_each(drop));
     for addresses in ADDRESSES {
-        let [here, there] = &cluster.users[0];
+        let [here, there] = &users.users[0];
         traffic::ping(Place(here, addresses[0]), addresses[1], &[56; 5]);
         traffic::ping(Place(there, addresses[1]), addresses[0], &[56; 5]);
     }

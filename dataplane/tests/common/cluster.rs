@@ -1,4 +1,4 @@
-//! Nodes on an underlay, with the data plane on some and the kernel's VXLAN devices on others.
+//! Cluster on an underlay, with the data plane on some and the kernel's VXLAN devices on others.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::NetNs;
@@ -24,8 +24,8 @@ pub const fn v6(last: u16) -> IpAddr {
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, last))
 }
 
-/// Nodes on one underlay, each with the same user in a namespace beside it.
-pub struct Nodes {
+/// Cluster on one underlay, each with the same user in a namespace beside it.
+pub struct Cluster {
     /// Each node's own namespace.
     pub nodes: Vec<NetNs>,
     /// The user's on each node.
@@ -47,27 +47,27 @@ pub struct Settings {
     pub veth: bool,
 }
 
-impl Nodes {
+impl Cluster {
     /// `count` nodes that have no wire yet.
-    fn apart(vteps: &[IpAddr]) -> Nodes {
+    fn apart(vteps: &[IpAddr]) -> Cluster {
         let nodes = vteps.iter().map(|_| NetNs::new("node")).collect();
         let users = vteps.iter().map(|_| NetNs::new("user")).collect();
-        Nodes { nodes, users, vteps: vteps.to_vec(), _between: None }
+        Cluster { nodes, users, vteps: vteps.to_vec(), _between: None }
     }
 
     /// Two nodes with `em1` at both ends of a wire that has `queues` each way.
-    pub fn wired(vteps: &[IpAddr], queues: u32) -> Nodes {
-        let nodes = Nodes::apart(vteps);
+    pub fn wired(vteps: &[IpAddr], queues: u32) -> Cluster {
+        let cluster = Cluster::apart(vteps);
         let queues = format!("numtxqueues {queues} numrxqueues {queues}");
-        let peer = nodes.nodes[1].name();
-        nodes.nodes[0].ip(&format!("link add em1 {queues} type veth peer name em1 {queues} netns {peer}"));
-        nodes.finish_wires(|node| [format!("{}/24", V4[node]), format!("{}/64", V6[node])]);
-        nodes
+        let peer = cluster.nodes[1].name();
+        cluster.nodes[0].ip(&format!("link add em1 {queues} type veth peer name em1 {queues} netns {peer}"));
+        cluster.finish_wires(|node| [format!("{}/24", V4[node]), format!("{}/64", V6[node])]);
+        cluster
     }
 
     /// Two nodes in different subnets.
-    pub fn routed(vteps: [IpAddr; 2]) -> Nodes {
-        let mut nodes = Nodes::apart(&vteps);
+    pub fn routed(vteps: [IpAddr; 2]) -> Cluster {
+        let mut cluster = Cluster::apart(&vteps);
         let router = NetNs::new("router");
         router.run(|| {
             for forwarding in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
@@ -76,35 +76,35 @@ impl Nodes {
         });
         let (prefix, gateway) = if vteps[0].is_ipv4() { ("24", "10.1.N.254") } else { ("64", "fd00:N::fe") };
         let gateways = ["1", "2"].map(|number| gateway.replace('N', number));
-        for (node, gateway) in nodes.nodes.iter().zip(&gateways) {
+        for (node, gateway) in cluster.nodes.iter().zip(&gateways) {
             let device = format!("to-{}", &gateway[gateway.len() - 5..].replace([':', '.'], "-"));
             node.veth("em1", &router, &device);
             router.ip(&format!("addr add fe80::fe/64 dev {device} nodad"));
             let no_detection = if vteps[0].is_ipv6() { "nodad" } else { "" };
             router.ip(&format!("addr add {gateway}/{prefix} dev {device} {no_detection}"));
         }
-        nodes.finish_wires(|node| [format!("{}/{prefix}", vteps[node])]);
-        for (node, gateway) in nodes.nodes.iter().zip(&gateways) {
+        cluster.finish_wires(|node| [format!("{}/{prefix}", vteps[node])]);
+        for (node, gateway) in cluster.nodes.iter().zip(&gateways) {
             node.ip(&format!("route add default via {gateway}"));
         }
-        nodes._between = Some(router);
-        nodes
+        cluster._between = Some(router);
+        cluster
     }
 
-    /// Nodes on a switch.
-    pub fn switched(vteps: &[IpAddr]) -> Nodes {
-        let mut nodes = Nodes::apart(vteps);
+    /// Cluster on a switch.
+    pub fn switched(vteps: &[IpAddr]) -> Cluster {
+        let mut cluster = Cluster::apart(vteps);
         let switch = NetNs::new("switch");
         switch.ip("link add br0 type bridge");
         switch.ip("link set br0 up");
-        for (number, node) in nodes.nodes.iter().enumerate() {
+        for (number, node) in cluster.nodes.iter().enumerate() {
             let port = format!("port{number}");
             node.veth("em1", &switch, &port);
             switch.ip(&format!("link set {port} master br0"));
         }
-        nodes.finish_wires(|node| [format!("{}/24", V4[node]), format!("{}/64", V6[node])]);
-        nodes._between = Some(switch);
-        nodes
+        cluster.finish_wires(|node| [format!("{}/24", V4[node]), format!("{}/64", V6[node])]);
+        cluster._between = Some(switch);
+        cluster
     }
 
     /// The wires carry finished frames, as real ones do; the nodes have their addresses. Without a link-local one the
