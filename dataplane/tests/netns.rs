@@ -3,6 +3,11 @@
 mod common;
 
 use common::NetNs;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 #[test]
 fn a_namespace_has_its_own_links_and_vanishes() {
@@ -16,4 +21,35 @@ fn a_namespace_has_its_own_links_and_vanishes() {
     assert!(std::fs::exists(&path).unwrap());
     drop(left);
     assert!(!std::fs::exists(&path).unwrap());
+}
+
+/// The test is both processes: the one that is interrupted runs it with HOLD set.
+#[test]
+fn an_interrupted_test_leaves_nothing() {
+    const HOLD: &str = "UVN_TEST_HOLD_NETNS";
+    if std::env::var_os(HOLD).is_some() {
+        let netns = NetNs::new("interrupted");
+        let mut sleep = netns.command("sleep").arg("60").spawn().unwrap();
+        std::fs::create_dir(std::env::temp_dir().join(netns.name())).unwrap();
+        println!("\nmade {} {}", netns.name(), sleep.id());
+        sleep.wait().unwrap();
+        loop {
+            std::thread::park();
+        }
+    }
+    let mut test = Command::new(std::env::current_exe().unwrap());
+    test.args(["--exact", "an_interrupted_test_leaves_nothing", "--nocapture"]).env(HOLD, "1");
+    let mut test = test.stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(test.stdout.take().unwrap()).lines();
+    let made = lines.map_while(Result::ok).find_map(|line| line.strip_prefix("made ").map(str::to_owned));
+    let made = made.unwrap();
+    let (name, sleep) = made.split_once(' ').unwrap();
+    let directory = std::env::temp_dir().join(name);
+    kill(Pid::from_raw(test.id().cast_signed()), Signal::SIGINT).unwrap();
+    assert_eq!(test.wait().unwrap().code(), Some(130));
+    assert!(!directory.exists());
+    assert!(!Path::new("/run/netns").join(name).exists());
+    // It may still be a zombie, until its new parent looks after it.
+    let status = std::fs::read_to_string(format!("/proc/{sleep}/status")).unwrap_or_default();
+    assert!(status.is_empty() || status.contains("State:\tZ"), "{status}");
 }

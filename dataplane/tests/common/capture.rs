@@ -1,8 +1,8 @@
 //! Frames written down as a file, and what tshark makes of them.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use super::NetNs;
 use super::packet::PacketSocket;
+use super::{NetNs, interrupt};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -160,7 +160,7 @@ impl File {
         /// LINKTYPE_ETHERNET.
         const ETHERNET: u32 = 1;
         let number = NEXT.fetch_add(1, Relaxed);
-        let path = std::env::temp_dir().join(format!("uvn-test-{}-{number}.pcap", std::process::id()));
+        let path = std::env::temp_dir().join(format!("{}{number}.pcap", interrupt::prefix()));
         let mut bytes = Vec::new();
         let mut put = |words: &[u32]| words.iter().for_each(|word| bytes.extend(word.to_le_bytes()));
         // Magic number, version 2.4, two unused words, the longest frame.

@@ -1,7 +1,7 @@
 //! The program itself, `uvn-dataplane run`, in a namespace.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use super::NetNs;
+use super::{NetNs, interrupt};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
@@ -85,7 +85,7 @@ impl Engine {
     pub fn start(netns: &NetNs, config: &str) -> Engine {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Relaxed);
-        let directory = std::env::temp_dir().join(format!("uvn-test-engine-{}-{number}", std::process::id()));
+        let directory = std::env::temp_dir().join(format!("{}engine-{number}", interrupt::prefix()));
         std::fs::create_dir(&directory).unwrap();
         let (file, socket) = (directory.join("config.toml"), directory.join("control"));
         std::fs::write(&file, format!("socket = {socket:?}\n{config}")).unwrap();

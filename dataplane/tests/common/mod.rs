@@ -4,6 +4,7 @@
 pub mod capture;
 pub mod cluster;
 pub mod engine;
+pub mod interrupt;
 pub mod packet;
 pub mod traffic;
 
@@ -20,8 +21,10 @@ impl NetNs {
     /// A new namespace with `lo` up. Its name holds `label`, the process and a number, so that it is unique.
     pub fn new(label: &str) -> NetNs {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("uvn-test-{}-{}-{label}", std::process::id(), NEXT.fetch_add(1, Relaxed));
+        let name = format!("{}{}-{label}", interrupt::prefix(), NEXT.fetch_add(1, Relaxed));
+        let making = interrupt::making();
         ip(&["netns", "add", &name]);
+        drop(making);
         let netns = NetNs { name };
         netns.ip("link set lo up");
         // Nobody sends what the test did not: no link-local addresses, no router solicitations, no MLD.
