@@ -91,7 +91,10 @@ impl Engine {
         std::fs::write(&file, format!("socket = {socket:?}\n{config}")).unwrap();
         let mut command = netns.command(env!("CARGO_BIN_EXE_uvn-dataplane"));
         command.arg("run").arg("--config").arg(&file).stdin(Stdio::null());
-        let child = command.stderr(File::create(directory.join("log")).unwrap()).spawn().unwrap();
+        command.stderr(File::create(directory.join("log")).unwrap());
+        let making = interrupt::making();
+        let child = command.spawn().unwrap();
+        drop(making);
         // From here on its end is taken care of.
         let mut engine = Engine { child, client: None, directory, ready: Counted::default() };
         let start = Instant::now();

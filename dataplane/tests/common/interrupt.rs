@@ -14,7 +14,7 @@ pub fn prefix() -> String {
     format!("uvn-test-{}-", std::process::id())
 }
 
-/// To hold while a namespace is made. From the first time on, a signal that ends the program cleans up.
+/// To hold while a namespace or a lasting process is made. From the first time on, a signal that ends the program cleans up.
 pub fn making() -> MutexGuard<'static, ()> {
     static MAKING: Mutex<()> = Mutex::new(());
     static WATCH: Once = Once::new();
@@ -31,28 +31,25 @@ pub fn making() -> MutexGuard<'static, ()> {
     MAKING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Ends the processes in our namespaces, then deletes those and our files. Goes on past what fails: there is nobody
-/// to tell.
+/// Kills our child processes, then deletes our namespaces and files. Goes on past what fails: there is nobody to tell.
 fn clean_up() {
-    let prefix = prefix();
-    let ours = |directory: &str| -> Vec<String> {
+    let entries = |directory: &str| -> Vec<String> {
         let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        names.filter(|name| name.starts_with(&prefix)).collect()
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
     };
-    let ip = |arguments: [&str; 3]| Command::new("ip").args(arguments).output();
-    let namespaces = ours("/run/netns");
-    for name in &namespaces {
-        let pids = ip(["netns", "pids", name]).map(|output| output.stdout).unwrap_or_default();
-        for pid in String::from_utf8_lossy(&pids).lines().filter_map(|pid| pid.parse().ok()) {
+    let parent = format!("\nPPid:\t{}\n", std::process::id());
+    for pid in entries("/proc").iter().filter_map(|name| name.parse().ok()) {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        if status.contains(&parent) {
             let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
-    for name in &namespaces {
-        let _gone = ip(["netns", "del", name]);
+    let is_ours = |name: &&String| name.starts_with(&prefix());
+    for name in entries("/run/netns").iter().filter(is_ours) {
+        let _gone = Command::new("ip").args(["netns", "del", name]).status();
     }
     let temporary = std::env::temp_dir();
-    for name in ours(&temporary.to_string_lossy()) {
+    for name in entries(&temporary.to_string_lossy()).iter().filter(is_ours) {
         let path = temporary.join(name);
         let _gone = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
     }

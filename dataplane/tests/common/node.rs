@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
-use crate::common::NetNs;
+use crate::common::{NetNs, interrupt};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -104,7 +104,10 @@ impl Rig {
 
     /// Starts the data plane and waits until it answers.
     pub fn start(&mut self, networks: &str) -> Client {
-        self.engine = Some(self.command(networks).spawn().unwrap());
+        let mut command = self.command(networks);
+        let making = interrupt::making();
+        self.engine = Some(command.spawn().unwrap());
+        drop(making);
         self.wait_for("an answer", |rig| rig.engine_state().is_some_and(|state| state == "running"));
         self.client()
     }
