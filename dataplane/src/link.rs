@@ -16,7 +16,7 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use thiserror::Error;
@@ -235,6 +235,21 @@ pub fn set_up(name: &str, up: bool) -> Result<(), LinkError> {
     }
     let action = if up { "setting it up" } else { "setting it down" };
     ask(name, action, RouteNetlinkMessage::SetLink(message), 0).map(drop)
+}
+
+/// Attaches an XDP program to a device, in driver mode: it stays until the device goes.
+///
+/// # Errors
+/// The kernel's refusal. EBUSY: another program is there.
+pub fn attach_xdp(name: &str, program: BorrowedFd<'_>) -> io::Result<()> {
+    /// XDP_FLAGS_UPDATE_IF_NOEXIST and XDP_FLAGS_DRV_MODE (include/uapi/linux/if_link.h).
+    const FLAGS: u32 = 1 | 4;
+
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.into()));
+    let program = LinkXdp::Fd(program.as_raw_fd());
+    message.attributes.push(LinkAttribute::Xdp(vec![program, LinkXdp::Flags(FLAGS)]));
+    netlink_request(RouteNetlinkMessage::SetLink(message), 0).map(drop)
 }
 
 /// Deletes a device; a veth's other end goes with it.

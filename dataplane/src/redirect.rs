@@ -1,29 +1,23 @@
 //! The smallest XDP program: every frame of a device to one AF_XDP socket, or nowhere. For our end of a veth endpoint.
 //!
 //! Five instructions, written out: `ebpf/` holds the NIC's program and its maps, which an endpoint must not carry along.
+//!
+//! It stays for as long as the device does, by netlink and not by a link of ours: if this process is killed the program
+//! finds no socket and drops. Without it the host's stack would have the tenant's frames.
 
 // bpf(2) has no safe interface.
 #![allow(unsafe_code)]
 
+use crate::link;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// bpf(2) commands and types (include/uapi/linux/bpf.h).
 const MAP_CREATE: libc::c_long = 0;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const PROG_LOAD: libc::c_long = 5;
-const LINK_CREATE: libc::c_long = 28;
 const MAP_TYPE_XSKMAP: u32 = 17;
 const PROG_TYPE_XDP: u32 = 6;
-const ATTACH_TYPE_XDP: u32 = 37;
-/// XDP_FLAGS_DRV_MODE (include/uapi/linux/if_link.h).
-const DRIVER_MODE: u32 = 4;
-
-/// An attached program; dropping it detaches.
-#[derive(Debug)]
-pub struct Redirect {
-    _link: OwnedFd,
-}
 
 /// `struct bpf_insn`.
 #[repr(C)]
@@ -65,52 +59,35 @@ struct ProgLoad {
     log: u64,
 }
 
-#[repr(C)]
-struct LinkCreate {
-    program: u32,
-    target: u32,
-    attach_type: u32,
-    flags: u32,
-}
+/// Attaches to a device of this network namespace, in driver mode, until the device goes: its frames of queue 0 go to
+/// `socket`, all others and those after the socket's end are dropped.
+///
+/// # Errors
+/// EBUSY: another program is there. ERANGE: the MTU is too large for the driver. EPERM: it needs CAP_BPF and
+/// CAP_NET_ADMIN.
+pub fn attach(device: &str, socket: RawFd) -> io::Result<()> {
+    let create =
+        MapCreate { map_type: MAP_TYPE_XSKMAP, key_size: 4, value_size: 4, max_entries: 1, flags: 0 };
+    // SAFETY: MapCreate is the beginning of what BPF_MAP_CREATE reads.
+    let map = unsafe { bpf_fd(MAP_CREATE, &create) }?;
+    let (key, value) = (0, socket as u32);
+    let update = MapUpdate { map: map.as_raw_fd() as u32, _padding: 0, key: &key, value: &value, flags: 0 };
+    // SAFETY: MapUpdate is the beginning of what BPF_MAP_UPDATE_ELEM reads; key and value are of the map's sizes.
+    unsafe { bpf(MAP_UPDATE_ELEM, &update) }?;
 
-impl Redirect {
-    /// Attaches to the device with this index, in driver mode: its frames of queue 0 go to `socket`, others are dropped.
-    ///
-    /// # Errors
-    /// EBUSY: another program is there. ERANGE: the MTU is too large for the driver. EPERM: it needs CAP_BPF and
-    /// CAP_NET_ADMIN.
-    pub fn attach(index: u32, socket: RawFd) -> io::Result<Redirect> {
-        let create =
-            MapCreate { map_type: MAP_TYPE_XSKMAP, key_size: 4, value_size: 4, max_entries: 1, flags: 0 };
-        // SAFETY: MapCreate is the beginning of what BPF_MAP_CREATE reads.
-        let map = unsafe { bpf_fd(MAP_CREATE, &create) }?;
-        let (key, value) = (0, socket as u32);
-        let update =
-            MapUpdate { map: map.as_raw_fd() as u32, _padding: 0, key: &key, value: &value, flags: 0 };
-        // SAFETY: MapUpdate is the beginning of what BPF_MAP_UPDATE_ELEM reads; key and value are of the map's sizes.
-        unsafe { bpf(MAP_UPDATE_ELEM, &update) }?;
-
-        let program = program(map.as_raw_fd());
-        let load = ProgLoad {
-            prog_type: PROG_TYPE_XDP,
-            instruction_count: program.len() as u32,
-            instructions: program.as_ptr(),
-            license: c"MIT".as_ptr(),
-            log_level: 0,
-            log_size: 0,
-            log: 0,
-        };
-        // SAFETY: ProgLoad is the beginning of what BPF_PROG_LOAD reads; its pointers outlive the call.
-        let program = unsafe { bpf_fd(PROG_LOAD, &load) }?;
-        let attach = LinkCreate {
-            program: program.as_raw_fd() as u32,
-            target: index,
-            attach_type: ATTACH_TYPE_XDP,
-            flags: DRIVER_MODE,
-        };
-        // SAFETY: LinkCreate is the beginning of what BPF_LINK_CREATE reads.
-        Ok(Redirect { _link: unsafe { bpf_fd(LINK_CREATE, &attach) }? })
-    }
+    let program = program(map.as_raw_fd());
+    let load = ProgLoad {
+        prog_type: PROG_TYPE_XDP,
+        instruction_count: program.len() as u32,
+        instructions: program.as_ptr(),
+        license: c"MIT".as_ptr(),
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+    };
+    // SAFETY: ProgLoad is the beginning of what BPF_PROG_LOAD reads; its pointers outlive the call.
+    let program = unsafe { bpf_fd(PROG_LOAD, &load) }?;
+    link::attach_xdp(device, program.as_fd())
 }
 
 /// `return bpf_redirect_map(&map, ctx->rx_queue_index, XDP_DROP)`: the flags are the verdict for an empty slot.

@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::link::{self, LinkError};
 use crate::port::{Endpoint, Nic, Offloads, State, VnetHeader};
-use crate::redirect::Redirect;
+use crate::redirect;
 use crate::xsk::{Frame, XskConfig, XskError, XskQueue};
 
 /// UMEM frames of an endpoint: 2 MiB each endpoint, and 256 frames under way each way.
@@ -50,8 +50,7 @@ pub enum VethError {
 
 /// Our end of a veth pair. Dropping it deletes the pair.
 pub struct Veth {
-    // In this order: the program goes before its socket, the socket before its device.
-    _redirect: Redirect,
+    // In this order: the socket goes before its device.
     queue: XskQueue,
     received: Vec<Frame>,
     /// Received frames in the order of arrival.
@@ -88,13 +87,11 @@ impl Veth {
         let config =
             XskConfig { interface: name.into(), queue: 0, frames: FRAMES, batch: BATCH, busy_poll_us: None };
         let queue = XskQueue::open(&config)?;
-        let index = link::get(name)?.index;
-        let redirect = queue.fd().ok_or_else(|| io::Error::other("the socket is gone"));
-        let redirect = redirect
-            .and_then(|socket| Redirect::attach(index, socket))
+        let socket = queue.fd().ok_or_else(|| io::Error::other("the socket is gone"));
+        socket
+            .and_then(|socket| redirect::attach(name, socket))
             .map_err(|source| VethError::Program { name: name.into(), source })?;
         Ok(Veth {
-            _redirect: redirect,
             queue,
             received: Vec::with_capacity(BATCH),
             waiting: VecDeque::with_capacity(BATCH),

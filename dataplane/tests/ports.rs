@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use common::NetNs;
 use uvn_dataplane::link::{self, LinkError};
 use uvn_dataplane::port::{Endpoint, MAX_FRAME, MAX_PARTS, Nic, State, VnetHeader};
-use uvn_dataplane::redirect::Redirect;
+use uvn_dataplane::redirect;
 use uvn_dataplane::tap::{Tap, TapError};
 use uvn_dataplane::veth::{Veth, VethError};
 use uvn_dataplane::xsk::{XskConfig, XskError, XskQueue};
@@ -290,11 +290,11 @@ fn traffic_passes_between_veth_endpoints() {
 
 const FRAMES: u32 = 64;
 
-fn open(netns: &NetNs, device: &str) -> (XskQueue, Redirect) {
+fn open(netns: &NetNs, device: &str) -> XskQueue {
     netns.run(|| {
         let queue = XskQueue::open(&config(device, 0)).unwrap();
-        let redirect = Redirect::attach(link::get(device).unwrap().index, queue.fd().unwrap()).unwrap();
-        (queue, redirect)
+        redirect::attach(device, queue.fd().unwrap()).unwrap();
+        queue
     })
 }
 
@@ -344,7 +344,7 @@ fn arrived(queue: &mut XskQueue) -> Vec<u32> {
 #[test]
 fn frames_arrive_once_in_order_and_all_come_back() {
     let (left, right) = wire("xskl");
-    let ((mut sender, _left), (mut receiver, _right)) = (open(&left, "wire"), open(&right, "wire"));
+    let (mut sender, mut receiver) = (open(&left, "wire"), open(&right, "wire"));
     assert!(!sender.zero_copy(), "veth has none");
     assert_eq!(sender.room(), FRAMES as usize / 2);
     // Far more than the rings hold, both ways at once.
@@ -383,8 +383,8 @@ fn one_flush_sends_a_whole_ring() {
     let polled = XskConfig { busy_poll_us: Some(20), ..large };
     let mut receiver = right.run(|| XskQueue::open(&polled)).unwrap();
     assert!(receiver.busy_poll());
-    let (index, socket) = (right.run(|| link::get("wire")).unwrap().index, receiver.fd().unwrap());
-    let _redirect = right.run(|| Redirect::attach(index, socket)).unwrap();
+    let socket = receiver.fd().unwrap();
+    right.run(|| redirect::attach("wire", socket)).unwrap();
     for number in 0..MANY {
         assert!(transmit(&mut sender, number));
     }
@@ -400,7 +400,7 @@ fn one_flush_sends_a_whole_ring() {
 #[test]
 fn a_frame_of_another_queue_is_refused() {
     let (left, right) = wire("xskf");
-    let ((mut one, _left), (mut other, _right)) = (open(&left, "wire"), open(&right, "wire"));
+    let (mut one, mut other) = (open(&left, "wire"), open(&right, "wire"));
     let mut frame = one.reserve().unwrap();
     assert!(other.buffer(&mut frame).is_empty() && other.bytes(&frame).is_empty());
     let room = other.room();
@@ -412,7 +412,7 @@ fn a_frame_of_another_queue_is_refused() {
 #[test]
 fn a_nic_goes_down_and_up_and_away() {
     let (left, right) = wire("xskd");
-    let ((mut sender, _left), (mut receiver, _right)) = (open(&left, "wire"), open(&right, "wire"));
+    let (mut sender, mut receiver) = (open(&left, "wire"), open(&right, "wire"));
     left.run(|| link::set_up("wire", false)).unwrap();
     assert_eq!(sender.state(), State::Down);
     for number in 0..FRAMES / 2 {
