@@ -190,6 +190,14 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Ends it as the kernel would, out of memory.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
 impl Drop for Engine {
     fn drop(&mut self) {
         // `ip netns exec` became the program, so this is its pid; it is ours until it is waited for.

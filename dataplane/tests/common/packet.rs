@@ -52,6 +52,11 @@ impl PacketSocket {
         assert_eq!(sent, frame.len());
     }
 
+    /// Sends one frame if the device takes it.
+    pub fn try_send(&self, frame: &[u8]) {
+        let _refused = send(self.socket.as_raw_fd(), frame, MsgFlags::empty());
+    }
+
     /// The next frame; None if none comes in time. With no time it only looks whether one is there.
     pub fn receive(&self, timeout: Duration) -> Option<Vec<u8>> {
         let flags = if timeout.is_zero() { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };

@@ -1,6 +1,8 @@
 //! A tenant who sends whatever he likes from his endpoint.
 
 use super::*;
+use common::traffic::uninterrupted;
+use uvn_dataplane::link;
 
 impl Rig {
     /// Sends frames from the first user's endpoint, and returns what was counted of them.
@@ -129,4 +131,45 @@ fn three_thousand_changed_frames_of_a_tenant() {
         }
     }
     assert!(left > 300 && stayed > 300, "{left} left, {stayed} stayed");
+}
+
+/// Nobody reads his endpoint any more: what he sends must not find another way.
+#[test]
+fn a_killed_data_plane_leaves_a_tenant_no_way_out() {
+    for kind in ["tap", "veth"] {
+        let (node, outside, user) = (NetNs::new("node"), NetNs::new("outside"), NetNs::new("user"));
+        node.veth("em1", &outside, "wire");
+        node.ip(&format!("addr add {A}/24 dev em1"));
+        // The worst case.
+        for setting in ["ip_forward", "conf/all/accept_local", "conf/default/accept_local"] {
+            node.run(|| std::fs::write(format!("/proc/sys/net/ipv4/{setting}"), "1").unwrap());
+        }
+        let config = format!(
+            r#"
+            nic = "em1"
+            vtep = ["{A}"]
+            peers.vtep = [{{ address = "{B}" }}]
+            [[network]]
+            vni = 1234
+            addresses = ["{A}/24"]
+            device = {{ name = "uvn", kind = "{kind}", netns = "{}" }}
+            "#,
+            user.path()
+        );
+        let engine = Engine::start(&node, &config);
+        let host = node.run(|| UdpSocket::bind(("0.0.0.0", 9)).unwrap());
+        host.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        engine.kill();
+        let (endpoint, wire) = (PacketSocket::new(&user, "uvn"), PacketSocket::new(&outside, "wire"));
+        let macs: Vec<Mac> = node.run(link::list).unwrap().into_iter().filter_map(|link| link.mac).collect();
+        for mac in macs.into_iter().chain([Mac::BROADCAST]) {
+            for (from, to) in [(B, A), (A, A), (v4(50), v4(60))] {
+                endpoint.try_send(&udp((Mac::of(A), mac), (from, 5000), (to, 9), 0, b"out"));
+            }
+        }
+        let got = uninterrupted(|| host.recv(&mut [0; 3]));
+        assert!(got.is_err(), "{kind}: at the host");
+        let is_his = |frame: &Vec<u8>| frame.ends_with(b"out");
+        assert_eq!(received(&wire).find(is_his), None, "{kind}: on the wire");
+    }
 }
