@@ -94,13 +94,12 @@ where
 {
     let poll = Poll::new()?;
     let waker = Waker::new(poll.registry(), COMMANDS)?;
-    if let Some(fd) = nic.fd() {
-        poll.registry().register(&mut SourceFd(&fd), NIC, Interest::READABLE)?;
-    }
+    let nic_fd = nic.fd();
     let (commands, receiver) = unbounded();
     let worker = Worker::new(nic, settings.queue, tables, notifier.events, settings.started);
     let status = worker.status();
-    let thread = Thread { worker, poll, commands: receiver, fds: HashMap::new(), notifier: notifier.waker };
+    let thread =
+        Thread { worker, poll, nic: nic_fd, commands: receiver, fds: HashMap::new(), notifier: notifier.waker };
     let thread = std::thread::Builder::new().name(format!("worker-{}", settings.queue)).spawn(move || {
         if let Some(id) = settings.core
             && !core_affinity::set_for_current(core_affinity::CoreId { id })
@@ -115,6 +114,9 @@ where
 struct Thread<N: Nic> {
     worker: Worker<N>,
     poll: Poll,
+    /// In the poll only while the thread sleeps: else each arriving batch would go through epoll's wake-up for nothing,
+    /// since the ring is looked at in every turn anyway.
+    nic: Option<RawFd>,
     commands: Receiver<Command>,
     /// By slot.
     fds: HashMap<u32, RawFd>,
@@ -127,9 +129,7 @@ impl<N: Nic> Thread<N> {
         let mut busy = Instant::now();
         let mut timeout = Some(Duration::ZERO);
         loop {
-            if let Err(error) = self.poll.poll(&mut events, timeout)
-                && error.kind() != io::ErrorKind::Interrupted
-            {
+            if let Err(error) = self.wait(&mut events, timeout) {
                 tracing::error!(%error, "poll failed; the worker ends");
                 return;
             }
@@ -157,6 +157,23 @@ impl<N: Nic> Thread<N> {
             } else {
                 timeout = self.worker.due();
             }
+        }
+    }
+
+    /// Collects what happened, or sleeps until something does.
+    fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+        let asleep = self.nic.filter(|_| timeout != Some(Duration::ZERO));
+        if let Some(fd) = asleep {
+            // What has already arrived counts as an event.
+            self.poll.registry().register(&mut SourceFd(&fd), NIC, Interest::READABLE)?;
+        }
+        let result = self.poll.poll(events, timeout);
+        if let Some(fd) = asleep {
+            self.poll.registry().deregister(&mut SourceFd(&fd))?;
+        }
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            result => result,
         }
     }
 
