@@ -26,7 +26,7 @@ drops! {
     NotOurs = "rx_not_ours",
     /// Received: a length field contradicts the bytes there are.
     RxLength = "rx_bad_length",
-    /// Received: the outer UDP checksum is present and wrong.
+    /// Received: the outer IPv4 header's or UDP's checksum is wrong, or UDP's is missing over IPv6.
     OuterChecksum = "rx_outer_checksum",
     /// Received: the I flag is missing, or a reserved bit is set and `strict_flags` is on.
     Flags = "rx_bad_flags",

@@ -113,6 +113,10 @@ impl<'a> Outer<'a> {
         }
         let datagram = rest.get(header..length).ok_or(Drop::RxLength)?;
         let payload = Outer::udp(tables, datagram, pseudo, source.is_ipv6())?;
+        // IPv6 has none: its pseudo-header is in the UDP checksum.
+        if source.is_ipv4() && !Sum::of(&rest[..header]).is_valid() {
+            return Err(Drop::OuterChecksum);
+        }
         let offset = ethernet::HEADER + header + udp::HEADER;
         Ok(Outer { source, ecn: tos & ECN_MASK, payload, offset })
     }

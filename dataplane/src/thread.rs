@@ -98,8 +98,14 @@ where
     let (commands, receiver) = unbounded();
     let worker = Worker::new(nic, settings.queue, tables, notifier.events, settings.started);
     let status = worker.status();
-    let thread =
-        Thread { worker, poll, nic: nic_fd, commands: receiver, fds: HashMap::new(), notifier: notifier.waker };
+    let thread = Thread {
+        worker,
+        poll,
+        nic: nic_fd,
+        commands: receiver,
+        fds: HashMap::new(),
+        notifier: notifier.waker,
+    };
     let thread = std::thread::Builder::new().name(format!("worker-{}", settings.queue)).spawn(move || {
         if let Some(id) = settings.core
             && !core_affinity::set_for_current(core_affinity::CoreId { id })

@@ -246,6 +246,7 @@ fn outer_cases() -> Vec<Case> {
         ("UDP length beyond the packet", edit(&[(38, 1)]), Dropped("rx_bad_length")),
         ("IP length beyond the frame", edit(&[(16, 1)]), Dropped("rx_bad_length")),
         ("wrong checksum", edit(&[(40, 1)]), Dropped("rx_outer_checksum")),
+        ("wrong header checksum", edit(&[(22, good[22] ^ 1)]), Dropped("rx_outer_checksum")),
         ("wrong checksum over IPv6", edit6(&[(60, !good6[60])]), Dropped("rx_outer_checksum")),
         ("no checksum over IPv6", edit6(&[(60, 0), (61, 0)]), Dropped("rx_outer_checksum")),
         ("VLAN", tagged([0x81, 0]), Host),
@@ -394,14 +395,9 @@ enum Effect {
 fn effect(frame: &[u8], at: usize) -> Effect {
     let byte = frame[at];
     match at {
-        // Ethernet addresses and the IP checksum are the NIC's to check; identification, TTL, source port.
-        0..=11 | 18 | 19 | 22 | 24 | 25 | 34 | 35 => Effect::None,
-        // ECN: "congestion experienced" needs an inner packet that understands it.
-        15 if byte & 3 == 3 => Effect::Any,
-        15 => Effect::None,
-        // DF and the reserved bit.
-        20 if byte & 0x3f == 0 => Effect::None,
-        // Protocol, lengths, fragment offset, addresses, port, checksum, the VXLAN header.
+        // Ethernet addresses are the NIC's to check; the source port is a hash.
+        0..=11 | 34 | 35 => Effect::None,
+        // Protocol, the IPv4 header (by its checksum), port, lengths, UDP's checksum, the VXLAN header.
         12..=49 => Effect::Refused,
         // Somebody else's, unless it is a group.
         50..=55 if frame[50] & 1 == 0 => Effect::Refused,

@@ -183,6 +183,7 @@ fn outer_checks() {
     refused(&changed(14, 0x44), Drop::RxLength); // header too short
     refused(&changed(38, 0xff), Drop::RxLength); // UDP length
     refused(&changed(41, 1), Drop::OuterChecksum); // a checksum where there was none
+    refused(&changed(22, 1), Drop::OuterChecksum); // a TTL that the header's checksum does not know
     refused(&changed(42, 0), Drop::Flags); // no I flag
     refused(&changed(42, 0x88), Drop::Flags); // a reserved flag
     refused(&changed(49, 1), Drop::Flags); // the last reserved byte
