@@ -91,6 +91,7 @@ fn show() -> Result<(), Error> {
 
 fn check() -> Result<(), Error> {
     setup::install(setup::ALL)?;
+    rig::prepare()?;
     if test::test() { Ok(()) } else { Err(Error::Test) }
 }
 

@@ -22,8 +22,10 @@ pub const ADDRESSES: [(&str, &str); 2] = [("10.0.0.1", "fd00:10::1"), ("10.0.0.2
 /// Bytes of an IP packet on the wire.
 pub const MTU: u32 = 1500;
 
-/// How every name begins.
+/// How every name of a rig begins; the process's id follows.
 const PREFIX: &str = "uvnrig-";
+/// The same of what test programs make (`dataplane/tests/common/interrupt.rs`).
+const TESTS: &str = "uvn-test-";
 const NETNS: &str = "/run/netns";
 
 /// What the wire must not do, by ethtool's names: otherwise 64 KiB frames or unfinished checksums cross it, which no
@@ -213,11 +215,7 @@ pub fn prepare() -> Result<(), RigError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(RigError::NotRoot);
     }
-    for owner in owners() {
-        if !is_xtask(owner) {
-            remove(&format!("{PREFIX}{owner}-"));
-        }
-    }
+    sweep();
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(|source| RigError::Io { what: "catch signals".into(), source })?;
@@ -226,26 +224,48 @@ pub fn prepare() -> Result<(), RigError> {
         let _for_good = RUNNING.write();
         eprintln!("\nstopping: removing namespaces and processes");
         remove(&format!("{PREFIX}{}-", std::process::id()));
+        // Test programs remove what they made; what one was making just then is left to us.
+        let end = Instant::now() + Duration::from_secs(5);
+        while owners(TESTS).into_iter().any(is_alive) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(50));
+        }
+        sweep();
         std::process::exit(128 + signal);
     });
     Ok(())
 }
 
-/// Process ids in the names of namespaces and folders that rigs made.
-fn owners() -> Vec<i32> {
+/// Removes what processes left that are no more.
+fn sweep() {
+    // Ids are used again: a rig's owner is an xtask.
+    let is_xtask = |pid| program(pid).is_some_and(|name| name == "xtask");
+    for owner in owners(PREFIX).into_iter().filter(|owner| !is_xtask(*owner)) {
+        remove(&format!("{PREFIX}{owner}-"));
+    }
+    for owner in owners(TESTS).into_iter().filter(|owner| !is_alive(*owner)) {
+        remove(&format!("{TESTS}{owner}-"));
+    }
+}
+
+/// Process ids in the names of namespaces and folders that begin so.
+fn owners(prefix: &str) -> Vec<i32> {
     let mut owners: Vec<i32> = [Path::new(NETNS), &std::env::temp_dir()]
         .into_iter()
         .flat_map(names_in)
-        .filter_map(|name| name.strip_prefix(PREFIX)?.split('-').next()?.parse().ok())
+        .filter_map(|name| name.strip_prefix(prefix)?.split('-').next()?.parse().ok())
         .collect();
     owners.sort_unstable();
     owners.dedup();
     owners
 }
 
-/// Whether this process id is a living xtask: ids are used again.
-fn is_xtask(pid: i32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "xtask")
+/// The name of a process's program; None if there is no such process.
+fn program(pid: i32) -> Option<String> {
+    Some(std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim().into())
+}
+
+fn is_alive(pid: i32) -> bool {
+    program(pid).is_some()
 }
 
 fn names_in(directory: &Path) -> Vec<String> {

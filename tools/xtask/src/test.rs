@@ -108,7 +108,6 @@ fn demo() -> Closing {
     build.args(["build", "--quiet", "--package", "uvn-dataplane"]);
     run(build)?;
     let program = dataplane::target_directory().map_err(text)?.join("debug/uvn-dataplane");
-    rig::prepare().map_err(text)?;
     if demo::isolation(&program).map_err(text)? {
         Ok("ok: own network reached everywhere, others nowhere, every forged packet dropped and counted"
             .into())
