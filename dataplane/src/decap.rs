@@ -4,12 +4,12 @@
 
 use crate::counters::Drop;
 use crate::tables::{Network, Tables};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use uvn_wire::checksum::{self, Sum};
 use uvn_wire::ethernet::{self, Ethernet, Mac, ethertype};
 use uvn_wire::ipv4::{self, Ipv4, protocol};
-use uvn_wire::ipv6::Ipv6;
+use uvn_wire::ipv6::{self, Ipv6};
 use uvn_wire::packet::{self, Packet};
 use uvn_wire::udp::{self, Udp};
 use uvn_wire::vxlan::{self, Vxlan};
@@ -103,8 +103,8 @@ impl<'a> Outer<'a> {
                 }
                 let pseudo = Sum::pseudo_v6(&ip.source, &ip.destination, protocol::UDP, 0);
                 let source = IpAddr::from(ip.source);
-                let length = 40 + usize::from(ip.payload_length.get());
-                (source, IpAddr::from(ip.destination), ip.traffic_class(), 40, length, pseudo)
+                let length = ipv6::HEADER + usize::from(ip.payload_length.get());
+                (source, IpAddr::from(ip.destination), ip.traffic_class(), ipv6::HEADER, length, pseudo)
             }
             _ => return Err(Drop::NotOurs),
         };
@@ -231,10 +231,4 @@ pub fn set_ecn(inner: &mut [u8], ecn: u8) {
     } else if let Ok((ip, _)) = Ipv6::mut_from_prefix(packet) {
         ip.set_traffic_class(ip.traffic_class() & !ECN_MASK | ecn);
     }
-}
-
-/// fe80::/10 (RFC 4291 section 2.5.6).
-#[must_use]
-pub const fn is_link_local(address: Ipv6Addr) -> bool {
-    address.segments()[0] & 0xffc0 == 0xfe80
 }

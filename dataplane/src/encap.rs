@@ -75,7 +75,7 @@ pub fn encap(
 fn source_ip(network: &Network, ip: &Ip<'_>) -> Result<(), Drop> {
     let source = ip.source();
     let own = network.owns(source)
-        || matches!(source, IpAddr::V6(address) if crate::decap::is_link_local(address)
+        || matches!(source, IpAddr::V6(address) if address.is_unicast_link_local()
             || address.is_unspecified() && ip.protocol == protocol::ICMPV6);
     if own { Ok(()) } else { Err(Drop::TxSourceIp) }
 }

@@ -306,12 +306,6 @@ impl User {
         locked(&self.state).arrived.pop_front()
     }
 
-    /// How many frames the endpoint has not received yet.
-    #[must_use]
-    pub fn unsent(&self) -> usize {
-        locked(&self.state).outgoing.len()
-    }
-
     /// Deletes the device: from now on the endpoint fails with EBADFD.
     pub fn remove(&self) {
         locked(&self.state).removed = true;

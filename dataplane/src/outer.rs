@@ -13,20 +13,19 @@ use std::net::IpAddr;
 use uvn_wire::checksum::Sum;
 use uvn_wire::ethernet::{self, Mac, ethertype};
 use uvn_wire::ipv4;
+use uvn_wire::ipv6;
 use uvn_wire::udp;
 use uvn_wire::vxlan::{self, Vni};
 
 const IP: usize = ethernet::HEADER;
-const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
 /// UDP and VXLAN headers.
 const UPPER: usize = udp::HEADER + vxlan::HEADER;
-const LONGEST: usize = IP + IPV6_HEADER + UPPER;
+const LONGEST: usize = IP + ipv6::HEADER + UPPER;
 
 /// Bytes that encapsulation adds to an inner frame on the wire, outer Ethernet header included: 50 or 70.
 #[must_use]
 pub const fn overhead(vtep: IpAddr) -> usize {
-    IP + UPPER + if vtep.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER }
+    IP + UPPER + if vtep.is_ipv4() { ipv4::HEADER } else { ipv6::HEADER }
 }
 
 /// The MTU of an endpoint over an underlay with IP MTU `mtu`: the outer headers after Ethernet and the inner Ethernet
@@ -71,16 +70,16 @@ impl Outer {
             IpAddr::V4(destination) => {
                 let source = if let IpAddr::V4(source) = source { source.octets() } else { [0; 4] };
                 let destination = destination.octets();
-                bytes[IP] = 0x45;
+                bytes[IP] = ipv4::VERSION_IHL;
                 let flags = if settings.df { ipv4::DONT_FRAGMENT } else { 0 };
                 bytes[IP + 6..IP + 8].copy_from_slice(&flags.to_be_bytes());
                 bytes[IP + 8] = settings.ttl;
                 bytes[IP + 9] = ipv4::protocol::UDP;
                 bytes[IP + 12..IP + 16].copy_from_slice(&source);
                 bytes[IP + 16..IP + 20].copy_from_slice(&destination);
-                let sum = Sum::of(&bytes[IP..IP + IPV4_HEADER]);
+                let sum = Sum::of(&bytes[IP..IP + ipv4::HEADER]);
                 let pseudo = Sum::pseudo_v4(source, destination, ipv4::protocol::UDP, 0);
-                (IP + IPV4_HEADER + UPPER, ethertype::IPV4, sum, pseudo, settings.checksum)
+                (IP + ipv4::HEADER + UPPER, ethertype::IPV4, sum, pseudo, settings.checksum)
             }
             IpAddr::V6(destination) => {
                 let source = if let IpAddr::V6(source) = source { source.octets() } else { [0; 16] };
@@ -123,7 +122,7 @@ impl Outer {
         let tos = dscp | patch.inner_tos & 0x03;
         let upper = self.length - UPPER;
         let udp_length = (total - upper) as u16;
-        if upper == IP + IPV4_HEADER {
+        if upper == IP + ipv4::HEADER {
             packet[IP + 1] = tos;
             packet[IP + 2..IP + 4].copy_from_slice(&ip_length.to_be_bytes());
             let sum = self.ip_sum + Sum::u16(u16::from(tos)) + Sum::u16(ip_length);

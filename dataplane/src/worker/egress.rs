@@ -152,7 +152,7 @@ impl<N: Nic> Worker<N> {
             return Err(Drop::NoDestination);
         }
         for vtep in &network.flood {
-            if tables.local.contains(vtep) && !is_multicast(*vtep) {
+            if tables.local.contains(vtep) && !vtep.is_multicast() {
                 continue;
             }
             let sent = match tables.hops.get(vtep) {
@@ -207,11 +207,4 @@ impl<N: Nic> Worker<N> {
 /// The longest inner frame that fits the path's MTU: the outer Ethernet header does not count.
 fn largest_inner(hop: &Hop) -> usize {
     (hop.mtu + ethernet::HEADER).saturating_sub(hop.outer.length())
-}
-
-const fn is_multicast(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_multicast(),
-        IpAddr::V6(address) => address.is_multicast(),
-    }
 }
