@@ -1,0 +1,1 @@
+//! The cgroup programs that keep every socket in its user's network.

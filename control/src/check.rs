@@ -1,0 +1,1 @@
+//! Does this node do what it promises?

@@ -1,0 +1,1 @@
+//! The TOML file of `uvnd`: `/etc/uvn/uvn.toml`.

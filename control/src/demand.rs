@@ -1,0 +1,1 @@
+//! Networks made because a peer sent to them.

@@ -1,0 +1,1 @@
+//! The `uvn-dataplane` of each NIC: started, fed, reconciled.

@@ -1,0 +1,1 @@
+//! The nftables table: NAT, and what socket programs cannot see.

@@ -1,0 +1,1 @@
+//! Who holds which user's network, and until when.

@@ -1,0 +1,36 @@
+//! The control side of uvn: which user has a network on this node, and how the kernel and the data plane get to know.
+//!
+//! Facts and decisions, without I/O:
+//! - [`config`] reads `/etc/uvn/uvn.toml`
+//! - [`network`]: a node's underlay NICs, a user's network, and their names and numbers
+//! - [`lease`]: who holds which user's network, and until when
+//! - [`plan`]: what the kernel shall hold for a network, and the steps from what it holds
+//! - [`message`]: what is said between `uvnd` and `uvn`, PAM, SPANK
+//!
+//! The kernel and the data plane:
+//! - [`netlink`]: links, addresses, routes, rules
+//! - [`firewall`]: the nftables table
+//! - [`sysctl`]: kernel settings, with a record of what was there
+//! - [`binding`]: the cgroup programs that keep every socket in its user's network
+//! - [`feed`]: the `uvn-dataplane` of each NIC
+//!
+//! The daemon:
+//! - [`daemon`]: attach, detach, reconcile
+//! - [`demand`]: networks made because a peer sent to them
+//! - [`relay`]: services that listen on loopback only, such as the resolver
+//! - [`check`]: does this node do what it promises?
+
+pub mod binding;
+pub mod check;
+pub mod config;
+pub mod daemon;
+pub mod demand;
+pub mod feed;
+pub mod firewall;
+pub mod lease;
+pub mod message;
+pub mod netlink;
+pub mod network;
+pub mod plan;
+pub mod relay;
+pub mod sysctl;

@@ -1,0 +1,1 @@
+//! What is said between `uvnd` and `uvn`, PAM, SPANK.

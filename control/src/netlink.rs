@@ -1,0 +1,1 @@
+//! Links, addresses, routes and rules: the only place that speaks rtnetlink.

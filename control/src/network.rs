@@ -1,0 +1,153 @@
+//! A node's underlay NICs, a user's network, and their names and numbers.
+
+use std::net::IpAddr;
+use uvn_dataplane::config::Cidr;
+use uvn_wire::vxlan::Vni;
+
+/// Underlay NICs at most: an endpoint's name ends in one digit for its NIC.
+pub const MAX_NICS: usize = 10;
+/// The VRF table of the first slot. Far from what sites and other software number by hand.
+pub const FIRST_TABLE: u32 = 1_966_080_000;
+
+/// What carries the networks of a NIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DataPath {
+    /// `uvn-dataplane`: AF_XDP, a TAP per user.
+    Engine,
+    /// A kernel VXLAN device per user.
+    Kernel,
+}
+
+/// An underlay NIC of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nic {
+    /// Its place among the `[[underlay]]` tables of the configuration: 0 to [`MAX_NICS`] - 1.
+    pub slot: u8,
+    /// Its name, such as `em1`.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// ARPHRD_* type: 1 is Ethernet, 32 InfiniBand.
+    pub arphrd: u16,
+    /// Administratively up.
+    pub up: bool,
+    /// Its addresses inside the underlay's subnets, IPv4 first; endpoints carry the same. The first is the VTEP.
+    pub addresses: Vec<Cidr>,
+    /// Gateways of the default routes through it: one per family at most.
+    pub gateways: Vec<IpAddr>,
+    /// What carries its networks.
+    pub path: DataPath,
+    /// Why that: for `uvn status`.
+    pub reason: String,
+    /// UDP port of VXLAN.
+    pub port: u16,
+    /// Underlay multicast group for broadcast and unknown frames.
+    pub group: Option<IpAddr>,
+}
+
+impl Nic {
+    /// This node's VTEP addresses on it: the first IPv4 and the first IPv6 one.
+    #[must_use]
+    pub fn vteps(&self) -> Vec<IpAddr> {
+        let first = |v4: bool| self.addresses.iter().map(|cidr| cidr.address).find(|a| a.is_ipv4() == v4);
+        [first(true), first(false)].into_iter().flatten().collect()
+    }
+}
+
+/// A user's network on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// Whose it is.
+    pub uid: u32,
+    /// Its VXLAN network identifier.
+    pub vni: Vni,
+    /// Its leased number on this node, from 0: table and NAT addresses follow from it.
+    pub slot: u32,
+    /// Whether it may reach beyond the underlay's subnets.
+    pub off_subnet: bool,
+}
+
+impl Network {
+    /// Name of its VRF device: `uvn1234`.
+    #[must_use]
+    pub fn vrf(&self) -> String {
+        format!("uvn{}", self.uid)
+    }
+
+    /// Name of its endpoint on a NIC: `uvn1234.0`. 15 bytes at most, which is what the kernel allows.
+    #[must_use]
+    pub fn endpoint(&self, nic: &Nic) -> String {
+        format!("uvn{}.{}", self.uid, nic.slot)
+    }
+
+    /// The name people look for: `em1u1234`, an alternative name of the endpoint.
+    #[must_use]
+    pub fn altname(&self, nic: &Nic) -> String {
+        format!("{}u{}", nic.name, self.uid)
+    }
+
+    /// Its routing table.
+    #[must_use]
+    pub fn table(&self) -> u32 {
+        FIRST_TABLE.saturating_add(self.slot)
+    }
+}
+
+/// The UID in the name of a VRF or endpoint of ours; None: the device is not ours.
+#[must_use]
+pub fn uid_of(device: &str) -> Option<u32> {
+    let rest = device.strip_prefix("uvn")?;
+    let digits = rest.split_once('.').map_or(rest, |(uid, _)| uid);
+    let uid: u32 = digits.parse().ok()?;
+    // Neither a sign nor leading zeros: exactly what is written above.
+    (uid.to_string() == digits).then_some(uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nic(slot: u8) -> Nic {
+        Nic {
+            slot,
+            name: "enp129s0f0np0v1".into(),
+            index: 7,
+            mtu: 1500,
+            arphrd: 1,
+            up: true,
+            addresses: vec!["fd00::1/64".parse().unwrap(), "10.0.0.1/16".parse().unwrap()],
+            gateways: Vec::new(),
+            path: DataPath::Engine,
+            reason: String::new(),
+            port: 4789,
+            group: None,
+        }
+    }
+
+    #[test]
+    fn names_of_the_largest_uid_fit_the_kernel() {
+        let network = Network { uid: 4_294_967_294, vni: Vni::new(5).unwrap(), slot: 3, off_subnet: true };
+        assert!(network.vrf().len() <= 15);
+        assert_eq!(network.endpoint(&nic(9)), "uvn4294967294.9");
+        assert_eq!(network.endpoint(&nic(9)).len(), 15);
+        assert_eq!(network.altname(&nic(0)), "enp129s0f0np0v1u4294967294");
+        assert_eq!(network.table(), FIRST_TABLE + 3);
+    }
+
+    #[test]
+    fn only_our_own_names_are_ours() {
+        assert_eq!(uid_of("uvn1234"), Some(1234));
+        assert_eq!(uid_of("uvn1234.0"), Some(1234));
+        for other in ["uvn", "uvn+5", "uvn007", "uvnrig-1", "em1", "uvn4294967296"] {
+            assert_eq!(uid_of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn vteps_are_one_of_each_family_ipv4_first() {
+        let vteps: Vec<IpAddr> = ["10.0.0.1", "fd00::1"].map(|text| text.parse().unwrap()).into();
+        assert_eq!(nic(0).vteps(), vteps);
+    }
+}

@@ -1,0 +1,1 @@
+//! What the kernel shall hold for a network, and the steps from what it holds.

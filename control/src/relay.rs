@@ -1,0 +1,1 @@
+//! Services that listen on loopback only, made reachable inside networks.

@@ -1,0 +1,1 @@
+//! Kernel settings, with a record of what was there before.

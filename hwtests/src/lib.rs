@@ -1,0 +1,1 @@
+//! Tests of uvn on real kernels and NICs: nodes, users and probes.
