@@ -7,6 +7,7 @@
 //! - [`dataplane`]: builds and runs `uvn-dataplane`
 //! - [`demo`]: shows the whole of it
 //! - [`ebpf`]: rebuilds the eBPF object, or checks the committed one
+//! - [`guest`]: runs a command on another kernel
 //! - [`matrix`]: who reaches whom
 //! - [`probe`]: the programs that run inside a rig
 //! - [`process`]: starts and ends them
@@ -25,6 +26,7 @@ mod cores;
 mod dataplane;
 mod demo;
 mod ebpf;
+mod guest;
 mod matrix;
 mod probe;
 mod process;
@@ -60,6 +62,14 @@ enum Xtask {
         #[arg(long)]
         quick: bool,
     },
+    /// Run a command as root in a guest with a Debian kernel, on this machine's files; what it writes is gone afterwards
+    Guest {
+        #[command(flatten)]
+        machine: guest::Machine,
+        /// The command and its arguments
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
     /// Run inside a rig's namespaces
     #[command(hide = true, subcommand)]
     Probe(probe::Probe),
@@ -72,6 +82,10 @@ fn main() -> ExitCode {
         Xtask::Demo => show(),
         Xtask::Test => check(),
         Xtask::Bench { quick } => measure(quick),
+        Xtask::Guest { machine, command } => match boot(&machine, &command) {
+            Ok(code) => return ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)),
+            Err(error) => Err(error),
+        },
         Xtask::Probe(probe) => probe::run(probe).map_err(Error::from),
     };
     let _unless_stopping = rig::running();
@@ -100,6 +114,11 @@ fn measure(quick: bool) -> Result<(), Error> {
     Ok(bench::bench(quick)?)
 }
 
+fn boot(machine: &guest::Machine, command: &[String]) -> Result<i32, Error> {
+    setup::install(&[setup::GUEST])?;
+    Ok(guest::run(machine, command)?)
+}
+
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -109,6 +128,8 @@ enum Error {
     Ebpf(#[from] ebpf::EbpfError),
     #[error(transparent)]
     Rig(#[from] rig::RigError),
+    #[error(transparent)]
+    Guest(#[from] guest::GuestError),
     #[error("the demo is not as expected: see WRONG above")]
     Unexpected,
     #[error("not everything passed: see FAILED above")]

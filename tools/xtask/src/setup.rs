@@ -39,8 +39,22 @@ pub const BENCH: &[Package] = &[
     ("iperf3", "bulk TCP"),
 ];
 
+/// To run commands in a guest. The kernels themselves are fetched and unpacked by `guest/kernel.rs`, not installed.
+pub const GUEST: &[Package] = &[
+    ("qemu-system-x86", "runs the guest"),
+    ("busybox-static", "makes the guest's root file system"),
+    ("kmod", "finds the modules for that, and loads others in the guest"),
+    ("xz-utils", "decompresses kernels and modules"),
+    ("zstd", "the same"),
+    ("util-linux", "setpriv: a guest ends with whoever started it"),
+    ("iproute2", "network namespaces and links"),
+    ("systemd", "process 1 in a guest with logind"),
+    ("dbus", "logind speaks it"),
+    ("libpam-systemd", "sessions of logind"),
+];
+
 /// Everything.
-pub const ALL: &[&[Package]] = &[BUILD, EBPF, TEST, BENCH];
+pub const ALL: &[&[Package]] = &[BUILD, EBPF, TEST, BENCH, GUEST];
 
 /// Set-up failed.
 #[derive(Debug, thiserror::Error)]

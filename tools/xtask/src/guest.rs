@@ -1,0 +1,334 @@
+//! `cargo xtask guest -- COMMAND`: runs a command as root on a Debian kernel that has what the host's may lack (VRF).
+//!
+//! The guest is a qemu machine whose root is the host's root file system, read-only over 9p, below a tmpfs: what the
+//! command writes is gone with the guest, whatever it deletes is still there on the host. Two folders are not so:
+//! `/guest` is this run's folder on the host (`target/guest/run-PID`), read-write, for what should stay; `/tmp`, `/run`
+//! and `/dev` are the guest's own. The command starts in the caller's directory with a small environment (and the
+//! caller's `RUST_*` and `UVN_*` variables), its output arrives as it is written, its exit code becomes ours.
+//!
+//! - Kernels are Debian's, unpacked below `target/guest` ([`kernel`]) and not installed; `modprobe` works.
+//! - The vmlinux is booted directly (PVH): a bzImage would decompress itself, which takes 5 s without KVM. A small
+//!   initramfs ([`initramfs`]) mounts the root. 5 s to the command in all.
+//! - KVM is used where a guest really boots with it ([`accelerator`]), else qemu's own translation (TCG), in which a
+//!   process start costs 50 ms: let one program do much.
+//! - With `--systemd`, process 1 is systemd with journald, D-Bus and logind, and the command is a service
+//!   (`guest.service`); what slows the boot is masked. Otherwise process 1 is a shell that runs the command
+//!   (`guest/stage2.sh`).
+//! - cgroup v2 is at /sys/fs/cgroup, bpffs at /sys/fs/bpf, debugfs at /sys/kernel/debug; `lo` is up; there is no NIC.
+//! - Any number of guests may run side by side.
+
+pub mod accelerator;
+mod initramfs;
+pub mod kernel;
+
+use crate::shell::ShellError;
+use kernel::Kernel;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What a guest has and how long it may take.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Machine {
+    /// Debian's kernel series
+    #[arg(long, value_enum, default_value_t = kernel::Series::V6_1)]
+    pub kernel: kernel::Series,
+    /// Boot systemd with D-Bus and logind, and run the command as a service
+    #[arg(long)]
+    pub systemd: bool,
+    /// Memory in MiB; the tmpfs for what the guest writes takes from it
+    #[arg(long, default_value_t = 2048)]
+    pub memory: u32,
+    /// End the guest after so many minutes
+    #[arg(long, default_value_t = 15)]
+    pub timeout: u64,
+    /// Cores
+    #[arg(long, default_value_t = 2)]
+    pub cores: u32,
+}
+
+/// A guest could not be run to its command's end.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// A program on the host failed.
+    #[error(transparent)]
+    Shell(#[from] ShellError),
+    /// A file could not be used.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The kernel is not what is expected.
+    #[error("{0}")]
+    Kernel(String),
+    /// The wall-clock limit.
+    #[error("the guest was ended after {0} minutes without the command's end: see --timeout")]
+    Timeout(u64),
+    /// It ended without an exit code: a panic, or a command that powered it off.
+    #[error("the guest ended before its command did; the end of its console:\n{0}")]
+    Ended(String),
+}
+
+impl GuestError {
+    fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> GuestError {
+        let what = what.into();
+        |source| GuestError::Io { what, source }
+    }
+}
+
+/// The two streams of the guest's command, in pieces as they arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+/// Runs `command` in a guest with the terminal's output and returns its exit code.
+///
+/// # Errors
+/// No kernel, no qemu, the time limit, or a guest that crashed.
+pub fn run(machine: &Machine, command: &[String]) -> Result<i32, GuestError> {
+    run_with(machine, command, |stream, bytes| {
+        // Whoever reads us may have gone; the command goes on all the same.
+        let _gone = match stream {
+            Stream::Out => io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()),
+            Stream::Err => io::stderr().write_all(bytes),
+        };
+    })
+}
+
+/// Runs `command` in a guest, hands its output to `sink` as it arrives, and returns its exit code.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(
+    machine: &Machine,
+    command: &[String],
+    mut sink: impl FnMut(Stream, &[u8]),
+) -> Result<i32, GuestError> {
+    let target = target_directory()?.join("guest");
+    let kernel = Kernel::get(machine.kernel, &target)?;
+    let share = Share::new(&target, command)?;
+    let initramfs = share.path.join("initramfs");
+    initramfs::write(&kernel, &initramfs)?;
+    let mut qemu = qemu(machine, &kernel, accelerator::choose(&kernel, &target)?);
+    qemu.args(["-append", &append(machine, &kernel)]).arg("-initrd").arg(&initramfs);
+    qemu.arg("-serial").arg(format!("file:{}", share.path.join("console.log").display()));
+    ninep(&mut qemu, "root", Path::new("/"), true);
+    ninep(&mut qemu, "modules", &kernel.modules, true);
+    ninep(&mut qemu, "share", &share.path, false);
+    // A file chardev: a stdio one without a stdin blocks the guest. The pipes are ours to copy: qemu truncates files.
+    for (port, name) in [(1, "out"), (2, "err")] {
+        qemu.args(["-chardev", &format!("file,id={name},path=/proc/self/fd/{port}")]);
+        qemu.args(["-device", &format!("virtserialport,chardev={name},nr={port}")]);
+    }
+    let mut running = Running::start(qemu)?;
+    let ended = running.watch(Duration::from_secs(machine.timeout * 60), &mut sink);
+    drop(running);
+    let code = std::fs::read_to_string(share.path.join("exit")).ok();
+    match code.and_then(|code| code.trim().parse().ok()) {
+        Some(code) => Ok(code),
+        None if !ended => Err(GuestError::Timeout(machine.timeout)),
+        None => Err(GuestError::Ended(share.console())),
+    }
+}
+
+/// The machine without its file systems and streams.
+fn qemu(machine: &Machine, kernel: &Kernel, accelerator: accelerator::Accelerator) -> Command {
+    // The guest must not outlive us, however we end: setpriv asks the kernel to see to it.
+    let mut qemu = Command::new("setpriv");
+    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-nographic", "-no-reboot"]);
+    qemu.args(["-machine", "q35", "-m", &machine.memory.to_string(), "-smp", &machine.cores.to_string()]);
+    qemu.args(accelerator.arguments()).args(["-device", "virtio-serial-pci"]);
+    qemu.arg("-kernel").arg(&kernel.vmlinux);
+    qemu
+}
+
+fn ninep(qemu: &mut Command, tag: &str, path: &Path, read_only: bool) {
+    let read_only = if read_only { "on" } else { "off" };
+    let path = path.display().to_string().replace(',', ",,");
+    qemu.args([
+        "-virtfs",
+        &format!(
+            "local,path={path},mount_tag={tag},security_model=none,readonly={read_only},multidevs=remap"
+        ),
+    ]);
+}
+
+/// The kernel's command line.
+fn append(machine: &Machine, kernel: &Kernel) -> String {
+    let init = if machine.systemd { "systemd" } else { "shell" };
+    format!(
+        "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr mitigations=off net.ifnames=0 uvn.init={init} \
+         uvn.release={}",
+        kernel.release
+    )
+}
+
+/// What host and guest both see: the command, its exit code, and what the command leaves.
+struct Share {
+    path: PathBuf,
+}
+
+impl Share {
+    fn new(target: &Path, command: &[String]) -> Result<Share, GuestError> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let (pid, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let suffix = if number == 0 { String::new() } else { format!("-{number}") };
+        let path = target.join(format!("run-{pid}{suffix}"));
+        // What is there has the id of a process that is no more.
+        let _not_there = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).map_err(GuestError::io(format!("create {}", path.display())))?;
+        let share = Share { path };
+        share.write("stage2.sh", include_str!("guest/stage2.sh"))?;
+        share.write("systemd.sh", include_str!("guest/systemd.sh"))?;
+        share.write("command.sh", &script(command)?)?;
+        Ok(share)
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<(), GuestError> {
+        let path = self.path.join(name);
+        std::fs::write(&path, text).map_err(GuestError::io(format!("write {}", path.display())))
+    }
+
+    fn console(&self) -> String {
+        let text = std::fs::read(self.path.join("console.log")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+}
+
+impl Drop for Share {
+    /// Keeps what the command wrote, if anything.
+    fn drop(&mut self) {
+        for ours in ["stage2.sh", "systemd.sh", "command.sh", "initramfs", "console.log", "exit"] {
+            let _not_there = std::fs::remove_file(self.path.join(ours));
+        }
+        if std::fs::remove_dir(&self.path).is_err() {
+            eprintln!("the guest's command left files in {}", self.path.display());
+        }
+    }
+}
+
+/// The command as a shell script.
+fn script(command: &[String]) -> Result<String, GuestError> {
+    let directory = std::env::current_dir().map_err(GuestError::io("current directory"))?;
+    let mut script = format!("cd {} || exit 125\n", quoted(&directory.to_string_lossy()));
+    let kept = |name: &str| name.starts_with("RUST_") || name.starts_with("UVN_");
+    for (name, value) in std::env::vars().filter(|(name, _)| kept(name)) {
+        script += &format!("export {name}={}\n", quoted(&value));
+    }
+    script += "exec";
+    for word in command {
+        script += " ";
+        script += &quoted(word);
+    }
+    script += "\n";
+    Ok(script)
+}
+
+/// A word as the shell takes it for one.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+/// Where cargo puts what it builds.
+fn target_directory() -> Result<PathBuf, GuestError> {
+    crate::dataplane::target_directory()
+        .map_err(|error| GuestError::Kernel(format!("no target directory: {error}")))
+}
+
+/// A running qemu. Dropping it ends it.
+struct Running {
+    child: Child,
+    output: std::sync::mpsc::Receiver<(Stream, Vec<u8>)>,
+}
+
+impl Running {
+    fn start(mut qemu: Command) -> Result<Running, GuestError> {
+        let mut child = qemu
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(GuestError::io("start qemu"))?;
+        end_on_signals(child.id())?;
+        let (sender, output) = std::sync::mpsc::channel();
+        let streams: [(Stream, Option<Box<dyn Read + Send>>); 2] = [
+            (Stream::Out, child.stdout.take().map(|pipe| Box::new(pipe) as _)),
+            (Stream::Err, child.stderr.take().map(|pipe| Box::new(pipe) as _)),
+        ];
+        for (stream, pipe) in streams {
+            let (sender, Some(mut pipe)) = (sender.clone(), pipe) else { continue };
+            thread::spawn(move || {
+                let mut buffer = vec![0; 64 << 10];
+                while let Ok(length @ 1..) = pipe.read(&mut buffer) {
+                    if sender.send((stream, buffer[..length].to_vec())).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        Ok(Running { child, output })
+    }
+
+    /// Hands on its output until it ends; false when `limit` came first.
+    fn watch(&mut self, limit: Duration, sink: &mut impl FnMut(Stream, &[u8])) -> bool {
+        let end = Instant::now() + limit;
+        loop {
+            match self.output.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok((stream, bytes)) => sink(stream, &bytes),
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => return false,
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
+                    let _status = self.child.wait();
+                    return true;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _already_ended = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+/// Has Ctrl-C, SIGTERM and SIGHUP end qemu and then us.
+fn end_on_signals(qemu: u32) -> Result<(), GuestError> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
+        .map_err(GuestError::io("catch signals"))?;
+    thread::spawn(move || {
+        let Some(signal) = signals.forever().next() else { return };
+        let _already_ended = kill(Pid::from_raw(qemu.cast_signed()), Signal::SIGKILL);
+        std::process::exit(128 + signal);
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{quoted, script};
+    use std::process::Command;
+
+    #[test]
+    fn words_reach_the_command_as_they_are() {
+        let words = ["printf", "%s|", "a b", "it's", "$HOME", "", "x\ny"].map(String::from);
+        let output = Command::new("sh").args(["-c", &script(&words).unwrap()]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "a b|it's|$HOME||x\ny|");
+        assert_eq!(quoted("'"), r"''\'''");
+    }
+}

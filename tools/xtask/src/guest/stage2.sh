@@ -1,0 +1,20 @@
+#!/bin/sh
+# Process 1 in the guest's root file system, or with --systemd the program of guest.service ("$1" is "service" then).
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LANG=C.UTF-8 USER=root
+case $1 in
+    shell) modprobe tun ;;
+    systemd) exec /bin/sh /guest/systemd.sh ;;
+esac
+
+# Pipes, because a port can be opened once only, and /dev/stdout opens it again.
+mkfifo /run/guest.out /run/guest.err
+busybox cat < /run/guest.out > /dev/vport0p1 & out=$!
+busybox cat < /run/guest.err > /dev/vport0p2 & err=$!
+/bin/sh /guest/command.sh < /dev/null > /run/guest.out 2> /run/guest.err &
+wait $!
+code=$?
+# What the command left in the background may keep the pipes open.
+(sleep 2; kill $out $err) 2> /dev/null &
+wait $out $err
+echo $code > /guest/exit
+busybox poweroff -f
