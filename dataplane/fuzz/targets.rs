@@ -169,10 +169,11 @@ pub fn gro(data: &[u8]) {
 
 /// A message on the control socket.
 pub fn message(data: &[u8]) {
-    use uvn_dataplane::message;
-    if let Ok(request) = message::Request::parse(data) {
-        let packet = request.packet().expect("too long once written again");
-        assert_eq!(message::Request::parse(&packet).expect("refused once written again"), request);
+    use uvn_dataplane::message::{Reply, Request};
+    use uvn_dataplane::protocol::{parse_answer, parse_request, request_packet};
+    if let Ok(request) = parse_request::<Request>(data) {
+        let packet = request_packet(&request).expect("too long once written again");
+        assert_eq!(parse_request::<Request>(&packet).expect("refused once written again"), request);
     }
-    let _ = message::parse_answer(data);
+    let _ = parse_answer::<Reply>(data);
 }

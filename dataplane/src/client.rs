@@ -1,12 +1,11 @@
 //! A blocking client of the control socket.
 
 use crate::config::Network;
-use crate::message::{Failure, HopState, MAX_BYTES, NetworkState, Reply, Request, parse_answer};
-use crate::seqpacket;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
+use crate::message::{HopState, NetworkState, Reply, Request};
+use crate::protocol::{Connection, Failure, parse_answer, request_packet};
 use nix::sys::time::TimeVal;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -38,7 +37,7 @@ pub enum ClientError {
 /// One connection.
 #[derive(Debug)]
 pub struct Client {
-    socket: OwnedFd,
+    connection: Connection,
 }
 
 impl Client {
@@ -47,17 +46,9 @@ impl Client {
     /// # Errors
     /// Nobody listens at `path`.
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
-        let open = || -> nix::Result<OwnedFd> {
-            let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
-            setsockopt(&socket, sockopt::ReceiveTimeout, &PATIENCE)?;
-            setsockopt(&socket, sockopt::SendTimeout, &PATIENCE)?;
-            connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-            Ok(socket)
-        };
-        match open() {
-            Ok(socket) => Ok(Client { socket }),
-            Err(errno) => Err(ClientError::Connect { path: path.into(), source: errno.into() }),
-        }
+        let connection = Connection::open(path, PATIENCE)
+            .map_err(|source| ClientError::Connect { path: path.into(), source })?;
+        Ok(Client { connection })
     }
 
     /// Sends a request and waits for its reply, 10 seconds at most.
@@ -65,13 +56,7 @@ impl Client {
     /// # Errors
     /// The connection broke, or the request failed there.
     pub fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, ClientError> {
-        seqpacket::send(self.socket.as_fd(), &request.packet()?, fds, true)?;
-        let mut buffer = vec![0; MAX_BYTES];
-        let packet = seqpacket::receive(self.socket.as_fd(), &mut buffer, true)?;
-        match buffer.get(..packet.length) {
-            Some(bytes) if !bytes.is_empty() => Ok(parse_answer(bytes)?),
-            _ => Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
-        }
+        Ok(parse_answer(&self.connection.exchange(&request_packet(request)?, fds)?)?)
     }
 
     /// Adds a network; `fds` are its TAP queues if it has no `device`. Returns the epoch from which on it works.

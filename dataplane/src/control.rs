@@ -1,8 +1,8 @@
-//! The control socket: connections of root's programs, one request at a time, bounded in every way.
+//! A control socket's listening end: one request at a time, bounded in every way.
 //!
-//! Whatever a peer does costs it its connection, never the data plane its pace: nothing here waits.
+//! Whatever a peer does costs it its connection, never the service its pace: nothing here waits.
 
-use crate::message::{Code, Failure, MAX_BYTES, MAX_FDS, Reply, Request, answer_packet};
+use crate::protocol::{Code, Failure, MAX_BYTES, answer_packet, parse_request};
 use crate::seqpacket;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
@@ -10,26 +10,49 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt, listen, socket,
 };
-use nix::unistd::Uid;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
 use std::fs::{self, Permissions};
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// Connections at a time. Only root connects, and a program needs one.
-const MAX_CONNECTIONS: usize = 64;
+/// Connections at a time, of all users but root together and of each: a program needs one.
+const MAX_OTHERS: usize = 256;
+const MAX_EACH: usize = 4;
+
+/// Who may connect, and how much of it there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Others than root, too: what [`Incoming::peer`] may ask is for the service to decide.
+    pub everyone: bool,
+    /// Root's connections at a time.
+    pub connections: usize,
+    /// File descriptors beside one request.
+    pub fds: usize,
+}
+
+/// Who asks, by SO_PEERCRED (unix(7)): as it was when the connection was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// The effective UID.
+    pub uid: u32,
+    /// The process; 0 if it is in another PID namespace.
+    pub pid: i32,
+}
 
 /// Why the control socket could not be made.
 #[derive(Debug, Error)]
 pub enum ControlError {
-    /// Another data plane answers there.
-    #[error("{path} is answered by another data plane: stop it, or give this one another `socket`", path = .0.display())]
+    /// Another process answers there.
+    #[error("{path} is answered by another process: stop it, or give this one another socket", path = .0.display())]
     InUse(PathBuf),
     /// Something that is no socket stands there.
-    #[error("{path} is not a socket: remove it, or give another `socket`", path = .0.display())]
+    #[error("{path} is not a socket: remove it, or give another one", path = .0.display())]
     NotASocket(PathBuf),
     /// The kernel refused.
     #[error("control socket {path}: {source}", path = path.display())]
@@ -41,35 +64,44 @@ pub enum ControlError {
     },
 }
 
-/// The listening socket and its connections.
-pub struct Control {
+/// The listening socket and its connections, for requests `R`.
+pub struct Control<R> {
     path: PathBuf,
     listener: OwnedFd,
     /// Connection `i` has token `first` + 1 + i; the listener has `first`.
     first: usize,
-    connections: Vec<Option<OwnedFd>>,
+    limits: Limits,
+    connections: Vec<Option<(OwnedFd, Peer)>>,
     /// Connections that may have a packet.
     readable: VecDeque<usize>,
     buffer: Vec<u8>,
+    requests: PhantomData<fn() -> R>,
 }
 
 /// A request to be answered by [`Control::answer`].
 #[derive(Debug)]
-pub struct Incoming {
+pub struct Incoming<R> {
     /// The connection it came by.
     pub connection: usize,
+    /// Who asks.
+    pub peer: Peer,
     /// What is asked.
-    pub request: Request,
+    pub request: R,
     /// The descriptors beside it.
     pub fds: Vec<OwnedFd>,
 }
 
-impl Control {
+impl<R: DeserializeOwned> Control<R> {
     /// Listens at `path`; a socket that nobody answers any more is replaced. Tokens from `first` on are its own.
     ///
     /// # Errors
-    /// Another data plane is there, the path is taken by something else, or the kernel refuses.
-    pub fn listen(path: &Path, registry: &Registry, first: Token) -> Result<Control, ControlError> {
+    /// Another process is there, the path is taken by something else, or the kernel refuses.
+    pub fn listen(
+        path: &Path,
+        registry: &Registry,
+        first: Token,
+        limits: Limits,
+    ) -> Result<Control<R>, ControlError> {
         let refused = |source: io::Error| ControlError::Refused { path: path.into(), source };
         remove_stale(path)?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -78,7 +110,8 @@ impl Control {
         let address = UnixAddr::new(path).map_err(|errno| refused(errno.into()))?;
         bind(listener.as_raw_fd(), &address).map_err(|errno| refused(errno.into()))?;
         // SO_PEERCRED is what keeps others out; this only says so to them.
-        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(refused)?;
+        let mode = if limits.everyone { 0o666 } else { 0o600 };
+        fs::set_permissions(path, Permissions::from_mode(mode)).map_err(refused)?;
         listen(&listener, Backlog::MAXALLOWABLE).map_err(|errno| refused(errno.into()))?;
         registry
             .register(&mut SourceFd(&listener.as_raw_fd()), first, Interest::READABLE)
@@ -87,9 +120,11 @@ impl Control {
             path: path.into(),
             listener,
             first: first.0,
+            limits,
             connections: Vec::new(),
             readable: VecDeque::new(),
             buffer: vec![0; MAX_BYTES],
+            requests: PhantomData,
         })
     }
 
@@ -111,9 +146,10 @@ impl Control {
     }
 
     /// The next request of any connection, in turn.
-    pub fn take(&mut self) -> Option<Incoming> {
+    pub fn take(&mut self) -> Option<Incoming<R>> {
         while let Some(connection) = self.readable.pop_front() {
-            let Some(Some(socket)) = self.connections.get(connection) else { continue };
+            let Some(Some((socket, peer))) = self.connections.get(connection) else { continue };
+            let peer = *peer;
             let packet = match seqpacket::receive(socket.as_fd(), &mut self.buffer, false) {
                 Ok(packet) => packet,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
@@ -129,20 +165,21 @@ impl Control {
             }
             let parsed = if packet.cut {
                 Err(Failure::new(Code::Malformed, format!("more than {MAX_BYTES} bytes")))
-            } else if packet.fds.len() > MAX_FDS {
-                Err(Failure::new(Code::Malformed, format!("more than {MAX_FDS} file descriptors")))
+            } else if packet.fds.len() > self.limits.fds {
+                let message = format!("more than {} file descriptors", self.limits.fds);
+                Err(Failure::new(Code::Malformed, message))
             } else {
-                Request::parse(self.buffer.get(..packet.length).unwrap_or_default())
+                parse_request(self.buffer.get(..packet.length).unwrap_or_default())
             };
             match parsed {
                 Ok(request) => {
                     // It may have more; the others come first.
                     self.readable.push_back(connection);
-                    return Some(Incoming { connection, request, fds: packet.fds });
+                    return Some(Incoming { connection, peer, request, fds: packet.fds });
                 }
                 Err(failure) => {
                     let reason = failure.to_string();
-                    self.answer(connection, Err(failure));
+                    self.answer::<()>(connection, Err(failure));
                     self.close(connection, &reason);
                 }
             }
@@ -151,8 +188,8 @@ impl Control {
     }
 
     /// Answers a request. A peer that leaves no room for the answer loses its connection.
-    pub fn answer(&mut self, connection: usize, answer: Result<Reply, Failure>) {
-        let Some(Some(socket)) = self.connections.get(connection) else { return };
+    pub fn answer<A: Serialize>(&mut self, connection: usize, answer: Result<A, Failure>) {
+        let Some(Some((socket, _))) = self.connections.get(connection) else { return };
         if let Err(error) = seqpacket::send(socket.as_fd(), &answer_packet(answer), &[], false) {
             self.close(connection, &format!("the answer cannot be delivered: {error}"));
         }
@@ -171,20 +208,19 @@ impl Control {
                     return;
                 }
             };
-            let peer = getsockopt(&socket, PeerCredentials);
-            if !peer.is_ok_and(|peer| Uid::from_raw(peer.uid()).is_root()) {
-                tracing::warn!(
-                    uid = peer.ok().map(|peer| peer.uid()),
-                    "control connection refused: not root"
-                );
+            let peer = match getsockopt(&socket, PeerCredentials) {
+                Ok(peer) => Peer { uid: peer.uid(), pid: peer.pid() },
+                Err(error) => {
+                    tracing::warn!(%error, "control connection refused");
+                    continue;
+                }
+            };
+            if let Err(reason) = self.admit(peer) {
+                tracing::warn!(peer.uid, reason, "control connection refused");
                 continue;
             }
             let free = self.connections.iter().position(Option::is_none);
             let connection = free.unwrap_or(self.connections.len());
-            if connection >= MAX_CONNECTIONS {
-                tracing::warn!(limit = MAX_CONNECTIONS, "control connection refused: too many");
-                continue;
-            }
             let token = Token(self.first + 1 + connection);
             if let Err(error) =
                 registry.register(&mut SourceFd(&socket.as_raw_fd()), token, Interest::READABLE)
@@ -193,10 +229,25 @@ impl Control {
                 continue;
             }
             match self.connections.get_mut(connection) {
-                Some(place) => *place = Some(socket),
-                None => self.connections.push(Some(socket)),
+                Some(place) => *place = Some((socket, peer)),
+                None => self.connections.push(Some((socket, peer))),
             }
         }
+    }
+
+    /// Whether one more connection of `peer` is allowed.
+    fn admit(&self, peer: Peer) -> Result<(), &'static str> {
+        let count = |counts: &dyn Fn(u32) -> bool| {
+            self.connections.iter().flatten().filter(|(_, peer)| counts(peer.uid)).count()
+        };
+        if peer.uid == 0 {
+            return if count(&|uid| uid == 0) < self.limits.connections { Ok(()) } else { Err("too many") };
+        }
+        if !self.limits.everyone {
+            return Err("not root");
+        }
+        let room = count(&|uid| uid == peer.uid) < MAX_EACH && count(&|uid| uid != 0) < MAX_OTHERS;
+        if room { Ok(()) } else { Err("too many") }
     }
 
     /// Dropping the descriptor also takes it out of mio's poll.
@@ -208,7 +259,7 @@ impl Control {
     }
 }
 
-impl Drop for Control {
+impl<R> Drop for Control<R> {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the control socket");
@@ -223,7 +274,7 @@ fn own(fd: std::os::fd::RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// Removes what a data plane that was killed has left.
+/// Removes what a process that was killed has left.
 fn remove_stale(path: &Path) -> Result<(), ControlError> {
     let refused = |source: io::Error| ControlError::Refused { path: path.into(), source };
     let metadata = match fs::symlink_metadata(path) {

@@ -25,7 +25,7 @@
 //! Around the workers:
 //!
 //! - [`config`]: the TOML file
-//! - [`message`], [`seqpacket`]: the control protocol
+//! - [`message`]: the control protocol; [`protocol`], [`seqpacket`]: how one is packed
 //! - [`control`], [`client`]: the two ends of the control socket
 //! - [`service`]: the thread that owns them all: set-up, changes, life cycle
 //! - [`networks`]: the networks, what was learned in them, and their tables
@@ -53,6 +53,7 @@ pub mod message;
 pub mod networks;
 pub mod outer;
 pub mod port;
+pub mod protocol;
 pub mod queues;
 pub mod redirect;
 pub mod ring;

@@ -1,7 +1,5 @@
-//! The control protocol: one JSON object per packet of a Unix SOCK_SEQPACKET socket.
+//! What is said over the data plane's control socket, as [`crate::protocol`] packs it.
 //!
-//! `{"version": 1, "request": "ping"}` is answered by `{"version": 1, "reply": "pong"}` or by
-//! `{"version": 1, "error": {"code": ..., "message": ...}}`. A connection has one request under way at a time.
 //! An endpoint's file descriptors travel beside `add_network` by SCM_RIGHTS.
 
 use crate::config::{Cidr, Network, Vtep};
@@ -9,10 +7,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// The one version that this build speaks.
-pub const VERSION: u32 = 1;
-/// The longest packet, either way.
-pub const MAX_BYTES: usize = 64 << 10;
 /// The most file descriptors beside one request: one per worker.
 pub const MAX_FDS: usize = 64;
 
@@ -241,144 +235,6 @@ pub struct Residency {
     pub p999: u64,
     /// The longest.
     pub max: u64,
-}
-
-/// Why a request failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{message}")]
-#[serde(deny_unknown_fields)]
-pub struct Failure {
-    /// For programs.
-    pub code: Code,
-    /// For people: the thing and the remedy.
-    pub message: String,
-}
-
-/// The kinds of failure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Code {
-    /// Not a request of this protocol.
-    Malformed,
-    /// Another protocol version.
-    Version,
-    /// A value is not allowed.
-    Invalid,
-    /// It is there already.
-    Exists,
-    /// There is no such thing.
-    NotFound,
-    /// The kernel refused, or a worker does not answer.
-    Failed,
-}
-
-impl Failure {
-    /// One failure.
-    pub fn new(code: Code, message: impl Into<String>) -> Failure {
-        Failure { code, message: message.into() }
-    }
-}
-
-#[derive(Deserialize)]
-struct Versioned {
-    version: u32,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Asked {
-    version: u32,
-    request: Request,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Answered {
-    version: u32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    reply: Option<Reply>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    error: Option<Failure>,
-}
-
-impl Request {
-    /// Reads one packet. Pure, and for any bytes.
-    ///
-    /// # Errors
-    /// [`Code::Malformed`] or [`Code::Version`].
-    pub fn parse(bytes: &[u8]) -> Result<Request, Failure> {
-        check_version(bytes)?;
-        serde_json::from_slice::<Asked>(bytes).map(|asked| asked.request).map_err(malformed)
-    }
-
-    /// The packet.
-    ///
-    /// # Errors
-    /// [`Code::Invalid`] if it is longer than [`MAX_BYTES`].
-    pub fn packet(&self) -> Result<Vec<u8>, Failure> {
-        bounded(&Asked { version: VERSION, request: self.clone() })
-    }
-}
-
-/// Reads an answer.
-///
-/// # Errors
-/// The failure that the other side reports, or [`Code::Malformed`] or [`Code::Version`].
-pub fn parse_answer(bytes: &[u8]) -> Result<Reply, Failure> {
-    check_version(bytes)?;
-    match serde_json::from_slice(bytes).map_err(malformed)? {
-        Answered { reply: Some(reply), error: None, .. } => Ok(reply),
-        Answered { error: Some(error), reply: None, .. } => Err(error),
-        _ => Err(Failure::new(Code::Malformed, "an answer holds either `reply` or `error`")),
-    }
-}
-
-/// The packet that answers a request; a reply that is too long becomes a failure that says so.
-#[must_use]
-pub fn answer_packet(answer: Result<Reply, Failure>) -> Vec<u8> {
-    let answered = |reply, error| bounded(&Answered { version: VERSION, reply, error });
-    let packet = match answer {
-        Ok(reply) => answered(Some(reply), None),
-        Err(failure) => answered(None, Some(failure)),
-    };
-    packet.or_else(|failure| answered(None, Some(failure))).unwrap_or_default()
-}
-
-/// How many of `items` fit one packet beside `reserved` bytes of other content.
-pub fn fitting<T: Serialize>(items: impl IntoIterator<Item = T>) -> usize {
-    /// For what stands around the items.
-    const AROUND: usize = 256;
-    let mut room = MAX_BYTES - AROUND;
-    let fits = |item: T| {
-        let length = serde_json::to_vec(&item).map_or(usize::MAX, |bytes| bytes.len().saturating_add(1));
-        room = room.checked_sub(length)?;
-        Some(())
-    };
-    items.into_iter().map_while(fits).count()
-}
-
-fn check_version(bytes: &[u8]) -> Result<(), Failure> {
-    if bytes.len() > MAX_BYTES {
-        return Err(Failure::new(Code::Malformed, format!("more than {MAX_BYTES} bytes")));
-    }
-    let Versioned { version } = serde_json::from_slice(bytes).map_err(malformed)?;
-    if version == VERSION {
-        return Ok(());
-    }
-    let message = format!("protocol version {version} is not supported: this is version {VERSION}");
-    Err(Failure::new(Code::Version, message))
-}
-
-fn malformed(error: serde_json::Error) -> Failure {
-    Failure::new(Code::Malformed, error.to_string())
-}
-
-fn bounded<T: Serialize>(value: &T) -> Result<Vec<u8>, Failure> {
-    let bytes = serde_json::to_vec(value).map_err(malformed)?;
-    if bytes.len() <= MAX_BYTES {
-        return Ok(bytes);
-    }
-    Err(Failure::new(Code::Invalid, format!("{} bytes are more than one packet's {MAX_BYTES}", bytes.len())))
 }
 
 #[cfg(test)]

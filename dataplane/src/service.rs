@@ -9,10 +9,9 @@ mod request;
 mod show;
 
 use crate::config::{Config, Peers};
-use crate::control::{Control, ControlError};
-
+use crate::control::{Control, ControlError, Limits};
 use crate::link::{Link, LinkError};
-use crate::message::Counts;
+use crate::message::{Counts, MAX_FDS, Request};
 use crate::networks::Networks;
 use crate::outer::Outer;
 use crate::queues::{Queues, Stuck};
@@ -41,6 +40,8 @@ const EVENTS: Token = Token(1);
 const NETLINK: Token = Token(2);
 const CONTROL: Token = Token(3);
 
+/// Only root connects, and a program needs one connection.
+const LIMITS: Limits = Limits { everyone: false, connections: 64, fds: MAX_FDS };
 /// Events of workers that wait to be read. More are lost: a worker says again what still holds.
 const EVENT_ROOM: usize = 4096;
 /// How often what depends on time is looked at.
@@ -93,7 +94,7 @@ pub struct Service {
     poll: Poll,
     signals: Signals,
     notifications: Notifications,
-    control: Option<Control>,
+    control: Option<Control<Request>>,
     events: Receiver<Event>,
     notifier: Notifier,
     /// Second 0 of what is learned.
@@ -144,8 +145,11 @@ impl Service {
             .register(&mut SourceFd(&notifications.as_raw_fd()), NETLINK, Interest::READABLE)
             .map_err(kernel("rtnetlink"))?;
         // Before the NIC: a second data plane must fail here, and not disturb the first.
-        let control =
-            config.socket.as_deref().map(|path| Control::listen(path, registry, CONTROL)).transpose()?;
+        let control = config
+            .socket
+            .as_deref()
+            .map(|path| Control::listen(path, registry, CONTROL, LIMITS))
+            .transpose()?;
         let vteps = Arc::new(Vteps::new(&config.peers)?);
         let tables = Tables {
             epoch: 0,

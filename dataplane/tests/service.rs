@@ -17,7 +17,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use uvn_dataplane::config::Vtep;
-use uvn_dataplane::message::{Code, Reply, Request};
+use uvn_dataplane::message::{Reply, Request};
+use uvn_dataplane::protocol::Code;
 
 #[test]
 fn a_network_comes_by_the_socket_and_goes() {

@@ -1,14 +1,17 @@
 use super::*;
 use crate::client::Client;
+use crate::message::{MAX_FDS, Reply, Request};
 use mio::{Events, Poll};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
+
+const LIMITS: Limits = Limits { everyone: false, connections: 64, fds: MAX_FDS };
 
 /// A control socket in a directory of its own. Its owner must be root: so are the tests.
 struct Server {
     directory: PathBuf,
     poll: Poll,
-    control: Control,
+    control: Control<Request>,
 }
 
 impl Server {
@@ -16,7 +19,7 @@ impl Server {
         let directory = std::env::temp_dir().join(format!("uvn-control-{}-{name}", std::process::id()));
         let poll = Poll::new().unwrap();
         let path = directory.join("control.sock");
-        let control = Control::listen(&path, poll.registry(), Token(5)).unwrap();
+        let control = Control::listen(&path, poll.registry(), Token(5), LIMITS).unwrap();
         Server { directory, poll, control }
     }
 
@@ -25,7 +28,7 @@ impl Server {
     }
 
     /// Every request that is there now.
-    fn requests(&mut self) -> Vec<Incoming> {
+    fn requests(&mut self) -> Vec<Incoming<Request>> {
         let mut events = Events::with_capacity(64);
         let mut requests = Vec::new();
         loop {
@@ -130,7 +133,9 @@ fn a_peer_that_never_reads_is_dropped() {
     for _ in 0..5000 {
         let _ = seqpacket::send(mute.as_fd(), PING, &[], false);
         for request in server.requests_now() {
-            server.control.answer(request.connection, Err(Failure::new(Code::Failed, "x".repeat(50_000))));
+            server
+                .control
+                .answer::<Reply>(request.connection, Err(Failure::new(Code::Failed, "x".repeat(50_000))));
         }
         if server.open() == 0 {
             return;
@@ -140,7 +145,7 @@ fn a_peer_that_never_reads_is_dropped() {
 }
 
 impl Server {
-    fn requests_now(&mut self) -> Vec<Incoming> {
+    fn requests_now(&mut self) -> Vec<Incoming<Request>> {
         let mut events = Events::with_capacity(64);
         self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
         for event in &events {
@@ -153,8 +158,8 @@ impl Server {
 #[test]
 fn connections_are_bounded() {
     let mut server = Server::new("many");
-    let peers: Vec<OwnedFd> = (0..MAX_CONNECTIONS).map(|_| server.connect()).collect();
-    assert_eq!(server.open(), MAX_CONNECTIONS);
+    let peers: Vec<OwnedFd> = (0..LIMITS.connections).map(|_| server.connect()).collect();
+    assert_eq!(server.open(), LIMITS.connections);
     let surplus = server.connect();
     assert_eq!(hear(&surplus).as_deref(), Some(""), "closed");
     drop(peers);
@@ -169,17 +174,17 @@ fn connections_are_bounded() {
 fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let server = Server::new("stale");
     let poll = Poll::new().unwrap();
-    let again = Control::listen(&server.path(), poll.registry(), Token(0));
+    let again = Control::<Request>::listen(&server.path(), poll.registry(), Token(0), LIMITS);
     assert!(matches!(again, Err(ControlError::InUse(path)) if path == server.path()));
     let file = server.directory.join("file");
     fs::write(&file, "").unwrap();
-    let on_file = Control::listen(&file, poll.registry(), Token(0));
+    let on_file = Control::<Request>::listen(&file, poll.registry(), Token(0), LIMITS);
     assert!(matches!(on_file, Err(ControlError::NotASocket(path)) if path == file));
     let stale = server.directory.join("stale.sock");
     let left = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
     bind(left.as_raw_fd(), &UnixAddr::new(&stale).unwrap()).unwrap();
     drop(left);
-    drop(Control::listen(&stale, poll.registry(), Token(0)).unwrap());
+    drop(Control::<Request>::listen(&stale, poll.registry(), Token(0), LIMITS).unwrap());
     assert!(!stale.exists(), "removed at the end");
 }
 
@@ -187,4 +192,26 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
 fn the_client_says_what_is_wrong() {
     let error = Client::connect(Path::new("/nonexistent/control.sock")).unwrap_err().to_string();
     assert!(error.starts_with("no data plane answers at /nonexistent/control.sock: "), "{error}");
+}
+
+#[test]
+fn another_user_takes_no_more_than_his_share() {
+    let mut server = Server::new("share");
+    let admit = |server: &Server, uid| server.control.admit(Peer { uid, pid: 1 });
+    assert_eq!(admit(&server, 1000), Err("not root"));
+    server.control.limits.everyone = true;
+    for _ in 0..MAX_EACH {
+        assert_eq!(admit(&server, 1000), Ok(()));
+        let (end, _) = nix::sys::socket::socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .unwrap();
+        server.control.connections.push(Some((end, Peer { uid: 1000, pid: 1 })));
+    }
+    assert_eq!(admit(&server, 1000), Err("too many"));
+    assert_eq!(admit(&server, 1001), Ok(()));
+    assert_eq!(admit(&server, 0), Ok(()));
 }

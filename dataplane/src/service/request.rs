@@ -3,8 +3,9 @@
 use super::{Service, ServiceError};
 use crate::config::{Invalid, Network, check_peers};
 use crate::device::{EndpointSource, Plan};
-use crate::message::{Code, Failure, Reply, Request};
+use crate::message::{Reply, Request};
 use crate::networks::Entry;
+use crate::protocol::{Code, Failure};
 use crate::queues::Stuck;
 use crate::tables::Vteps;
 use crate::worker::Command;

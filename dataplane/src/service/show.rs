@@ -1,11 +1,9 @@
 //! Answers that change nothing.
 
 use super::Service;
-use crate::message::{
-    Code, Counts, Failure, HopState, NetworkState, Reply, Residency, Summary, UnknownVni, WorkerState,
-    fitting,
-};
+use crate::message::{Counts, HopState, NetworkState, Reply, Residency, Summary, UnknownVni, WorkerState};
 use crate::networks::Entry;
+use crate::protocol::{Code, Failure, fitting};
 use crate::worker::{Command, Report};
 use crate::xdp::Mode;
 use crossbeam::channel::unbounded;
