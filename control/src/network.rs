@@ -1,6 +1,7 @@
 //! A node's underlay NICs, a user's network, and their names and numbers.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use thiserror::Error;
 use uvn_dataplane::config::Cidr;
 use uvn_wire::vxlan::Vni;
 
@@ -33,10 +34,12 @@ pub struct Nic {
     pub arphrd: u16,
     /// Administratively up.
     pub up: bool,
-    /// Its addresses inside the underlay's subnets, IPv4 first; endpoints carry the same. The first is the VTEP.
+    /// Its receive queues: a TAP over it has as many.
+    pub queues: u32,
+    /// The underlay's subnets: all of them are on the link of a network.
+    pub subnets: Vec<Cidr>,
+    /// Its addresses inside these subnets, IPv4 first; endpoints carry the same. The first is the VTEP.
     pub addresses: Vec<Cidr>,
-    /// Gateways of the default routes through it: one per family at most.
-    pub gateways: Vec<IpAddr>,
     /// What carries its networks.
     pub path: DataPath,
     /// Why that: for `uvn status`.
@@ -54,6 +57,44 @@ impl Nic {
         let first = |v4: bool| self.addresses.iter().map(|cidr| cidr.address).find(|a| a.is_ipv4() == v4);
         [first(true), first(false)].into_iter().flatten().collect()
     }
+}
+
+/// A default route of this node: the way out of the underlay's subnets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// The device it leaves by, an underlay NIC or another.
+    pub device: String,
+    /// The router; None on a point-to-point device.
+    pub gateway: Option<IpAddr>,
+    /// This node's address there, which packets of networks get when they leave. Of the route's family.
+    pub address: IpAddr,
+}
+
+/// What of this node, as it is now and as it is configured, its networks are made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// The underlay NICs.
+    pub nics: Vec<Nic>,
+    /// Addresses of its other devices: its services shall be reachable there, too.
+    pub others: Vec<IpAddr>,
+    /// Its default routes: one per family at most.
+    pub exits: Vec<Exit>,
+    /// Whether the kernel has IPv6.
+    pub ipv6: bool,
+    /// The pools of NAT addresses, one IPv4 and one IPv6 subnet: each network has one of each.
+    pub nat: [Cidr; 2],
+    /// Hosts on the underlay's subnets that do not run uvn.
+    pub hosts: Vec<Cidr>,
+}
+
+/// Every address of a NAT pool is in use.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("the NAT pool {pool} has no address for network number {slot}; give a larger one in `[nat]`")]
+pub struct PoolExhausted {
+    /// The pool.
+    pub pool: Cidr,
+    /// The network's slot.
+    pub slot: u32,
 }
 
 /// A user's network on this node.
@@ -93,6 +134,31 @@ impl Network {
     pub fn table(&self) -> u32 {
         FIRST_TABLE.saturating_add(self.slot)
     }
+
+    /// Its own address of a NAT pool: never the pool's first (the subnet's own) nor its last (broadcast).
+    ///
+    /// # Errors
+    /// The pool is too small.
+    pub fn nat(&self, pool: Cidr) -> Result<IpAddr, PoolExhausted> {
+        let exhausted = || PoolExhausted { pool, slot: self.slot };
+        let bits: u32 = if pool.address.is_ipv4() { 32 } else { 128 };
+        let room = bits.saturating_sub(pool.prefix.into());
+        let number = u128::from(self.slot) + 1;
+        if room < 128 && number >= (1 << room) - 1 {
+            return Err(exhausted());
+        }
+        match pool.address {
+            IpAddr::V4(base) => {
+                let base = base.to_bits() & u32::MAX.checked_shl(room).unwrap_or(0);
+                let number = u32::try_from(number).map_err(|_| exhausted())?;
+                Ok(Ipv4Addr::from_bits(base | number).into())
+            }
+            IpAddr::V6(base) => {
+                let base = base.to_bits() & u128::MAX.checked_shl(room).unwrap_or(0);
+                Ok(Ipv6Addr::from_bits(base | number).into())
+            }
+        }
+    }
 }
 
 /// The UID in the name of a VRF or endpoint of ours; None: the device is not ours.
@@ -117,8 +183,9 @@ mod tests {
             mtu: 1500,
             arphrd: 1,
             up: true,
+            queues: 1,
+            subnets: Vec::new(),
             addresses: vec!["fd00::1/64".parse().unwrap(), "10.0.0.1/16".parse().unwrap()],
-            gateways: Vec::new(),
             path: DataPath::Engine,
             reason: String::new(),
             port: 4789,
@@ -142,6 +209,23 @@ mod tests {
         assert_eq!(uid_of("uvn1234.0"), Some(1234));
         for other in ["uvn", "uvn+5", "uvn007", "uvnrig-1", "em1", "uvn4294967296"] {
             assert_eq!(uid_of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn nat_addresses_are_inside_their_pool_and_end_with_it() {
+        let network = |slot| Network { uid: 1000, vni: Vni::new(5).unwrap(), slot, off_subnet: true };
+        let nat =
+            |slot, pool: &str| network(slot).nat(pool.parse().unwrap()).map(|address| address.to_string());
+        assert_eq!(nat(0, "100.64.0.0/10").unwrap(), "100.64.0.1");
+        assert_eq!(nat(1023, "100.64.7.9/10").unwrap(), "100.64.4.0");
+        assert_eq!(nat(0, "fd75:766e::/64").unwrap(), "fd75:766e::1");
+        assert_eq!(nat(u32::MAX, "::/0").unwrap(), "::1:0:0");
+        assert_eq!(nat(5, "192.0.2.0/29").unwrap(), "192.0.2.6");
+        for (slot, pool) in
+            [(6, "192.0.2.0/29"), (0, "192.0.2.1/32"), (0, "192.0.2.0/31"), (u32::MAX, "0.0.0.0/0")]
+        {
+            assert_eq!(nat(slot, pool).unwrap_err().slot, slot, "{pool}");
         }
     }
 

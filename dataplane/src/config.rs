@@ -282,7 +282,7 @@ fn default_flood_rate() -> u32 {
 }
 
 /// An address and a prefix length, written `10.0.0.1/24`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Cidr {
     /// The address, host bits kept.
