@@ -1,1 +1,24 @@
 //! Tests of uvn on real kernels and NICs: nodes, users and probes.
+//!
+//! The suites in `tests/` need root and a kernel with VRF; `cargo xtask guest` has both. All nodes share one kernel: a
+//! [`Node`] is a network, mount and UTS namespace of its own with an uvnd of its own.
+//!
+//! - [`namespace`]: what tells one node from another
+//! - [`cluster`]: nodes, the switch between them, and hosts without uvn
+//! - [`node`]: uvnd, `uvn`, servers and probes on one node
+//! - [`reach`]: who answers whom, over TCP and UDP
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    reason = "a test's rig fails by panicking"
+)]
+
+pub mod cluster;
+pub mod namespace;
+pub mod node;
+pub mod reach;
+
+pub use cluster::{Cluster, Layout};
+pub use namespace::Namespace;
+pub use node::{Daemon, Node, Server};

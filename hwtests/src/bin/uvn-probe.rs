@@ -1,0 +1,48 @@
+//! What an ordinary user's program may try. The suites run it as such a user; it needs nothing but itself.
+
+use clap::Parser;
+use std::process::ExitCode;
+use uvn_hwtests::reach::{self, Socket};
+
+/// What an ordinary user may try.
+#[derive(Parser)]
+enum Probe {
+    /// Answer with NAME on TCP and UDP sockets (tcp:0.0.0.0:5000), and print who asked
+    Serve {
+        /// What to answer
+        name: String,
+        /// Where
+        #[arg(required = true)]
+        sockets: Vec<Socket>,
+    },
+    /// Ask all targets (udp:10.0.0.2:5000) at once, and print who answered or why nobody did
+    Reach {
+        /// Who we say we are
+        name: String,
+        /// Whom to ask
+        #[arg(required = true)]
+        targets: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Probe::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(probe: Probe) -> Result<(), Box<dyn std::error::Error>> {
+    match probe {
+        Probe::Serve { name, sockets } => reach::serve(&name, &sockets)?,
+        Probe::Reach { name, targets } => {
+            let targets: Result<Vec<_>, String> =
+                targets.into_iter().map(|target| Ok((target.clone(), target.parse()?))).collect();
+            reach::reach(&name, &targets?);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,269 @@
+//! What a test does on one node: run uvnd, call `uvn`, serve and reach.
+
+use crate::namespace::{Namespace, text};
+use crate::reach::{Answer, parse};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long uvnd may take to have its socket.
+const START: Duration = Duration::from_secs(60);
+
+/// A NIC of a node.
+#[derive(Debug, Clone)]
+pub struct Nic {
+    /// Its name.
+    pub name: String,
+    /// Its IPv4 address, in a /24.
+    pub v4: Ipv4Addr,
+    /// Its IPv6 address, in a /64.
+    pub v6: Ipv6Addr,
+}
+
+/// A node: a [`Namespace`] with NICs.
+pub struct Node {
+    host: Namespace,
+    nics: Vec<Nic>,
+}
+
+impl Deref for Node {
+    type Target = Namespace;
+
+    fn deref(&self) -> &Namespace {
+        &self.host
+    }
+}
+
+impl Node {
+    /// A node of these.
+    #[must_use]
+    pub fn new(host: Namespace, nics: Vec<Nic>) -> Node {
+        Node { host, nics }
+    }
+
+    /// Its NICs.
+    #[must_use]
+    pub fn nics(&self) -> &[Nic] {
+        &self.nics
+    }
+
+    /// Both addresses of its first NIC.
+    #[must_use]
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        [self.nics[0].v4.into(), self.nics[0].v6.into()]
+    }
+
+    /// Writes /etc/uvn/uvn.toml, starts uvnd and waits until it takes requests.
+    #[must_use]
+    pub fn uvnd(&self, config: &str) -> Daemon {
+        self.write("/etc/uvn/uvn.toml", config);
+        self.restart_uvnd()
+    }
+
+    /// Starts uvnd with the configuration that is there.
+    #[must_use]
+    pub fn restart_uvnd(&self) -> Daemon {
+        let log = PathBuf::from(format!("/tmp/uvnd-{}.log", self.name()));
+        let file = File::options().create(true).append(true).open(&log).unwrap();
+        let mut command = self.command(program("uvnd"));
+        // An old socket tells nothing about the new uvnd.
+        self.within(|| drop(std::fs::remove_file("/run/uvn/uvnd.sock")));
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .unwrap_or_else(|error| panic!("uvnd: {error}"));
+        let mut daemon = Daemon { child, log };
+        self.wait("uvnd.sock", START, || {
+            daemon.assert_alive();
+            self.within(|| Path::new("/run/uvn/uvnd.sock").exists())
+        });
+        daemon
+    }
+
+    /// Runs `uvn` as root.
+    pub fn try_uvn(&self, arguments: &[&str]) -> Output {
+        self.command(program("uvn")).args(arguments).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Runs `uvn` as root and returns what it prints; panics when it fails.
+    pub fn uvn(&self, arguments: &[&str]) -> String {
+        let output = self.try_uvn(arguments);
+        let said = text(&output.stderr);
+        assert!(output.status.success(), "{}: uvn {arguments:?}: {}\n{said}", self.name(), output.status);
+        text(&output.stdout)
+    }
+
+    /// Starts a server that answers with `name` on each of `sockets` (`tcp:0.0.0.0:5000`), as a user or as root (0).
+    #[must_use]
+    pub fn serve(&self, uid: u32, name: &str, sockets: &[String]) -> Server {
+        Server::start(&self.host, uid, name, sockets)
+    }
+
+    /// Reaches for `targets` as a user, saying `name`.
+    pub fn reach(&self, uid: u32, name: &str, targets: &[String]) -> BTreeMap<String, Answer> {
+        reach(&self.host, uid, name, targets)
+    }
+}
+
+/// Reaches for `targets` from a host as a user, saying `name`.
+pub fn reach(host: &Namespace, uid: u32, name: &str, targets: &[String]) -> BTreeMap<String, Answer> {
+    let mut command = host.command_as(uid, probe());
+    let output = command.args(["reach", name]).args(targets).stdin(Stdio::null()).output().unwrap();
+    let answers = parse(&text(&output.stdout));
+    let said = text(&output.stderr);
+    assert_eq!(
+        answers.len(),
+        targets.len(),
+        "{}: uvn-probe as {uid}: {}: {said}",
+        host.name(),
+        output.status
+    );
+    answers
+}
+
+/// A running uvnd. Dropping it ends it with SIGTERM, then SIGKILL; its log is shown if the test fails.
+pub struct Daemon {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
+    /// Kills it as a crash would.
+    pub fn crash(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// All that it has logged, also before a restart.
+    #[must_use]
+    pub fn log(&self) -> String {
+        text(&std::fs::read(&self.log).unwrap_or_default())
+    }
+
+    /// Panics with its log if it has ended.
+    pub fn assert_alive(&mut self) {
+        if let Some(status) = self.child.try_wait().unwrap() {
+            panic!("uvnd ended: {status}\n{}", self.log());
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("--- {}\n{}", self.log.display(), lines[lines.len().saturating_sub(60)..].join("\n"));
+        }
+        let _already_gone = kill(Pid::from_raw(self.pid()), Signal::SIGTERM);
+        let end = Instant::now() + Duration::from_secs(10);
+        while self.child.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(20));
+        }
+        let _already_gone = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+/// A running `uvn-probe serve`. Dropping it ends it.
+pub struct Server {
+    child: Child,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    /// Starts it on a host and waits until its sockets are open.
+    #[must_use]
+    pub fn start(host: &Namespace, uid: u32, name: &str, sockets: &[String]) -> Server {
+        let mut command = host.command_as(uid, probe());
+        command.args(["serve", name]).args(sockets);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let first = lines.next().and_then(Result::ok).unwrap_or_default();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let server = Server { child, seen: Arc::clone(&seen) };
+        assert_eq!(first, "ready", "{}: no server of {uid} on {sockets:?}", host.name());
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                seen.lock().unwrap().push(line);
+            }
+        });
+        server
+    }
+
+    /// The names of all who reached it so far, answered or not.
+    #[must_use]
+    pub fn seen(&self) -> Vec<String> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _already_ended = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+/// A program of the workspace, beside the test program.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let program = test.ancestors().nth(2).unwrap().join(name);
+    assert!(program.exists(), "{} is missing: cargo build --workspace --bins", program.display());
+    program
+}
+
+/// uvn-probe where every user may run it: the workspace may be below a folder that is root's.
+#[must_use]
+pub fn probe() -> PathBuf {
+    let path = PathBuf::from(format!("/run/uvn-probe-{}", std::process::id()));
+    static COPIED: Mutex<bool> = Mutex::new(false);
+    let mut copied = COPIED.lock().unwrap();
+    if !*copied {
+        std::fs::copy(program("uvn-probe"), &path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        *copied = true;
+    }
+    path
+}
+
+/// Gives a UID a name (`uUID`), a home and a shell, for what looks users up (sshd, Slurm). In the guest only: the
+/// password file is the machine's.
+pub fn add_user(uid: u32) {
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap();
+    if passwd.lines().any(|line| line.split(':').nth(2) == Some(&uid.to_string())) {
+        return;
+    }
+    let home = format!("/home/u{uid}");
+    std::fs::write("/etc/passwd", format!("{passwd}u{uid}:x:{uid}:{uid}::{home}:/bin/sh\n")).unwrap();
+    let group = std::fs::read_to_string("/etc/group").unwrap();
+    std::fs::write("/etc/group", format!("{group}u{uid}:x:{uid}:\n")).unwrap();
+    let shadow = std::fs::read_to_string("/etc/shadow").unwrap();
+    std::fs::write("/etc/shadow", format!("{shadow}u{uid}:*:19000:0:99999:7:::\n")).unwrap();
+    std::fs::create_dir_all(&home).unwrap();
+    std::os::unix::fs::chown(&home, Some(uid), Some(uid)).unwrap();
+}

@@ -1,0 +1,143 @@
+//! Servers that say their name, and clients that say theirs: who reaches whom.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::str::FromStr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long to wait for an answer. Between a user's nodes the first one may have to wait for a network on demand.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// Datagrams may be lost: ask so often within that time.
+const TRIES: u32 = 4;
+
+/// Who answered, or why nobody did.
+pub type Answer = Result<String, String>;
+
+/// A TCP or UDP socket, written `tcp:10.0.0.1:5000` or `udp:[::1]:5000`.
+#[derive(Debug, Clone, Copy)]
+pub struct Socket {
+    udp: bool,
+    address: SocketAddr,
+}
+
+impl FromStr for Socket {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not like tcp:10.0.0.1:5000");
+        let (protocol, address) = text.split_once(':').ok_or_else(wrong)?;
+        let udp = match protocol {
+            "tcp" => false,
+            "udp" => true,
+            _ => return Err(wrong()),
+        };
+        Ok(Socket { udp, address: address.parse().map_err(|_| wrong())? })
+    }
+}
+
+/// Opens `sockets`, writes `ready`, answers everybody with `name`, and writes the name of everybody. Runs for ever.
+///
+/// # Errors
+/// A socket cannot be opened.
+pub fn serve(name: &str, sockets: &[Socket]) -> io::Result<()> {
+    for &socket in sockets {
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{socket:?}: {error}"));
+        let name = name.to_owned();
+        if socket.udp {
+            let udp = UdpSocket::bind(socket.address).map_err(named)?;
+            thread::spawn(move || serve_udp(&udp, &name));
+        } else {
+            let tcp = TcpListener::bind(socket.address).map_err(named)?;
+            thread::spawn(move || tcp.incoming().flatten().for_each(|stream| serve_tcp(stream, &name)));
+        }
+    }
+    println!("ready");
+    loop {
+        thread::park();
+    }
+}
+
+fn serve_udp(udp: &UdpSocket, name: &str) {
+    let mut datagram = [0; 512];
+    loop {
+        // An error is an ICMP answer to what we sent to somebody who has left.
+        let Ok((length, from)) = udp.recv_from(&mut datagram) else { continue };
+        println!("{}", String::from_utf8_lossy(&datagram[..length]));
+        let _gone = udp.send_to(name.as_bytes(), from);
+    }
+}
+
+fn serve_tcp(mut stream: TcpStream, name: &str) {
+    let name = name.to_owned();
+    thread::spawn(move || -> io::Result<()> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut client = [0; 512];
+        let length = stream.read(&mut client)?;
+        println!("{}", String::from_utf8_lossy(&client[..length]));
+        stream.write_all(name.as_bytes())
+    });
+}
+
+/// Reaches for all `targets` at once, saying `name`, and writes a line about each ([`parse`] reads them).
+pub fn reach(name: &str, targets: &[(String, Socket)]) {
+    thread::scope(|scope| {
+        for (target, socket) in targets {
+            scope.spawn(move || {
+                let answer =
+                    if socket.udp { ask_udp(name, socket.address) } else { ask_tcp(name, socket.address) };
+                match answer {
+                    Ok(answer) => println!("{target} = {answer}"),
+                    Err(error) => println!("{target} ! {error}"),
+                }
+            });
+        }
+    });
+}
+
+fn ask_tcp(name: &str, to: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(name.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    if answer.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(answer) }
+}
+
+fn ask_udp(name: &str, to: SocketAddr) -> io::Result<String> {
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let udp = UdpSocket::bind(any)?;
+    // Connected, so that only `to` can answer and a refusal is heard.
+    udp.connect(to)?;
+    let end = Instant::now() + PATIENCE;
+    let mut last = io::Error::from(io::ErrorKind::TimedOut);
+    let mut answer = [0; 512];
+    udp.set_read_timeout(Some(PATIENCE / TRIES))?;
+    while Instant::now() < end {
+        match udp.send(name.as_bytes()).and_then(|_| udp.recv(&mut answer)) {
+            Ok(length) => return Ok(String::from_utf8_lossy(&answer[..length]).into_owned()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                last = error;
+                break;
+            }
+        }
+    }
+    Err(last)
+}
+
+/// What [`reach`] wrote, by target.
+#[must_use]
+pub fn parse(lines: &str) -> BTreeMap<String, Answer> {
+    let answer = |line: &str| {
+        let (target, rest) = line.split_once(' ')?;
+        let answer = match rest.split_once(' ')? {
+            ("=", answer) => Ok(answer.to_owned()),
+            ("!", error) => Err(error.to_owned()),
+            _ => return None,
+        };
+        Some((target.to_owned(), answer))
+    };
+    lines.lines().filter_map(answer).collect()
+}
