@@ -4,16 +4,14 @@ mod check;
 #[cfg(test)]
 mod tests;
 
-pub use check::{Invalid, check_peers};
+pub use check::{allowed, check_peers};
 
+use crate::toml_file::{self, ConfigError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use thiserror::Error;
-use toml::de::DeTable;
 use uvn_wire::vxlan::{self, Vni};
 
 /// One NIC's data plane.
@@ -40,80 +38,13 @@ pub struct Config {
     pub networks: Vec<Network>,
 }
 
-/// Why a configuration file is refused.
-#[derive(Debug, Error)]
-pub enum ConfigError {
-    /// It cannot be read.
-    #[error("{file}: {source}", file = file.display())]
-    Read {
-        /// The file.
-        file: PathBuf,
-        /// What the kernel says.
-        source: io::Error,
-    },
-    /// A line of it is wrong.
-    #[error("{file}:{line}: {broken}", file = file.display())]
-    Line {
-        /// The file.
-        file: PathBuf,
-        /// Its line, counted from 1.
-        line: usize,
-        /// What is wrong there.
-        broken: Broken,
-    },
-}
-
-/// What is wrong with a line.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Broken {
-    /// The value of a key.
-    Value(Invalid),
-    /// It is not TOML.
-    Syntax(String),
-}
-
-impl fmt::Display for Broken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Broken::Value(invalid) => invalid.fmt(f),
-            Broken::Syntax(message) => f.write_str(message),
-        }
-    }
-}
-
 impl Config {
     /// Reads and checks a file.
     ///
     /// # Errors
     /// [`ConfigError`], which names the file, the line, the key and what is allowed.
     pub fn load(file: &Path) -> Result<Config, ConfigError> {
-        let text = std::fs::read_to_string(file)
-            .map_err(|source| ConfigError::Read { file: file.into(), source })?;
-        Config::parse(&text).map_err(|(line, broken)| ConfigError::Line { file: file.into(), line, broken })
-    }
-
-    /// Parses and checks the text of a file.
-    ///
-    /// # Errors
-    /// The line, counted from 1, and what is wrong with it.
-    pub fn parse(text: &str) -> Result<Config, (usize, Broken)> {
-        let line_of = |offset: usize| 1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count();
-        let start_of = |error: &toml::de::Error| error.span().map_or(0, |span| span.start);
-        let table = DeTable::parse(text)
-            .map_err(|error| (line_of(start_of(&error)), Broken::Syntax(error.message().into())))?;
-        let config: Config = toml::from_str(text).map_err(|error| {
-            let start = start_of(&error);
-            let broken = match check::path_at(table.get_ref(), start) {
-                Some(key) => Broken::Value(Invalid::new(key, error.message())),
-                None => Broken::Syntax(error.message().into()),
-            };
-            (line_of(start), broken)
-        })?;
-        config.check().map_err(|invalid| {
-            let span = check::span_of(table.get_ref(), &invalid.key);
-            (line_of(span.map_or(0, |span| span.start)), Broken::Value(invalid))
-        })?;
-        Ok(config)
+        toml_file::load(file)
     }
 }
 

@@ -24,7 +24,7 @@
 //!
 //! Around the workers:
 //!
-//! - [`config`]: the TOML file
+//! - [`config`], [`toml_file`]: the TOML file, and how it is read
 //! - [`message`]: the control protocol; [`protocol`], [`seqpacket`]: how one is packed
 //! - [`control`], [`client`]: the two ends of the control socket
 //! - [`service`]: the thread that owns them all: set-up, changes, life cycle
@@ -63,6 +63,7 @@ pub mod service;
 pub mod tables;
 pub mod tap;
 pub mod thread;
+pub mod toml_file;
 pub mod underlay;
 pub mod veth;
 pub mod worker;

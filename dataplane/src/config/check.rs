@@ -1,48 +1,13 @@
-//! The rules for each key, and where in the file a broken one stands.
+//! The rules for each key.
 
 use super::{Config, Device, Dscp, Encapsulation, Network, Peers, Workers};
 use crate::tables::Vteps;
+use crate::toml_file::{Invalid, TomlFile, absolute, device_name, each_once, unicast, within};
 use std::collections::HashSet;
-use std::fmt;
-use std::hash::Hash;
 use std::net::IpAddr;
-use std::ops::{Range, RangeInclusive};
-use std::path::Path;
-use thiserror::Error;
-use toml::de::{DeTable, DeValue};
-
-/// A value that is not allowed.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub struct Invalid {
-    /// The key with its way there, such as `network[2].addresses[0]`.
-    pub key: String,
-    /// What is wrong with it.
-    pub problem: String,
-}
-
-impl fmt::Display for Invalid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.key, self.problem)?;
-        match allowed(&self.key) {
-            Some(allowed) => write!(f, "; allowed: {allowed}"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Invalid {
-    /// A key with what is wrong with it.
-    pub fn new(key: impl Into<String>, problem: impl Into<String>) -> Invalid {
-        Invalid { key: key.into(), problem: problem.into() }
-    }
-
-    fn within(self, table: &str) -> Invalid {
-        Invalid { key: format!("{table}.{}", self.key), ..self }
-    }
-}
 
 /// What a key may hold; the last name of `path` decides.
-pub(super) fn allowed(path: &str) -> Option<&'static str> {
+pub fn allowed(path: &str) -> Option<&'static str> {
     let name = path.rsplit('.').next()?;
     Some(match name.split('[').next()? {
         "nic" | "name" => "a network device's name: 1 to 15 bytes, no blank, no slash, not `.` or `..`",
@@ -76,12 +41,12 @@ pub(super) fn allowed(path: &str) -> Option<&'static str> {
     })
 }
 
-impl Config {
-    /// Checks every rule that the types alone do not hold.
-    ///
-    /// # Errors
-    /// The first key that breaks one.
-    pub fn check(&self) -> Result<(), Invalid> {
+impl TomlFile for Config {
+    fn allowed(key: &str) -> Option<&'static str> {
+        allowed(key)
+    }
+
+    fn check(&self) -> Result<(), Invalid> {
         device_name("nic", &self.nic)?;
         own_vteps(&self.vtep)?;
         if let Some(socket) = &self.socket {
@@ -244,100 +209,10 @@ fn own_vteps(vteps: &[IpAddr]) -> Result<(), Invalid> {
     }
 }
 
-fn within(key: &str, value: u64, range: RangeInclusive<u64>) -> Result<(), Invalid> {
-    if range.contains(&value) { Ok(()) } else { Err(Invalid::new(key, value.to_string())) }
-}
-
-fn unicast(key: &str, address: IpAddr) -> Result<(), Invalid> {
-    let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
-    // IPv4-mapped addresses never travel (RFC 4291 section 2.5.5.2): they would name an IPv4 VTEP twice.
-    let mapped = matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some());
-    if address.is_multicast() || address.is_unspecified() || address.is_loopback() || broadcast || mapped {
-        return Err(Invalid::new(key, format!("{address} is not a unicast address")));
-    }
-    Ok(())
-}
-
 fn same_family(key: &str, address: IpAddr, own: &[IpAddr]) -> Result<(), Invalid> {
     if own.iter().any(|vtep| vtep.is_ipv4() == address.is_ipv4()) {
         return Ok(());
     }
     let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
     Err(Invalid::new(key, format!("{address}: this node has no {family} VTEP address")))
-}
-
-fn each_once<T: Eq + Hash + fmt::Display>(key: &str, values: impl Iterator<Item = T>) -> Result<(), Invalid> {
-    let mut seen = HashSet::new();
-    for (index, value) in values.enumerate() {
-        if let Some(value) = seen.replace(value) {
-            return Err(Invalid::new(format!("{key}[{index}]"), format!("{value} is there twice")));
-        }
-    }
-    Ok(())
-}
-
-fn absolute(key: &str, path: &Path) -> Result<(), Invalid> {
-    // struct sockaddr_un has 108 bytes for the path and its final zero.
-    if path.is_absolute() && path.as_os_str().len() <= 107 {
-        return Ok(());
-    }
-    Err(Invalid::new(key, format!("`{}`", path.display())))
-}
-
-/// The kernel's own rule (net/core/dev.c, dev_valid_name).
-fn device_name(key: &str, name: &str) -> Result<(), Invalid> {
-    let wrong = |byte: u8| byte == b'/' || byte == b':' || byte.is_ascii_whitespace() || byte == 0;
-    if (1..=15).contains(&name.len()) && name != "." && name != ".." && !name.bytes().any(wrong) {
-        return Ok(());
-    }
-    Err(Invalid::new(key, format!("`{name}`")))
-}
-
-/// Where the value of `path` stands in the file; its nearest table if the key is missing.
-pub(super) fn span_of(root: &DeTable<'_>, path: &str) -> Option<Range<usize>> {
-    let mut span = None;
-    let mut steps = path.split(['.', '[', ']']).filter(|step| !step.is_empty());
-    let (name, value) = root.get_key_value(steps.next()?)?;
-    span = span.or(Some(name.span()));
-    let mut value = value;
-    for step in steps {
-        let next = match value.get_ref() {
-            DeValue::Table(table) => table.get_key_value(step).map(|(name, value)| (name.span(), value)),
-            DeValue::Array(array) => {
-                step.parse().ok().and_then(|index: usize| array.get(index)).map(|value| (value.span(), value))
-            }
-            _ => None,
-        };
-        let Some((here, deeper)) = next else { break };
-        (span, value) = (Some(here), deeper);
-    }
-    span
-}
-
-/// The key whose name or value stands at byte `offset` of the file.
-pub(super) fn path_at(root: &DeTable<'_>, offset: usize) -> Option<String> {
-    root.iter().find_map(|(name, value)| {
-        let own = name.span().contains(&offset);
-        path_in(value.get_ref(), value.span(), name.get_ref().to_string(), offset, own)
-    })
-}
-
-fn path_in(
-    value: &DeValue<'_>,
-    span: Range<usize>,
-    path: String,
-    offset: usize,
-    own: bool,
-) -> Option<String> {
-    let deeper = match value {
-        DeValue::Table(table) => table.iter().find_map(|(name, value)| {
-            let own = name.span().contains(&offset);
-            path_in(value.get_ref(), value.span(), format!("{path}.{}", name.get_ref()), offset, own)
-        }),
-        DeValue::Array(array) => array.iter().enumerate().find_map(|(index, value)| {
-            path_in(value.get_ref(), value.span(), format!("{path}[{index}]"), offset, false)
-        }),
-        _ => None,
-    };
-    deeper.or_else(|| (own || span.contains(&offset)).then_some(path))
 }

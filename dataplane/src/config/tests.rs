@@ -1,4 +1,5 @@
 use super::*;
+use crate::toml_file::parse;
 
 const GOOD: &str = r#"
 nic = "em1"
@@ -35,7 +36,7 @@ group = "239.1.1.1"
 fn error(from: &str, to: &str) -> (String, usize) {
     let before = &GOOD[..GOOD.find(from).expect(from)];
     let line = 1 + before.matches('\n').count() + to.matches('\n').count();
-    let (at, broken) = Config::parse(&GOOD.replacen(from, to, 1)).expect_err(to);
+    let (at, broken) = parse::<Config>(&GOOD.replacen(from, to, 1)).expect_err(to);
     (format!("{at}: {broken}"), line)
 }
 
@@ -50,7 +51,7 @@ fn refused(from: &str, to: &str, says: &[&str]) {
 
 #[test]
 fn a_good_file() {
-    let config = Config::parse(GOOD).unwrap();
+    let config = parse::<Config>(GOOD).unwrap();
     assert_eq!(config.nic, "em1");
     assert_eq!(config.encapsulation.dscp, Dscp::Inherit(Inherit::Inherit));
     assert_eq!((config.encapsulation.ttl, config.encapsulation.df), (64, true));
@@ -63,7 +64,7 @@ fn a_good_file() {
 
 #[test]
 fn the_least_file() {
-    let config = Config::parse("nic = \"em1\"\nvtep = [\"10.0.0.1\"]").unwrap();
+    let config = parse::<Config>("nic = \"em1\"\nvtep = [\"10.0.0.1\"]").unwrap();
     assert_eq!(config.encapsulation, Encapsulation::default());
     assert_eq!(config.workers, Workers::default());
     assert!(config.socket.is_none() && config.networks.is_empty());
@@ -75,7 +76,7 @@ fn syntax_and_unknown_keys() {
     refused("port = 4789", "prot = 4789", &["encapsulation.prot", "unknown field", "`port`"]);
     refused("vni = 1234", "vni = 1234\nmtu = 9000", &["network[0].mtu: unknown field"]);
     assert!(
-        Config::parse("vtep = [\"10.0.0.1\"]").unwrap_err().1.to_string().contains("missing field `nic`")
+        parse::<Config>("vtep = [\"10.0.0.1\"]").unwrap_err().1.to_string().contains("missing field `nic`")
     );
 }
 
@@ -125,7 +126,7 @@ fn addresses_and_families() {
     refused("[\"10.0.0.1\", \"fd00::1\"]", "[\"10.0.0.1\", \"10.0.0.3\"]", &["vtep: 2 IPv4 and 0 IPv6"]);
     refused("[\"10.0.0.1\", \"fd00::1\"]", "[]", &["vtep: empty"]);
     let ipv4_only = GOOD.replace("[\"10.0.0.1\", \"fd00::1\"]", "[\"10.0.0.1\"]");
-    let (_, broken) = Config::parse(&ipv4_only).unwrap_err();
+    let (_, broken) = parse::<Config>(&ipv4_only).unwrap_err();
     assert!(
         broken.to_string().starts_with("peers.vtep[0].address: fd00::2: this node has no IPv6"),
         "{broken}"
@@ -173,7 +174,7 @@ fn conflicting_vteps() {
 #[test]
 fn a_static_network_needs_a_device() {
     let text = GOOD.replace("device = { name = \"u9876\", kind = \"veth\" }\n", "");
-    let (line, broken) = Config::parse(&text).unwrap_err();
+    let (line, broken) = parse::<Config>(&text).unwrap_err();
     assert_eq!(line, 1 + GOOD[..GOOD.rfind("[[network]]").unwrap()].matches('\n').count());
     assert!(broken.to_string().starts_with("network[1].device: missing"), "{broken}");
 }
@@ -199,7 +200,7 @@ fn subnets() {
 #[test]
 fn the_example_holds_the_defaults_that_it_says() {
     let text = include_str!("../../../tools/uvn-dataplane.example.toml");
-    let config = Config::parse(text).unwrap();
+    let config = parse::<Config>(text).unwrap();
     assert_eq!(config.encapsulation, Encapsulation::default());
     assert_eq!(config.workers, Workers::default());
     let shown = &config.networks[0];

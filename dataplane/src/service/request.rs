@@ -1,13 +1,14 @@
 //! Changes to networks and VTEPs, from the configuration file and from the control socket.
 
 use super::{Service, ServiceError};
-use crate::config::{Invalid, Network, check_peers};
+use crate::config::{Network, allowed, check_peers};
 use crate::device::{EndpointSource, Plan};
 use crate::message::{Reply, Request};
 use crate::networks::Entry;
 use crate::protocol::{Code, Failure};
 use crate::queues::Stuck;
 use crate::tables::Vteps;
+use crate::toml_file::Invalid;
 use crate::worker::Command;
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -18,7 +19,7 @@ use uvn_wire::vxlan::Vni;
 
 impl From<Invalid> for Failure {
     fn from(invalid: Invalid) -> Failure {
-        Failure::new(Code::Invalid, invalid.to_string())
+        Failure::new(Code::Invalid, invalid.explained(allowed).to_string())
     }
 }
 
