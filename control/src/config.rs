@@ -1,1 +1,327 @@
 //! The TOML file of `uvnd`: `/etc/uvn/uvn.toml`.
+//!
+//! Reading it asks nobody but the file itself. What depends on other files, on names or on groups is asked when it is
+//! needed: [`Config::peers`], [`Config::network_of`].
+
+mod check;
+mod groups;
+mod ids;
+#[cfg(test)]
+mod tests;
+
+pub use ids::NoVni;
+
+use crate::network::Network;
+use crate::peers::{self, Peers, PeersError};
+use serde::{Deserialize, Deserializer};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use uvn_dataplane::config::Cidr;
+use uvn_dataplane::toml_file::{self, ConfigError};
+use uvn_wire::vxlan;
+
+/// The largest UID: the next one, 2^32 - 1, means "none" to the kernel.
+pub const MAX_UID: u32 = u32::MAX - 1;
+/// Networks at most, whatever the NAT pool holds.
+pub const MAX_NETWORKS: u32 = 1 << 20;
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// UIDs whose sockets are bound to their network, and refused without one.
+    #[serde(default = "default_policed", deserialize_with = "ranges")]
+    pub policed: Vec<RangeInclusive<u32>>,
+    /// UIDs among them that are left alone.
+    #[serde(default, deserialize_with = "ranges")]
+    pub exempt: Vec<RangeInclusive<u32>>,
+    /// Whether a login or job is refused when its network cannot be made.
+    #[serde(default)]
+    pub attachment: Attachment,
+    /// How long a network stays after its last lease, seconds.
+    #[serde(default = "default_linger")]
+    pub linger_s: u32,
+    /// TCP and UDP ports that policed users may not bind: those of system services on this node.
+    #[serde(default = "default_service_ports", deserialize_with = "ranges")]
+    pub service_ports: Vec<RangeInclusive<u16>>,
+    /// Ports where srun listens (`SrunPortRange` of slurm.conf): sockets there leave the user's network, to be reached by
+    /// Slurm's daemons alone.
+    #[serde(default, deserialize_with = "ranges")]
+    pub srun_ports: Vec<RangeInclusive<u16>>,
+    /// Loopback services of the node, over UDP and TCP, that stay reachable inside the networks.
+    #[serde(default = "default_relay")]
+    pub relay: Vec<SocketAddr>,
+    /// On-subnet hosts that do not run uvn: storage, licence servers.
+    #[serde(default, deserialize_with = "hosts")]
+    pub hosts: Vec<Cidr>,
+    /// The NICs that carry the networks.
+    #[serde(rename = "underlay", default)]
+    pub underlays: Vec<Underlay>,
+    /// VNIs of UIDs from 2^24 on.
+    #[serde(rename = "vni", default)]
+    pub vnis: Vec<VniRange>,
+    /// Addresses of the networks on this node, for traffic beyond the underlay's subnets.
+    #[serde(default)]
+    pub nat: Nat,
+    /// The nodes that run uvn.
+    #[serde(default)]
+    pub peers: PeerList,
+    /// Who may reach beyond the underlay's subnets.
+    #[serde(default)]
+    pub off_subnet: OffSubnet,
+}
+
+/// See [`Config::attachment`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Attachment {
+    /// It is refused.
+    #[default]
+    Required,
+    /// It goes on, without any network: the user's sockets are refused all the same.
+    Optional,
+}
+
+/// One NIC below the networks.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Underlay {
+    /// Its subnets: on them, users keep to their networks.
+    pub subnets: Vec<Cidr>,
+    /// Its name. None: the NIC that has an address in one of the subnets.
+    pub nic: Option<String>,
+    /// What carries the networks.
+    #[serde(default)]
+    pub path: PathChoice,
+    /// UDP port of VXLAN.
+    #[serde(default = "default_port")]
+    pub port: u16,
+    /// Underlay multicast group for broadcast and unknown frames.
+    pub group: Option<IpAddr>,
+}
+
+/// See [`Underlay::path`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PathChoice {
+    /// The data plane where it can, else kernel VXLAN.
+    #[default]
+    Auto,
+    /// The data plane, or nothing.
+    Engine,
+    /// Kernel VXLAN.
+    Kernel,
+}
+
+/// VNIs for a range of UIDs from 2^24 on: `first` is the first one's.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VniRange {
+    /// The UIDs.
+    #[serde(deserialize_with = "range")]
+    pub uids: RangeInclusive<u32>,
+    /// The VNI of the first of them; the others follow.
+    pub first: u32,
+}
+
+/// One address per family and network; off-subnet traffic leaves with the NIC's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Nat {
+    /// IPv4 pool.
+    pub ipv4: Cidr,
+    /// IPv6 pool.
+    pub ipv6: Cidr,
+}
+
+/// See [`Config::peers`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PeerList {
+    /// Whole ranges of VTEPs.
+    pub range: Vec<Cidr>,
+    /// Addresses, host names, or many of either: `node[01-16,20]`.
+    pub nodes: Vec<String>,
+    /// A slurm.conf: its nodes.
+    pub slurm: Option<PathBuf>,
+}
+
+/// Who may reach beyond the underlay's subnets. A group is a name or a number.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OffSubnet {
+    /// Users of neither list.
+    pub default: Verdict,
+    /// Members of one of these may.
+    pub allow_groups: Vec<Group>,
+    /// Members of one of these may not, whatever other groups say.
+    pub deny_groups: Vec<Group>,
+}
+
+/// See [`OffSubnet::default`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// They may.
+    #[default]
+    Allow,
+    /// They may not.
+    Deny,
+}
+
+/// A group of users.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
+#[serde(untagged, expecting = "a group is a name or a number")]
+pub enum Group {
+    /// Its GID.
+    Number(u32),
+    /// Its name.
+    Name(String),
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Group::Number(gid) => gid.fmt(f),
+            Group::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+impl Default for Nat {
+    fn default() -> Self {
+        Nat {
+            // RFC 6598: shared address space, never routed beyond a site.
+            ipv4: Cidr { address: IpAddr::V4(Ipv4Addr::new(100, 64, 0, 0)), prefix: 10 },
+            // RFC 4193 section 3: a local prefix of our own.
+            ipv6: Cidr { address: IpAddr::V6(Ipv6Addr::new(0xfd75, 0x766e, 0, 0, 0, 0, 0, 0)), prefix: 64 },
+        }
+    }
+}
+
+fn default_policed() -> Vec<RangeInclusive<u32>> {
+    // What lies between are system and dynamic users (systemd.io/UIDS-GIDS); from 65536 on there are also the
+    // subordinate UIDs of users' containers, which must not be a way out.
+    vec![1000..=60000, 65536..=MAX_UID]
+}
+fn default_linger() -> u32 {
+    60
+}
+fn default_service_ports() -> Vec<RangeInclusive<u16>> {
+    // Ports below 1024 are root's anyway. These are Slurm's daemons.
+    vec![6817..=6819]
+}
+fn default_relay() -> Vec<SocketAddr> {
+    vec![SocketAddr::from(([127, 0, 0, 53], 53))]
+}
+fn default_port() -> u16 {
+    vxlan::PORT
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`], which names the file, the line, the key and what is allowed.
+    pub fn load(file: &Path) -> Result<Config, ConfigError> {
+        toml_file::load(file)
+    }
+
+    /// Resolves the nodes that run uvn: names, and slurm.conf. It may wait for DNS, some seconds at most.
+    ///
+    /// # Errors
+    /// slurm.conf cannot be read, or a node list cannot be expanded.
+    pub fn resolve_peers(&self) -> Result<Peers, PeersError> {
+        peers::resolve(&self.peers)
+    }
+
+    /// A user's network with the leased number `slot`. It may ask the user database for the user's groups.
+    ///
+    /// # Errors
+    /// The user has no VNI.
+    pub fn network_of(&self, uid: u32, slot: u32) -> Result<Network, NoVni> {
+        Ok(Network { uid, vni: self.vni_of(uid)?, slot, off_subnet: self.off_subnet.allows(uid) })
+    }
+
+    /// What is allowed, but deserves a second look; for the log.
+    #[must_use]
+    pub fn hints(&self) -> Vec<String> {
+        check::hints(self)
+    }
+}
+
+impl Nat {
+    /// Networks that the pools have addresses for, [`MAX_NETWORKS`] at most.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        // The subnet's first and last address stay unused.
+        let hosts = |bits: u8| 1u32.checked_shl(bits.into()).map_or(u32::MAX, |size| size.saturating_sub(2));
+        hosts(32_u8.saturating_sub(self.ipv4.prefix))
+            .min(hosts(128_u8.saturating_sub(self.ipv6.prefix)))
+            .min(MAX_NETWORKS)
+    }
+
+    /// The addresses of a leased number below [`Nat::slots`].
+    #[must_use]
+    pub fn addresses(&self, slot: u32) -> [IpAddr; 2] {
+        [self.ipv4.address, self.ipv6.address].map(|base| match base {
+            IpAddr::V4(base) => Ipv4Addr::from_bits(base.to_bits().wrapping_add(slot).wrapping_add(1)).into(),
+            IpAddr::V6(base) => Ipv6Addr::from_bits(base.to_bits().wrapping_add(u128::from(slot) + 1)).into(),
+        })
+    }
+}
+
+/// A range as it is written: `"1000-60000"`, `"1000"` or `1000`.
+struct Span<T>(RangeInclusive<T>);
+
+impl<T: FromStr + PartialOrd + Copy> FromStr for Span<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        match (first.trim().parse(), last.trim().parse()) {
+            (Ok(first), Ok(last)) if first <= last => Ok(Span(first..=last)),
+            _ => Err(format!("{text:?} is not a range")),
+        }
+    }
+}
+
+impl<'de, T: FromStr + PartialOrd + Copy> Deserialize<'de> for Span<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "not a range")]
+        enum Written {
+            Number(u64),
+            Text(String),
+        }
+        let text = match Written::deserialize(deserializer)? {
+            Written::Number(number) => number.to_string(),
+            Written::Text(text) => text,
+        };
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+fn range<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RangeInclusive<u32>, D::Error> {
+    Span::deserialize(deserializer).map(|Span(range)| range)
+}
+
+fn ranges<'de, D, T>(deserializer: D) -> Result<Vec<RangeInclusive<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr + PartialOrd + Copy,
+{
+    Ok(Vec::deserialize(deserializer)?.into_iter().map(|Span(range)| range).collect())
+}
+
+/// A subnet, or a single address.
+fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Cidr>, D::Error> {
+    let host = |text: String| match text.parse::<IpAddr>() {
+        Ok(address) => Ok(Cidr { address, prefix: if address.is_ipv4() { 32 } else { 128 } }),
+        Err(_) => text.parse().map_err(serde::de::Error::custom),
+    };
+    Vec::deserialize(deserializer)?.into_iter().map(host).collect()
+}

@@ -2,6 +2,7 @@
 //!
 //! Facts and decisions, without I/O:
 //! - [`config`] reads `/etc/uvn/uvn.toml`
+//! - [`peers`]: the nodes that run uvn, from names and node lists
 //! - [`network`]: a node's underlay NICs, a user's network, and their names and numbers
 //! - [`lease`]: who holds which user's network, and until when
 //! - [`plan`]: what the kernel shall hold for a network, and the steps from what it holds
@@ -31,6 +32,7 @@ pub mod lease;
 pub mod message;
 pub mod netlink;
 pub mod network;
+pub mod peers;
 pub mod plan;
 pub mod relay;
 pub mod sysctl;

@@ -1,0 +1,354 @@
+//! The rules for each key of `uvn.toml`.
+
+use super::{Config, MAX_UID, Nat, OffSubnet, PathChoice, PeerList, Underlay, VniRange};
+use crate::network::MAX_NICS;
+use crate::peers::hostlist;
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use uvn_dataplane::config::Cidr;
+use uvn_dataplane::toml_file::{Invalid, TomlFile, absolute, device_name, each_once, unicast, within};
+use uvn_wire::vxlan::Vni;
+
+/// The first UID that cannot be its own VNI.
+const FIRST_MAPPED: u32 = Vni::MAX + 1;
+
+impl TomlFile for Config {
+    fn allowed(key: &str) -> Option<&'static str> {
+        let name = key.rsplit('.').next()?;
+        Some(match name.split('[').next()? {
+            "policed" | "exempt" => "UIDs from 1 to 4294967294, such as 1000 or \"1000-60000\"; not root's 0",
+            "attachment" => "\"required\" or \"optional\"",
+            "linger_s" => "0 to 1000000 seconds",
+            "service_ports" | "srun_ports" => {
+                "ports from 1 to 65535, such as 111 or \"6817-6819\"; none in both lists"
+            }
+            "relay" => {
+                "up to 16 loopback addresses with a port, such as \"127.0.0.53:53\"; a port from 1024 on must be \
+                 among `service_ports`"
+            }
+            "hosts" => "addresses or subnets inside an underlay's subnets, such as \"10.0.0.250\"",
+            "underlay" => "1 to 10 [[underlay]] tables",
+            "subnets" => {
+                "1 to 16 subnets such as \"10.0.0.0/16\", none overlapping another; the NIC has an address in them"
+            }
+            "nic" => "a network device's name: 1 to 15 bytes, no blank, no slash; each NIC once",
+            "path" => "\"auto\", \"engine\" or \"kernel\"",
+            "port" => "a UDP port, 1 to 65535; kernel VXLAN needs another one on each NIC",
+            "group" => "a multicast address of a family that the subnets have",
+            "vni" => "[[vni]] tables such as uids = \"16777216-16781311\", first = 60001",
+            "uids" => "UIDs from 16777216 to 4294967294, such as \"16777216-16781311\", each in one range",
+            "first" => "a VNI from 1, with all that follow up to 16777215 and in no other range",
+            "ipv4" => "an IPv4 subnet from /8 to /30 that overlaps no underlay, such as \"100.64.0.0/10\"",
+            "ipv6" => "an IPv6 subnet up to /126 that overlaps no underlay, such as \"fd75:766e::/64\"",
+            "range" => "subnets such as \"10.0.0.0/16\"; IPv6 ones /96 or longer",
+            "nodes" => "addresses and host names, also many at once such as \"node[01-16,20]\"",
+            "slurm" => "the absolute path of slurm.conf",
+            "default" => "\"allow\" or \"deny\"",
+            "allow_groups" | "deny_groups" => "names or numbers of groups, each once",
+            _ => return None,
+        })
+    }
+
+    fn check(&self) -> Result<(), Invalid> {
+        uids("policed", &self.policed)?;
+        uids("exempt", &self.exempt)?;
+        within("linger_s", self.linger_s.into(), 0..=1_000_000)?;
+        self.check_ports()?;
+        within("underlay", self.underlays.len() as u64, 1..=MAX_NICS as u64)
+            .map_err(|_| Invalid::new("underlay", format!("{} tables", self.underlays.len())))?;
+        for (index, underlay) in self.underlays.iter().enumerate() {
+            let key = format!("underlay[{index}]");
+            underlay.check().map_err(|invalid| invalid.within(&key))?;
+            let others = self.underlays.get(..index).unwrap_or_default();
+            underlay.check_beside(others).map_err(|invalid| invalid.within(&key))?;
+        }
+        self.check_relay()?;
+        self.check_hosts()?;
+        check_vnis(&self.vnis)?;
+        self.check_nat().map_err(|invalid| invalid.within("nat"))?;
+        self.peers.check().map_err(|invalid| invalid.within("peers"))?;
+        self.off_subnet.check().map_err(|invalid| invalid.within("off_subnet"))
+    }
+}
+
+impl Config {
+    fn check_ports(&self) -> Result<(), Invalid> {
+        for (key, ranges) in [("service_ports", &self.service_ports), ("srun_ports", &self.srun_ports)] {
+            disjoint(key, ranges)?;
+            if let Some(index) = ranges.iter().position(|range| *range.start() == 0) {
+                return Err(Invalid::new(format!("{key}[{index}]"), "0"));
+            }
+        }
+        for (index, srun) in self.srun_ports.iter().enumerate() {
+            if let Some(service) = self.service_ports.iter().find(|service| meet(srun, service)) {
+                let problem = format!("{} meets {} of `service_ports`", shown(srun), shown(service));
+                return Err(Invalid::new(format!("srun_ports[{index}]"), problem));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_relay(&self) -> Result<(), Invalid> {
+        each_once("relay", self.relay.iter())?;
+        if self.relay.len() > 16 {
+            return Err(Invalid::new("relay", format!("{} addresses", self.relay.len())));
+        }
+        for (index, address) in self.relay.iter().enumerate() {
+            let wrong =
+                |what: &str| Err(Invalid::new(format!("relay[{index}]"), format!("{address} {what}")));
+            let port = address.port();
+            if !address.ip().is_loopback() {
+                return wrong("is no loopback address");
+            }
+            // Otherwise a user could take the address in his network, and nobody would notice why the relay fails.
+            if port == 0 || port >= 1024 && !self.service_ports.iter().any(|range| range.contains(&port)) {
+                return wrong("has a port that users may take");
+            }
+        }
+        Ok(())
+    }
+
+    fn check_hosts(&self) -> Result<(), Invalid> {
+        each_once("hosts", self.hosts.iter())?;
+        let subnets = || self.underlays.iter().flat_map(|underlay| &underlay.subnets);
+        for (index, host) in self.hosts.iter().enumerate() {
+            let key = format!("hosts[{index}]");
+            subnet(&key, *host)?;
+            if !subnets().any(|subnet| subnet.prefix < host.prefix && subnet.contains(host.address)) {
+                return Err(Invalid::new(key, format!("{host} is not inside an underlay's subnet")));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_nat(&self) -> Result<(), Invalid> {
+        let Nat { ipv4, ipv6 } = self.nat;
+        if !ipv4.address.is_ipv4() || !(8..=30).contains(&ipv4.prefix) {
+            return Err(Invalid::new("ipv4", ipv4.to_string()));
+        }
+        if !ipv6.address.is_ipv6() || ipv6.prefix > 126 {
+            return Err(Invalid::new("ipv6", ipv6.to_string()));
+        }
+        for (key, pool) in [("ipv4", ipv4), ("ipv6", ipv6)] {
+            subnet(key, pool)?;
+            let taken = self.underlays.iter().flat_map(|underlay| &underlay.subnets).chain(&self.peers.range);
+            if let Some(other) = taken.into_iter().find(|other| overlap(pool, **other)) {
+                return Err(Invalid::new(key, format!("{pool} overlaps {other}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Underlay {
+    fn check(&self) -> Result<(), Invalid> {
+        if !(1..=16).contains(&self.subnets.len()) {
+            return Err(Invalid::new("subnets", format!("{} subnets", self.subnets.len())));
+        }
+        for (index, cidr) in self.subnets.iter().enumerate() {
+            let key = format!("subnets[{index}]");
+            subnet(&key, *cidr)?;
+            let others = self.subnets.get(..index).unwrap_or_default();
+            if let Some(other) = others.iter().find(|other| overlap(*cidr, **other)) {
+                return Err(Invalid::new(key, format!("{cidr} overlaps {other}")));
+            }
+        }
+        if let Some(nic) = &self.nic {
+            device_name("nic", nic)?;
+            // The names of VRFs and endpoints.
+            if crate::network::uid_of(nic).is_some() {
+                return Err(Invalid::new("nic", format!("`{nic}` is a name of uvn's own devices")));
+            }
+        }
+        within("port", self.port.into(), 1..=65535)?;
+        let Some(group) = self.group else { return Ok(()) };
+        if !group.is_multicast() {
+            return Err(Invalid::new("group", format!("{group} is not a multicast address")));
+        }
+        if !self.subnets.iter().any(|subnet| subnet.address.is_ipv4() == group.is_ipv4()) {
+            return Err(Invalid::new("group", format!("{group}: no subnet is of its family")));
+        }
+        Ok(())
+    }
+
+    fn check_beside(&self, others: &[Underlay]) -> Result<(), Invalid> {
+        for (index, other) in others.iter().enumerate() {
+            for (own, cidr) in self.subnets.iter().enumerate() {
+                if let Some(theirs) = other.subnets.iter().find(|theirs| overlap(*cidr, **theirs)) {
+                    let problem = format!("{cidr} overlaps {theirs} of underlay[{index}]");
+                    return Err(Invalid::new(format!("subnets[{own}]"), problem));
+                }
+            }
+            if let Some(nic) = self.nic.as_ref().filter(|nic| other.nic.as_ref() == Some(nic)) {
+                return Err(Invalid::new("nic", format!("`{nic}` is the NIC of underlay[{index}], too")));
+            }
+            // The kernel has one VXLAN socket per port, and refuses a VNI there twice (drivers/net/vxlan).
+            let kernel = |underlay: &Underlay| underlay.path == PathChoice::Kernel;
+            if kernel(self) && kernel(other) && self.port == other.port {
+                let problem =
+                    format!("{} is the port of underlay[{index}], and both are kernel VXLAN", self.port);
+                return Err(Invalid::new("port", problem));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl PeerList {
+    fn check(&self) -> Result<(), Invalid> {
+        each_once("range", self.range.iter())?;
+        for (index, range) in self.range.iter().enumerate() {
+            let key = format!("range[{index}]");
+            subnet(&key, *range)?;
+            // An endpoint's MAC holds the last four bytes of its VTEP.
+            if range.address.is_ipv6() && range.prefix < 96 {
+                return Err(Invalid::new(key, format!("{range} is too wide")));
+            }
+        }
+        each_once("nodes", self.nodes.iter())?;
+        for (index, nodes) in self.nodes.iter().enumerate() {
+            hostlist::expand(nodes)
+                .map_err(|error| Invalid::new(format!("nodes[{index}]"), error.to_string()))?;
+        }
+        self.slurm.as_deref().map_or(Ok(()), |path| absolute("slurm", path))
+    }
+}
+
+impl OffSubnet {
+    fn check(&self) -> Result<(), Invalid> {
+        each_once("allow_groups", self.allow_groups.iter())?;
+        each_once("deny_groups", self.deny_groups.iter())?;
+        let both = self.deny_groups.iter().position(|group| self.allow_groups.contains(group));
+        match both {
+            Some(index) => Err(Invalid::new(format!("deny_groups[{index}]"), "it is in `allow_groups`, too")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check_vnis(vnis: &[VniRange]) -> Result<(), Invalid> {
+    for (index, range) in vnis.iter().enumerate() {
+        let key = |name: &str| format!("vni[{index}].{name}");
+        if !(FIRST_MAPPED..=MAX_UID).contains(range.uids.start()) || *range.uids.end() > MAX_UID {
+            return Err(Invalid::new(key("uids"), shown(&range.uids)));
+        }
+        let size = range.uids.end() - range.uids.start();
+        if range.first == 0 || range.first.checked_add(size).is_none_or(|last| last > Vni::MAX) {
+            let problem = format!("{} and {} more", range.first, size);
+            return Err(Invalid::new(key("first"), problem));
+        }
+        for (other_index, other) in vnis.iter().enumerate().take(index) {
+            if meet(&range.uids, &other.uids) {
+                let problem =
+                    format!("{} meets {} of vni[{other_index}]", shown(&range.uids), shown(&other.uids));
+                return Err(Invalid::new(key("uids"), problem));
+            }
+            if meet(&range.vnis(), &other.vnis()) {
+                let vni = *range.vnis().start().max(other.vnis().start());
+                let name = |range: &VniRange| range.uid_of(vni).unwrap_or_default();
+                let problem = format!("UID {} and UID {} would share VNI {vni}", name(other), name(range));
+                return Err(Invalid::new(key("first"), problem));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is allowed, but deserves a second look.
+pub(super) fn hints(config: &Config) -> Vec<String> {
+    let mut hints = Vec::new();
+    let peers = &config.peers;
+    if peers.range.is_empty() && peers.nodes.is_empty() && peers.slurm.is_none() {
+        hints.push("[peers] names no other node: the networks end on this one".into());
+    }
+    let ranges = config.policed_ranges();
+    for (index, range) in config.vnis.iter().enumerate() {
+        if let Some(own) = ranges.iter().find(|own| meet(own, &range.vnis())) {
+            let uid = *own.start().max(range.vnis().start());
+            let other = range.uid_of(uid).unwrap_or_default();
+            hints.push(format!(
+                "vni[{index}] takes the VNIs of policed UIDs, which can have no network: UID {uid}'s goes to UID {other}"
+            ));
+        }
+    }
+    // Documentation/networking/ip-sysctl.rst: two numbers.
+    let ephemeral = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut ephemeral = ephemeral.split_whitespace().map(str::parse);
+    if let (Some(Ok(first)), Some(Ok(last))) = (ephemeral.next(), ephemeral.next()) {
+        hints.extend(ephemeral_hints(config, &(first..=last)));
+    }
+    hints
+}
+
+/// A port that the kernel picks for a user by itself passes no bind hook.
+pub(super) fn ephemeral_hints(config: &Config, ephemeral: &RangeInclusive<u16>) -> Vec<String> {
+    let lists = [("service_ports", &config.service_ports), ("srun_ports", &config.srun_ports)];
+    let inside = lists.into_iter().flat_map(|(key, ranges)| {
+        ranges.iter().filter(|range| meet(range, ephemeral)).map(move |range| (key, range))
+    });
+    let hint = |(key, range)| {
+        format!(
+            "`{key}` {} meets the ports that the kernel picks by itself ({}): see net.ipv4.ip_local_reserved_ports",
+            shown(range),
+            shown(ephemeral)
+        )
+    };
+    inside.map(hint).collect()
+}
+
+fn uids(key: &str, ranges: &[RangeInclusive<u32>]) -> Result<(), Invalid> {
+    let wrong = ranges.iter().position(|range| *range.start() == 0 || *range.end() > MAX_UID);
+    if let Some((index, range)) = wrong.and_then(|index| Some((index, ranges.get(index)?))) {
+        return Err(Invalid::new(format!("{key}[{index}]"), shown(range)));
+    }
+    disjoint(key, ranges)
+}
+
+fn disjoint<T: PartialOrd + Display>(key: &str, ranges: &[RangeInclusive<T>]) -> Result<(), Invalid> {
+    for (index, range) in ranges.iter().enumerate() {
+        if let Some(other) = ranges.iter().take(index).find(|other| meet(range, other)) {
+            let problem = format!("{} meets {}", shown(range), shown(other));
+            return Err(Invalid::new(format!("{key}[{index}]"), problem));
+        }
+    }
+    Ok(())
+}
+
+/// A subnet of unicast addresses, without host bits.
+fn subnet(key: &str, cidr: Cidr) -> Result<(), Invalid> {
+    if cidr.prefix == 0 {
+        return Err(Invalid::new(key, format!("{cidr} is every address")));
+    }
+    unicast(key, cidr.address)?;
+    let network: IpAddr = match cidr.address {
+        IpAddr::V4(address) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(cidr.prefix)).unwrap_or(0);
+            std::net::Ipv4Addr::from_bits(address.to_bits() & mask).into()
+        }
+        IpAddr::V6(address) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(cidr.prefix)).unwrap_or(0);
+            std::net::Ipv6Addr::from_bits(address.to_bits() & mask).into()
+        }
+    };
+    if network == cidr.address {
+        return Ok(());
+    }
+    Err(Invalid::new(key, format!("{cidr} is an address in {network}/{}", cidr.prefix)))
+}
+
+fn overlap(a: Cidr, b: Cidr) -> bool {
+    a.contains(b.address) && a.prefix <= b.prefix || b.contains(a.address) && b.prefix <= a.prefix
+}
+
+fn meet<T: PartialOrd>(a: &RangeInclusive<T>, b: &RangeInclusive<T>) -> bool {
+    a.start() <= b.end() && b.start() <= a.end()
+}
+
+fn shown<T: PartialEq + Display>(range: &RangeInclusive<T>) -> String {
+    if range.start() == range.end() {
+        range.start().to_string()
+    } else {
+        format!("{}-{}", range.start(), range.end())
+    }
+}

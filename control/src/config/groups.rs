@@ -1,0 +1,86 @@
+//! Whether a user's groups let him reach beyond the underlay's subnets.
+
+use super::{Group, OffSubnet, Verdict};
+use nix::unistd::{Gid, Uid, User, getgrouplist};
+use std::ffi::CString;
+
+impl OffSubnet {
+    /// Whether a user may. With groups listed, it asks the user database; what cannot be found out is refused.
+    #[must_use]
+    pub fn allows(&self, uid: u32) -> bool {
+        if self.allow_groups.is_empty() && self.deny_groups.is_empty() {
+            return self.default == Verdict::Allow;
+        }
+        match (groups_of(uid), gids(&self.deny_groups)) {
+            (Ok(member), Some(denied)) => self.verdict(&member, &denied),
+            (Err(error), _) => {
+                tracing::warn!(uid, %error, "off-subnet traffic refused: the user's groups cannot be looked up");
+                false
+            }
+            (_, None) => {
+                tracing::warn!(
+                    uid,
+                    "off-subnet traffic refused: a group of `deny_groups` cannot be looked up"
+                );
+                false
+            }
+        }
+    }
+
+    /// The verdict for a member of these groups.
+    fn verdict(&self, member: &[u32], denied: &[u32]) -> bool {
+        let of = |gid: &u32| member.contains(gid);
+        if denied.iter().any(of) {
+            return false;
+        }
+        let allowed = |group: &Group| gid(group).is_some_and(|gid| of(&gid));
+        self.default == Verdict::Allow || self.allow_groups.iter().any(allowed)
+    }
+}
+
+/// All GIDs of a user; of one without an entry in the user database, none.
+fn groups_of(uid: u32) -> nix::Result<Vec<u32>> {
+    let Some(user) = User::from_uid(Uid::from_raw(uid))? else { return Ok(Vec::new()) };
+    let name = CString::new(user.name).map_err(|_| nix::Error::EINVAL)?;
+    Ok(getgrouplist(&name, user.gid)?.into_iter().map(Gid::as_raw).collect())
+}
+
+/// The GIDs of all groups; None if one cannot be found.
+fn gids(groups: &[Group]) -> Option<Vec<u32>> {
+    groups.iter().map(gid).collect()
+}
+
+fn gid(group: &Group) -> Option<u32> {
+    match group {
+        Group::Number(gid) => Some(*gid),
+        Group::Name(name) => Some(nix::unistd::Group::from_name(name).ok()??.gid.as_raw()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_denied_group_wins_and_an_allowed_one_beats_the_default() {
+        let policy = OffSubnet {
+            default: Verdict::Deny,
+            allow_groups: vec![Group::Number(7), Group::Name("root".into())],
+            deny_groups: Vec::new(),
+        };
+        assert!(policy.verdict(&[1, 7], &[]) && policy.verdict(&[0], &[]));
+        assert!(!policy.verdict(&[1], &[]) && !policy.verdict(&[1, 7], &[1]) && !policy.verdict(&[], &[]));
+        let policy = OffSubnet { default: Verdict::Allow, ..policy };
+        assert!(policy.verdict(&[1], &[2]) && !policy.verdict(&[1], &[1]));
+    }
+
+    #[test]
+    fn an_unknown_denied_group_refuses() {
+        let policy =
+            OffSubnet { deny_groups: vec![Group::Name("no-such-group".into())], ..OffSubnet::default() };
+        assert!(!policy.allows(0));
+        // The user database has root in group 0.
+        let policy = OffSubnet { deny_groups: vec![Group::Number(0)], ..OffSubnet::default() };
+        assert!(!policy.allows(0) && policy.allows(4_000_000_000));
+    }
+}

@@ -1,0 +1,122 @@
+//! Which UIDs are policed, and which VNI each has.
+
+use super::{Config, VniRange};
+use std::ops::RangeInclusive;
+use thiserror::Error;
+use uvn_wire::vxlan::Vni;
+
+/// Why a UID has no VNI.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum NoVni {
+    /// It is not policed: it needs none.
+    #[error("UID {0} is not policed: it has no network; see `policed` and `exempt`")]
+    NotPoliced(u32),
+    /// It is 2^24 or more, and no range covers it.
+    #[error("UID {0} is 2^24 or more: a [[vni]] range must give it a VNI")]
+    Unmapped(u32),
+    /// Another UID has been given the VNI that is its number.
+    #[error(
+        "UID {uid} and UID {other} would share VNI {uid}, which a [[vni]] range gives to {other}: change the range"
+    )]
+    Taken {
+        /// This one.
+        uid: u32,
+        /// The other one.
+        other: u32,
+    },
+}
+
+impl VniRange {
+    /// The VNI of a UID of the range.
+    pub(super) fn vni_of(&self, uid: u32) -> Option<u32> {
+        if !self.uids.contains(&uid) {
+            return None;
+        }
+        self.first.checked_add(uid - self.uids.start())
+    }
+
+    /// The UID of a VNI of the range.
+    pub(super) fn uid_of(&self, vni: u32) -> Option<u32> {
+        let uid = self.uids.start().checked_add(vni.checked_sub(self.first)?)?;
+        self.uids.contains(&uid).then_some(uid)
+    }
+
+    /// The VNIs of the range.
+    pub(super) fn vnis(&self) -> RangeInclusive<u32> {
+        self.first..=self.first.saturating_add(self.uids.end() - self.uids.start())
+    }
+}
+
+impl Config {
+    /// Whether a UID's sockets are bound to its network.
+    #[must_use]
+    pub fn is_policed(&self, uid: u32) -> bool {
+        let within = |ranges: &[RangeInclusive<u32>]| ranges.iter().any(|range| range.contains(&uid));
+        within(&self.policed) && !within(&self.exempt)
+    }
+
+    /// The policed UIDs in ascending ranges that neither touch nor overlap, exemptions cut out.
+    #[must_use]
+    pub fn policed_ranges(&self) -> Vec<RangeInclusive<u32>> {
+        let exempt = merged(&self.exempt);
+        let mut kept = Vec::new();
+        for range in merged(&self.policed) {
+            let mut first = *range.start();
+            for hole in
+                exempt.iter().filter(|hole| hole.end() >= range.start() && hole.start() <= range.end())
+            {
+                if *hole.start() > first {
+                    kept.push(first..=hole.start() - 1);
+                }
+                // MAX_UID is below u32::MAX: no overflow.
+                first = first.max(hole.end().saturating_add(1));
+            }
+            if first <= *range.end() {
+                kept.push(first..=*range.end());
+            }
+        }
+        kept
+    }
+
+    /// The VNI of a policed UID: its own number below 2^24, else what a range gives it. No two UIDs have the same.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn vni_of(&self, uid: u32) -> Result<Vni, NoVni> {
+        if !self.is_policed(uid) {
+            return Err(NoVni::NotPoliced(uid));
+        }
+        let Some(own) = Vni::new(uid) else {
+            let mapped = self.vnis.iter().find_map(|range| range.vni_of(uid));
+            return mapped.and_then(Vni::new).ok_or(NoVni::Unmapped(uid));
+        };
+        match self.vnis.iter().find_map(|range| range.uid_of(uid)) {
+            Some(other) => Err(NoVni::Taken { uid, other }),
+            None => Ok(own),
+        }
+    }
+
+    /// The policed UID whose VNI this is.
+    #[must_use]
+    pub fn uid_of(&self, vni: Vni) -> Option<u32> {
+        let mapped = self.vnis.iter().find_map(|range| range.uid_of(vni.get()));
+        let uid = mapped.unwrap_or(vni.get());
+        self.is_policed(uid).then_some(uid)
+    }
+}
+
+/// The same numbers in ascending ranges that neither touch nor overlap.
+fn merged(ranges: &[RangeInclusive<u32>]) -> Vec<RangeInclusive<u32>> {
+    let mut sorted = ranges.to_vec();
+    sorted.sort_by_key(|range| *range.start());
+    let mut merged: Vec<RangeInclusive<u32>> = Vec::new();
+    for range in sorted {
+        match merged.last_mut() {
+            Some(last) if *range.start() <= last.end().saturating_add(1) => {
+                *last = *last.start()..=*last.end().max(range.end());
+            }
+            _ => merged.push(range),
+        }
+    }
+    merged
+}

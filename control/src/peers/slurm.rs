@@ -1,0 +1,129 @@
+//! The nodes of a slurm.conf (slurm.conf(5)): `NodeName`, `NodeAddr`, `NodeHostname`, and `Include`.
+
+use super::hostlist::{self, HostlistError};
+use std::io;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Files that may include each other.
+const MAX_DEPTH: usize = 8;
+
+/// Why a slurm.conf gives no nodes.
+#[derive(Debug, Error)]
+pub enum SlurmError {
+    /// It cannot be read.
+    #[error("{file}: {source}", file = file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// A node list in it.
+    #[error("{file}: {source}", file = file.display())]
+    Hostlist {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        source: HostlistError,
+    },
+    /// It includes itself.
+    #[error("{file}: files include each other more than {MAX_DEPTH} deep", file = .0.display())]
+    TooDeep(PathBuf),
+}
+
+/// Where each node is reached: its `NodeAddr`, else its `NodeHostname`, else its name.
+pub(super) fn nodes(file: &Path) -> Result<Vec<String>, SlurmError> {
+    let mut nodes = Vec::new();
+    read(file, &mut nodes, 0)?;
+    Ok(nodes)
+}
+
+fn read(file: &Path, nodes: &mut Vec<String>, depth: usize) -> Result<(), SlurmError> {
+    if depth > MAX_DEPTH {
+        return Err(SlurmError::TooDeep(file.into()));
+    }
+    let text =
+        std::fs::read_to_string(file).map_err(|source| SlurmError::Read { file: file.into(), source })?;
+    for line in logical_lines(&text) {
+        let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((&line, ""));
+        if word.eq_ignore_ascii_case("include") {
+            // Relative to the file; Path::join takes an absolute one as it is.
+            let included = file.parent().unwrap_or(Path::new("/")).join(rest.trim());
+            read(&included, nodes, depth + 1)?;
+        } else if let Some(list) = addresses(&line) {
+            let names = hostlist::expand(list);
+            nodes.extend(names.map_err(|source| SlurmError::Hostlist { file: file.into(), source })?);
+        }
+    }
+    Ok(())
+}
+
+/// Lines without comments, joined where one ends in a backslash.
+fn logical_lines(text: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for line in text.lines() {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        let (line, continued) = line.strip_suffix('\\').map_or((line, false), |line| (line, true));
+        if let Some(last) = lines.last_mut() {
+            last.push_str(line);
+        }
+        if !continued {
+            lines.push(String::new());
+        }
+    }
+    lines
+}
+
+/// The list of addresses of a line that begins with `NodeName=`.
+fn addresses(line: &str) -> Option<&str> {
+    let mut words = line.split_whitespace().filter_map(|word| word.split_once('='));
+    let (key, name) = words.next()?;
+    if !key.eq_ignore_ascii_case("NodeName") || name.eq_ignore_ascii_case("DEFAULT") {
+        return None;
+    }
+    let value = |wanted: &str| {
+        words.clone().find(|(key, _)| key.eq_ignore_ascii_case(wanted)).map(|(_, value)| value)
+    };
+    Some(value("NodeAddr").or_else(|| value("NodeHostname")).unwrap_or(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("uvn-slurm-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    #[test]
+    fn nodes_of_a_slurm_conf_and_what_it_includes() {
+        let folder = folder("nodes");
+        let conf = "ClusterName=c # NodeName=no\nNodeName=DEFAULT CPUs=4\n\
+                    nodename=node[1-2] NodeAddr=10.0.0.[1-2] \\\n  CPUs=2\nNodeName=a NodeHostname=b\n\
+                    INCLUDE more.conf\nPartitionName=p Nodes=ALL\n";
+        std::fs::write(folder.join("slurm.conf"), conf).unwrap();
+        std::fs::write(folder.join("more.conf"), "NodeName=node[07,09]\tState=UNKNOWN\n").unwrap();
+        let found = nodes(&folder.join("slurm.conf"));
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(found.unwrap(), ["10.0.0.1", "10.0.0.2", "b", "node07", "node09"]);
+    }
+
+    #[test]
+    fn errors_name_the_file() {
+        let folder = folder("errors");
+        let own = folder.join("slurm.conf");
+        std::fs::write(&own, "Include slurm.conf").unwrap();
+        let circle = nodes(&own).unwrap_err().to_string();
+        std::fs::write(&own, "NodeName=n[1-").unwrap();
+        let list = nodes(&own).unwrap_err().to_string();
+        std::fs::write(&own, "Include gone.conf").unwrap();
+        let gone = nodes(&own).unwrap_err().to_string();
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert!(circle.contains("slurm.conf: files include each other"), "{circle}");
+        assert!(list.contains("slurm.conf: \"n[1-\" is not a node list"), "{list}");
+        assert!(gone.contains("gone.conf: No such file"), "{gone}");
+    }
+}
