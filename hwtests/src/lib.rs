@@ -1,7 +1,8 @@
 //! Tests of uvn on real kernels and NICs: nodes, users and probes.
 //!
-//! The suites in `tests/` need root and a kernel with VRF; `cargo xtask guest` has both. All nodes share one kernel: a
-//! [`Node`] is a network, mount and UTS namespace of its own with an uvnd of its own.
+//! The suites in `tests/` need root and a kernel with VRF: `cargo xtask suite NAME` builds one and runs it in a guest
+//! (with systemd and logind if its name ends in `_systemd`). All nodes share one kernel: a [`Node`] is a network, mount
+//! and UTS namespace of its own with an uvnd of its own.
 //!
 //! - [`namespace`]: what tells one node from another
 //! - [`cluster`]: nodes, the switch between them, and hosts without uvn

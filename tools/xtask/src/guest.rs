@@ -23,8 +23,6 @@ pub mod kernel;
 
 use crate::shell::ShellError;
 use kernel::Kernel;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -36,20 +34,26 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, clap::Args)]
 pub struct Machine {
     /// Debian's kernel series
-    #[arg(long, value_enum, default_value_t = kernel::Series::V6_1)]
+    #[arg(long, value_enum, default_value_t = Machine::default().kernel)]
     pub kernel: kernel::Series,
     /// Boot systemd with D-Bus and logind, and run the command as a service
     #[arg(long)]
     pub systemd: bool,
     /// Memory in MiB; the tmpfs for what the guest writes takes from it
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = Machine::default().memory)]
     pub memory: u32,
     /// End the guest after so many minutes
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = Machine::default().timeout)]
     pub timeout: u64,
     /// Cores
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = Machine::default().cores)]
     pub cores: u32,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Machine { kernel: kernel::Series::V6_1, systemd: false, memory: 2048, timeout: 15, cores: 2 }
+    }
 }
 
 /// A guest could not be run to its command's end.
@@ -96,9 +100,9 @@ pub enum Stream {
 /// Runs `command` in a guest with the terminal's output and returns its exit code.
 ///
 /// # Errors
-/// No kernel, no qemu, the time limit, or a guest that crashed.
-pub fn run(machine: &Machine, command: &[String]) -> Result<i32, GuestError> {
-    run_with(machine, command, |stream, bytes| {
+/// As [`run`].
+pub fn show(machine: &Machine, command: &[String]) -> Result<i32, GuestError> {
+    run(machine, command, |stream, bytes| {
         // Whoever reads us may have gone; the command goes on all the same.
         let _gone = match stream {
             Stream::Out => io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()),
@@ -110,8 +114,8 @@ pub fn run(machine: &Machine, command: &[String]) -> Result<i32, GuestError> {
 /// Runs `command` in a guest, hands its output to `sink` as it arrives, and returns its exit code.
 ///
 /// # Errors
-/// As [`run`].
-pub fn run_with(
+/// No kernel, no qemu, the time limit, or a guest that crashed.
+pub fn run(
     machine: &Machine,
     command: &[String],
     mut sink: impl FnMut(Stream, &[u8]),
@@ -145,7 +149,7 @@ pub fn run_with(
 
 /// The machine without its file systems and streams.
 fn qemu(machine: &Machine, kernel: &Kernel, accelerator: accelerator::Accelerator) -> Command {
-    // The guest must not outlive us, however we end: setpriv asks the kernel to see to it.
+    // The guest must not outlive us, however we end (Ctrl-C): setpriv asks the kernel to see to it.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-nographic", "-no-reboot"]);
     qemu.args(["-machine", "q35", "-m", &machine.memory.to_string(), "-smp", &machine.cores.to_string()]);
@@ -186,8 +190,7 @@ impl Share {
         let (pid, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let suffix = if number == 0 { String::new() } else { format!("-{number}") };
         let path = target.join(format!("run-{pid}{suffix}"));
-        // What is there has the id of a process that is no more.
-        let _not_there = std::fs::remove_dir_all(&path);
+        sweep(target);
         std::fs::create_dir_all(&path).map_err(GuestError::io(format!("create {}", path.display())))?;
         let share = Share { path };
         share.write("stage2.sh", include_str!("guest/stage2.sh"))?;
@@ -210,13 +213,29 @@ impl Share {
 }
 
 impl Drop for Share {
-    /// Keeps what the command wrote, if anything.
     fn drop(&mut self) {
-        for ours in ["stage2.sh", "systemd.sh", "command.sh", "initramfs", "console.log", "exit"] {
-            let _not_there = std::fs::remove_file(self.path.join(ours));
-        }
-        if std::fs::remove_dir(&self.path).is_err() {
+        clear(&self.path);
+        if self.path.exists() {
             eprintln!("the guest's command left files in {}", self.path.display());
+        }
+    }
+}
+
+/// Removes what we put into a run's folder, and the folder unless the command left something there.
+fn clear(folder: &Path) {
+    for ours in ["stage2.sh", "systemd.sh", "command.sh", "initramfs", "console.log", "exit"] {
+        let _not_there = std::fs::remove_file(folder.join(ours));
+    }
+    let _not_empty = std::fs::remove_dir(folder);
+}
+
+/// Clears the folders of runs that were killed.
+fn sweep(target: &Path) {
+    for entry in std::fs::read_dir(target).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix("run-")?.split('-').next());
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            clear(&entry.path());
         }
     }
 }
@@ -263,7 +282,6 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(GuestError::io("start qemu"))?;
-        end_on_signals(child.id())?;
         let (sender, output) = std::sync::mpsc::channel();
         let streams: [(Stream, Option<Box<dyn Read + Send>>); 2] = [
             (Stream::Out, child.stdout.take().map(|pipe| Box::new(pipe) as _)),
@@ -304,19 +322,6 @@ impl Drop for Running {
         let _already_ended = self.child.kill();
         let _status = self.child.wait();
     }
-}
-
-/// Has Ctrl-C, SIGTERM and SIGHUP end qemu and then us.
-fn end_on_signals(qemu: u32) -> Result<(), GuestError> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
-        .map_err(GuestError::io("catch signals"))?;
-    thread::spawn(move || {
-        let Some(signal) = signals.forever().next() else { return };
-        let _already_ended = kill(Pid::from_raw(qemu.cast_signed()), Signal::SIGKILL);
-        std::process::exit(128 + signal);
-    });
-    Ok(())
 }
 
 #[cfg(test)]

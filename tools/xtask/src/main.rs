@@ -15,6 +15,7 @@
 //! - [`rig`]: two nodes as network namespaces
 //! - [`setup`]: the apt packages each command needs, and why
 //! - [`shell`]: runs other programs
+//! - [`suites`]: the control side's tests, in guests
 //! - [`test`]: everything that must hold before a change goes in
 //! - [`workload`]: traffic, and what is measured of it
 #![forbid(unsafe_code)]
@@ -34,6 +35,7 @@ mod report;
 mod rig;
 mod setup;
 mod shell;
+mod suites;
 mod test;
 mod workload;
 
@@ -56,6 +58,8 @@ enum Xtask {
     Demo,
     /// Check format, lints, tests, the eBPF object and the demo's isolation. Needs root; CI runs this
     Test,
+    /// Run suites of hwtests/tests in guests
+    Suite(suites::Choice),
     /// Measure raw, kernel VXLAN and uvn side by side
     Bench {
         /// At most five minutes: fewer and shorter rounds
@@ -81,6 +85,7 @@ fn main() -> ExitCode {
         Xtask::Ebpf { check } => ebpf::run(check).map_err(Error::from),
         Xtask::Demo => show(),
         Xtask::Test => check(),
+        Xtask::Suite(choice) => suite(&choice),
         Xtask::Bench { quick } => measure(quick),
         Xtask::Guest { machine, command } => match boot(&machine, &command) {
             Ok(code) => return ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)),
@@ -116,7 +121,12 @@ fn measure(quick: bool) -> Result<(), Error> {
 
 fn boot(machine: &guest::Machine, command: &[String]) -> Result<i32, Error> {
     setup::install(&[setup::GUEST])?;
-    Ok(guest::run(machine, command)?)
+    Ok(guest::show(machine, command)?)
+}
+
+fn suite(choice: &suites::Choice) -> Result<(), Error> {
+    setup::install(&[setup::BUILD, setup::GUEST])?;
+    if suites::choose(choice).map_err(Error::Suites)? { Ok(()) } else { Err(Error::Test) }
 }
 
 /// Why a command failed.
@@ -130,6 +140,8 @@ enum Error {
     Rig(#[from] rig::RigError),
     #[error(transparent)]
     Guest(#[from] guest::GuestError),
+    #[error("{0}")]
+    Suites(String),
     #[error("the demo is not as expected: see WRONG above")]
     Unexpected,
     #[error("not everything passed: see FAILED above")]

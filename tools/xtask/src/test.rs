@@ -1,12 +1,12 @@
 //! `cargo xtask test`: everything that must hold before a change goes in. CI runs this and nothing else.
 
 use crate::dataplane::{self, cargo};
-use crate::{demo, ebpf, rig, shell};
+use crate::{demo, ebpf, rig, shell, suites};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 /// What a runner says in the end, or why it failed.
-type Closing = Result<String, String>;
+pub type Closing = Result<String, String>;
 /// Its name and how to run it.
 type Runner = (&'static str, fn() -> Closing);
 
@@ -15,15 +15,25 @@ type Runner = (&'static str, fn() -> Closing);
 pub fn test() -> bool {
     let runners: [Runner; 5] =
         [("format", format), ("clippy", clippy), ("tests", tests), ("ebpf", object), ("demo", demo)];
-    let closings: Vec<(&str, Closing)> = runners
+    let mut closings: suites::Closings = runners
         .into_iter()
         .map(|(name, run)| {
             println!("== {name}");
-            (name, run())
+            (name.to_owned(), run())
         })
         .collect();
+    println!("== suites");
+    match suites::all() {
+        Ok(suites) => closings.extend(suites),
+        Err(error) => closings.push(("suites".into(), Err(error))),
+    }
+    conclude(&closings)
+}
+
+/// Prints one closing line per runner; false when one failed.
+pub fn conclude(closings: &suites::Closings) -> bool {
     println!();
-    for (name, closing) in &closings {
+    for (name, closing) in closings {
         match closing {
             Ok(line) => println!("{name}: {line}"),
             Err(line) => println!("{name}: FAILED: {line}"),
@@ -90,7 +100,7 @@ fn tests() -> Closing {
 }
 
 /// Passed, failed and ignored in the closing line of one test program.
-fn counted(line: &str) -> Option<[u64; 3]> {
+pub fn counted(line: &str) -> Option<[u64; 3]> {
     let rest = line.strip_prefix("test result: ")?.split_once(". ")?.1;
     let mut numbers = rest.split("; ").map_while(|part| part.split(' ').next()?.parse().ok());
     Some([numbers.next()?, numbers.next()?, numbers.next()?])

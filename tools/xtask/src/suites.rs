@@ -1,0 +1,147 @@
+//! The suites of `hwtests/tests`, run in guests. One file is one suite; each gets a guest of its own, so that none finds
+//! what another left behind. A file whose name ends in `_systemd` gets one with systemd and logind.
+
+use crate::dataplane::cargo;
+use crate::guest::kernel::Series;
+use crate::guest::{self, Machine, Stream};
+use crate::{shell, test};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+/// A suite's name with its kernel, and what it says in the end.
+pub type Closings = Vec<(String, test::Closing)>;
+
+/// A built suite.
+#[derive(Debug, Clone)]
+pub struct Suite {
+    /// Its file's name, without `.rs`.
+    pub name: String,
+    /// Its test program.
+    program: PathBuf,
+    /// How many tests it has.
+    tests: u64,
+}
+
+/// What `cargo xtask suite` runs.
+#[derive(Debug, clap::Args)]
+pub struct Choice {
+    /// Files of hwtests/tests, without `.rs`; all if none is named
+    names: Vec<String>,
+    #[command(flatten)]
+    machine: Machine,
+    /// Arguments for the test programs: a test's name, --nocapture
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+/// Builds and runs the chosen suites, and prints one closing line each; false when one failed.
+///
+/// # Errors
+/// They cannot be built, or there is no such suite.
+pub fn choose(choice: &Choice) -> Result<bool, String> {
+    let mut suites = build()?;
+    if let Some(name) = choice.names.iter().find(|name| suites.iter().all(|suite| suite.name != **name)) {
+        let names: Vec<&str> = suites.iter().map(|suite| suite.name.as_str()).collect();
+        return Err(format!("no suite is called {name}: there are {}", names.join(", ")));
+    }
+    suites.retain(|suite| choice.names.is_empty() || choice.names.contains(&suite.name));
+    let runs: Vec<(Suite, Machine)> =
+        suites.into_iter().map(|suite| (suite, choice.machine.clone())).collect();
+    let closings = run(&runs, &choice.arguments);
+    Ok(test::conclude(&closings))
+}
+
+/// All suites on both kernels.
+///
+/// # Errors
+/// They cannot be built.
+pub fn all() -> Result<Closings, String> {
+    let suites = build()?;
+    let on =
+        |kernel| suites.iter().map(move |suite| (suite.clone(), Machine { kernel, ..Machine::default() }));
+    let runs: Vec<(Suite, Machine)> = on(Series::V6_1).chain(on(Series::V6_12)).collect();
+    Ok(run(&runs, &[]))
+}
+
+/// Builds the suites and the programs that they run.
+fn build() -> Result<Vec<Suite>, String> {
+    let text = |error: shell::ShellError| error.to_string();
+    shell::run(cargo().args(["build", "--quiet", "--workspace", "--bins"])).map_err(text)?;
+    let mut build = cargo();
+    build.args(["test", "--quiet", "--package", "uvn-hwtests", "--no-run", "--message-format=json"]);
+    let messages = shell::read(&mut build).map_err(text)?;
+    let mut suites = Vec::new();
+    for message in messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()) {
+        let target = &message["target"];
+        let (Some(program), Some("test")) = (message["executable"].as_str(), target["kind"][0].as_str())
+        else {
+            continue;
+        };
+        let list = shell::read(Command::new(program).args(["--list", "--include-ignored"])).map_err(text)?;
+        let tests = list.lines().filter(|line| line.ends_with(": test")).count() as u64;
+        let name = target["name"].as_str().unwrap_or_default().to_owned();
+        suites.push(Suite { name, program: program.into(), tests });
+    }
+    suites.sort_by(|left, right| left.name.cmp(&right.name));
+    Ok(suites)
+}
+
+/// Runs them, as many at once as the cores allow, and returns their closing lines in the order given.
+fn run(runs: &[(Suite, Machine)], arguments: &[String]) -> Closings {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..(cores / 2).clamp(1, runs.len().max(1)) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some((suite, machine)) = runs.get(index) else { return };
+                    let name = format!("{} on {}", suite.name, machine.kernel.name());
+                    let closing = run_one(suite, machine, arguments, &name);
+                    if let Ok(mut done) = done.lock() {
+                        done.push((index, name, closing));
+                    }
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_default();
+    done.sort_by_key(|(index, ..)| *index);
+    done.into_iter().map(|(_, name, closing)| (name, closing)).collect()
+}
+
+fn run_one(suite: &Suite, machine: &Machine, arguments: &[String], name: &str) -> test::Closing {
+    let mut machine = machine.clone();
+    machine.systemd |= suite.name.ends_with("_systemd");
+    // One test at a time: they share the kernel, and its two cores.
+    let mut command: Vec<String> = vec![suite.program.display().to_string()];
+    command.extend(["--include-ignored", "--test-threads=1"].map(String::from));
+    command.extend_from_slice(arguments);
+    let (start, mut text, mut line) = (Instant::now(), String::new(), String::new());
+    let code = guest::run(&machine, &command, |_: Stream, bytes| {
+        // Two guests may write at once: whole lines, each with its suite.
+        line += &String::from_utf8_lossy(bytes);
+        while let Some(end) = line.find('\n') {
+            let rest = line.split_off(end + 1);
+            let whole = std::mem::replace(&mut line, rest);
+            let _gone = write!(std::io::stdout(), "{name}: {whole}");
+            text += &whole;
+        }
+    });
+    let code = code.map_err(|error| error.to_string())?;
+    let [passed, failed, ignored] =
+        text.lines().find_map(test::counted).ok_or_else(|| format!("no result; exit code {code}"))?;
+    let line =
+        format!("{passed} passed, {failed} failed, {ignored} ignored in {} s", start.elapsed().as_secs());
+    if code != 0 {
+        return Err(format!("{line}; exit code {code}"));
+    }
+    if arguments.is_empty() && passed != suite.tests {
+        return Err(format!("{line}, but it has {} tests", suite.tests));
+    }
+    Ok(format!("ok: {line}"))
+}
