@@ -5,7 +5,7 @@ use crate::message::{HopState, NetworkState, Reply, Request};
 use crate::protocol::{Connection, Failure, parse_answer, request_packet};
 use nix::sys::time::TimeVal;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -41,22 +41,56 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to a data plane.
+    /// Connects to a data plane. It may take 10 seconds to answer a request.
     ///
     /// # Errors
     /// Nobody listens at `path`.
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
-        let connection = Connection::open(path, PATIENCE)
+        Client::connect_for(path, PATIENCE)
+    }
+
+    /// Connects to a data plane that may take `patience` to answer a request.
+    ///
+    /// # Errors
+    /// Nobody listens at `path`, or nobody takes the connection in that time.
+    pub fn connect_for(path: &Path, patience: TimeVal) -> Result<Client, ClientError> {
+        let connection = Connection::open(path, patience)
             .map_err(|source| ClientError::Connect { path: path.into(), source })?;
         Ok(Client { connection })
     }
 
-    /// Sends a request and waits for its reply, 10 seconds at most.
+    /// The data plane's process: who called listen(2) on the socket.
     ///
     /// # Errors
-    /// The connection broke, or the request failed there.
+    /// The kernel's.
+    pub fn process(&self) -> io::Result<i32> {
+        self.connection.process()
+    }
+
+    /// Sends a request and waits for its reply. After [`ClientError::Lost`] the connection is of no use any more: the
+    /// reply may come later.
+    ///
+    /// # Errors
+    /// The connection broke, nobody answered in time, or the request failed there.
     pub fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, ClientError> {
-        Ok(parse_answer(&self.connection.exchange(&request_packet(request)?, fds)?)?)
+        self.send(request, fds)?;
+        self.receive()
+    }
+
+    /// Sends a request. Each needs its [`Client::receive`] before the next.
+    ///
+    /// # Errors
+    /// The connection broke, or the request does not fit a packet.
+    pub fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+        Ok(self.connection.send(&request_packet(request)?, fds)?)
+    }
+
+    /// Waits for the reply to a request that was sent.
+    ///
+    /// # Errors
+    /// As for [`Client::ask`].
+    pub fn receive(&self) -> Result<Reply, ClientError> {
+        Ok(parse_answer(&self.connection.receive()?)?)
     }
 
     /// Adds a network; `fds` are its TAP queues if it has no `device`. Returns the epoch from which on it works.
@@ -121,5 +155,12 @@ impl Client {
                 _ => return Ok(all),
             }
         }
+    }
+}
+
+impl AsFd for Client {
+    /// Readable when a reply has come, or when the data plane has gone.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
     }
 }

@@ -4,7 +4,9 @@
 //! `{"version": 1, "error": {"code": ..., "message": ...}}`. A connection has one request under way at a time.
 
 use crate::seqpacket;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, setsockopt, socket, sockopt,
+};
 use nix::sys::time::TimeVal;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -182,7 +184,23 @@ impl Connection {
     /// # Errors
     /// The connection broke, or patience ended: WouldBlock.
     pub fn exchange(&self, packet: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<Vec<u8>> {
-        seqpacket::send(self.socket.as_fd(), packet, fds, true)?;
+        self.send(packet, fds)?;
+        self.receive()
+    }
+
+    /// Sends a packet.
+    ///
+    /// # Errors
+    /// As for [`Connection::exchange`].
+    pub fn send(&self, packet: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        seqpacket::send(self.socket.as_fd(), packet, fds, true)
+    }
+
+    /// Waits for a packet.
+    ///
+    /// # Errors
+    /// As for [`Connection::exchange`].
+    pub fn receive(&self) -> io::Result<Vec<u8>> {
         let mut buffer = vec![0; MAX_BYTES];
         let received = seqpacket::receive(self.socket.as_fd(), &mut buffer, true)?;
         if received.length == 0 {
@@ -190,5 +208,19 @@ impl Connection {
         }
         buffer.truncate(received.length);
         Ok(buffer)
+    }
+
+    /// The other side's process: who called listen(2) on the socket (SO_PEERCRED).
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn process(&self) -> io::Result<i32> {
+        Ok(getsockopt(&self.socket, sockopt::PeerCredentials)?.pid())
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }

@@ -1,0 +1,193 @@
+//! The other nodes as a NIC's data path wants them.
+
+use crate::network::Nic;
+use std::net::IpAddr;
+use uvn_dataplane::config::{Cidr, Peers, Vtep};
+
+/// Nodes at most that a network's broadcast and multicast is replicated to: beyond, it takes a multicast group.
+pub const MAX_BROADCAST: usize = 1024;
+/// Prefixes that the XDP program holds, less some for the configured ones.
+const MAX_PREFIXES: usize = 900;
+
+/// The other nodes on one NIC.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Others {
+    /// Allowed VTEPs, as the engine wants them. All are of the family of the NIC's first VTEP.
+    pub allowed: Peers,
+    /// Every node that is listed, with all its addresses on this NIC, the VTEP first.
+    pub nodes: Vec<Vtep>,
+}
+
+impl Others {
+    /// Reads them off the configuration: `ranges` are where VTEPs may be, all of the NIC's subnets if neither they nor
+    /// `nodes` are given; each of `nodes` is one node's addresses.
+    ///
+    /// A VTEP is of the family of the NIC's first address, since an endpoint has one MAC, which names its VTEP.
+    #[must_use]
+    pub fn new(nic: &Nic, ranges: &[Cidr], nodes: &[Vec<IpAddr>]) -> Others {
+        let Some(own) = nic.vteps().first().copied() else { return Others::default() };
+        let subnets = nic.subnets.as_slice();
+        let is_vtep = |address: &IpAddr| address.is_ipv4() == own.is_ipv4();
+        let on_nic = |address: &IpAddr| subnets.iter().any(|subnet| subnet.contains(*address));
+        let mut others = Others::default();
+        let everywhere = if ranges.is_empty() && nodes.is_empty() { subnets } else { ranges };
+        for range in everywhere.iter().filter(|range| is_vtep(&range.address)) {
+            for range in subnets.iter().filter_map(|subnet| common(range, subnet)) {
+                // Wider IPv6 ranges leave a MAC too few bits: such nodes must be listed.
+                if (own.is_ipv4() || range.prefix >= 96) && !others.allowed.range.contains(&range) {
+                    others.allowed.range.push(range);
+                }
+            }
+        }
+        let has_other_family = nic.addresses.iter().any(|cidr| !is_vtep(&cidr.address));
+        for node in nodes {
+            let mut overlay: Vec<IpAddr> = node.iter().copied().filter(on_nic).collect();
+            overlay.sort_by_key(|address| !is_vtep(address));
+            overlay.dedup();
+            let Some(address) = overlay.first().copied().filter(is_vtep) else { continue };
+            let is_own = nic.addresses.iter().any(|own| overlay.contains(&own.address));
+            if is_own || others.nodes.iter().any(|known| known.address == address) {
+                continue;
+            }
+            others.allow(&Vtep { address, overlay: overlay.clone() }, has_other_family);
+            others.nodes.push(Vtep { address, overlay });
+        }
+        others
+    }
+
+    /// A node whose addresses of the other family are not known may have some: only a prefix leaves them open.
+    fn allow(&mut self, node: &Vtep, has_other_family: bool) {
+        let is_open = node.overlay.len() == 1 && has_other_family;
+        let in_range = self.allowed.range.iter().any(|range| range.contains(node.address));
+        if node.overlay.len() == 1 && in_range {
+            return;
+        }
+        if is_open && self.allowed.range.len() < MAX_PREFIXES {
+            let prefix = if node.address.is_ipv4() { 32 } else { 128 };
+            self.allowed.range.push(Cidr { address: node.address, prefix });
+        } else {
+            self.allowed.vtep.push(node.clone());
+        }
+    }
+
+    /// Whether `vtep` may send to us.
+    #[must_use]
+    pub fn allows(&self, vtep: IpAddr) -> bool {
+        self.allowed.range.iter().any(|range| range.contains(vtep))
+            || self.allowed.vtep.iter().any(|listed| listed.address == vtep)
+    }
+
+    /// The VTEPs that a network's broadcast and multicast is sent to: those of `nodes` (addresses of any family), or
+    /// of all that are listed. None of them beyond [`MAX_BROADCAST`].
+    #[must_use]
+    pub fn broadcast(&self, nodes: Option<&[IpAddr]>) -> Vec<IpAddr> {
+        let vtep_of = |address: &IpAddr| {
+            let listed = self.nodes.iter().find(|node| node.overlay.contains(address));
+            listed.map_or(*address, |node| node.address)
+        };
+        let mut vteps: Vec<IpAddr> = match nodes {
+            Some(nodes) => nodes.iter().map(vtep_of).filter(|vtep| self.allows(*vtep)).collect(),
+            None => self.nodes.iter().map(|node| node.address).collect(),
+        };
+        vteps.sort_unstable();
+        vteps.dedup();
+        if vteps.len() > MAX_BROADCAST { Vec::new() } else { vteps }
+    }
+}
+
+/// What two prefixes have in common: the longer one, if it lies in the other.
+fn common(a: &Cidr, b: &Cidr) -> Option<Cidr> {
+    let (wide, narrow) = if a.prefix <= b.prefix { (a, b) } else { (b, a) };
+    wide.contains(narrow.address).then_some(*narrow)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::DataPath;
+
+    fn nic(addresses: &[&str], subnets: &[&str]) -> Nic {
+        Nic {
+            slot: 0,
+            name: "em1".into(),
+            index: 2,
+            mtu: 1500,
+            arphrd: 1,
+            up: true,
+            addresses: cidrs(addresses),
+            queues: 1,
+            subnets: cidrs(subnets),
+            path: DataPath::Engine,
+            reason: String::new(),
+            port: 4789,
+            group: None,
+        }
+    }
+
+    fn cidrs(texts: &[&str]) -> Vec<Cidr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn ips(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn without_peers_the_subnets_are_the_peers() {
+        let nic = nic(&["10.0.0.1/16", "fd00::1/64"], &["10.0.0.0/16", "fd00::/64"]);
+        let others = Others::new(&nic, &[], &[]);
+        assert_eq!(others.allowed.range, cidrs(&["10.0.0.0/16"]));
+        assert!(others.broadcast(None).is_empty());
+    }
+
+    #[test]
+    fn ranges_are_cut_to_the_nic() {
+        let ranges = cidrs(&["10.0.0.0/8", "10.0.4.0/24", "10.1.0.0/16", "fd00::/112"]);
+        let others = Others::new(&nic(&["10.0.0.1/16"], &["10.0.0.0/16"]), &ranges, &[]);
+        assert_eq!(others.allowed.range, cidrs(&["10.0.0.0/16", "10.0.4.0/24"]));
+    }
+
+    #[test]
+    fn a_node_is_its_vtep_with_its_addresses_on_the_nic() {
+        let nic = nic(&["10.0.0.1/24", "fd00::1/64"], &["10.0.0.0/24", "fd00::/64"]);
+        let nodes = [
+            ips(&["fd00::1", "10.0.0.1", "10.1.0.1"]),
+            ips(&["fd00::2", "10.1.0.2", "10.0.0.2"]),
+            ips(&["10.0.0.3"]),
+            ips(&["10.1.0.4", "fd00::4"]),
+        ];
+        let others = Others::new(&nic, &[], &nodes);
+        let second = Vtep { address: nodes[1][2], overlay: vec![nodes[1][2], nodes[1][0]] };
+        assert_eq!(others.allowed.vtep, [second]);
+        // Its IPv6 address is not known: left open.
+        assert_eq!(others.allowed.range, cidrs(&["10.0.0.3/32"]));
+        assert_eq!(others.broadcast(None), ips(&["10.0.0.2", "10.0.0.3"]));
+        // A job's nodes, by whatever address.
+        assert_eq!(others.broadcast(Some(&ips(&["fd00::2", "10.0.0.1", "8.8.8.8"]))), ips(&["10.0.0.2"]));
+    }
+
+    #[test]
+    fn without_ipv6_a_node_is_bound_to_its_address() {
+        let nodes = [ips(&["10.0.0.2"])];
+        let others = Others::new(&nic(&["10.0.0.1/24"], &["10.0.0.0/24"]), &[], &nodes);
+        assert_eq!(others.allowed.vtep.len(), 1);
+        assert!(others.allows(nodes[0][0]));
+    }
+
+    #[test]
+    fn ipv6_alone_has_ipv6_vteps() {
+        let nodes = [ips(&["10.0.0.2", "fd00::2"])];
+        let others = Others::new(&nic(&["fd00::1/64"], &["fd00::/64"]), &[], &nodes);
+        assert_eq!(others.broadcast(None), ips(&["fd00::2"]));
+        assert_eq!(others.allowed.range, [], "a /64 is too wide for a MAC");
+    }
+
+    #[test]
+    fn too_many_nodes_are_not_flooded() {
+        let nodes: Vec<Vec<IpAddr>> =
+            (0..=MAX_BROADCAST as u32).map(|i| vec![IpAddr::from((0x0a00_0100 + i).to_be_bytes())]).collect();
+        let others = Others::new(&nic(&["10.0.0.1/16"], &["10.0.0.0/16"]), &[], &nodes);
+        assert_eq!(others.nodes.len(), MAX_BROADCAST + 1);
+        assert!(others.broadcast(None).is_empty());
+    }
+}

@@ -1,0 +1,156 @@
+//! The program `uvn-dataplane`: by systemd where uvnd is a part of that, else as a process that outlives uvnd.
+
+use super::FeedError;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::{self, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+const PROGRAM: &str = "uvn-dataplane";
+/// A longer log is begun anew at the next start, bytes.
+const LOG_BYTES: u64 = 1 << 20;
+
+/// A start that was asked for.
+#[derive(Debug)]
+pub(super) struct Process {
+    /// The program itself, or `systemctl`, which ends when the service is up.
+    child: Child,
+    unit: Option<String>,
+    log: PathBuf,
+    /// Where in the log it begins.
+    begin: u64,
+}
+
+impl Process {
+    /// Starts the data plane of `nic` with the configuration `file`. What it says goes to `log`, or to the journal.
+    pub(super) fn start(nic: &str, file: &Path, log: &Path) -> Result<Process, FeedError> {
+        let failed = |source| FeedError::Launch { nic: nic.into(), source };
+        let unit = has_systemd().then(|| unit_of(nic));
+        let mut command = match &unit {
+            Some(unit) => systemctl("restart", unit),
+            None => {
+                let mut command = Command::new(program());
+                command.arg("run").arg("--config").arg(file);
+                command
+            }
+        };
+        let long = fs::metadata(log).is_ok_and(|log| log.len() > LOG_BYTES);
+        let output = OpenOptions::new().create(true).append(!long).write(true).truncate(long).open(log);
+        let output = output.map_err(failed)?;
+        let begin = output.metadata().map_err(failed)?.len();
+        // A group of its own: what ends uvnd from a terminal does not end it.
+        command.process_group(0).stdin(Stdio::null()).stdout(output.try_clone().map_err(failed)?);
+        let child = command.stderr(output).spawn().map_err(failed)?;
+        Ok(Process { child, unit, log: log.into(), begin })
+    }
+
+    /// Why it has ended, if it has.
+    pub(super) fn ended(&mut self) -> Option<String> {
+        let status = match self.child.try_wait() {
+            Ok(None) => return None,
+            Ok(Some(status)) => status,
+            Err(error) => return Some(error.to_string()),
+        };
+        match &self.unit {
+            Some(_) if status.success() => None,
+            Some(unit) => Some(format!("systemd cannot start it: see `journalctl -u {unit}`")),
+            None => {
+                Some(last_line(&self.log, self.begin).unwrap_or_else(|| format!("it ended with {status}")))
+            }
+        }
+    }
+
+    /// Ends what was started and has not answered yet.
+    pub(super) fn abandon(mut self, nic: &str) {
+        let _already_gone = self.child.kill();
+        let _ = self.child.wait();
+        if self.unit.is_some() {
+            stop_unit(nic);
+        }
+    }
+}
+
+/// Keeps systemd from starting it again.
+pub(super) fn stop_unit(nic: &str) {
+    if has_systemd()
+        && let Err(error) = systemctl("stop", &unit_of(nic)).stdin(Stdio::null()).status()
+    {
+        tracing::warn!(nic, %error, "cannot run systemctl");
+    }
+}
+
+/// Signals a data plane whose connection stands: it is the process that it says.
+pub(super) fn signal(process: i32, signal: Signal) {
+    // Not a group, not everybody.
+    if process > 1
+        && let Err(error) = kill(Pid::from_raw(process), signal)
+    {
+        tracing::debug!(process, %error, "cannot signal the data plane");
+    }
+}
+
+/// Whether a unit would run where this process is: systemd is there, and our network and files are its.
+fn has_systemd() -> bool {
+    let same = |namespace: &str| {
+        let inode = |who: &str| fs::metadata(format!("/proc/{who}/ns/{namespace}")).map(|file| file.ino());
+        matches!((inode("self"), inode("1")), (Ok(own), Ok(first)) if own == first)
+    };
+    Path::new("/run/systemd/system").is_dir() && same("net") && same("mnt")
+}
+
+fn systemctl(verb: &str, unit: &str) -> Command {
+    let mut command = Command::new("systemctl");
+    command.args([verb, "--", unit]);
+    command
+}
+
+/// The unit of a NIC, whose name systemd wants escaped (systemd.unit(5), "String escaping").
+fn unit_of(nic: &str) -> String {
+    let mut instance = String::new();
+    for (index, byte) in nic.bytes().enumerate() {
+        match byte {
+            b'.' if index > 0 => instance.push('.'),
+            b':' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => instance.push(char::from(byte)),
+            _ => instance.push_str(&format!("\\x{byte:02x}")),
+        }
+    }
+    format!("uvn-dataplane@{instance}.service")
+}
+
+/// Beside uvnd, as in a build; else by PATH; else where packages put it.
+fn program() -> PathBuf {
+    let beside = std::env::current_exe().ok().and_then(|uvnd| Some(uvnd.parent()?.join(PROGRAM)));
+    let in_path = std::env::var_os("PATH").unwrap_or_default();
+    let in_path =
+        std::env::split_paths(&in_path).map(|directory| directory.join(PROGRAM)).collect::<Vec<_>>();
+    let candidates = beside.into_iter().chain(in_path);
+    candidates.into_iter().find(|path| path.is_file()).unwrap_or_else(|| Path::new("/usr/sbin").join(PROGRAM))
+}
+
+/// What it said last: the last line from byte `begin` on.
+fn last_line(log: &Path, begin: u64) -> Option<String> {
+    let mut file = fs::File::open(log).ok()?;
+    file.seek(SeekFrom::Start(begin)).ok()?;
+    let mut said = Vec::new();
+    file.take(LOG_BYTES).read_to_end(&mut said).ok()?;
+    let said = String::from_utf8_lossy(&said);
+    let line = said.lines().rev().find(|line| !line.trim().is_empty())?;
+    Some(line.strip_prefix("uvn-dataplane: ").unwrap_or(line).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unit_names_are_escaped_as_systemd_does() {
+        assert_eq!(unit_of("em1"), "uvn-dataplane@em1.service");
+        assert_eq!(unit_of("bond0.12"), "uvn-dataplane@bond0.12.service");
+        assert_eq!(unit_of("br-ex"), "uvn-dataplane@br\\x2dex.service");
+        assert_eq!(unit_of(".x@"), "uvn-dataplane@\\x2ex\\x40.service");
+    }
+}
