@@ -32,6 +32,7 @@ use uvn_dataplane::config::{self, Config, Peers, Vtep};
 use uvn_dataplane::message::{Counts, MAX_FDS, Reply, Request, Summary, UnknownVni};
 use uvn_dataplane::protocol::Code;
 use uvn_dataplane::tap::{Tap, TapError};
+use uvn_dataplane::toml_file;
 use uvn_wire::vxlan::Vni;
 
 /// Where the control sockets, the configurations and the logs are.
@@ -578,7 +579,7 @@ impl Feed {
     }
 
     fn config(&self) -> Result<Config, FeedError> {
-        Config::parse(&self.text()).map_err(|(_, broken)| self.down(&broken.to_string()))
+        toml_file::parse(&self.text()).map_err(|(_, broken)| self.down(&broken.to_string()))
     }
 
     /// Writes it whole or not at all.

@@ -21,8 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Peers {
     /// Whole ranges.
     pub ranges: Vec<Cidr>,
-    /// Single ones, ascending, each once; this node's own may be among them.
-    pub nodes: Vec<IpAddr>,
+    /// Single ones, each with the addresses that its name has, ascending; this node may be among them.
+    pub nodes: Vec<Vec<IpAddr>>,
     /// Names that have no address, or none in time.
     pub unresolved: Vec<String>,
 }
@@ -68,7 +68,7 @@ fn addresses(
     names: Vec<String>,
     hosts: &str,
     mut resolver: impl FnMut(&str) -> Vec<IpAddr>,
-) -> (Vec<IpAddr>, Vec<String>) {
+) -> (Vec<Vec<IpAddr>>, Vec<String>) {
     let known = parse_hosts(hosts);
     let mut found = BTreeSet::new();
     let mut unresolved = Vec::new();
@@ -79,11 +79,15 @@ fn addresses(
             _ => resolver(&name),
         };
         // A node's own name is often a loopback address to itself.
-        let mut usable = addresses.into_iter().filter(|address| !address.is_loopback()).peekable();
-        if usable.peek().is_none() {
+        let mut usable: Vec<IpAddr> =
+            addresses.into_iter().filter(|address| !address.is_loopback()).collect();
+        usable.sort_unstable();
+        usable.dedup();
+        if usable.is_empty() {
             unresolved.push(name);
+        } else {
+            found.insert(usable);
         }
-        found.extend(usable);
     }
     (found.into_iter().collect(), unresolved)
 }
@@ -114,9 +118,10 @@ mod tests {
             asked.push(name.to_owned());
             if name == "node2" { vec!["10.0.0.2".parse().unwrap()] } else { Vec::new() }
         });
-        let expected =
-            ["10.0.0.1", "10.0.0.2", "10.0.0.7", "fd00::1"].map(|text| text.parse::<IpAddr>().unwrap());
-        assert_eq!(found, expected);
+        let node = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let expected: [Vec<IpAddr>; 4] =
+            [node(&["10.0.0.1"]), node(&["10.0.0.1", "fd00::1"]), node(&["10.0.0.2"]), node(&["10.0.0.7"])];
+        assert_eq!(found, expected, "NODE1.SITE has an IPv4 address only");
         assert_eq!(unresolved, ["node9", "node4"]);
         assert_eq!(asked, ["node2", "node9"]);
     }

@@ -1,6 +1,7 @@
 //! The other nodes as a NIC's data path wants them.
 
 use crate::network::Nic;
+use crate::peers::Peers as Configured;
 use std::net::IpAddr;
 use uvn_dataplane::config::{Cidr, Peers, Vtep};
 
@@ -19,18 +20,18 @@ pub struct Others {
 }
 
 impl Others {
-    /// Reads them off the configuration: `ranges` are where VTEPs may be, all of the NIC's subnets if neither they nor
-    /// `nodes` are given; each of `nodes` is one node's addresses.
+    /// What of the configured peers concerns one NIC. If none are configured, every node on its subnets may be one.
     ///
     /// A VTEP is of the family of the NIC's first address, since an endpoint has one MAC, which names its VTEP.
     #[must_use]
-    pub fn new(nic: &Nic, ranges: &[Cidr], nodes: &[Vec<IpAddr>]) -> Others {
+    pub fn new(nic: &Nic, configured: &Configured) -> Others {
+        let Configured { ranges, nodes, .. } = configured;
         let Some(own) = nic.vteps().first().copied() else { return Others::default() };
         let subnets = nic.subnets.as_slice();
         let is_vtep = |address: &IpAddr| address.is_ipv4() == own.is_ipv4();
         let on_nic = |address: &IpAddr| subnets.iter().any(|subnet| subnet.contains(*address));
         let mut others = Others::default();
-        let everywhere = if ranges.is_empty() && nodes.is_empty() { subnets } else { ranges };
+        let everywhere = if ranges.is_empty() && nodes.is_empty() { subnets } else { ranges.as_slice() };
         for range in everywhere.iter().filter(|range| is_vtep(&range.address)) {
             for range in subnets.iter().filter_map(|subnet| common(range, subnet)) {
                 // Wider IPv6 ranges leave a MAC too few bits: such nodes must be listed.
@@ -124,6 +125,11 @@ mod tests {
         }
     }
 
+    fn others(nic: &Nic, ranges: &[Cidr], nodes: &[Vec<IpAddr>]) -> Others {
+        let (ranges, nodes) = (ranges.to_vec(), nodes.to_vec());
+        Others::new(nic, &Configured { ranges, nodes, unresolved: Vec::new() })
+    }
+
     fn cidrs(texts: &[&str]) -> Vec<Cidr> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
@@ -135,7 +141,7 @@ mod tests {
     #[test]
     fn without_peers_the_subnets_are_the_peers() {
         let nic = nic(&["10.0.0.1/16", "fd00::1/64"], &["10.0.0.0/16", "fd00::/64"]);
-        let others = Others::new(&nic, &[], &[]);
+        let others = others(&nic, &[], &[]);
         assert_eq!(others.allowed.range, cidrs(&["10.0.0.0/16"]));
         assert!(others.broadcast(None).is_empty());
     }
@@ -143,7 +149,7 @@ mod tests {
     #[test]
     fn ranges_are_cut_to_the_nic() {
         let ranges = cidrs(&["10.0.0.0/8", "10.0.4.0/24", "10.1.0.0/16", "fd00::/112"]);
-        let others = Others::new(&nic(&["10.0.0.1/16"], &["10.0.0.0/16"]), &ranges, &[]);
+        let others = others(&nic(&["10.0.0.1/16"], &["10.0.0.0/16"]), &ranges, &[]);
         assert_eq!(others.allowed.range, cidrs(&["10.0.0.0/16", "10.0.4.0/24"]));
     }
 
@@ -156,7 +162,7 @@ mod tests {
             ips(&["10.0.0.3"]),
             ips(&["10.1.0.4", "fd00::4"]),
         ];
-        let others = Others::new(&nic, &[], &nodes);
+        let others = others(&nic, &[], &nodes);
         let second = Vtep { address: nodes[1][2], overlay: vec![nodes[1][2], nodes[1][0]] };
         assert_eq!(others.allowed.vtep, [second]);
         // Its IPv6 address is not known: left open.
@@ -169,7 +175,7 @@ mod tests {
     #[test]
     fn without_ipv6_a_node_is_bound_to_its_address() {
         let nodes = [ips(&["10.0.0.2"])];
-        let others = Others::new(&nic(&["10.0.0.1/24"], &["10.0.0.0/24"]), &[], &nodes);
+        let others = others(&nic(&["10.0.0.1/24"], &["10.0.0.0/24"]), &[], &nodes);
         assert_eq!(others.allowed.vtep.len(), 1);
         assert!(others.allows(nodes[0][0]));
     }
@@ -177,7 +183,7 @@ mod tests {
     #[test]
     fn ipv6_alone_has_ipv6_vteps() {
         let nodes = [ips(&["10.0.0.2", "fd00::2"])];
-        let others = Others::new(&nic(&["fd00::1/64"], &["fd00::/64"]), &[], &nodes);
+        let others = others(&nic(&["fd00::1/64"], &["fd00::/64"]), &[], &nodes);
         assert_eq!(others.broadcast(None), ips(&["fd00::2"]));
         assert_eq!(others.allowed.range, [], "a /64 is too wide for a MAC");
     }
@@ -186,7 +192,7 @@ mod tests {
     fn too_many_nodes_are_not_flooded() {
         let nodes: Vec<Vec<IpAddr>> =
             (0..=MAX_BROADCAST as u32).map(|i| vec![IpAddr::from((0x0a00_0100 + i).to_be_bytes())]).collect();
-        let others = Others::new(&nic(&["10.0.0.1/16"], &["10.0.0.0/16"]), &[], &nodes);
+        let others = others(&nic(&["10.0.0.1/16"], &["10.0.0.0/16"]), &[], &nodes);
         assert_eq!(others.nodes.len(), MAX_BROADCAST + 1);
         assert!(others.broadcast(None).is_empty());
     }
