@@ -1,1 +1,283 @@
 //! Who holds which user's network, and until when.
+//!
+//! Nothing here does I/O or reads a clock, but [`state`] (the file) and [`process`] (holders). The time that is passed in
+//! counts from boot ([`now`]): it goes on when `uvnd` is restarted, and the state goes when the node is.
+//!
+//! A network lives from its first lease to [`Leases::remove`], which its owner calls when nothing of it is left: only
+//! then its number (slot) is free for another user's.
+
+pub mod process;
+pub mod state;
+#[cfg(test)]
+mod tests;
+
+pub use process::Process;
+
+use crate::config::NoVni;
+use crate::network::Network;
+use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+use thiserror::Error;
+
+/// What a lease is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A login.
+    Session,
+    /// A step of a batch job.
+    Job,
+    /// The administrator's wish; it ends by his.
+    Manual,
+    /// A peer sent to the user's network. It keeps nothing: the network lingers from then on.
+    Peer,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Session => "session",
+            Kind::Job => "job",
+            Kind::Manual => "manual",
+            Kind::Peer => "peer",
+        })
+    }
+}
+
+/// A reason for a network to be there. Two equal ones are one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lease {
+    /// What for.
+    pub kind: Kind,
+    /// Which one, for people: `sshd`, `77.0`.
+    pub name: String,
+    /// The process whose end ends it. None: it ends on request.
+    pub holder: Option<Process>,
+}
+
+/// What an attach has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attached {
+    /// This network is to be made, or to be completed.
+    New(Network),
+    /// This network is there.
+    Known(Network),
+}
+
+/// Why a lease is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum LeaseError {
+    /// The user can have no network.
+    #[error(transparent)]
+    NoVni(#[from] NoVni),
+    /// The VNI is in use: the configuration changed while its former user's network is there.
+    #[error(
+        "VNI {vni} of UID {uid} is still that of UID {other}, whose network must go first: uvn detach {other}"
+    )]
+    Collision {
+        /// Who asked.
+        uid: u32,
+        /// Who has it.
+        other: u32,
+        /// The VNI.
+        vni: u32,
+    },
+    /// Every number is in use.
+    #[error("all {0} networks of the NAT pools are in use: give [nat] larger ones")]
+    Full(u32),
+}
+
+/// A user's network and its leases.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// The network.
+    pub network: Network,
+    /// Its leases.
+    pub leases: BTreeSet<Lease>,
+    /// When it was last known to be in use; counts once no lease keeps it.
+    pub last: Duration,
+    /// It is being torn down, or was and something is left.
+    pub leaving: bool,
+}
+
+impl Held {
+    /// Whether a lease keeps it.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.leases.iter().any(|lease| lease.kind != Kind::Peer)
+    }
+}
+
+/// All networks of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leases {
+    /// Numbers are below this.
+    slots: u32,
+    held: BTreeMap<u32, Held>,
+}
+
+/// The time since boot.
+#[must_use]
+pub fn now() -> Duration {
+    // It cannot fail: the clock is there since Linux 2.6.39.
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
+}
+
+impl Leases {
+    /// None yet, and room for `slots` networks.
+    #[must_use]
+    pub fn new(slots: u32) -> Leases {
+        Leases { slots, held: BTreeMap::new() }
+    }
+
+    /// Changes the room. Networks that are there stay.
+    pub fn set_slots(&mut self, slots: u32) {
+        self.slots = slots;
+    }
+
+    /// A user's.
+    #[must_use]
+    pub fn get(&self, uid: u32) -> Option<&Held> {
+        self.held.get(&uid)
+    }
+
+    /// All, by UID.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Held)> {
+        self.held.iter().map(|(uid, held)| (*uid, held))
+    }
+
+    /// How many networks there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// Adds a lease. For a user without a network, `network` makes it out of the lowest free number.
+    ///
+    /// # Errors
+    /// The user can have no network, another user has its VNI, or no number is free; nothing has changed.
+    pub fn attach(
+        &mut self,
+        uid: u32,
+        lease: Lease,
+        now: Duration,
+        network: impl FnOnce(u32) -> Result<Network, NoVni>,
+    ) -> Result<Attached, LeaseError> {
+        if let Some(held) = self.held.get_mut(&uid) {
+            held.leases.insert(lease);
+            held.last = now;
+            let network = held.network.clone();
+            return Ok(if std::mem::take(&mut held.leaving) {
+                Attached::New(network)
+            } else {
+                Attached::Known(network)
+            });
+        }
+        let network = network(self.free().ok_or(LeaseError::Full(self.slots))?)?;
+        if let Some(other) = self.held.values().find(|held| held.network.vni == network.vni) {
+            let (other, vni) = (other.network.uid, network.vni.get());
+            return Err(LeaseError::Collision { uid, other, vni });
+        }
+        let held =
+            Held { network: network.clone(), leases: BTreeSet::from([lease]), last: now, leaving: false };
+        self.held.insert(uid, held);
+        Ok(Attached::New(network))
+    }
+
+    /// Takes over a network that is in the kernel, without a lease. False: its user, number or VNI is another's.
+    #[must_use]
+    pub fn adopt(&mut self, network: Network, now: Duration) -> bool {
+        let taken = |held: &Held| held.network.slot == network.slot || held.network.vni == network.vni;
+        if self.held.contains_key(&network.uid) || self.held.values().any(taken) {
+            return false;
+        }
+        let uid = network.uid;
+        self.held.insert(uid, Held { network, leases: BTreeSet::new(), last: now, leaving: false });
+        true
+    }
+
+    /// Ends a lease. False: there was none such.
+    pub fn detach(&mut self, uid: u32, lease: &Lease, now: Duration) -> bool {
+        let Some(held) = self.held.get_mut(&uid) else { return false };
+        let ended = held.leases.remove(lease);
+        if ended {
+            held.last = now;
+        }
+        ended
+    }
+
+    /// Ends the leases that `which` says, and returns them.
+    pub fn end(&mut self, now: Duration, mut which: impl FnMut(u32, &Lease) -> bool) -> Vec<(u32, Lease)> {
+        let mut ended = Vec::new();
+        for (&uid, held) in &mut self.held {
+            let before = ended.len();
+            held.leases.retain(|lease| {
+                let ends = which(uid, lease);
+                if ends {
+                    ended.push((uid, lease.clone()));
+                }
+                !ends
+            });
+            if ended.len() > before {
+                held.last = now;
+            }
+        }
+        ended
+    }
+
+    /// The processes that hold leases.
+    #[must_use]
+    pub fn holders(&self) -> BTreeSet<Process> {
+        self.held.values().flat_map(|held| &held.leases).filter_map(|lease| lease.holder).collect()
+    }
+
+    /// The users whose networks may go: no lease keeps them for `linger`, or their teardown has left something.
+    #[must_use]
+    pub fn due(&self, now: Duration, linger: Duration) -> BTreeSet<u32> {
+        let over = |held: &Held| held.leaving || now.saturating_sub(held.last) >= linger;
+        self.iter().filter(|(_, held)| !held.is_kept() && over(held)).map(|(uid, _)| uid).collect()
+    }
+
+    /// The time at which [`Leases::due`] will have more to say, unless something happens before.
+    #[must_use]
+    pub fn next_due(&self, linger: Duration) -> Option<Duration> {
+        self.held.values().filter(|held| !held.is_kept()).map(|held| held.last.saturating_add(linger)).min()
+    }
+
+    /// Notes that a network is in use without a lease: its user has processes, or it carries traffic.
+    pub fn in_use(&mut self, uid: u32, now: Duration) {
+        if let Some(held) = self.held.get_mut(&uid) {
+            held.last = now;
+        }
+    }
+
+    /// Notes that a network's teardown begins. It keeps its number, and whatever attaches now gets it made again.
+    pub fn leave(&mut self, uid: u32) {
+        if let Some(held) = self.held.get_mut(&uid) {
+            held.leaving = true;
+        }
+    }
+
+    /// Forgets a network of which nothing is left, with its leases.
+    pub fn remove(&mut self, uid: u32) -> Option<Held> {
+        self.held.remove(&uid)
+    }
+
+    /// The lowest number that is free.
+    fn free(&self) -> Option<u32> {
+        let used: BTreeSet<u32> = self.held.values().map(|held| held.network.slot).collect();
+        let lowest = (0..).zip(&used).find(|(free, used)| free != *used);
+        let free = lowest.map_or(u32::try_from(used.len()).ok()?, |(free, _)| free);
+        (free < self.slots).then_some(free)
+    }
+}

@@ -1,0 +1,146 @@
+//! Processes that hold leases, and users that have processes.
+
+// pidfd_open has no safe interface.
+#![allow(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+/// A process, also after its PID has been given to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// Its PID.
+    pub pid: i32,
+    /// When it was started, in clock ticks since boot: field 22 of `/proc/PID/stat` (proc_pid_stat(5)).
+    pub start: u64,
+}
+
+impl Process {
+    /// The process that has a PID now.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn of(pid: i32) -> io::Result<Process> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let start = start_in(&stat).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+        Ok(Process { pid, start })
+    }
+
+    /// Whether it lives; a zombie does not.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        start_in(&stat) == Some(self.start) && !matches!(state_in(&stat), Some("Z" | "X"))
+    }
+
+    /// Its pidfd: readable when it ends.
+    ///
+    /// # Errors
+    /// It has ended (ESRCH), or no descriptor is free.
+    pub fn open(&self) -> io::Result<OwnedFd> {
+        // SAFETY: pidfd_open takes two integers, and returns a descriptor or -1.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, self.pid, 0) };
+        let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+        // SAFETY: the kernel has just opened it for us, close-on-exec, and nobody else knows of it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // Asked when the PID could no longer change hands without the descriptor noticing.
+        if self.is_alive() { Ok(fd) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+    }
+}
+
+/// The users of `wanted` that have a process in this process's network namespace.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn users(wanted: &BTreeSet<u32>) -> io::Result<BTreeSet<u32>> {
+    let mut found = BTreeSet::new();
+    let own = fs::read_link("/proc/self/ns/net")?;
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let pid =
+            path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.parse::<i32>().is_ok());
+        if !pid {
+            continue;
+        }
+        // A process that ends in between is none.
+        let Ok(status) = fs::read_to_string(path.join("status")) else { continue };
+        let Some(uid) = uid_in(&status).filter(|uid| wanted.contains(uid) && !found.contains(uid)) else {
+            continue;
+        };
+        if fs::read_link(path.join("ns/net")).is_ok_and(|netns| netns == own) {
+            found.insert(uid);
+        }
+    }
+    Ok(found)
+}
+
+/// The real UID, by which sockets are bound.
+fn uid_in(status: &str) -> Option<u32> {
+    status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
+}
+
+/// What follows the command's name, which may hold anything: fields 3 and on.
+fn fields(stat: &str) -> Option<std::str::SplitWhitespace<'_>> {
+    Some(stat.rsplit_once(')')?.1.split_whitespace())
+}
+
+fn state_in(stat: &str) -> Option<&str> {
+    fields(stat)?.next()
+}
+
+fn start_in(stat: &str) -> Option<u64> {
+    fields(stat)?.nth(22 - 3)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::AsFd;
+    use std::process::Command;
+
+    #[test]
+    fn a_process_lives_until_it_ends() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let process = Process::of(child.id().try_into().unwrap()).unwrap();
+        let pidfd = process.open().unwrap();
+        let ended = |timeout: u16| {
+            poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(timeout)).unwrap()
+                == 1
+        };
+        assert!(process.is_alive() && !ended(0));
+        child.kill().unwrap();
+        assert!(ended(10_000));
+        // A zombie until it is waited for.
+        assert!(!process.is_alive() && process.open().is_err());
+        child.wait().unwrap();
+        assert!(!process.is_alive() && process.open().is_err());
+    }
+
+    #[test]
+    fn another_process_with_the_pid_is_another() {
+        let own = Process::of(std::process::id().try_into().unwrap()).unwrap();
+        let other = Process { start: own.start + 1, ..own };
+        assert!(own.is_alive() && !other.is_alive());
+        assert_eq!(other.open().unwrap_err().raw_os_error(), Some(libc::ESRCH));
+    }
+
+    #[test]
+    fn a_command_may_be_called_anything() {
+        let stat = "42 (a) S 1 (b) 7) R 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
+        assert_eq!((state_in(stat), start_in(stat)), (Some("R"), Some(4711)));
+        assert_eq!((state_in(""), start_in("1 (x) R 1")), (None, None));
+    }
+
+    #[test]
+    fn users_with_processes() {
+        let own = nix::unistd::getuid().as_raw();
+        let wanted = BTreeSet::from([own, 4_000_000_000]);
+        assert_eq!(users(&wanted).unwrap(), BTreeSet::from([own]));
+        assert!(users(&BTreeSet::new()).unwrap().is_empty());
+    }
+}
