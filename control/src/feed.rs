@@ -14,8 +14,6 @@ pub use peers::{MAX_BROADCAST, Others};
 use crate::network::{Network, Nic};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use nix::errno::Errno;
-use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::time::TimeVal;
@@ -51,8 +49,6 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 const STEADY: Duration = Duration::from_secs(60);
 /// How long one turn may feed: uvnd has other things to do.
 const TURN: Duration = Duration::from_millis(100);
-/// The pause before what failed is tried again.
-const RETRY: Duration = Duration::from_millis(500);
 /// How often what the data plane has is compared with what it shall have.
 const AUDIT: Duration = Duration::from_secs(30);
 /// Broadcast and multicast frames per second that a node sends for one network, all copies together.
@@ -135,8 +131,6 @@ pub struct Feed {
     wanted: BTreeMap<Vni, Wanted>,
     /// Networks to be told about: new, changed, or to be tried again.
     pending: BTreeSet<Vni>,
-    /// Networks that it carries, as far as we know.
-    carried: BTreeSet<Vni>,
     state: State,
     /// Why it does not run.
     fault: Option<String>,
@@ -187,7 +181,6 @@ impl Feed {
             others,
             wanted: BTreeMap::new(),
             pending: BTreeSet::new(),
-            carried: BTreeSet::new(),
             state: State::Down(now),
             fault: None,
             pause: PAUSE.0,
@@ -285,17 +278,7 @@ impl Feed {
         // What it has under this number may have another endpoint.
         self.forget(vni);
         self.pending.remove(&vni);
-        loop {
-            match self.feed(vni) {
-                // A data plane that was killed may still be about to let go of it.
-                Err(FeedError::Tap(TapError::Create { source, .. }))
-                    if source.raw_os_error() == Some(libc::EBUSY) && Instant::now() < end =>
-                {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                result => return result,
-            }
-        }
+        self.feed(vni)
     }
 
     /// Removes a network: when this returns, the data plane carries it no more, or is killed.
@@ -532,7 +515,6 @@ impl Feed {
         {
             process::signal(pid, Signal::SIGKILL);
         }
-        self.carried.clear();
         self.restarts += 1;
         self.fault = Some(reason.into());
     }
@@ -541,7 +523,6 @@ impl Feed {
     fn halt(&mut self) {
         const END: Duration = Duration::from_secs(5);
         let before = std::mem::replace(&mut self.state, State::Down(Instant::now()));
-        self.carried.clear();
         process::stop_unit(&self.nic.name);
         match before {
             State::Down(_) => {}
@@ -681,7 +662,6 @@ impl Feed {
         self.audit = now + AUDIT;
         let Some(states) = self.states() else { return };
         let mut missing: BTreeSet<Vni> = self.wanted.keys().copied().collect();
-        self.carried = states.iter().filter_map(|state| Vni::new(state.vni)).collect();
         for state in states {
             let Some(vni) = Vni::new(state.vni) else { continue };
             let keeps = self.wanted.contains_key(&vni) && state.fault.is_none();
@@ -699,12 +679,8 @@ impl Feed {
     fn catch_up(&mut self, end: Instant) {
         while Instant::now() < end && matches!(self.state, State::Up { .. }) {
             let Some(vni) = self.pending.pop_first() else { return };
-            let before = self.wanted.get(&vni).and_then(|wanted| wanted.fault.clone());
             if let Err(error) = self.feed(vni) {
-                self.audit = self.audit.min(Instant::now() + RETRY);
-                if before != Some(error.to_string()) {
-                    tracing::error!(nic = self.nic.name, %vni, %error, "the data plane does not carry a network");
-                }
+                tracing::error!(nic = self.nic.name, %vni, %error, "the data plane does not carry a network");
             }
         }
     }
@@ -713,20 +689,11 @@ impl Feed {
     fn feed(&mut self, vni: Vni) -> Result<(), FeedError> {
         let Some(wanted) = self.wanted.get(&vni) else { return Ok(()) };
         let (network, device) = (self.request(wanted), wanted.network.endpoint(&self.nic));
-        let mut result = match self.carried.contains(&vni) {
-            true => self.update(&network),
-            false => self.offer(&network, &device),
-        };
+        let mut result = self.offer(&network, &device);
         if let Err(FeedError::Refused { source: ClientError::Refused(failure), .. }) = &result
-            && matches!(failure.code, Code::Exists | Code::NotFound)
+            && failure.code == Code::Exists
         {
-            // It has another one under this number, or none where it had one.
-            self.carried.insert(vni);
-            self.forget(vni);
-            result = self.offer(&network, &device);
-        }
-        if result.is_ok() {
-            self.carried.insert(vni);
+            result = self.update(network);
         }
         let lost = match &result {
             Err(FeedError::Refused { source, .. }) if !matches!(source, ClientError::Refused(_)) => {
@@ -768,39 +735,27 @@ impl Feed {
     /// Adds a network with its endpoint's queues: one for each of the NIC's, as many as a packet can carry.
     fn offer(&self, network: &config::Network, device: &str) -> Result<(), FeedError> {
         let State::Up { client, .. } = &self.state else { return Err(self.down("it is starting")) };
-        // Opening makes one that is not there: in the default VRF, where it must not be.
-        let index = || {
-            if_nametoindex(device)
-                .map_err(|errno| TapError::Create { name: device.into(), source: errno.into() })
-        };
-        let before = index()?;
-        // As many as the device was made for.
+        // What the device was made for.
         let queues = (self.nic.queues as usize).clamp(1, MAX_FDS);
         let taps = Tap::open(device, queues)?;
-        if index()? != before {
-            return Err(TapError::Create { name: device.into(), source: Errno::ENODEV.into() }.into());
-        }
         let fds: Vec<BorrowedFd<'_>> = taps.iter().map(AsFd::as_fd).collect();
         let refused = |source| FeedError::Refused { nic: self.nic.name.clone(), vni: network.vni, source };
         client.add_network(network, &fds).map(drop).map_err(refused)
     }
 
     /// Tells it the peers of a network that it has.
-    fn update(&self, network: &config::Network) -> Result<(), FeedError> {
+    fn update(&self, network: config::Network) -> Result<(), FeedError> {
         let State::Up { client, .. } = &self.state else { return Err(self.down("it is starting")) };
         if network.group.is_some() {
             return Ok(());
         }
         let refused = |source| FeedError::Refused { nic: self.nic.name.clone(), vni: network.vni, source };
-        let request = Request::SetPeers { vni: network.vni.get(), peers: network.peers.clone() };
+        let request = Request::SetPeers { vni: network.vni.get(), peers: network.peers };
         client.change(&request, &[]).map(drop).map_err(refused)
     }
 
     /// Makes it carry a network no more.
     fn forget(&mut self, vni: Vni) {
-        if !self.carried.remove(&vni) {
-            return;
-        }
         let State::Up { client, .. } = &self.state else { return };
         match client.remove_network(vni.get()) {
             Ok(_) => {}

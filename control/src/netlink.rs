@@ -1,1 +1,299 @@
 //! Links, addresses, routes and rules: the only place that speaks rtnetlink.
+//!
+//! Blocking calls for a synchronous daemon: rtnetlink runs on a tokio runtime of this thread, inside each call. All of
+//! it happens in the network namespace that the thread is in, and was in at [`Netlink::open`].
+
+mod monitor;
+mod node;
+mod reading;
+mod request;
+mod socket;
+
+pub use monitor::{Changes, Monitor};
+
+use crate::network::{MAX_NICS, Network};
+use crate::plan::{Item, NAT_TABLE, Step};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
+use nix::net::if_::{if_indextoname, if_nametoindex};
+use reading::Names;
+use socket::{Refusal, Socket};
+use std::io;
+use thiserror::Error;
+use uvn_dataplane::tap::{Tap, TapError};
+
+/// Why the kernel's state could not be read or changed.
+#[derive(Debug, Error)]
+pub enum NetlinkError {
+    /// The socket.
+    #[error("rtnetlink: {0}")]
+    Socket(#[source] io::Error),
+    /// The kernel would not tell.
+    #[error("cannot read {what}: {source}")]
+    Read {
+        /// What was asked for.
+        what: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel refused a step.
+    #[error("{step}: {source}{}", advice.as_ref().map(|advice| format!(": {advice}")).unwrap_or_default())]
+    Refused {
+        /// What was to be done.
+        step: Box<Step>,
+        /// The kernel's answer.
+        source: io::Error,
+        /// What that means and what helps, or the kernel's own words.
+        advice: Option<String>,
+    },
+    /// A TAP could not be made.
+    #[error("{step}: {source}")]
+    Tap {
+        /// What was to be done.
+        step: Box<Step>,
+        /// Why not.
+        source: TapError,
+    },
+    /// The table of a network has somebody else's routes.
+    #[error("{step}: the table has routes that are not uvn's; remove them, or keep this number free")]
+    TableInUse {
+        /// What was to be done.
+        step: Box<Step>,
+        /// The table.
+        table: u32,
+    },
+}
+
+/// The kernel's network configuration.
+pub struct Netlink {
+    socket: Socket,
+}
+
+impl Netlink {
+    /// Opens a socket in the thread's network namespace.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn open() -> Result<Netlink, NetlinkError> {
+        Ok(Netlink { socket: Socket::open().map_err(NetlinkError::Socket)? })
+    }
+
+    /// Everything that is ours: rules, and all of every network. Compare it with [`crate::plan::node`] and
+    /// [`crate::plan::network`] of all.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn observe(&self) -> Result<Vec<Item>, NetlinkError> {
+        let links = self.socket.links()?;
+        let names: Names = links.iter().filter_map(named).collect();
+        let mut items = self.observe_rules()?;
+        items.extend(links.iter().flat_map(|link| reading::link(link, &names)));
+        let addresses = self.socket.addresses(None)?;
+        items.extend(addresses.iter().filter_map(|address| reading::address_item(address, &names)));
+        let routes = self.socket.routes(request::PROTOCOL, &[])?;
+        items.extend(routes.iter().filter_map(|route| reading::route_item(route, &names)));
+        let neighbours = self.socket.neighbours(None)?;
+        items.extend(neighbours.iter().filter_map(|neighbour| reading::neighbour(neighbour, &names)));
+        Ok(items)
+    }
+
+    /// The rules of ours, and the kernel's one that they replace. Compare it with [`crate::plan::node`].
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn observe_rules(&self) -> Result<Vec<Item>, NetlinkError> {
+        Ok(self.socket.rules()?.iter().filter_map(reading::rule).collect())
+    }
+
+    /// All of one network, at a cost that hardly grows with the number of networks. Compare it with
+    /// [`crate::plan::network`].
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn observe_network(&self, network: &Network) -> Result<Vec<Item>, NetlinkError> {
+        let vrf = network.vrf();
+        let endpoints = (0..MAX_NICS).map(|slot| format!("{vrf}.{slot}"));
+        let mut links = Vec::new();
+        for name in std::iter::once(vrf.clone()).chain(endpoints) {
+            if let Ok(index) = if_nametoindex(name.as_str()) {
+                links.extend(self.socket.link(index)?);
+            }
+        }
+        let mut names: Names = links.iter().filter_map(named).collect();
+        links.iter().flat_map(related).for_each(|index| learn(&mut names, index));
+
+        let mut items = Vec::new();
+        for link in &links {
+            items.extend(reading::link(link, &names));
+            let index = Some(link.header.index);
+            let addresses = self.socket.addresses(index)?;
+            items.extend(addresses.iter().filter_map(|address| reading::address_item(address, &names)));
+            if reading::kind_of(link).0 == Some(&InfoKind::Vxlan) {
+                let neighbours = self.socket.neighbours(index)?;
+                items.extend(neighbours.iter().filter_map(|entry| reading::neighbour(entry, &names)));
+            }
+        }
+        let mut routes = self.socket.routes(request::PROTOCOL, &[RouteAttribute::Table(network.table())])?;
+        if let Some(vrf) = links.iter().filter_map(named).find(|(_, name)| *name == vrf) {
+            let replies = [RouteAttribute::Table(NAT_TABLE), RouteAttribute::Oif(vrf.0)];
+            routes.extend(self.socket.routes(request::PROTOCOL, &replies)?);
+        }
+        routes.iter().flat_map(|route| &route.attributes).for_each(|attribute| {
+            if let RouteAttribute::Oif(index) = attribute {
+                learn(&mut names, *index);
+            }
+        });
+        items.extend(routes.iter().filter_map(|route| reading::route_item(route, &names)));
+        Ok(items)
+    }
+
+    /// Takes one step.
+    ///
+    /// Taking away what is not there is no failure: the kernel may have taken it with something else.
+    ///
+    /// # Errors
+    /// The kernel's refusal, which names the object and, where it is known, what helps.
+    pub fn apply(&self, step: &Step) -> Result<(), NetlinkError> {
+        let boxed = || Box::new(step.clone());
+        let result = match step {
+            Step::Create(Item::Tap { name, multi_queue }) => {
+                return create_tap(name, *multi_queue)
+                    .map_err(|source| NetlinkError::Tap { step: boxed(), source });
+            }
+            Step::Create(item) => {
+                if let Item::Vrf { table, .. } = *item
+                    && self.is_foreign(table)?
+                {
+                    return Err(NetlinkError::TableInUse { step: boxed(), table });
+                }
+                match self.create(item) {
+                    // IPv6 is off for new devices, though the NIC has an address.
+                    Err(refusal) if refusal.source.raw_os_error() == Some(libc::EACCES) => {
+                        enable_ipv6(item).map_err(Refusal::from).and_then(|()| self.create(item))
+                    }
+                    result => result,
+                }
+            }
+            Step::Delete(item) => match self.delete(item) {
+                Err(refusal) if is_gone(&refusal.source) => Ok(()),
+                result => result,
+            },
+        };
+        result.map_err(|refusal| {
+            let advice = advice(step, &refusal.source).map(String::from).or(refusal.words);
+            NetlinkError::Refused { step: boxed(), source: refusal.source, advice }
+        })
+    }
+
+    fn create(&self, item: &Item) -> Result<(), Refusal> {
+        match request::create(item)? {
+            Some((message, flags)) => self.socket.change(message, flags),
+            None => Ok(()),
+        }
+    }
+
+    fn delete(&self, item: &Item) -> Result<(), Refusal> {
+        match request::delete(item)? {
+            Some(message) => self.socket.change(message, 0),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether others use a table: they would get users' traffic, or users theirs.
+    fn is_foreign(&self, table: u32) -> Result<bool, NetlinkError> {
+        let routes = self.socket.routes(RouteProtocol::Unspec, &[RouteAttribute::Table(table)])?;
+        let foreign = |route: &RouteMessage| {
+            // What the kernel makes goes with a device, which is looked at by name.
+            ![request::PROTOCOL, RouteProtocol::Kernel].contains(&route.header.protocol)
+        };
+        Ok(routes.iter().any(foreign))
+    }
+}
+
+/// A device's index and name.
+fn named(link: &LinkMessage) -> Option<(u32, String)> {
+    Some((link.header.index, reading::name_of(link)?.to_owned()))
+}
+
+/// The devices that a device refers to: its VRF, the NIC below.
+fn related(link: &LinkMessage) -> Vec<u32> {
+    use netlink_packet_route::link::{InfoData, InfoVxlan};
+
+    let mut indices: Vec<u32> = Vec::new();
+    if let (_, Some(InfoData::Vxlan(data))) = reading::kind_of(link) {
+        indices.extend(data.iter().filter_map(|attribute| match attribute {
+            InfoVxlan::Link(index) => Some(*index),
+            _ => None,
+        }));
+    }
+    indices.extend(link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::Controller(index) => Some(*index),
+        _ => None,
+    }));
+    indices
+}
+
+fn learn(names: &mut Names, index: u32) {
+    if !names.contains_key(&index)
+        && let Ok(name) = if_indextoname(index)
+    {
+        names.insert(index, name.to_string_lossy().into_owned());
+    }
+}
+
+/// Makes a TAP that stays.
+fn create_tap(name: &str, multi_queue: bool) -> Result<(), TapError> {
+    // The kernel takes a TAP for one of several queues if it is opened so.
+    for tap in Tap::open(name, if multi_queue { 2 } else { 1 })? {
+        tap.set_persistent(true).map_err(|source| TapError::Setting {
+            name: name.into(),
+            what: "persistence",
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// Turns IPv6 on for the device of an IPv6 address.
+fn enable_ipv6(item: &Item) -> io::Result<()> {
+    match item {
+        Item::Address { device, address, .. } if address.address.is_ipv6() => {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6"), "0")
+        }
+        _ => Err(io::Error::from_raw_os_error(libc::EACCES)),
+    }
+}
+
+/// What the kernel says if something to be taken away is not there.
+fn is_gone(error: &io::Error) -> bool {
+    let gone = [libc::ENODEV, libc::ESRCH, libc::ENOENT, libc::EADDRNOTAVAIL, libc::ENXIO];
+    error.raw_os_error().is_some_and(|errno| gone.contains(&errno))
+}
+
+/// What a refusal means, where the kernel does not say it well.
+fn advice(step: &Step, error: &io::Error) -> Option<&'static str> {
+    let Step::Create(item) = step else { return None };
+    Some(match (error.raw_os_error()?, item) {
+        (libc::EPERM, _) => "this needs CAP_NET_ADMIN",
+        (libc::EOPNOTSUPP, Item::Vrf { .. }) => "the kernel has no VRF (CONFIG_NET_VRF); try `modprobe vrf`",
+        (libc::EOPNOTSUPP, Item::Vxlan { .. }) => {
+            "the kernel has no VXLAN (CONFIG_VXLAN); try `modprobe vxlan`"
+        }
+        (libc::EOPNOTSUPP | libc::EAFNOSUPPORT, Item::Rule { .. }) => {
+            "the kernel has no routing rules (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES)"
+        }
+        (libc::EEXIST, Item::Vrf { name, .. } | Item::Vxlan { name, .. }) if exists(name) => {
+            "a device of this name is there, and is not uvn's; remove or rename it"
+        }
+        (libc::EEXIST, Item::Vxlan { .. }) => {
+            "another device has this VNI and port; each kernel NIC needs a `port` of its own"
+        }
+        (libc::EEXIST, Item::Altname { .. }) => "another device has this name",
+        (libc::ENETDOWN, _) => "the device is down",
+        _ => return None,
+    })
+}
+
+fn exists(device: &str) -> bool {
+    if_nametoindex(device).is_ok()
+}

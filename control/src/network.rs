@@ -1,7 +1,7 @@
 //! A node's underlay NICs, a user's network, and their names and numbers.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use thiserror::Error;
+use crate::config::Nat;
+use std::net::IpAddr;
 use uvn_dataplane::config::Cidr;
 use uvn_wire::vxlan::Vni;
 
@@ -81,20 +81,10 @@ pub struct Node {
     pub exits: Vec<Exit>,
     /// Whether the kernel has IPv6.
     pub ipv6: bool,
-    /// The pools of NAT addresses, one IPv4 and one IPv6 subnet: each network has one of each.
-    pub nat: [Cidr; 2],
+    /// The pools of NAT addresses: each network has one of each.
+    pub nat: Nat,
     /// Hosts on the underlay's subnets that do not run uvn.
     pub hosts: Vec<Cidr>,
-}
-
-/// Every address of a NAT pool is in use.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("the NAT pool {pool} has no address for network number {slot}; give a larger one in `[nat]`")]
-pub struct PoolExhausted {
-    /// The pool.
-    pub pool: Cidr,
-    /// The network's slot.
-    pub slot: u32,
 }
 
 /// A user's network on this node.
@@ -133,31 +123,6 @@ impl Network {
     #[must_use]
     pub fn table(&self) -> u32 {
         FIRST_TABLE.saturating_add(self.slot)
-    }
-
-    /// Its own address of a NAT pool: never the pool's first (the subnet's own) nor its last (broadcast).
-    ///
-    /// # Errors
-    /// The pool is too small.
-    pub fn nat(&self, pool: Cidr) -> Result<IpAddr, PoolExhausted> {
-        let exhausted = || PoolExhausted { pool, slot: self.slot };
-        let bits: u32 = if pool.address.is_ipv4() { 32 } else { 128 };
-        let room = bits.saturating_sub(pool.prefix.into());
-        let number = u128::from(self.slot) + 1;
-        if room < 128 && number >= (1 << room) - 1 {
-            return Err(exhausted());
-        }
-        match pool.address {
-            IpAddr::V4(base) => {
-                let base = base.to_bits() & u32::MAX.checked_shl(room).unwrap_or(0);
-                let number = u32::try_from(number).map_err(|_| exhausted())?;
-                Ok(Ipv4Addr::from_bits(base | number).into())
-            }
-            IpAddr::V6(base) => {
-                let base = base.to_bits() & u128::MAX.checked_shl(room).unwrap_or(0);
-                Ok(Ipv6Addr::from_bits(base | number).into())
-            }
-        }
     }
 }
 
@@ -209,23 +174,6 @@ mod tests {
         assert_eq!(uid_of("uvn1234.0"), Some(1234));
         for other in ["uvn", "uvn+5", "uvn007", "uvnrig-1", "em1", "uvn4294967296"] {
             assert_eq!(uid_of(other), None, "{other}");
-        }
-    }
-
-    #[test]
-    fn nat_addresses_are_inside_their_pool_and_end_with_it() {
-        let network = |slot| Network { uid: 1000, vni: Vni::new(5).unwrap(), slot, off_subnet: true };
-        let nat =
-            |slot, pool: &str| network(slot).nat(pool.parse().unwrap()).map(|address| address.to_string());
-        assert_eq!(nat(0, "100.64.0.0/10").unwrap(), "100.64.0.1");
-        assert_eq!(nat(1023, "100.64.7.9/10").unwrap(), "100.64.4.0");
-        assert_eq!(nat(0, "fd75:766e::/64").unwrap(), "fd75:766e::1");
-        assert_eq!(nat(u32::MAX, "::/0").unwrap(), "::1:0:0");
-        assert_eq!(nat(5, "192.0.2.0/29").unwrap(), "192.0.2.6");
-        for (slot, pool) in
-            [(6, "192.0.2.0/29"), (0, "192.0.2.1/32"), (0, "192.0.2.0/31"), (u32::MAX, "0.0.0.0/0")]
-        {
-            assert_eq!(nat(slot, pool).unwrap_err().slot, slot, "{pool}");
         }
     }
 

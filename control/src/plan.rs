@@ -15,7 +15,7 @@
 //! another: endpoints before their VRF (a device released from a deleted VRF stays up, in the default VRF), a table's
 //! unreachable routes after it.
 
-use crate::network::{DataPath, Exit, FIRST_TABLE, Network, Nic, Node, PoolExhausted};
+use crate::network::{DataPath, Exit, FIRST_TABLE, Network, Nic, Node};
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -206,10 +206,8 @@ pub fn node(node: &Node) -> Vec<Item> {
     let mut items = Vec::new();
     for &ipv4 in families {
         let mut kinds = vec![RuleKind::L3mdev, RuleKind::Local];
-        for pool in node.nat.iter().filter(|pool| pool.address.is_ipv4() == ipv4) {
-            let pool = subnet(*pool);
-            kinds.extend([RuleKind::NatUnreachable(pool), RuleKind::NatLookup(pool)]);
-        }
+        let pool = if ipv4 { node.nat.ipv4 } else { node.nat.ipv6 };
+        kinds.extend([RuleKind::NatUnreachable(pool), RuleKind::NatLookup(pool)]);
         items.extend((0..).zip(kinds).map(|(priority, kind)| Item::Rule { ipv4, priority, kind }));
     }
     items
@@ -223,34 +221,32 @@ pub fn pristine(ipv6: bool) -> Vec<Item> {
 }
 
 /// The items of a network, in creation order.
-///
-/// # Errors
-/// A NAT pool has no address left.
-pub fn network(node: &Node, network: &Network) -> Result<Vec<Item>, PoolExhausted> {
+#[must_use]
+pub fn network(node: &Node, network: &Network) -> Vec<Item> {
     let mut build = Build { node, network, vrf: network.vrf(), items: Vec::new() };
     build.items.push(Item::Vrf { name: build.vrf.clone(), table: network.table() });
     build.unreachable();
-    build.own_addresses()?;
-    build.exits()?;
-    build.hosts()?;
+    build.own_addresses();
+    build.exits();
+    build.hosts();
     for nic in &node.nics {
         build.endpoint(nic);
     }
     build.items.push(Item::Up { device: build.vrf.clone() });
     if network.off_subnet || !node.hosts.is_empty() {
-        for pool in build.pools() {
-            let destination = host(network.nat(pool)?);
+        for destination in build.nat() {
             let way = Way::Device { device: build.vrf.clone(), gateway: None, source: None };
             build.items.push(Item::Route { table: NAT_TABLE, destination, way, metric: METRIC });
         }
     }
-    Ok(build.items)
+    build.items
 }
 
 impl Build<'_> {
-    fn pools(&self) -> Vec<Cidr> {
-        let ipv6 = self.node.ipv6;
-        self.node.nat.iter().copied().filter(|pool| pool.address.is_ipv4() || ipv6).collect()
+    /// Its NAT addresses.
+    fn nat(&self) -> Vec<Cidr> {
+        let addresses = self.node.nat.addresses(self.network.slot);
+        addresses.into_iter().filter(|address| address.is_ipv4() || self.node.ipv6).map(host).collect()
     }
 
     fn route(&mut self, destination: Cidr, way: Way, metric: u32) {
@@ -267,19 +263,20 @@ impl Build<'_> {
         if self.node.ipv6 {
             self.route(ANYWHERE_V6, Way::Unreachable, LAST_METRIC);
         }
-        for pool in self.pools() {
-            self.route(subnet(pool), Way::Unreachable, METRIC);
+        self.route(self.node.nat.ipv4, Way::Unreachable, METRIC);
+        if self.node.ipv6 {
+            self.route(self.node.nat.ipv6, Way::Unreachable, METRIC);
         }
     }
 
     /// Loopback, NAT addresses, and the node's addresses that no endpoint has.
-    fn own_addresses(&mut self) -> Result<(), PoolExhausted> {
+    fn own_addresses(&mut self) {
         let vrf = self.vrf.clone();
         let loopback = Cidr { address: Ipv4Addr::LOCALHOST.into(), prefix: 8 };
         self.address(&vrf, loopback, true, false);
         self.route(subnet(loopback), Way::Local { device: vrf.clone() }, METRIC);
-        for pool in self.pools() {
-            self.address(&vrf, host(self.network.nat(pool)?), false, true);
+        for address in self.nat() {
+            self.address(&vrf, address, false, true);
         }
         if self.node.ipv6 {
             self.address(&vrf, host(Ipv6Addr::LOCALHOST.into()), false, true);
@@ -291,31 +288,28 @@ impl Build<'_> {
                 self.address(&vrf, host(other), true, true);
             }
         }
-        Ok(())
     }
 
     /// The source that leaked routes get. IPv6 refuses one of another VRF than the route's device (ipv6_chk_addr), and
     /// chooses right without: the VRF device's only address that is not deprecated is its NAT address.
-    fn source(&self, ipv4: bool) -> Result<Option<IpAddr>, PoolExhausted> {
-        let pool = self.node.nat.iter().find(|pool| ipv4 && pool.address.is_ipv4());
-        pool.map(|pool| self.network.nat(*pool)).transpose()
+    fn source(&self, ipv4: bool) -> Option<IpAddr> {
+        self.node.nat.addresses(self.network.slot).into_iter().find(|address| ipv4 && address.is_ipv4())
     }
 
-    fn exits(&mut self) -> Result<(), PoolExhausted> {
+    fn exits(&mut self) {
         let node = self.node;
         for Exit { device, gateway, address } in &node.exits {
             let ipv4 = address.is_ipv4();
             if self.network.off_subnet && (ipv4 || node.ipv6) {
-                let source = self.source(ipv4)?;
+                let source = self.source(ipv4);
                 let way = Way::Device { device: device.clone(), gateway: *gateway, source };
                 self.route(if ipv4 { ANYWHERE_V4 } else { ANYWHERE_V6 }, way, METRIC);
             }
         }
-        Ok(())
     }
 
     /// Listed hosts, by the NIC itself.
-    fn hosts(&mut self) -> Result<(), PoolExhausted> {
+    fn hosts(&mut self) {
         let node = self.node;
         for &listed in &node.hosts {
             let on_link = |nic: &&Nic| nic.addresses.iter().any(|cidr| cidr.contains(listed.address));
@@ -331,11 +325,10 @@ impl Build<'_> {
                 (None, None) => continue,
             };
             if ipv4 || node.ipv6 {
-                let way = Way::Device { device: nic.name.clone(), gateway, source: self.source(ipv4)? };
+                let way = Way::Device { device: nic.name.clone(), gateway, source: self.source(ipv4) };
                 self.route(subnet(listed), way, METRIC);
             }
         }
-        Ok(())
     }
 
     fn endpoint(&mut self, nic: &Nic) {

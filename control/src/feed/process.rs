@@ -97,7 +97,7 @@ pub(super) fn signal(process: i32, signal: Signal) {
 fn has_systemd() -> bool {
     let same = |namespace: &str| {
         let inode = |who: &str| fs::metadata(format!("/proc/{who}/ns/{namespace}")).map(|file| file.ino());
-        matches!((inode("thread-self"), inode("1")), (Ok(own), Ok(first)) if own == first)
+        matches!((inode("self"), inode("1")), (Ok(own), Ok(first)) if own == first)
     };
     Path::new("/run/systemd/system").is_dir() && same("net") && same("mnt")
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::Nat;
 use proptest::prelude::*;
 use proptest::sample::subsequence;
 use uvn_wire::vxlan::Vni;
@@ -38,7 +39,7 @@ fn this_node() -> Node {
             address: "10.0.0.1".parse().unwrap(),
         }],
         ipv6: true,
-        nat: [cidr("100.64.0.0/10"), cidr("fd75:766e::/64")],
+        nat: Nat::default(),
         hosts: vec![cidr("10.0.0.200/32")],
     }
 }
@@ -50,7 +51,7 @@ fn user(uid: u32, slot: u32) -> Network {
 fn all(networks: &[Network], this: &Node) -> Vec<Item> {
     let mut items = node(this);
     for each in networks {
-        items.extend(network(this, each).unwrap());
+        items.extend(network(this, each));
     }
     items
 }
@@ -113,7 +114,7 @@ fn reconcile(wanted: &[Item], observed: &[Item]) {
 
 #[test]
 fn a_network_is_complete_before_its_vrf_goes_up() {
-    let items = network(&this_node(), &user(1234, 7)).unwrap();
+    let items = network(&this_node(), &user(1234, 7));
     let up = items.iter().position(|item| *item == Item::Up { device: "uvn1234".into() }).unwrap();
     let table = FIRST_TABLE + 7;
     let last = items.iter().rposition(|item| matches!(item, Item::Route { table: t, .. } if *t == table));
@@ -127,7 +128,7 @@ fn a_network_is_complete_before_its_vrf_goes_up() {
 
 #[test]
 fn a_network_in_full() {
-    let items = network(&this_node(), &user(1234, 0)).unwrap();
+    let items = network(&this_node(), &user(1234, 0));
     let text: Vec<String> = items.iter().map(ToString::to_string).collect();
     assert_eq!(
         text,
@@ -174,7 +175,7 @@ fn off_subnet_is_not_for_everyone() {
     let mut this = this_node();
     let inside = Network { off_subnet: false, ..user(1234, 0) };
     let leaks = |this: &Node| {
-        let items = network(this, &inside).unwrap();
+        let items = network(this, &inside);
         let leaks = |item: &&Item| matches!(item, Item::Route { way: Way::Device { device, .. }, .. } if device == "em1");
         (
             items.iter().filter(leaks).count(),
@@ -201,35 +202,24 @@ fn without_ipv6_there_is_nothing_of_it() {
     // A NIC too small for it.
     this.ipv6 = true;
     this.nics[0].mtu = 1300;
-    let items = network(&this, &user(1234, 0)).unwrap();
+    let items = network(&this, &user(1234, 0));
     let on = |item: &&Item| matches!(item, Item::Address { device, .. } if device == "uvn1234.0");
     assert_eq!(items.iter().filter(on).count(), 1);
 }
 
 #[test]
-fn a_full_nat_pool_names_itself() {
-    let mut this = this_node();
-    this.nat[0] = cidr("100.64.0.0/30");
-    assert!(network(&this, &user(1234, 1)).is_ok());
-    assert_eq!(
-        network(&this, &user(1234, 2)).unwrap_err(),
-        PoolExhausted { pool: cidr("100.64.0.0/30"), slot: 2 }
-    );
-}
-
-#[test]
 fn an_mtu_change_is_set_and_an_address_change_moves_the_address() {
     let users = [user(1234, 0)];
-    let before = network(&this_node(), &users[0]).unwrap();
+    let before = network(&this_node(), &users[0]);
     let mut this = this_node();
     this.nics[0].mtu = 9000;
-    let steps = diff(&network(&this, &users[0]).unwrap(), &before);
+    let steps = diff(&network(&this, &users[0]), &before);
     assert_eq!(steps, [Step::Create(Item::Mtu { device: "uvn1234.0".into(), mtu: 8950 })]);
     assert_eq!(steps[0].to_string(), "set MTU 8950 of uvn1234.0");
 
     let mut this = this_node();
     this.nics[0].addresses[0] = cidr("10.0.0.2/16");
-    let steps = diff(&network(&this, &users[0]).unwrap(), &before);
+    let steps = diff(&network(&this, &users[0]), &before);
     let text: Vec<String> = steps.iter().map(ToString::to_string).collect();
     assert_eq!(
         text,

@@ -1,0 +1,210 @@
+//! The kernel's notifications about devices, addresses and routes.
+
+use super::NetlinkError;
+use super::reading;
+use super::request::PROTOCOL;
+use super::socket::Socket;
+use crate::network::{FIRST_TABLE, uid_of};
+use crate::plan::NAT_TABLE;
+use mio::event::Source;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage};
+use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce};
+use nix::sys::socket::{MsgFlags, recv, setsockopt};
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// What has changed.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Changes {
+    /// Notifications were lost: anything may have changed.
+    pub overflow: bool,
+    /// A device that is not ours, one of its addresses, or a default route: the node is to be read again.
+    pub node: bool,
+    /// Networks that somebody, perhaps we ourselves, changed a device or address of: their UIDs.
+    pub uids: BTreeSet<u32>,
+    /// Networks whose table was changed: their slots.
+    pub slots: BTreeSet<u32>,
+}
+
+impl Changes {
+    /// Nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Changes::default()
+    }
+}
+
+/// A subscription; readable when something has changed.
+pub struct Monitor {
+    socket: netlink_sys::Socket,
+    buffer: Vec<u8>,
+    /// Our devices by index: addresses do not name theirs.
+    ours: HashMap<u32, u32>,
+}
+
+impl Monitor {
+    /// Subscribes in the thread's network namespace.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn open() -> Result<Monitor, NetlinkError> {
+        /// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV6_RULE
+        /// (include/uapi/linux/rtnetlink.h).
+        const GROUPS: [u32; 7] = [1, 5, 7, 8, 9, 11, 19];
+        /// What a thousand networks made in one go send, more or less.
+        const BUFFER: usize = 8 << 20;
+
+        let subscribe = || {
+            let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
+            socket.bind(&SocketAddr::new(0, 0))?;
+            for group in GROUPS {
+                socket.add_membership(group)?;
+            }
+            socket.set_non_blocking(true)?;
+            // Beyond net.core.rmem_max; without CAP_NET_ADMIN in the first user namespace as much as is allowed.
+            if setsockopt(&socket, RcvBufForce, &BUFFER).is_err() {
+                setsockopt(&socket, RcvBuf, &BUFFER)?;
+            }
+            Ok(socket)
+        };
+        let socket = subscribe().map_err(NetlinkError::Socket)?;
+        let mut monitor = Monitor { socket, buffer: vec![0; 64 << 10], ours: HashMap::new() };
+        monitor.resync()?;
+        Ok(monitor)
+    }
+
+    /// Everything that has happened since.
+    ///
+    /// # Errors
+    /// A failure of the socket other than lost notifications, which are [`Changes::overflow`].
+    pub fn drain(&mut self) -> Result<Changes, NetlinkError> {
+        let mut changes = Changes::default();
+        loop {
+            match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
+                Ok(length) => self.read(length, &mut changes),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::ENOBUFS) => changes.overflow = true,
+                Err(error) => return Err(NetlinkError::Socket(error.into())),
+            }
+        }
+        if changes.overflow {
+            self.resync()?;
+        }
+        Ok(changes)
+    }
+
+    /// Reads afresh which devices are ours.
+    fn resync(&mut self) -> Result<(), NetlinkError> {
+        let links = Socket::open().map_err(NetlinkError::Socket)?.links()?;
+        self.ours = links.iter().filter_map(|link| Some((link.header.index, uid(link)?))).collect();
+        Ok(())
+    }
+
+    fn read(&mut self, length: usize, changes: &mut Changes) {
+        /// `struct nlmsghdr`.
+        const HEADER: usize = 16;
+
+        let buffer = std::mem::take(&mut self.buffer);
+        let mut rest = buffer.get(..length).unwrap_or_default();
+        while let Some(length) = rest.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes) as usize) {
+            let Some(message) = rest.get(..length).filter(|_| length >= HEADER) else { break };
+            match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) {
+                Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) => {
+                    self.note(&message, changes);
+                }
+                Ok(_) => {}
+                // Not understood: better once too often.
+                Err(_) => changes.node = true,
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        self.buffer = buffer;
+    }
+
+    fn note(&mut self, message: &RouteNetlinkMessage, changes: &mut Changes) {
+        use RouteNetlinkMessage::{
+            DelAddress, DelLink, DelRoute, DelRule, NewAddress, NewLink, NewRoute, NewRule,
+        };
+        match message {
+            NewLink(link) => {
+                let index = link.header.index;
+                let now = uid(link);
+                let before = match now {
+                    Some(uid) => self.ours.insert(index, uid),
+                    None => self.ours.remove(&index),
+                };
+                changes.uids.extend(before.into_iter().chain(now));
+                changes.node |= now.is_none();
+            }
+            DelLink(link) => {
+                self.ours.remove(&link.header.index);
+                changes.note_device(uid(link));
+            }
+            NewAddress(address) | DelAddress(address) => {
+                changes.note_device(self.ours.get(&address.header.index).copied());
+            }
+            NewRoute(route) | DelRoute(route) => self.note_route(route, changes),
+            NewRule(_) | DelRule(_) => changes.node = true,
+            _ => {}
+        }
+    }
+
+    /// Of other tables, default routes alone matter to us.
+    fn note_route(&self, route: &RouteMessage, changes: &mut Changes) {
+        let is_ours = route.header.protocol == PROTOCOL;
+        let mut table = u32::from(route.header.table);
+        let mut uid = None;
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Table(number) => table = *number,
+                RouteAttribute::Oif(index) => uid = self.ours.get(index),
+                _ => {}
+            }
+        }
+        match table.checked_sub(FIRST_TABLE) {
+            Some(slot) if is_ours => drop(changes.slots.insert(slot)),
+            None if table == NAT_TABLE => changes.uids.extend(uid),
+            None if table == u32::from(RouteHeader::RT_TABLE_MAIN) => {
+                changes.node |= route.header.destination_prefix_length == 0;
+            }
+            // What the kernel makes in a network's table follows from addresses.
+            _ => {}
+        }
+    }
+}
+
+impl Changes {
+    fn note_device(&mut self, uid: Option<u32>) {
+        match uid {
+            Some(uid) => drop(self.uids.insert(uid)),
+            None => self.node = true,
+        }
+    }
+}
+
+fn uid(link: &LinkMessage) -> Option<u32> {
+    uid_of(reading::name_of(link)?)
+}
+
+impl Source for Monitor {
+    fn register(&mut self, registry: &Registry, token: Token, interests: Interest) -> io::Result<()> {
+        SourceFd(&self.socket.as_raw_fd()).register(registry, token, interests)
+    }
+
+    fn reregister(&mut self, registry: &Registry, token: Token, interests: Interest) -> io::Result<()> {
+        SourceFd(&self.socket.as_raw_fd()).reregister(registry, token, interests)
+    }
+
+    fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
+        SourceFd(&self.socket.as_raw_fd()).deregister(registry)
+    }
+}

@@ -1,0 +1,263 @@
+//! The rtnetlink messages that make and take away items.
+
+use crate::plan::{Item, NAT_TABLE, RuleKind, Way};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressMessage, AddressScope, CacheInfo,
+};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVrf, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop,
+};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::net::if_::if_nametoindex;
+use std::io;
+use std::net::IpAddr;
+use uvn_dataplane::config::Cidr;
+use uvn_wire::ethernet::Mac;
+
+/// The origin of our routes and rules (`proto` of iproute2): what has it is ours. Nobody else's in
+/// include/uapi/linux/rtnetlink.h and /etc/iproute2/rt_protos.
+pub const PROTOCOL: RouteProtocol = RouteProtocol::Other(117);
+/// RT_TABLE_LOCAL.
+const TABLE_LOCAL: u8 = 255;
+/// An unlimited lifetime (INFINITY_LIFE_TIME).
+const FOREVER: u32 = u32::MAX;
+
+/// The message that makes an item and the flags that go with it; a TAP is made otherwise.
+pub fn create(item: &Item) -> io::Result<Option<(RouteNetlinkMessage, u16)>> {
+    use RouteNetlinkMessage::{NewAddress, NewLink, NewLinkProp, NewNeighbour, NewRoute, NewRule, SetLink};
+    const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
+
+    Ok(Some(match item {
+        Item::Tap { .. } => return Ok(None),
+        Item::Vrf { name, table } => {
+            (NewLink(made(name, InfoKind::Vrf, InfoData::Vrf(vec![InfoVrf::TableId(*table)]))), NEW)
+        }
+        Item::Vxlan { name, vni, local, nic, port, group } => {
+            let data = vxlan(*vni, *local, if_nametoindex(nic.as_str())?, *port, *group);
+            (NewLink(made(name, InfoKind::Vxlan, InfoData::Vxlan(data))), NEW)
+        }
+        Item::Altname { device, name } => {
+            let mut message = link(device)?;
+            message.attributes.push(LinkAttribute::PropList(vec![Prop::AltIfName(name.clone())]));
+            (NewLinkProp(message), NEW | NLM_F_APPEND)
+        }
+        Item::Mac { device, mac } => (SetLink(with(device, LinkAttribute::Address(mac.0.to_vec()))?), 0),
+        Item::Mtu { device, mtu } => (SetLink(with(device, LinkAttribute::Mtu(*mtu))?), 0),
+        Item::Master { device, vrf } => {
+            let vrf = if_nametoindex(vrf.as_str())?;
+            (SetLink(with(device, LinkAttribute::Controller(vrf))?), 0)
+        }
+        Item::Up { device } => {
+            let mut message = link(device)?;
+            message.header.flags = LinkFlags::Up;
+            message.header.change_mask = LinkFlags::Up;
+            (SetLink(message), 0)
+        }
+        Item::Address { device, address, passive, on_link } => {
+            (NewAddress(new_address(device, *address, *passive, *on_link)?), NEW)
+        }
+        Item::Route { table, destination, way, metric } => {
+            (NewRoute(route(*table, *destination, way, *metric)?), NEW)
+        }
+        Item::Rule { ipv4, priority, kind } => {
+            let mut message = rule(*ipv4, *priority, *kind);
+            message.attributes.push(RuleAttribute::Protocol(PROTOCOL));
+            (NewRule(message), NEW)
+        }
+        Item::Fdb { device, mac, vtep } => {
+            // Several VTEPs may have the zero MAC: bridge(8), `fdb append`.
+            let flag = if mac.0 == [0; 6] { NLM_F_APPEND } else { NLM_F_EXCL };
+            (NewNeighbour(fdb(device, *mac, *vtep)?), NLM_F_CREATE | flag)
+        }
+        Item::Neighbour { device, address, mac } => {
+            (NewNeighbour(neighbour(device, *address, *mac)?), NLM_F_CREATE | NLM_F_REPLACE)
+        }
+    }))
+}
+
+/// The message that takes an item away; None: it cannot be.
+pub fn delete(item: &Item) -> io::Result<Option<RouteNetlinkMessage>> {
+    use RouteNetlinkMessage::{DelAddress, DelLink, DelLinkProp, DelNeighbour, DelRoute, DelRule};
+
+    Ok(Some(match item {
+        Item::Vrf { name, .. } | Item::Tap { name, .. } | Item::Vxlan { name, .. } => DelLink(link(name)?),
+        Item::Altname { device, name } => {
+            let mut message = link(device)?;
+            message.attributes.push(LinkAttribute::PropList(vec![Prop::AltIfName(name.clone())]));
+            DelLinkProp(message)
+        }
+        Item::Mac { .. } | Item::Mtu { .. } | Item::Master { .. } | Item::Up { .. } => return Ok(None),
+        Item::Address { device, address, .. } => DelAddress(self::address(device, *address)?),
+        Item::Route { table, destination, way, metric } => {
+            DelRoute(route(*table, *destination, way, *metric)?)
+        }
+        Item::Rule { ipv4, priority, kind } => DelRule(rule(*ipv4, *priority, *kind)),
+        Item::Fdb { device, mac, vtep } => DelNeighbour(fdb(device, *mac, *vtep)?),
+        Item::Neighbour { device, address, mac } => DelNeighbour(neighbour(device, *address, *mac)?),
+    }))
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn link(device: &str) -> io::Result<LinkMessage> {
+    let mut message = LinkMessage::default();
+    message.header.index = if_nametoindex(device)?;
+    Ok(message)
+}
+
+fn with(device: &str, attribute: LinkAttribute) -> io::Result<LinkMessage> {
+    let mut message = link(device)?;
+    message.attributes.push(attribute);
+    Ok(message)
+}
+
+fn made(name: &str, kind: InfoKind, data: InfoData) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.into()));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)]));
+    message
+}
+
+fn vxlan(vni: u32, local: IpAddr, nic: u32, port: u16, group: Option<IpAddr>) -> Vec<InfoVxlan> {
+    let mut data = vec![
+        InfoVxlan::Id(vni),
+        InfoVxlan::Link(nic),
+        InfoVxlan::Port(port),
+        // MACs are derived from VTEPs, and listed. With a group only, nobody lists them.
+        InfoVxlan::Learning(group.is_some()),
+    ];
+    data.push(match local {
+        IpAddr::V4(local) => InfoVxlan::Local(local),
+        IpAddr::V6(local) => InfoVxlan::Local6(local),
+    });
+    data.extend(group.map(|group| match group {
+        IpAddr::V4(group) => InfoVxlan::Group(group),
+        IpAddr::V6(group) => InfoVxlan::Group6(group),
+    }));
+    data
+}
+
+/// What names an address.
+fn address(device: &str, address: Cidr) -> io::Result<AddressMessage> {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address.address);
+    message.header.prefix_len = address.prefix;
+    message.header.index = if_nametoindex(device)?;
+    message.attributes.push(AddressAttribute::Local(address.address));
+    message.attributes.push(AddressAttribute::Address(address.address));
+    Ok(message)
+}
+
+fn new_address(device: &str, cidr: Cidr, passive: bool, on_link: bool) -> io::Result<AddressMessage> {
+    let mut message = address(device, cidr)?;
+    let mut flags = if on_link { AddressFlags::empty() } else { AddressFlags::Noprefixroute };
+    match cidr.address {
+        IpAddr::V4(_) if passive => message.header.scope = AddressScope::Host,
+        IpAddr::V4(_) => {}
+        IpAddr::V6(_) => {
+            // Nobody else has it: the node's NIC has it, and has checked.
+            flags |= AddressFlags::Nodad;
+            if passive {
+                let mut lifetime = CacheInfo::default();
+                lifetime.ifa_valid = FOREVER;
+                message.attributes.push(AddressAttribute::CacheInfo(lifetime));
+            }
+        }
+    }
+    message.attributes.push(AddressAttribute::Flags(flags));
+    Ok(message)
+}
+
+fn route(table: u32, destination: Cidr, way: &Way, metric: u32) -> io::Result<RouteMessage> {
+    let mut message = RouteMessage::default();
+    let header = &mut message.header;
+    header.address_family = family(destination.address);
+    header.destination_prefix_length = destination.prefix;
+    header.table = RouteHeader::RT_TABLE_UNSPEC;
+    header.protocol = PROTOCOL;
+    let attributes = &mut message.attributes;
+    attributes.push(RouteAttribute::Table(table));
+    attributes.push(RouteAttribute::Priority(metric));
+    if destination.prefix > 0 {
+        attributes.push(RouteAttribute::Destination(destination.address.into()));
+    }
+    match way {
+        Way::Unreachable => header.kind = RouteType::Unreachable,
+        Way::Local { device } => {
+            header.kind = RouteType::Local;
+            header.scope = RouteScope::Host;
+            attributes.push(RouteAttribute::Oif(if_nametoindex(device.as_str())?));
+        }
+        Way::Device { device, gateway, source } => {
+            header.kind = RouteType::Unicast;
+            attributes.push(RouteAttribute::Oif(if_nametoindex(device.as_str())?));
+            attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
+            match gateway {
+                Some(gateway) => attributes.push(RouteAttribute::Gateway((*gateway).into())),
+                None if destination.address.is_ipv4() => header.scope = RouteScope::Link,
+                None => {}
+            }
+            // The gateway is on the NIC's link, whatever the VRF's table says. A link-local one always is, and the
+            // kernel would find it on another device first.
+            let is_link_local =
+                matches!(gateway, Some(IpAddr::V6(gateway)) if gateway.is_unicast_link_local());
+            if gateway.is_some() && !is_link_local {
+                header.flags = RouteFlags::Onlink;
+            }
+        }
+    }
+    Ok(message)
+}
+
+fn rule(ipv4: bool, priority: u32, kind: RuleKind) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = if ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.action = RuleAction::ToTable;
+    message.attributes.push(RuleAttribute::Priority(priority));
+    match kind {
+        RuleKind::L3mdev => message.attributes.push(RuleAttribute::L3MDev(true)),
+        RuleKind::Local => message.header.table = TABLE_LOCAL,
+        RuleKind::NatUnreachable(pool) => {
+            message.header.action = RuleAction::Unreachable;
+            message.header.dst_len = pool.prefix;
+            message.attributes.push(RuleAttribute::Destination(pool.address));
+            // What a node sends itself comes "from lo" (fib_rules).
+            message.attributes.push(RuleAttribute::Iifname("lo".into()));
+        }
+        RuleKind::NatLookup(pool) => {
+            message.header.dst_len = pool.prefix;
+            message.attributes.push(RuleAttribute::Destination(pool.address));
+            message.attributes.push(RuleAttribute::Table(NAT_TABLE));
+        }
+    }
+    message
+}
+
+fn fdb(device: &str, mac: Mac, vtep: IpAddr) -> io::Result<NeighbourMessage> {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = if_nametoindex(device)?;
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::Own;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+    message.attributes.push(NeighbourAttribute::Destination(vtep.into()));
+    Ok(message)
+}
+
+fn neighbour(device: &str, address: IpAddr, mac: Mac) -> io::Result<NeighbourMessage> {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(address);
+    message.header.ifindex = if_nametoindex(device)?;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+    message.attributes.push(NeighbourAttribute::Destination(address.into()));
+    Ok(message)
+}
