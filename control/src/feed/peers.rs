@@ -1,9 +1,11 @@
 //! The other nodes as a NIC's data path wants them.
 
-use crate::network::Nic;
+use crate::network::{Network, Nic};
 use crate::peers::Peers as Configured;
+use crate::plan::Item;
 use std::net::IpAddr;
 use uvn_dataplane::config::{Cidr, Peers, Vtep};
+use uvn_wire::ethernet::Mac;
 
 /// Nodes at most that a network's broadcast and multicast is replicated to: beyond, it takes a multicast group.
 pub const MAX_BROADCAST: usize = 1024;
@@ -96,6 +98,34 @@ impl Others {
     }
 }
 
+/// The same for kernel VXLAN.
+impl Others {
+    /// What the endpoint of a network over kernel VXLAN knows of the listed nodes: where their MACs are, which MAC
+    /// their addresses have, and whom to send broadcast to. Other nodes it finds by the NIC's multicast group.
+    #[must_use]
+    pub fn entries(&self, nic: &Nic, network: &Network) -> Vec<Item> {
+        /// What is not unicast, or not known.
+        const OTHER: Mac = Mac([0; 6]);
+
+        let device = || network.endpoint(nic);
+        let has_family =
+            |address: &&IpAddr| nic.addresses.iter().any(|own| own.address.is_ipv4() == address.is_ipv4());
+        let mut items = Vec::new();
+        for node in &self.nodes {
+            let mac = Mac::of(node.address);
+            items.push(Item::Fdb { device: device(), mac, vtep: node.address });
+            for &address in node.overlay.iter().filter(has_family) {
+                items.push(Item::Neighbour { device: device(), address, mac });
+            }
+        }
+        if nic.group.is_none() {
+            let flood = self.broadcast(None).into_iter();
+            items.extend(flood.map(|vtep| Item::Fdb { device: device(), mac: OTHER, vtep }));
+        }
+        items
+    }
+}
+
 /// What two prefixes have in common: the longer one, if it lies in the other.
 fn common(a: &Cidr, b: &Cidr) -> Option<Cidr> {
     let (wide, narrow) = if a.prefix <= b.prefix { (a, b) } else { (b, a) };
@@ -106,6 +136,7 @@ fn common(a: &Cidr, b: &Cidr) -> Option<Cidr> {
 mod tests {
     use super::*;
     use crate::network::DataPath;
+    use uvn_wire::vxlan::Vni;
 
     fn nic(addresses: &[&str], subnets: &[&str]) -> Nic {
         Nic {
@@ -170,6 +201,27 @@ mod tests {
         assert_eq!(others.broadcast(None), ips(&["10.0.0.2", "10.0.0.3"]));
         // A job's nodes, by whatever address.
         assert_eq!(others.broadcast(Some(&ips(&["fd00::2", "10.0.0.1", "8.8.8.8"]))), ips(&["10.0.0.2"]));
+    }
+
+    #[test]
+    fn kernel_vxlan_is_told_where_everybody_is() {
+        let mut nic = nic(&["10.0.0.1/24", "fd00::1/64"], &["10.0.0.0/24", "fd00::/64"]);
+        let others = others(&nic, &[], &[ips(&["10.0.0.1"]), ips(&["10.0.0.2", "fd00::2"])]);
+        let network = Network { uid: 7, vni: Vni::new(7).unwrap(), slot: 0, off_subnet: false };
+        let (device, mac) = ("uvn7.0".to_owned(), Mac([2, 0x75, 10, 0, 0, 2]));
+        let vtep = "10.0.0.2".parse().unwrap();
+        let neighbour =
+            |text: &str| Item::Neighbour { device: "uvn7.0".to_owned(), address: text.parse().unwrap(), mac };
+        let mut expected = vec![
+            Item::Fdb { device: device.clone(), mac, vtep },
+            neighbour("10.0.0.2"),
+            neighbour("fd00::2"),
+            Item::Fdb { device, mac: Mac([0; 6]), vtep },
+        ];
+        assert_eq!(others.entries(&nic, &network), expected);
+        nic.group = Some("239.1.1.1".parse().unwrap());
+        expected.pop();
+        assert_eq!(others.entries(&nic, &network), expected);
     }
 
     #[test]

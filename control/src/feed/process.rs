@@ -64,6 +64,11 @@ impl Process {
         }
     }
 
+    /// Whether it has ended, and is no zombie any more.
+    pub(super) fn is_reaped(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Ends what was started and has not answered yet.
     pub(super) fn abandon(mut self, nic: &str) {
         let _already_gone = self.child.kill();
@@ -97,7 +102,7 @@ pub(super) fn signal(process: i32, signal: Signal) {
 fn has_systemd() -> bool {
     let same = |namespace: &str| {
         let inode = |who: &str| fs::metadata(format!("/proc/{who}/ns/{namespace}")).map(|file| file.ino());
-        matches!((inode("self"), inode("1")), (Ok(own), Ok(first)) if own == first)
+        matches!((inode("thread-self"), inode("1")), (Ok(own), Ok(first)) if own == first)
     };
     Path::new("/run/systemd/system").is_dir() && same("net") && same("mnt")
 }

@@ -1,0 +1,244 @@
+//! How a data plane starts, is found, and ends.
+
+use super::process::{self, Process};
+use super::{Feed, FeedError, PATIENCE, PAUSE, RUN, START, State};
+use mio::Interest;
+use mio::unix::SourceFd;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use serde::Serialize;
+use std::fs;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use uvn_dataplane::client::Client;
+use uvn_dataplane::config::{Config, Peers};
+use uvn_dataplane::message::{Reply, Request};
+use uvn_dataplane::toml_file;
+
+impl Feed {
+    pub(super) fn path(&self, extension: &str) -> PathBuf {
+        Path::new(RUN).join(format!("{}.{extension}", self.nic.name))
+    }
+
+    pub(super) fn down(&self, message: &str) -> FeedError {
+        FeedError::Down { nic: self.nic.name.clone(), message: message.into() }
+    }
+
+    /// Finds one that runs, or starts one.
+    pub(super) fn begin(&mut self, now: Instant) {
+        let found = Client::connect_for(&self.path("sock"), PATIENCE).ok();
+        self.state = State::Starting { process: None, client: None, since: now };
+        let result = match found {
+            Some(client) => self.send_ping(client),
+            None => self.launch(),
+        };
+        if let Err(error) = result {
+            self.fail(error.to_string());
+        }
+    }
+
+    fn launch(&mut self) -> Result<(), FeedError> {
+        self.write_config()?;
+        let started = Process::start(&self.nic.name, &self.path("toml"), &self.path("log"))?;
+        if let State::Starting { process, .. } = &mut self.state {
+            *process = Some(started);
+        }
+        Ok(())
+    }
+
+    /// Asks a new connection whether anybody is there, without waiting.
+    fn send_ping(&mut self, new: Client) -> Result<(), FeedError> {
+        let (registry, token) = &self.source;
+        let fd = new.as_fd().as_raw_fd();
+        registry
+            .register(&mut SourceFd(&fd), *token, Interest::READABLE)
+            .map_err(|source| FeedError::Launch { nic: self.nic.name.clone(), source })?;
+        if let Err(error) = new.send(&Request::Ping, &[]) {
+            tracing::debug!(nic = self.nic.name, %error, "the data plane has gone again");
+        } else if let State::Starting { client, .. } = &mut self.state {
+            *client = Some(new);
+        }
+        Ok(())
+    }
+
+    /// Looks whether a starting one answers.
+    pub(super) fn greet(&mut self, now: Instant) {
+        let socket = self.path("sock");
+        let State::Starting { process, client, since } = &mut self.state else { return };
+        if let Some(reason) = process.as_mut().and_then(Process::ended) {
+            return self.fail(reason);
+        }
+        if now.saturating_duration_since(*since) > START {
+            if let Some(pid) = client.as_ref().and_then(|client| client.process().ok()) {
+                process::signal(pid, Signal::SIGKILL);
+            }
+            return self.fail("it does not answer".into());
+        }
+        match client.take() {
+            None => {
+                let is_ours = process.is_some();
+                let result = match Client::connect_for(&socket, PATIENCE) {
+                    Ok(new) => self.send_ping(new),
+                    // One that was found and has gone.
+                    Err(_) if !is_ours => self.launch(),
+                    Err(_) => Ok(()),
+                };
+                if let Err(error) = result {
+                    self.fail(error.to_string());
+                }
+            }
+            Some(waiting) if is_quiet(waiting.as_fd()) => *client = Some(waiting),
+            // Otherwise it has gone: its exit, or another try, tells more.
+            Some(answering) => {
+                if let (Ok(Reply::Pong), Ok(pid)) = (answering.receive(), answering.process()) {
+                    let process = process.take();
+                    self.state = State::Up { process, client: answering, pid, since: now };
+                    self.take_over();
+                }
+            }
+        }
+    }
+
+    /// It answers: what it has need not be what it shall have.
+    fn take_over(&mut self) {
+        let file = self.path("toml");
+        match (Config::load(&file), self.config()) {
+            (Ok(has), Ok(wanted)) if has == wanted => {}
+            (Ok(has), Ok(wanted)) if Config { peers: wanted.peers.clone(), ..has.clone() } == wanted => {
+                self.allow(&has.peers);
+            }
+            (_, Err(error)) => return self.lose(&error.to_string()),
+            _ => {
+                tracing::info!(nic = self.nic.name, "the data plane has another configuration: started anew");
+                self.halt();
+                self.state = State::Down(Instant::now());
+                return;
+            }
+        }
+        self.fault = None;
+        self.pending.extend(self.wanted.keys());
+        self.compare(Instant::now());
+        tracing::info!(nic = self.nic.name, "the data plane answers");
+    }
+
+    /// It could not start.
+    fn fail(&mut self, reason: String) {
+        let before = std::mem::replace(&mut self.state, State::Down(Instant::now() + self.pause));
+        if let State::Starting { process: Some(process), .. } = before {
+            process.abandon(&self.nic.name);
+        }
+        self.pause = (self.pause * 2).min(PAUSE.1);
+        if self.fault.as_ref() != Some(&reason) {
+            tracing::error!(nic = self.nic.name, reason, "the data plane does not start; trying again");
+        }
+        self.fault = Some(reason);
+    }
+
+    /// It is gone, or of no use: killed, and to be started again.
+    pub(super) fn lose(&mut self, reason: &str) {
+        let until = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(PAUSE.1);
+        tracing::error!(nic = self.nic.name, reason, "the data plane is lost; its users are cut off");
+        if let State::Up { process, client, pid, .. } = std::mem::replace(&mut self.state, State::Down(until))
+        {
+            if !has_hung_up(client.as_fd()) {
+                process::signal(pid, Signal::SIGKILL);
+            }
+            self.ending.extend(process);
+        }
+        self.carried.clear();
+        self.restarts += 1;
+        self.fault = Some(reason.into());
+    }
+
+    /// Ends it in order, or kills it.
+    pub(super) fn halt(&mut self) {
+        const END: Duration = Duration::from_secs(5);
+        let before = std::mem::replace(&mut self.state, State::Down(Instant::now()));
+        self.carried.clear();
+        process::stop_unit(&self.nic.name);
+        match before {
+            State::Down(_) => {}
+            State::Starting { process, client, .. } => {
+                if let Some(pid) = client.and_then(|client| client.process().ok()) {
+                    process::signal(pid, Signal::SIGKILL);
+                }
+                if let Some(process) = process {
+                    process.abandon(&self.nic.name);
+                }
+            }
+            State::Up { process, client, pid, .. } => {
+                if !has_hung_up(client.as_fd()) {
+                    process::signal(pid, Signal::SIGTERM);
+                }
+                let end = Instant::now() + END;
+                while !has_hung_up(client.as_fd()) && Instant::now() < end {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                if !has_hung_up(client.as_fd()) {
+                    process::signal(pid, Signal::SIGKILL);
+                }
+                // It is ending: this reaps it.
+                if let Some(process) = process {
+                    process.abandon(&self.nic.name);
+                }
+            }
+        }
+    }
+
+    /// What it is configured with.
+    fn text(&self) -> String {
+        #[derive(Serialize)]
+        struct File<'a> {
+            nic: &'a str,
+            vtep: Vec<IpAddr>,
+            socket: PathBuf,
+            encapsulation: Encapsulation,
+            peers: &'a Peers,
+        }
+        #[derive(Serialize)]
+        struct Encapsulation {
+            port: u16,
+        }
+        let file = File {
+            nic: &self.nic.name,
+            vtep: self.nic.vteps().into_iter().take(1).collect(),
+            socket: self.path("sock"),
+            encapsulation: Encapsulation { port: self.nic.port },
+            peers: &self.others.allowed,
+        };
+        // Nothing in it that TOML cannot say.
+        format!("# Written by uvnd.\n{}", toml::to_string(&file).unwrap_or_default())
+    }
+
+    fn config(&self) -> Result<Config, FeedError> {
+        toml_file::parse(&self.text()).map_err(|(_, broken)| self.down(&broken.to_string()))
+    }
+
+    /// Writes it whole or not at all.
+    pub(super) fn write_config(&self) -> Result<(), FeedError> {
+        self.config()?;
+        let (path, new) = (self.path("toml"), self.path("toml.new"));
+        let write = || {
+            fs::create_dir_all(RUN)?;
+            fs::write(&new, self.text())?;
+            fs::rename(&new, &path)
+        };
+        write().map_err(|source| FeedError::Write { path: path.clone(), source })
+    }
+}
+
+/// Whether nothing is to be read from a socket, and nobody has closed it.
+pub(super) fn is_quiet(socket: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::new(socket, PollFlags::POLLIN)];
+    matches!(poll(&mut polled, PollTimeout::ZERO), Ok(0) | Err(nix::Error::EINTR))
+}
+
+/// Whether the other side of a socket has closed it.
+fn has_hung_up(socket: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::new(socket, PollFlags::empty())];
+    let polled = poll(&mut polled, PollTimeout::ZERO).map(|_| polled[0].revents());
+    matches!(polled, Ok(Some(events)) if events.contains(PollFlags::POLLHUP))
+}

@@ -1,0 +1,210 @@
+//! What a data plane is told: networks and peers.
+
+use super::{AUDIT, FLOOD, Feed, FeedError, RETRY, State, Wanted};
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+use uvn_dataplane::client::ClientError;
+use uvn_dataplane::config::{self, Peers, Vtep};
+use uvn_dataplane::message::{MAX_FDS, NetworkState, Reply, Request, Summary};
+use uvn_dataplane::protocol::Code;
+use uvn_dataplane::tap::{Tap, TapError};
+use uvn_wire::vxlan::Vni;
+
+impl Feed {
+    /// Asks it; None if it does not run, is lost by now, or refuses.
+    pub(super) fn ask(&mut self, request: &Request) -> Option<Reply> {
+        let State::Up { client, .. } = &self.state else { return None };
+        match client.ask(request, &[]) {
+            Ok(reply) => Some(reply),
+            Err(ClientError::Refused(failure)) => {
+                tracing::warn!(nic = self.nic.name, %failure, "the data plane refuses a request");
+                None
+            }
+            Err(error) => {
+                self.lose(&error.to_string());
+                None
+            }
+        }
+    }
+
+    pub(super) fn summary(&mut self) -> Option<Summary> {
+        match self.ask(&Request::Show) {
+            Some(Reply::Show(summary)) => Some(*summary),
+            _ => None,
+        }
+    }
+
+    pub(super) fn states(&mut self) -> Option<Vec<NetworkState>> {
+        let State::Up { client, .. } = &self.state else { return None };
+        match client.networks() {
+            Ok(states) => Some(states),
+            Err(error) => {
+                self.lose(&error.to_string());
+                None
+            }
+        }
+    }
+
+    /// Changes the allowed VTEPs from what it was told before. What does not fit one request takes a restart.
+    pub(super) fn allow(&mut self, before: &Peers) {
+        let now = &self.others.allowed;
+        let is_in = |vtep: &Vtep, list: &[Vtep]| list.iter().any(|other| other.address == vtep.address);
+        let request = Request::Vteps {
+            add: now.vtep.iter().filter(|vtep| !before.vtep.contains(vtep)).cloned().collect(),
+            remove: before
+                .vtep
+                .iter()
+                .filter(|vtep| !is_in(vtep, &now.vtep))
+                .map(|vtep| vtep.address)
+                .collect(),
+            add_range: now.range.iter().filter(|range| !before.range.contains(range)).copied().collect(),
+            remove_range: before.range.iter().filter(|range| !now.range.contains(range)).copied().collect(),
+        };
+        let written = match self.ask(&request) {
+            Some(Reply::Done { .. }) => self.write_config(),
+            _ => Err(self.down("it does not take the new list of peers")),
+        };
+        if let Err(error) = written {
+            tracing::warn!(nic = self.nic.name, %error, "the data plane is started anew");
+            self.halt();
+            self.state = State::Down(Instant::now());
+        }
+    }
+
+    /// Compares what it has with what is wanted: both ways.
+    pub(super) fn compare(&mut self, now: Instant) {
+        self.audit = now + AUDIT;
+        let Some(states) = self.states() else { return };
+        let mut missing: BTreeSet<Vni> = self.wanted.keys().copied().collect();
+        self.carried = states.iter().filter_map(|state| Vni::new(state.vni)).collect();
+        for state in states {
+            let Some(vni) = Vni::new(state.vni) else { continue };
+            let keeps = self.wanted.contains_key(&vni) && state.fault.is_none();
+            if keeps && state.addresses == self.nic.addresses {
+                missing.remove(&vni);
+            } else {
+                tracing::info!(nic = self.nic.name, %vni, fault = state.fault, "removed from the data plane");
+                self.forget(vni);
+            }
+        }
+        self.pending.extend(missing);
+    }
+
+    /// Feeds what is pending, until `end`.
+    pub(super) fn catch_up(&mut self, end: Instant) {
+        while Instant::now() < end && matches!(self.state, State::Up { .. }) {
+            let Some(vni) = self.pending.pop_first() else { return };
+            let before = self.wanted.get(&vni).and_then(|wanted| wanted.fault.clone());
+            if let Err(error) = self.feed(vni) {
+                self.audit = self.audit.min(Instant::now() + RETRY);
+                if before != Some(error.to_string()) {
+                    tracing::error!(nic = self.nic.name, %vni, %error, "the data plane does not carry a network");
+                }
+            }
+        }
+    }
+
+    /// Makes it carry a network as it is wanted; one that it has gets its peers.
+    pub(super) fn feed(&mut self, vni: Vni) -> Result<(), FeedError> {
+        let Some(wanted) = self.wanted.get(&vni) else { return Ok(()) };
+        let (network, device) = (self.request(wanted), wanted.network.endpoint(&self.nic));
+        let mut result = match self.carried.contains(&vni) {
+            true => self.update(&network),
+            false => self.offer(&network, &device),
+        };
+        if let Err(FeedError::Refused { source: ClientError::Refused(failure), .. }) = &result
+            && matches!(failure.code, Code::Exists | Code::NotFound)
+        {
+            // It has another one under this number, or none where it had one.
+            self.carried.insert(vni);
+            self.forget(vni);
+            result = self.offer(&network, &device);
+        }
+        if result.is_ok() {
+            self.carried.insert(vni);
+        }
+        let lost = match &result {
+            Err(FeedError::Refused { source, .. }) if !matches!(source, ClientError::Refused(_)) => {
+                Some(source.to_string())
+            }
+            _ => None,
+        };
+        if let Some(wanted) = self.wanted.get_mut(&vni) {
+            wanted.fault = result.as_ref().err().map(ToString::to_string);
+        }
+        if let Some(reason) = lost {
+            self.pending.insert(vni);
+            self.lose(&reason);
+        }
+        result
+    }
+
+    /// A network as the data plane is told of it.
+    fn request(&self, wanted: &Wanted) -> config::Network {
+        let group = self.nic.group;
+        let peers = match group {
+            Some(_) => Vec::new(),
+            None => self.others.broadcast(wanted.nodes.as_deref()),
+        };
+        let flood_rate = (FLOOD / peers.len().max(1)).clamp(50, 1000);
+        config::Network {
+            vni: wanted.network.vni,
+            addresses: self.nic.addresses.clone(),
+            device: None,
+            peers,
+            group,
+            learning: false,
+            max_addresses: 1024,
+            ageing: 300,
+            flood_rate: flood_rate.try_into().unwrap_or(50),
+        }
+    }
+
+    /// Adds a network with its endpoint's queues: one for each of the NIC's, as many as a packet can carry.
+    fn offer(&self, network: &config::Network, device: &str) -> Result<(), FeedError> {
+        let State::Up { client, .. } = &self.state else { return Err(self.down("it is starting")) };
+        // Opening makes one that is not there: in the default VRF, where it must not be.
+        let index = || {
+            if_nametoindex(device)
+                .map_err(|errno| TapError::Create { name: device.into(), source: errno.into() })
+        };
+        let before = index()?;
+        // As many as the device was made for.
+        let queues = (self.nic.queues as usize).clamp(1, MAX_FDS);
+        let taps = Tap::open(device, queues)?;
+        if index()? != before {
+            return Err(TapError::Create { name: device.into(), source: Errno::ENODEV.into() }.into());
+        }
+        let fds: Vec<BorrowedFd<'_>> = taps.iter().map(AsFd::as_fd).collect();
+        let refused = |source| FeedError::Refused { nic: self.nic.name.clone(), vni: network.vni, source };
+        client.add_network(network, &fds).map(drop).map_err(refused)
+    }
+
+    /// Tells it the peers of a network that it has.
+    fn update(&self, network: &config::Network) -> Result<(), FeedError> {
+        let State::Up { client, .. } = &self.state else { return Err(self.down("it is starting")) };
+        if network.group.is_some() {
+            return Ok(());
+        }
+        let refused = |source| FeedError::Refused { nic: self.nic.name.clone(), vni: network.vni, source };
+        let request = Request::SetPeers { vni: network.vni.get(), peers: network.peers.clone() };
+        client.change(&request, &[]).map(drop).map_err(refused)
+    }
+
+    /// Makes it carry a network no more.
+    pub(super) fn forget(&mut self, vni: Vni) {
+        if !self.carried.remove(&vni) {
+            return;
+        }
+        let State::Up { client, .. } = &self.state else { return };
+        match client.remove_network(vni.get()) {
+            Ok(_) => {}
+            Err(ClientError::Refused(failure)) if failure.code == Code::NotFound => {}
+            // Half removed: dead is safe.
+            Err(error) => self.lose(&error.to_string()),
+        }
+    }
+}
