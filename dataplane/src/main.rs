@@ -24,9 +24,9 @@ struct Arguments {
 enum Command {
     /// Runs the data plane of one NIC, until SIGTERM or SIGINT. Logs to stderr, by RUST_LOG (default: info).
     Run {
-        /// The TOML file that describes it.
-        #[arg(long)]
-        config: PathBuf,
+        /// The TOML file that describes it; of several, the first that is there.
+        #[arg(long, required = true)]
+        config: Vec<PathBuf>,
     },
     /// Shows what a running data plane does.
     Show {
@@ -41,7 +41,10 @@ enum Command {
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Run { config } => run(&config),
+        Command::Run { config } => {
+            let there = config.iter().find(|file| file.exists()).or(config.first());
+            there.map_or(ExitCode::from(2), |file| run(file))
+        }
         Command::Show { socket, json } => match show(&socket, json) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(1, &*error),

@@ -86,6 +86,29 @@ impl Cluster {
         (v4(0, STORAGE).into(), v6(0, STORAGE).into())
     }
 
+    /// An uvn.toml for its nodes: every NIC on this data path, short linger, and what `more` has for the top of it.
+    #[must_use]
+    pub fn config(&self, path: &str, more: &str) -> String {
+        let mut config = format!("linger_s = 1\n{more}\n");
+        for (subnet, nic) in self.layout.nics.iter().enumerate() {
+            let (v4, v6) = (v4(subnet, 0), v6(subnet, 0));
+            // On kernel VXLAN each NIC needs a port of its own.
+            let port = 4789 + subnet;
+            let _infallible = write!(
+                config,
+                "[[underlay]]\nnic = \"{nic}\"\nsubnets = [\"{v4}/24\", \"{v6}/64\"]\npath = \"{path}\"\nport = {port}\n"
+            );
+        }
+        // By name: the addresses of a name belong to one endpoint.
+        let names = (0..self.layout.nics.len()).map(|subnet| match subnet {
+            0 => format!("\"n[1-{}]\"", self.layout.nodes),
+            _ => format!("\"n[1-{}]-{subnet}\"", self.layout.nodes),
+        });
+        let names: Vec<String> = names.collect();
+        let _infallible = writeln!(config, "[peers]\nnodes = [{}]", names.join(", "));
+        config
+    }
+
     fn connect_hosts(&self) {
         let mut outside = format!("addr add {}/32 dev lo\naddr add {}/128 dev lo\n", OUTSIDE.0, OUTSIDE.1);
         for subnet in 0..self.layout.nics.len() {
@@ -114,11 +137,22 @@ impl Cluster {
             v6(0, ROUTER)
         );
         host.ip(&lines);
-        let names: String = (1..=self.layout.nodes)
-            .map(|node| format!("{} n{node}\n{} n{node}\n", v4(0, node), v6(0, node)))
-            .collect();
-        host.write("/etc/hosts", &format!("127.0.0.1 localhost\n::1 localhost\n{names}"));
+        host.write("/etc/hosts", &self.hosts());
         self.nodes.push(Node::new(host, nics));
+    }
+
+    /// /etc/hosts: `n1` is the node's first NIC, `n1-1` the second.
+    fn hosts(&self) -> String {
+        let mut hosts = "127.0.0.1 localhost\n::1 localhost\n".to_owned();
+        for node in 1..=self.layout.nodes {
+            for subnet in 0..self.layout.nics.len() {
+                let suffix = if subnet == 0 { String::new() } else { format!("-{subnet}") };
+                for address in [IpAddr::V4(v4(subnet, node)), v6(subnet, node).into()] {
+                    let _infallible = writeln!(hosts, "{address} n{node}{suffix}");
+                }
+            }
+        }
+        hosts
     }
 
     /// Gives `host` a NIC on the bridge of a subnet.

@@ -1,0 +1,282 @@
+//! A feed and the real data plane, in a network namespace. Needs root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
+
+use mio::{Poll, Token};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+use uvn_control::feed::{Feed, FeedError, Others};
+use uvn_control::network::{DataPath, Network, Nic};
+use uvn_control::peers::Peers;
+use uvn_dataplane::client::Client;
+use uvn_dataplane::tap::Tap;
+use uvn_wire::vxlan::Vni;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The test's thread in namespaces of its own, with `em1` and a /run that nobody else sees.
+struct Host {
+    poll: Poll,
+}
+
+impl Host {
+    fn new() -> Host {
+        let deps = std::env::current_exe().unwrap();
+        let beside = deps.with_file_name("uvn-dataplane");
+        if !beside.exists() {
+            // It may have been made by another test by now.
+            let _ = std::os::unix::fs::symlink("../uvn-dataplane", &beside);
+        }
+        assert!(beside.exists(), "build it first: cargo build -p uvn-dataplane");
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("the tests run as root");
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        mount(none, "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        ip("link set lo up");
+        ip("link add em1 type veth peer name wire");
+        ip("link set wire up");
+        ip("link set em1 up");
+        ip("addr add 10.0.0.1/24 dev em1");
+        Host { poll: Poll::new().unwrap() }
+    }
+
+    fn feed(&self) -> Feed {
+        let nic = nic("10.0.0.1/24");
+        let others = others(&nic, &[]);
+        Feed::new(nic, others, self.poll.registry(), Token(7)).unwrap()
+    }
+
+    fn started(&self) -> Feed {
+        let mut feed = self.feed();
+        feed.start().unwrap();
+        feed
+    }
+}
+
+impl Drop for Host {
+    /// Ends what runs in the namespace.
+    fn drop(&mut self) {
+        let netns = |process: &Path| fs::metadata(process.join("ns/net")).map(|file| file.ino()).ok();
+        let own = netns(Path::new("/proc/thread-self"));
+        for process in fs::read_dir("/proc").unwrap().flatten() {
+            let pid = process.file_name().to_str().and_then(|name| name.parse().ok());
+            if let Some(pid) = pid
+                && own.is_some()
+                && netns(&process.path()) == own
+            {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+    }
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn nic(address: &str) -> Nic {
+    Nic {
+        slot: 0,
+        name: "em1".into(),
+        index: nix::net::if_::if_nametoindex("em1").unwrap(),
+        mtu: 1500,
+        arphrd: 1,
+        up: true,
+        queues: 1,
+        subnets: vec!["10.0.0.0/24".parse().unwrap()],
+        addresses: vec![address.parse().unwrap()],
+        path: DataPath::Engine,
+        reason: String::new(),
+        port: 4789,
+        group: None,
+    }
+}
+
+fn others(nic: &Nic, nodes: &[&str]) -> Others {
+    let nodes = nodes.iter().map(|node| vec![node.parse().unwrap()]).collect();
+    Others::new(nic, &Peers { nodes, ..Peers::default() })
+}
+
+/// A user's network, with its endpoint.
+fn network(uid: u32) -> Network {
+    let network = Network { uid, vni: Vni::new(uid).unwrap(), slot: 0, off_subnet: false };
+    let name = network.endpoint(&nic("10.0.0.1/24"));
+    Tap::open(&name, 1).unwrap()[0].set_persistent(true).unwrap();
+    ip(&format!("link set {name} address 02:75:0a:00:00:01 up"));
+    network
+}
+
+fn vnis(numbers: &[u32]) -> BTreeSet<Vni> {
+    numbers.iter().map(|number| Vni::new(*number).unwrap()).collect()
+}
+
+fn pid() -> i32 {
+    Client::connect(Path::new("/run/uvn/em1.sock")).unwrap().process().unwrap()
+}
+
+/// Drives it as uvnd does, until it has told everything.
+#[track_caller]
+fn settle(feed: &mut Feed) {
+    let end = Instant::now() + PATIENCE;
+    while !feed.is_settled() {
+        assert!(Instant::now() < end, "it does not settle: {:?}", feed.status());
+        let wait = feed.due().saturating_duration_since(Instant::now());
+        std::thread::sleep(wait.min(Duration::from_millis(20)));
+        feed.turn(Instant::now());
+    }
+}
+
+/// Drives it until it has noticed that the data plane has ended.
+#[track_caller]
+fn notice(host: &mut Host, feed: &mut Feed) {
+    let mut events = mio::Events::with_capacity(8);
+    let end = Instant::now() + PATIENCE;
+    while feed.is_settled() {
+        assert!(Instant::now() < end, "it is not noticed");
+        host.poll.poll(&mut events, Some(PATIENCE)).unwrap();
+        assert!(events.iter().all(|event| event.token() == Token(7)));
+        feed.turn(Instant::now());
+    }
+}
+
+#[test]
+fn what_is_added_is_carried_also_after_a_crash() {
+    let mut host = Host::new();
+    let mut feed = host.started();
+    feed.add(&network(1000), None).unwrap();
+    feed.add(&network(1001), None).unwrap();
+    assert_eq!(feed.networks(), vnis(&[1000, 1001]));
+    let status = feed.status();
+    assert_eq!((status.state.as_str(), status.networks, status.workers), ("running", 2, 1));
+    assert_eq!(status.process, Some(pid()));
+    feed.remove(Vni::new(1000).unwrap());
+    assert_eq!(feed.networks(), vnis(&[1001]));
+
+    let first = pid();
+    kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
+    notice(&mut host, &mut feed);
+    settle(&mut feed);
+    assert_ne!(pid(), first);
+    assert_eq!(feed.networks(), vnis(&[1001]));
+    assert_eq!(feed.status().restarts, 1);
+
+    // One that has just died costs a login some time, and no more.
+    kill(Pid::from_raw(pid()), Signal::SIGKILL).unwrap();
+    notice(&mut host, &mut feed);
+    feed.add(&network(1002), None).unwrap();
+    settle(&mut feed);
+    assert_eq!(feed.networks(), vnis(&[1001, 1002]));
+    feed.stop();
+    assert!(!Path::new("/run/uvn/em1.sock").exists());
+}
+
+#[test]
+fn another_uvnd_takes_over() {
+    let host = Host::new();
+    let mut feed = host.started();
+    let (kept, unwanted, missing) = (network(1000), network(1001), network(1002));
+    feed.add(&kept, None).unwrap();
+    feed.add(&unwanted, None).unwrap();
+    let process = pid();
+    drop(feed);
+    let mut feed = host.feed();
+    feed.reconcile([(kept, None), (missing, None)]);
+    feed.start().unwrap();
+    settle(&mut feed);
+    assert_eq!(feed.networks(), vnis(&[1000, 1002]));
+    assert_eq!(pid(), process, "it was disturbed");
+    // An endpoint that is there no more, or anew, is noticed.
+    ip("link del uvn1000.0");
+    let kept = network(1000);
+    let end = Instant::now() + PATIENCE;
+    while Client::connect(Path::new("/run/uvn/em1.sock")).unwrap().networks().unwrap()[0].fault.is_none() {
+        assert!(Instant::now() < end, "the data plane does not notice");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    feed.reconcile([(kept, None)]);
+    feed.turn(Instant::now());
+    settle(&mut feed);
+    let networks = Client::connect(Path::new("/run/uvn/em1.sock")).unwrap().networks().unwrap();
+    assert_eq!(networks.len(), 1);
+    assert_eq!(networks[0].fault, None);
+}
+
+#[test]
+fn one_that_hangs_is_killed() {
+    let host = Host::new();
+    let mut feed = host.started();
+    feed.add(&network(1000), None).unwrap();
+    let hanging = pid();
+    kill(Pid::from_raw(hanging), Signal::SIGSTOP).unwrap();
+    let start = Instant::now();
+    let added = network(1001);
+    assert!(matches!(feed.add(&added, None), Err(FeedError::Refused { .. } | FeedError::Down { .. })));
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    // It stays wanted: whoever gives up removes it.
+    settle(&mut feed);
+    assert_ne!(pid(), hanging);
+    assert_eq!(feed.networks(), vnis(&[1000, 1001]));
+}
+
+#[test]
+fn one_that_cannot_start_says_why() {
+    let host = Host::new();
+    ip("link del em1");
+    ip("tuntap add em1 mode tun");
+    let mut feed = host.feed();
+    let error = feed.start().unwrap_err().to_string();
+    assert!(error.contains("em1 is not an Ethernet device"), "{error}");
+    assert!(feed.status().state.contains("not an Ethernet device"));
+}
+
+#[test]
+fn a_network_without_an_endpoint_is_refused_and_the_others_are_not() {
+    let host = Host::new();
+    let mut feed = host.started();
+    let lost = network(1000);
+    ip("link del uvn1000.0");
+    // A plain TAP of that name would come into being by opening it.
+    let error = feed.add(&lost, None).unwrap_err().to_string();
+    assert!(error.contains("uvn1000.0"), "{error}");
+    assert!(nix::net::if_::if_nametoindex("uvn1000.0").is_err(), "it was made, in the default VRF");
+    feed.add(&network(1001), None).unwrap();
+    assert_eq!(feed.networks(), vnis(&[1001]));
+    assert!(feed.status().faults.contains_key(&1000));
+}
+
+#[test]
+fn peers_change_without_a_restart_and_addresses_with_one() {
+    let host = Host::new();
+    let mut feed = host.started();
+    feed.add(&network(1000), None).unwrap();
+    let process = pid();
+    let flood =
+        || Client::connect(Path::new("/run/uvn/em1.sock")).unwrap().networks().unwrap().remove(0).flood;
+    assert!(flood().is_empty());
+    let nodes = ["10.0.0.1", "10.0.0.2", "10.0.0.3"];
+    feed.follow(nic("10.0.0.1/24"), others(&nic("10.0.0.1/24"), &nodes));
+    settle(&mut feed);
+    let address = |text: &str| text.parse::<IpAddr>().unwrap();
+    assert_eq!(flood(), [address("10.0.0.2"), address("10.0.0.3")]);
+    feed.set_nodes(Vni::new(1000).unwrap(), Some(vec![address("10.0.0.3")]));
+    settle(&mut feed);
+    assert_eq!(flood(), [address("10.0.0.3")]);
+    assert_eq!(pid(), process);
+
+    ip("addr add 10.0.0.9/24 dev em1");
+    let moved = nic("10.0.0.9/24");
+    feed.follow(moved.clone(), others(&moved, &nodes));
+    settle(&mut feed);
+    assert_ne!(pid(), process);
+    let networks = Client::connect(Path::new("/run/uvn/em1.sock")).unwrap().networks().unwrap();
+    assert_eq!(networks[0].addresses, moved.addresses);
+}

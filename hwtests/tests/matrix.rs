@@ -1,0 +1,299 @@
+//! Who reaches whom: on localhost and across two nodes, by TCP and UDP, over IPv4 and IPv6; with the data plane below,
+//! and with kernel VXLAN.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use uvn_hwtests::cluster::OUTSIDE;
+use uvn_hwtests::node::Server;
+use uvn_hwtests::reach::Answer;
+use uvn_hwtests::{Cluster, Daemon, Node};
+
+/// Two ordinary users.
+const ALICE: u32 = 1234;
+const BOB: u32 = 9876;
+/// Alice's service that Bob has no own one beside of.
+const ALICE_ALONE: u16 = 5003;
+
+/// A cluster whose nodes run uvnd. Daemons first: they end before their nodes.
+struct Site {
+    daemons: Vec<Daemon>,
+    cluster: Cluster,
+}
+
+impl Site {
+    fn new(path: &str, more: &str) -> Site {
+        let cluster = Cluster::two();
+        let config = cluster.config(path, more);
+        let daemons = cluster.nodes.iter().map(|node| node.uvnd(&config)).collect();
+        Site { daemons, cluster }
+    }
+
+    fn nodes(&self) -> [&Node; 2] {
+        let [first, second] = &self.cluster.nodes[..] else { panic!("two nodes") };
+        [first, second]
+    }
+
+    fn attach(&self, uids: &[u32]) {
+        for node in self.nodes() {
+            for uid in uids {
+                node.uvn(&["attach", &uid.to_string()]);
+            }
+        }
+    }
+
+    /// uvnd is alive and finds nothing wrong.
+    fn conclude(mut self) {
+        self.daemons.iter_mut().for_each(Daemon::assert_alive);
+        for node in self.nodes() {
+            node.uvn(&["check"]);
+        }
+    }
+}
+
+/// Both protocols to a port of these addresses.
+fn both(addresses: &[IpAddr], port: u16) -> Vec<String> {
+    let socket = |address: &IpAddr| std::net::SocketAddr::new(*address, port);
+    addresses.iter().flat_map(|at| [format!("tcp:{}", socket(at)), format!("udp:{}", socket(at))]).collect()
+}
+
+/// TCP only.
+fn tcp(addresses: &[IpAddr], port: u16) -> Vec<String> {
+    both(addresses, port).into_iter().filter(|target| target.starts_with("tcp")).collect()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn localhost() -> [IpAddr; 2] {
+    [ip("127.0.0.1"), ip("::1")]
+}
+
+fn any() -> [IpAddr; 2] {
+    [ip("0.0.0.0"), ip("::")]
+}
+
+/// A server of a user on all addresses: port for IPv4, port + 1000 for IPv6, since one socket can serve both.
+fn serve_everywhere(node: &Node, uid: u32, ports: &[u16]) -> Server {
+    let sockets: Vec<String> = ports.iter().flat_map(|&port| everywhere(&any(), port)).collect();
+    node.serve(uid, &name(uid, node), &sockets)
+}
+
+fn everywhere(addresses: &[IpAddr; 2], port: u16) -> Vec<String> {
+    [both(&addresses[..1], port), both(&addresses[1..], port + 1000)].concat()
+}
+
+fn name(uid: u32, node: &Node) -> String {
+    format!("u{uid}@{}", node.name())
+}
+
+fn assert_answer(answers: &BTreeMap<String, Answer>, targets: &[String], expected: &str, who: &str) {
+    let wrong: Vec<_> = targets
+        .iter()
+        .filter(|target| answers[*target].as_deref() != Ok(expected))
+        .map(|t| (t, &answers[t]))
+        .collect();
+    assert!(wrong.is_empty(), "{who} should get {expected:?}: {wrong:#?}");
+}
+
+fn assert_nobody(answers: &BTreeMap<String, Answer>, targets: &[String], who: &str) {
+    let wrong: Vec<_> =
+        targets.iter().filter(|target| answers[*target].is_ok()).map(|t| (t, &answers[t])).collect();
+    assert!(wrong.is_empty(), "{who} should reach nobody: {wrong:#?}");
+}
+
+/// Both users run the same services on both nodes, on the same ports: each gets his own, everywhere.
+fn each_user_gets_his_own(path: &str) {
+    let site = Site::new(path, "");
+    site.attach(&[ALICE, BOB]);
+    let nodes = site.nodes();
+    let mut servers = Vec::new();
+    for node in nodes {
+        servers.push((ALICE, serve_everywhere(node, ALICE, &[5000, ALICE_ALONE])));
+        servers.push((BOB, serve_everywhere(node, BOB, &[5000])));
+        let (who, local) = (name(ALICE, node), both(&localhost(), 5002));
+        servers.push((ALICE, node.serve(ALICE, &who, &local)));
+    }
+    let [here, there] = nodes.map(Node::addresses);
+    for (node, own, other) in [(nodes[0], here, there), (nodes[1], there, here)] {
+        let remote = if node.name() == "n1" { nodes[1] } else { nodes[0] };
+        for uid in [ALICE, BOB] {
+            let who = name(uid, node);
+            let [near, far] = [[localhost(), own].concat(), other.to_vec()].map(|addresses| {
+                addresses.chunks(2).flat_map(|pair| everywhere(&[pair[0], pair[1]], 5000)).collect()
+            });
+            let near: Vec<String> = near;
+            let far: Vec<String> = far;
+            let alice: Vec<String> =
+                [localhost(), own, other].iter().flat_map(|pair| everywhere(pair, ALICE_ALONE)).collect();
+            // The addresses of both users' networks on this node, and her service on localhost.
+            let nat: Vec<String> = [["100.64.0.1", "fd75:766e::1"], ["100.64.0.2", "fd75:766e::2"]]
+                .iter()
+                .flat_map(|pair| everywhere(&[ip(pair[0]), ip(pair[1])], ALICE_ALONE))
+                .collect();
+            let local = both(&localhost(), 5002);
+            let asked = [near.clone(), far.clone(), alice.clone(), nat.clone(), local.clone()].concat();
+            let answers = node.reach(uid, &who, &asked);
+            assert_answer(&answers, &near, &who, &who);
+            assert_answer(&answers, &far, &name(uid, remote), &who);
+            if uid == ALICE {
+                assert_answer(&answers, &local, &who, &who);
+            } else {
+                assert_nobody(&answers, &[alice, nat, local].concat(), &who);
+            }
+        }
+    }
+    for (uid, server) in &servers {
+        let foreign: Vec<String> =
+            server.seen().into_iter().filter(|client| !client.starts_with(&format!("u{uid}@"))).collect();
+        assert!(foreign.is_empty(), "{uid}'s server was reached by {foreign:?}");
+    }
+    drop(servers);
+    site.conclude();
+}
+
+/// A user's services are reached, and reach, under the node's real address.
+fn services_have_the_nodes_address(path: &str) {
+    let site = Site::new(path, "");
+    site.attach(&[ALICE]);
+    let [first, second] = site.nodes();
+    for (node, peer) in [(first, second), (second, first)] {
+        // Bound to the node's own address, and to no other.
+        let own = node.addresses();
+        let _server = node.serve(ALICE, &name(ALICE, node), &both(&own, 5000));
+        for client in [node, peer] {
+            let who = name(ALICE, client);
+            assert_answer(
+                &client.reach(ALICE, &who, &both(&own, 5000)),
+                &both(&own, 5000),
+                &name(ALICE, node),
+                &who,
+            );
+        }
+    }
+    site.conclude();
+}
+
+/// Root's services are there on 127.0.0.1, on the own and on other nodes, whether or not the user has a session there.
+fn root_services_are_reached(path: &str) {
+    let site = Site::new(path, "");
+    let [first, second] = site.nodes();
+    let _servers: Vec<Server> =
+        [first, second].iter().map(|node| serve_everywhere(node, 0, &[6000])).collect();
+    // A session on the first node only: the second node makes her network when she comes.
+    first.uvn(&["attach", &ALICE.to_string()]);
+    let everywhere_tcp =
+        |addresses: [IpAddr; 2]| [tcp(&addresses[..1], 6000), tcp(&addresses[1..], 7000)].concat();
+    let (near, far) = (
+        [everywhere_tcp(localhost()), everywhere_tcp(first.addresses())].concat(),
+        everywhere_tcp(second.addresses()),
+    );
+    let who = name(ALICE, first);
+    let answers = first.reach(ALICE, &who, &[near.clone(), far.clone()].concat());
+    assert_answer(&answers, &near, &name(0, first), &who);
+    assert_answer(&answers, &far, &name(0, second), &who);
+    site.conclude();
+}
+
+/// Beyond the subnets with the node's address, if allowed; on the subnets, hosts without uvn only if listed.
+fn off_subnet_and_listed_hosts(path: &str) {
+    let hosts = "hosts = [\"10.0.0.200\", \"fd00:10::c8\"]";
+    let site = Site::new(path, hosts);
+    site.attach(&[ALICE]);
+    let outside = both(&[OUTSIDE.0.into(), OUTSIDE.1.into()], 5000);
+    let _outside = Server::start(&site.cluster.outside, 0, "outside", &outside);
+    let (storage4, storage6) = site.cluster.storage_address();
+    let listed = both(&[storage4, storage6], 5000);
+    let _storage = Server::start(&site.cluster.storage, 0, "storage", &listed);
+    // The router is on the subnet, too, and not listed.
+    let router = both(&[ip("10.0.0.254"), ip("fd00:10::fe")], 5001);
+    let seen_by_router = Server::start(&site.cluster.outside, 0, "router", &router);
+    for node in site.nodes() {
+        let who = name(ALICE, node);
+        let answers = node.reach(ALICE, &who, &[outside.clone(), listed.clone(), router.clone()].concat());
+        assert_answer(&answers, &outside, "outside", &who);
+        assert_answer(&answers, &listed, "storage", &who);
+        assert_nobody(&answers, &router, &who);
+    }
+    assert!(seen_by_router.seen().is_empty(), "{:?}", seen_by_router.seen());
+    site.conclude();
+}
+
+/// Whoever may not leave the subnets, does not.
+fn off_subnet_denied(path: &str) {
+    let site = Site::new(path, "off_subnet = { default = \"deny\", allow_groups = [9876] }");
+    site.attach(&[ALICE, BOB]);
+    let outside = both(&[OUTSIDE.0.into(), OUTSIDE.1.into()], 5000);
+    let server = Server::start(&site.cluster.outside, 0, "outside", &outside);
+    let [node, _] = site.nodes();
+    let who = name(ALICE, node);
+    assert_nobody(&node.reach(ALICE, &who, &outside), &outside, &who);
+    assert!(server.seen().is_empty(), "{:?}", server.seen());
+    site.conclude();
+}
+
+/// The resolver on 127.0.0.53 answers inside the networks.
+fn the_resolver_answers(path: &str) {
+    let site = Site::new(path, "");
+    let resolver = both(&[ip("127.0.0.53")], 53);
+    let [node, other] = site.nodes();
+    let _servers = [node, other].map(|node| node.serve(0, &format!("dns@{}", node.name()), &resolver));
+    site.attach(&[ALICE, BOB]);
+    for uid in [ALICE, BOB] {
+        let who = name(uid, node);
+        assert_answer(&node.reach(uid, &who, &resolver), &resolver, "dns@n1", &who);
+    }
+    site.conclude();
+}
+
+/// Who has no network gets no socket.
+fn without_a_network_no_socket(path: &str) {
+    let site = Site::new(path, "");
+    site.attach(&[ALICE]);
+    let [node, other] = site.nodes();
+    let _servers = [serve_everywhere(node, 0, &[6000]), serve_everywhere(other, ALICE, &[5000])];
+    let targets = [
+        both(&[ip("127.0.0.1"), node.addresses()[0]], 6000),
+        both(&[other.addresses()[0], other.addresses()[1]], 5000),
+    ]
+    .concat();
+    let refused = |answers: BTreeMap<String, Answer>| {
+        for (target, answer) in answers {
+            let error = answer.expect_err(&target);
+            assert!(error.contains("Operation not permitted"), "{target}: {error}");
+        }
+    };
+    refused(node.reach(BOB, &name(BOB, node), &targets));
+    // Nor does who had one.
+    node.uvn(&["detach", &ALICE.to_string()]);
+    node.wait("end of the network", std::time::Duration::from_secs(15), || {
+        !node.try_sh(&format!("ip link show uvn{ALICE}")).status.success()
+    });
+    refused(node.reach(ALICE, &name(ALICE, node), &targets));
+    site.conclude();
+}
+
+/// The tests with one data path.
+macro_rules! suite {
+    ($path:ident: $($test:ident),* $(,)?) => {
+        mod $path {
+            $(
+                #[test]
+                #[ignore = "needs a kernel with VRF: cargo xtask guest"]
+                fn $test() {
+                    super::$test(stringify!($path));
+                }
+            )*
+        }
+    };
+}
+
+macro_rules! suites {
+    ($($path:ident),*) => {
+        $(suite!($path: each_user_gets_his_own, services_have_the_nodes_address, root_services_are_reached,
+            off_subnet_and_listed_hosts, off_subnet_denied, the_resolver_answers, without_a_network_no_socket);)*
+    };
+}
+
+suites!(engine, kernel);
