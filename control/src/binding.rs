@@ -1,1 +1,355 @@
 //! The cgroup programs that keep every socket in its user's network.
+//!
+//! Below the pin folder, which is on a BPF file system, is what outlives `uvnd`: `state-LAYOUT/` has the maps that
+//! say who has which network, `links-GENERATION/` the attached programs. The policy is part of the programs: a new one
+//! comes with a new generation, attached before the old one is detached, so that there is no moment without.
+
+mod object;
+mod pins;
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::pin::PinError;
+use aya::programs::ProgramError;
+use aya::{Ebpf, EbpfError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+use uvn_dataplane::config::Cidr;
+use uvn_wire::cgroup::{self, Bound, Network, Verdict};
+
+/// Where the pins are on a node.
+pub const PINS: &str = "/sys/fs/bpf/uvn";
+
+/// Why sockets could not be policed, or the maps not be changed.
+#[derive(Debug, Error)]
+pub enum BindingError {
+    /// No cgroup v2 tree.
+    #[error("no cgroup v2 tree in /proc/self/mounts: mount one with `mount -t cgroup2 none /sys/fs/cgroup`")]
+    NoCgroup,
+    /// A file or folder cannot be used.
+    #[error("{path}: {source}{}", remedy(path))]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The kernel refused the object.
+    #[error("cannot load the cgroup programs (it needs root, or CAP_BPF and CAP_NET_ADMIN): {0}")]
+    Load(#[from] EbpfError),
+    /// The kernel refused a program.
+    #[error("cannot load or attach the cgroup program {program}: {source}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// Why.
+        source: ProgramError,
+    },
+    /// A program was attached in a way that cannot be pinned.
+    #[error("the kernel gave no link for the cgroup program {0}: Linux 5.7 and later do")]
+    NoLink(&'static str),
+    /// The link cannot be pinned.
+    #[error("cannot pin {path}: {source}{}", remedy(path))]
+    Pin {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: PinError,
+    },
+    /// More entries than a map holds.
+    #[error("the cgroup programs' map {map} holds {limit} entries at most: {need} are needed")]
+    Full {
+        /// The map.
+        map: &'static str,
+        /// Its size, set when `ebpf/` is built.
+        limit: u32,
+        /// How many entries it would take.
+        need: usize,
+    },
+    /// A map operation failed.
+    #[error("the cgroup programs' map {map}: {source}")]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// Why.
+        source: MapError,
+    },
+}
+
+fn remedy(path: &Path) -> &'static str {
+    if path.starts_with("/sys/fs/bpf") {
+        "; a BPF file system must be there: `mount -t bpf bpf /sys/fs/bpf`"
+    } else {
+        ""
+    }
+}
+
+/// Who is policed, and what is special about ports and destinations.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// UIDs that get a socket only in a network of their own. Exemptions are already cut out.
+    pub policed: Vec<RangeInclusive<u32>>,
+    /// Ports that users may not bind to.
+    pub service_ports: Vec<RangeInclusive<u16>>,
+    /// TCP ports where Slurm's daemons call `srun` back.
+    pub srun_ports: Vec<RangeInclusive<u16>>,
+    /// UDP ports of VXLAN.
+    pub vxlan_ports: Vec<u16>,
+    /// The underlay's subnets: reached through the own network only.
+    pub on_subnet: Vec<Cidr>,
+    /// Hosts in there without uvn: reached from the NIC.
+    pub hosts: Vec<Cidr>,
+}
+
+/// The devices of a user's network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Devices {
+    /// Interface index of the VRF.
+    pub vrf: u32,
+    /// Interface indexes of the endpoints.
+    pub endpoints: Vec<u32>,
+    /// Whether the network may reach beyond the underlay's subnets.
+    pub off_subnet: bool,
+}
+
+/// The attached programs and who has which network.
+pub struct Binding {
+    cgroup: PathBuf,
+    pins: PathBuf,
+    generation: u32,
+    /// What the maps hold, by UID: the network's number in marks, its devices.
+    known: BTreeMap<u32, (u32, Devices)>,
+    /// The number given last. Numbers come round late, so that an old socket's means nothing for long.
+    last: u32,
+    maps: Maps,
+}
+
+struct Maps {
+    bound: HashMap<MapData, u32, [u32; 6]>,
+    networks: Array<MapData, [u32; 2]>,
+    devices: HashMap<MapData, u32, u32>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+/// Where the cgroup v2 tree is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside cgroup v1.
+///
+/// # Errors
+/// It is mounted nowhere.
+pub fn cgroup_root() -> Result<PathBuf, BindingError> {
+    let path = Path::new("/proc/self/mounts");
+    let mounts = fs::read_to_string(path).map_err(file(path))?;
+    mounts
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split(' ').skip(1);
+            Some((words.next()?, words.next()?))
+        })
+        .find(|&(_, kind)| kind == "cgroup2")
+        .map(|(folder, _)| PathBuf::from(folder))
+        .ok_or(BindingError::NoCgroup)
+}
+
+impl Binding {
+    /// Attaches the programs to `cgroup` for the calling thread's network namespace, and pins them below `pins`. Takes
+    /// over the networks that are pinned there; programs that are there are replaced once the new ones are attached.
+    ///
+    /// # Errors
+    /// No privileges, no BPF file system at `pins`, a policy too large, or the kernel refuses. What was attached stays.
+    pub fn attach(cgroup: &Path, pins: &Path, policy: &Policy) -> Result<Binding, BindingError> {
+        let mut ebpf = object::load(&pins::state(pins)?, policy)?;
+        let maps = Maps {
+            bound: take(&mut ebpf, "BOUND")?,
+            networks: take(&mut ebpf, "NETWORKS")?,
+            devices: take(&mut ebpf, "DEVICES")?,
+            counters: take(&mut ebpf, "COUNTERS")?,
+        };
+        let mut binding = Binding {
+            cgroup: cgroup.to_owned(),
+            pins: pins.to_owned(),
+            generation: pins::generation(pins)?,
+            known: maps.read()?,
+            last: 0,
+            maps,
+        };
+        binding.replace(&mut ebpf)?;
+        Ok(binding)
+    }
+
+    /// Makes a new policy hold, without a gap. Networks stay.
+    ///
+    /// # Errors
+    /// As [`Binding::attach`]; the old policy then still holds.
+    pub fn set_policy(&mut self, policy: &Policy) -> Result<(), BindingError> {
+        let mut ebpf = object::load(&pins::state(&self.pins)?, policy)?;
+        self.replace(&mut ebpf)
+    }
+
+    /// Puts a user's sockets into his network from now on, or changes its devices.
+    ///
+    /// # Errors
+    /// More than [`cgroup::NETWORK_ENTRIES`] networks, or the kernel refuses.
+    pub fn bind(&mut self, uid: u32, devices: &Devices) -> Result<(), BindingError> {
+        let old = self.known.get(&uid).cloned();
+        let number = match &old {
+            Some((number, _)) => *number,
+            None => self.free_number()?,
+        };
+        // Known from here on: unbind then undoes what an error leaves half done.
+        self.known.insert(uid, (number, devices.clone()));
+        self.last = number;
+        let network = Network { vrf: devices.vrf, off_subnet: devices.off_subnet.into() };
+        self.maps.networks.set(number, words2(network), 0).map_err(map("NETWORKS"))?;
+        for device in devices.all() {
+            self.maps.devices.insert(device, devices.vrf, 0).map_err(map("DEVICES"))?;
+        }
+        let mut name = [0; 16];
+        // As network.rs names the VRF: 15 bytes at most.
+        for (to, from) in name.iter_mut().zip(format!("uvn{uid}").bytes()) {
+            *to = from;
+        }
+        let bound = Bound { number, vrf: devices.vrf, name };
+        self.maps.bound.insert(uid, words6(bound), 0).map_err(map("BOUND"))?;
+        for device in old.iter().flat_map(|(_, old)| old.all()) {
+            if !devices.all().any(|wanted| wanted == device) {
+                unless_missing(self.maps.devices.remove(&device)).map_err(map("DEVICES"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a policed user every socket from now on, and stops those he has. No network is fine.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn unbind(&mut self, uid: u32) -> Result<(), BindingError> {
+        let Some((number, devices)) = self.known.get(&uid) else { return Ok(()) };
+        unless_missing(self.maps.bound.remove(&uid)).map_err(map("BOUND"))?;
+        self.maps.networks.set(*number, [0; 2], 0).map_err(map("NETWORKS"))?;
+        for device in devices.all() {
+            unless_missing(self.maps.devices.remove(&device)).map_err(map("DEVICES"))?;
+        }
+        self.known.remove(&uid);
+        Ok(())
+    }
+
+    /// The networks there are, by UID.
+    #[must_use]
+    pub fn bound(&self) -> BTreeMap<u32, Devices> {
+        self.known.iter().map(|(&uid, (_, devices))| (uid, devices.clone())).collect()
+    }
+
+    /// Sockets and packets by verdict, in the order of [`Verdict::ALL`], since the maps were first pinned.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn counters(&self) -> Result<[u64; Verdict::ALL.len()], BindingError> {
+        let mut counters = [0; Verdict::ALL.len()];
+        for (verdict, counter) in Verdict::ALL.into_iter().zip(&mut counters) {
+            let values = self.maps.counters.get(&(verdict as u32), 0).map_err(map("COUNTERS"))?;
+            *counter = values.iter().sum();
+        }
+        Ok(counters)
+    }
+
+    /// Whether the programs are still pinned, and with that attached.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        let folder = pins::links(&self.pins, self.generation);
+        object::PROGRAMS.iter().all(|name| folder.join(name).exists())
+    }
+
+    /// Detaches all programs pinned below `pins` and forgets the networks: nobody is policed any more. Goes on past
+    /// errors. Nothing there is fine.
+    ///
+    /// # Errors
+    /// The first one met.
+    pub fn remove(pins: &Path) -> Result<(), BindingError> {
+        pins::remove(pins)
+    }
+
+    /// Attaches the programs as a new generation, then removes the others, and maps of another layout.
+    fn replace(&mut self, ebpf: &mut Ebpf) -> Result<(), BindingError> {
+        let generation = self.generation.wrapping_add(1);
+        let folder = pins::links(&self.pins, generation);
+        let cgroup = File::open(&self.cgroup).map_err(file(&self.cgroup))?;
+        pins::create(&folder)?;
+        if let Err(error) = object::attach(ebpf, &cgroup, &folder) {
+            // The error that matters is the first.
+            let _ = pins::remove(&folder);
+            return Err(error);
+        }
+        self.generation = generation;
+        pins::keep_only(&self.pins, &[folder, pins::state(&self.pins)?])
+    }
+
+    fn free_number(&self) -> Result<u32, BindingError> {
+        let used: BTreeSet<u32> = self.known.values().map(|(number, _)| *number).collect();
+        let limit = cgroup::NETWORK_ENTRIES;
+        (1..=limit)
+            .map(|step| self.last.wrapping_add(step).checked_rem(limit).unwrap_or(0))
+            .find(|number| !used.contains(number))
+            .ok_or(BindingError::Full { map: "BOUND", limit, need: used.len().saturating_add(1) })
+    }
+}
+
+impl Devices {
+    fn all(&self) -> impl Iterator<Item = u32> {
+        self.endpoints.iter().copied().chain([self.vrf])
+    }
+}
+
+impl Maps {
+    /// The networks that the maps hold.
+    fn read(&self) -> Result<BTreeMap<u32, (u32, Devices)>, BindingError> {
+        let mut endpoints: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for entry in self.devices.iter() {
+            let (device, vrf) = entry.map_err(map("DEVICES"))?;
+            if device != vrf {
+                endpoints.entry(vrf).or_default().push(device);
+            }
+        }
+        let mut known = BTreeMap::new();
+        for entry in self.bound.iter() {
+            let (uid, words) = entry.map_err(map("BOUND"))?;
+            let bound: Bound = zerocopy::transmute!(words);
+            let words = self.networks.get(&bound.number, 0).map_err(map("NETWORKS"))?;
+            let network: Network = zerocopy::transmute!(words);
+            let mut endpoints = endpoints.remove(&bound.vrf).unwrap_or_default();
+            endpoints.sort_unstable();
+            let off_subnet = network.off_subnet != 0;
+            known.insert(uid, (bound.number, Devices { vrf: bound.vrf, endpoints, off_subnet }));
+        }
+        Ok(known)
+    }
+}
+
+fn words2(network: Network) -> [u32; 2] {
+    zerocopy::transmute!(network)
+}
+
+fn words6(bound: Bound) -> [u32; 6] {
+    zerocopy::transmute!(bound)
+}
+
+fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, BindingError> {
+    let missing = || io::Error::new(io::ErrorKind::NotFound, "not in the embedded object");
+    ebpf.take_map(name).ok_or_else(|| missing().into()).and_then(M::try_from).map_err(map(name))
+}
+
+fn map(map: &'static str) -> impl Fn(MapError) -> BindingError {
+    move |source| BindingError::Map { map, source }
+}
+
+fn file(path: &Path) -> impl Fn(io::Error) -> BindingError {
+    move |source| BindingError::File { path: path.to_owned(), source }
+}
+
+fn unless_missing(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
+}

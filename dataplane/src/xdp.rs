@@ -277,8 +277,10 @@ fn keys(addresses: &[IpAddr]) -> HashSet<[u32; 4]> {
     addresses.iter().map(|&address| Address::from(address).0).collect()
 }
 
-/// Prefix length and address, without the host bits: the kernel compares keys with them when one is removed.
-fn prefix_key(cidr: &Cidr) -> (u32, [u32; 4]) {
+/// A prefix as the key of a map: its length and address, without the host bits, since the kernel compares keys with them
+/// when one is removed.
+#[must_use]
+pub fn prefix_key(cidr: &Cidr) -> (u32, [u32; 4]) {
     let length = match cidr.address {
         IpAddr::V4(_) => Address::IPV4_BITS.saturating_add(u32::from(cidr.prefix)),
         IpAddr::V6(_) => u32::from(cidr.prefix),

@@ -6,13 +6,14 @@
 //! - [`tcp`], [`udp`]: transport headers (RFC 9293, RFC 768)
 //! - [`icmp`]: "too big" and neighbour discovery (RFC 792, RFC 4443, RFC 4861)
 //! - [`vxlan`]: VNIs, the VXLAN header (RFC 7348 section 5)
-//! - [`xdp`]: what the XDP program and its loader agree on
+//! - [`xdp`], [`cgroup`]: what the XDP and the cgroup programs and their loaders agree on
 //! - [`checksum`]: the Internet checksum (RFC 1071, RFC 1624)
 //! - [`packet`]: the one parser of inner frames, and the flow hash in the outer source port
 #![no_std]
 #![forbid(unsafe_code)]
 
 pub mod arp;
+pub mod cgroup;
 pub mod checksum;
 pub mod ethernet;
 pub mod icmp;

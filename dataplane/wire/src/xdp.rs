@@ -77,7 +77,14 @@ impl Address {
     #[must_use]
     #[inline]
     pub const fn ipv4(octets: [u8; 4]) -> Address {
-        Address([0, 0, 0xffff_u32.to_be(), u32::from_ne_bytes(octets)])
+        Address::mapped(u32::from_ne_bytes(octets))
+    }
+
+    /// The key of an IPv4 address that is a word in network byte order.
+    #[must_use]
+    #[inline]
+    pub const fn mapped(word: u32) -> Address {
+        Address([0, 0, 0xffff_u32.to_be(), word])
     }
 
     /// The key of an IPv6 address.

@@ -1,4 +1,4 @@
-//! Rebuilds `ebpf/uvn-ebpf.o`, or checks that it is what its source builds to.
+//! Rebuilds the objects of `ebpf/`, or checks that they are what their source builds to.
 //!
 //! rustup has no core library for the BPF target, and compiling one needs a nightly. Debian's Rust has it; what is
 //! left to build here is bpf-linker, against the LLVM of that same Rust.
@@ -57,7 +57,10 @@ pub enum EbpfError {
     },
 }
 
-/// Builds the object and puts it in its place; with `check` compares it with the one there instead.
+/// One per binary of `ebpf/`: the XDP program, the cgroup programs.
+const OBJECTS: [&str; 2] = ["uvn-ebpf", "uvn-cgroup"];
+
+/// Builds the objects and puts them in their place; with `check` compares them with those there instead.
 ///
 /// # Errors
 /// Set-up or the build failed, or the objects differ.
@@ -67,16 +70,19 @@ pub fn run(check: bool) -> Result<(), EbpfError> {
     let root = root.canonicalize().map_err(file(&root))?;
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     let linker = bpf_linker(&target)?;
-    let built = build(&root, &target, &linker)?;
-    let committed = root.join("ebpf/uvn-ebpf.o");
-    if !check {
-        fs::copy(&built, &committed).map_err(file(&committed))?;
-        println!("built {}", committed.display());
-    } else if read(&built)? != read(&committed)? {
-        let toolchain = shell::read(Command::new(RUSTC).arg("-vV"))? + "bpf-linker: " + BPF_LINKER;
-        return Err(EbpfError::Differs { committed, built, toolchain });
-    } else {
-        println!("{} is what its source builds to", committed.display());
+    let folder = build(&root, &target, &linker)?;
+    for name in OBJECTS {
+        let built = folder.join(name);
+        let committed = root.join("ebpf").join(name).with_extension("o");
+        if !check {
+            fs::copy(&built, &committed).map_err(file(&committed))?;
+            println!("built {}", committed.display());
+        } else if read(&built)? != read(&committed)? {
+            let toolchain = shell::read(Command::new(RUSTC).arg("-vV"))? + "bpf-linker: " + BPF_LINKER;
+            return Err(EbpfError::Differs { committed, built, toolchain });
+        } else {
+            println!("{} is what its source builds to", committed.display());
+        }
     }
     Ok(())
 }
@@ -111,6 +117,7 @@ fn bpf_linker(target: &Path) -> Result<PathBuf, EbpfError> {
     Ok(linker)
 }
 
+/// Where the objects are, built.
 fn build(root: &Path, target: &Path, linker: &Path) -> Result<PathBuf, EbpfError> {
     let target = target.join("ebpf");
     let flags = [
@@ -134,7 +141,7 @@ fn build(root: &Path, target: &Path, linker: &Path) -> Result<PathBuf, EbpfError
             .env_remove("RUSTUP_TOOLCHAIN")
             .env_remove("RUSTC_WRAPPER"),
     )?;
-    Ok(target.join("bpfel-unknown-none/release/uvn-ebpf"))
+    Ok(target.join("bpfel-unknown-none/release"))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, EbpfError> {

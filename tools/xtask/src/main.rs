@@ -48,7 +48,7 @@ use std::process::ExitCode;
 enum Xtask {
     /// Install the apt packages that the other commands need; only those missing
     Setup,
-    /// Rebuild ebpf/uvn-ebpf.o, the eBPF object that the engine embeds
+    /// Rebuild the objects of ebpf/, which the engine and uvnd embed
     Ebpf {
         /// Change nothing: exit with 1 if the committed object is not what its source builds to
         #[arg(long)]

@@ -1,0 +1,184 @@
+//! The object of `ebpf/` in the kernel: its policy filled in, its programs attached.
+
+// SO_NETNS_COOKIE has no safe interface.
+#![allow(unsafe_code)]
+
+use super::{BindingError, Policy, file, map, take};
+use aya::maps::Array;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::programs::links::FdLink;
+use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError};
+use aya::{Ebpf, EbpfLoader};
+use std::fs::File;
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use uvn_dataplane::config::Cidr;
+use uvn_dataplane::xdp::prefix_key;
+use uvn_wire::cgroup::{self, Range};
+
+/// `cargo xtask ebpf` builds it from `ebpf/`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/uvn-cgroup.o");
+
+/// The programs of the object.
+pub const PROGRAMS: [&str; 9] = [
+    "uvn_create",
+    "uvn_bind4",
+    "uvn_bind6",
+    "uvn_connect4",
+    "uvn_connect6",
+    "uvn_sendmsg4",
+    "uvn_sendmsg6",
+    "uvn_egress",
+    "uvn_ingress",
+];
+
+/// Destinations that are on some link of this node by nature, and so never off-subnet: "this host", loopback,
+/// link-local, multicast, broadcast (RFC 6890, RFC 4291 section 2.4).
+const NEAR: [&str; 9] = [
+    "0.0.0.0/8",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    "::/128",
+    "::1/128",
+    "fe80::/10",
+    "ff00::/8",
+];
+
+/// Loads the object into the kernel, for the calling thread's network namespace. Maps that are pinned in `state` are taken over, others
+/// pinned there; those of the policy are new.
+///
+/// # Errors
+/// The policy is too large, or the kernel refuses.
+pub fn load(state: &Path, policy: &Policy) -> Result<Ebpf, BindingError> {
+    let netns = netns_cookie().map_err(file(Path::new("/proc/self/ns/net")))?;
+    let tag = cgroup::tag(netns);
+    // The object has no BTF to relocate; reading the kernel's would take a while.
+    let mut ebpf = EbpfLoader::new()
+        .btf(None)
+        .default_map_pin_directory(state)
+        .override_global("NETNS", &netns, true)
+        .override_global("TAG", &tag, true)
+        .load(OBJECT)?;
+    // First: a program keeps its maps once it is loaded.
+    for name in PROGRAMS {
+        let failed = |source| BindingError::Program { program: name, source };
+        load_one(ebpf.program_mut(name).ok_or(failed(ProgramError::NotLoaded))?).map_err(failed)?;
+    }
+    fill(&mut ebpf, policy)?;
+    Ok(ebpf)
+}
+
+fn load_one(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSock(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+fn fill(ebpf: &mut Ebpf, policy: &Policy) -> Result<(), BindingError> {
+    let mut policed: Array<_, [u32; 2]> = take(ebpf, "POLICED")?;
+    fits("POLICED", cgroup::RANGE_ENTRIES, policy.policed.len())?;
+    // The end, where ranges do not fill the map.
+    let end = Range { first: 1, last: 0 };
+    let ranges = policy.policed.iter().map(|range| Range { first: *range.start(), last: *range.end() });
+    for (index, range) in (0..cgroup::RANGE_ENTRIES).zip(ranges.chain(std::iter::repeat(end))) {
+        let words: [u32; 2] = zerocopy::transmute!(range);
+        policed.set(index, words, 0).map_err(map("POLICED"))?;
+    }
+
+    let mut kinds = vec![0_u8; 1 << 16];
+    let service = policy.service_ports.iter().cloned().map(|ports| (ports, cgroup::PORT_SERVICE));
+    let srun = policy.srun_ports.iter().cloned().map(|ports| (ports, cgroup::PORT_SRUN));
+    let vxlan = policy.vxlan_ports.iter().map(|&port| (port..=port, cgroup::PORT_VXLAN));
+    for (ports, kind) in service.chain(srun).chain(vxlan) {
+        for port in ports {
+            if let Some(kinds) = kinds.get_mut(usize::from(port)) {
+                *kinds |= kind;
+            }
+        }
+    }
+    let mut ports: Array<_, u8> = take(ebpf, "PORTS")?;
+    for (port, kinds) in (0..).zip(kinds).filter(|&(_, kinds)| kinds != 0) {
+        ports.set(port, kinds, 0).map_err(map("PORTS"))?;
+    }
+
+    let near: Vec<Cidr> = NEAR.iter().filter_map(|cidr| cidr.parse().ok()).collect();
+    let near = near.iter().chain(&policy.on_subnet).map(|cidr| (cidr, cgroup::DESTINATION_NEAR));
+    // Last: a host wins over a subnet of one address.
+    let hosts = policy.hosts.iter().map(|cidr| (cidr, cgroup::DESTINATION_HOST));
+    let need = NEAR.len().saturating_add(policy.on_subnet.len()).saturating_add(policy.hosts.len());
+    fits("DESTINATIONS", cgroup::DESTINATION_ENTRIES, need)?;
+    let mut destinations: LpmTrie<_, [u32; 4], u8> = take(ebpf, "DESTINATIONS")?;
+    for (cidr, kind) in near.chain(hosts) {
+        let (length, address) = prefix_key(cidr);
+        destinations.insert(&Key::new(length, address), kind, 0).map_err(map("DESTINATIONS"))?;
+    }
+    Ok(())
+}
+
+fn fits(map: &'static str, limit: u32, need: usize) -> Result<(), BindingError> {
+    match u32::try_from(need) {
+        Ok(entries) if entries <= limit => Ok(()),
+        _ => Err(BindingError::Full { map, limit, need }),
+    }
+}
+
+/// Attaches every program to `cgroup`, beside whatever else is attached there, and pins the links in `folder`.
+///
+/// # Errors
+/// The kernel refuses; those attached before stay.
+pub fn attach(ebpf: &mut Ebpf, cgroup: &File, folder: &Path) -> Result<(), BindingError> {
+    for name in PROGRAMS {
+        let failed = |source| BindingError::Program { program: name, source };
+        let program = ebpf.program_mut(name).ok_or(failed(ProgramError::NotLoaded))?;
+        let link = attach_one(program, cgroup).map_err(failed)?.ok_or(BindingError::NoLink(name))?;
+        let path = folder.join(name);
+        link.pin(&path).map_err(|source| BindingError::Pin { path, source })?;
+    }
+    Ok(())
+}
+
+fn attach_one(program: &mut Program, cgroup: &File) -> Result<Option<FdLink>, ProgramError> {
+    // No flags: a link leaves room for others by itself (kernel/bpf/cgroup.c, cgroup_bpf_link_attach).
+    let mode = CgroupAttachMode::Single;
+    Ok(match program {
+        Program::CgroupSock(program) => {
+            let id = program.attach(cgroup, mode)?;
+            program.take_link(id)?.try_into().ok()
+        }
+        Program::CgroupSockAddr(program) => {
+            let id = program.attach(cgroup, mode)?;
+            program.take_link(id)?.try_into().ok()
+        }
+        Program::CgroupSkb(program) => {
+            let to = program.expected_attach_type().unwrap_or(CgroupSkbAttachType::Egress);
+            let id = program.attach(cgroup, to, mode)?;
+            program.take_link(id)?.try_into().ok()
+        }
+        _ => None,
+    })
+}
+
+/// What the kernel calls the calling thread's network namespace, never reused.
+fn netns_cookie() -> io::Result<u64> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to the cookie.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}

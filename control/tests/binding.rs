@@ -1,0 +1,340 @@
+//! The cgroup programs in this machine's kernel: in a child cgroup and a network namespace of the test's own. TAP-like
+//! veth devices stand in for VRFs, which this needs none of: whether packets flow is tested in guests.
+
+// fork, setuid and sockets with every option have no safe interface.
+#![allow(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Uid, fork, setuid};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use uvn_control::binding::{Binding, Devices, Policy, cgroup_root};
+use uvn_wire::cgroup::Verdict;
+
+const ALICE: u32 = 1000;
+const BOB: u32 = 1001;
+
+/// A child cgroup, a BPF file system, and a network namespace for the calling thread; gone when dropped.
+struct Place {
+    cgroup: PathBuf,
+    bpffs: PathBuf,
+}
+
+impl Place {
+    fn new() -> Place {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("uvn-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
+        let place =
+            Place { cgroup: cgroup_root().unwrap().join(&name), bpffs: std::env::temp_dir().join(&name) };
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("root");
+        fs::create_dir(&place.cgroup).unwrap();
+        fs::create_dir(&place.bpffs).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>).unwrap();
+        mount(Some("bpf"), &place.bpffs, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
+        ip("link set lo up");
+        // Each user's "VRF" and endpoint, and a NIC.
+        for (device, peer, subnet) in
+            [("uvn1000", "uvn1000.0", 1), ("uvn1001", "uvn1001.0", 2), ("em1", "wire", 3)]
+        {
+            ip(&format!("link add {device} type veth peer name {peer}"));
+            ip(&format!("address add 10.{subnet}.0.1/16 dev {device}"));
+            ip(&format!("address add fd00:{subnet}::1/64 dev {device} nodad"));
+            ip(&format!("link set {device} up"));
+            ip(&format!("link set {peer} up"));
+            ip(&format!("neighbour add 10.{subnet}.0.2 lladdr 02:00:00:00:00:01 dev {device}"));
+        }
+        place
+    }
+
+    fn attach(&self, policy: &Policy) -> Binding {
+        Binding::attach(&self.cgroup, &self.pins(), policy).unwrap()
+    }
+
+    fn pins(&self) -> PathBuf {
+        self.bpffs.join("uvn")
+    }
+
+    /// What a process of the user's in the cgroup gets to see: 0, or an errno.
+    fn as_user(&self, uid: u32, attempt: impl FnOnce() -> io::Result<()>) -> i32 {
+        let procs = self.cgroup.join("cgroup.procs");
+        // SAFETY: the child has one thread and the test's lock state; it makes system calls and allocates little.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Child => {
+                let result = fs::write(procs, "0").and_then(|()| {
+                    setuid(Uid::from_raw(uid))?;
+                    attempt()
+                });
+                let code = result.map_or_else(|error| error.raw_os_error().unwrap_or(255), |()| 0);
+                // SAFETY: ends the child without the parent's destructors.
+                unsafe { libc::_exit(code) }
+            }
+            ForkResult::Parent { child } => match waitpid(child, None).unwrap() {
+                WaitStatus::Exited(_, code) => code,
+                status => panic!("{status:?}"),
+            },
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = umount2(&self.bpffs, MntFlags::MNT_DETACH);
+        let _ = fs::remove_dir(&self.bpffs);
+        let _ = fs::remove_dir(&self.cgroup);
+    }
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn index(device: &str) -> u32 {
+    nix::net::if_::if_nametoindex(device).unwrap()
+}
+
+fn devices(uid: u32) -> Devices {
+    Devices {
+        vrf: index(&format!("uvn{uid}")),
+        endpoints: vec![index(&format!("uvn{uid}.0"))],
+        off_subnet: false,
+    }
+}
+
+fn policy() -> Policy {
+    Policy {
+        policed: vec![1000..=1000, 1001..=60000],
+        service_ports: vec![6817..=6818],
+        srun_ports: vec![60001..=60010],
+        vxlan_ports: vec![4789],
+        on_subnet: vec!["10.3.0.0/16".parse().unwrap(), "fd00:3::/64".parse().unwrap()],
+        hosts: vec!["10.3.0.2/32".parse().unwrap()],
+    }
+}
+
+fn tcp() -> io::Result<Socket> {
+    Socket::new(Domain::IPV4, Type::STREAM, None)
+}
+
+fn udp() -> io::Result<Socket> {
+    Socket::new(Domain::IPV4, Type::DGRAM, None)
+}
+
+fn address(text: &str) -> socket2::SockAddr {
+    text.parse::<SocketAddr>().unwrap().into()
+}
+
+fn expect(condition: bool) -> io::Result<()> {
+    if condition { Ok(()) } else { Err(io::Error::from_raw_os_error(254)) }
+}
+
+fn is_bound_to(socket: &Socket, device: &str) -> bool {
+    socket.device().unwrap().is_some_and(|name| name == device.as_bytes())
+}
+
+fn count(binding: &Binding, verdict: Verdict) -> u64 {
+    binding.counters().unwrap()[verdict as usize]
+}
+
+#[test]
+fn a_policed_user_without_a_network_gets_no_socket() {
+    let place = Place::new();
+    let binding = place.attach(&policy());
+    for domain in [Domain::IPV4, Domain::IPV6] {
+        for kind in [Type::STREAM, Type::DGRAM] {
+            assert_eq!(place.as_user(ALICE, || Socket::new(domain, kind, None).map(drop)), libc::EPERM);
+            assert_eq!(place.as_user(999, || Socket::new(domain, kind, None).map(drop)), 0);
+            assert_eq!(place.as_user(0, || Socket::new(domain, kind, None).map(drop)), 0);
+        }
+    }
+    assert_eq!(place.as_user(ALICE, || Socket::new(Domain::UNIX, Type::STREAM, None).map(drop)), 0);
+    assert_eq!(count(&binding, Verdict::NoNetwork), 4);
+}
+
+#[test]
+fn sockets_are_bound_to_the_network_and_stay_there() {
+    let place = Place::new();
+    let mut binding = place.attach(&policy());
+    binding.bind(ALICE, &devices(ALICE)).unwrap();
+    binding.bind(BOB, &devices(BOB)).unwrap();
+    for domain in [Domain::IPV4, Domain::IPV6] {
+        for kind in [Type::STREAM, Type::DGRAM] {
+            let bound = || {
+                let socket = Socket::new(domain, kind, None)?;
+                expect(is_bound_to(&socket, "uvn1000"))?;
+                expect(socket.set_mark(0).is_err() && socket.bind_device(Some(b"uvn1001")).is_err())
+            };
+            assert_eq!(place.as_user(ALICE, bound), 0);
+        }
+    }
+    for protocol in [libc::IPPROTO_SCTP, libc::IPPROTO_MPTCP, libc::IPPROTO_DCCP] {
+        let other = || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::from(protocol))).map(drop);
+        // Refused, or not in this kernel.
+        assert!(
+            [libc::EPERM, libc::EPROTONOSUPPORT, libc::ESOCKTNOSUPPORT]
+                .contains(&place.as_user(ALICE, other))
+        );
+    }
+    let disconnected = || {
+        let socket = udp()?;
+        socket.connect(&address("10.1.0.2:9"))?;
+        disconnect(&socket)?;
+        expect(socket.device()?.is_none())?;
+        socket.connect(&address("10.1.0.2:9"))?;
+        expect(is_bound_to(&socket, "uvn1000"))
+    };
+    assert_eq!(place.as_user(ALICE, disconnected), 0);
+    let send_disconnected = || {
+        let socket = udp()?;
+        socket.connect(&address("10.1.0.2:9"))?;
+        disconnect(&socket)?;
+        let first = socket.send_to(b"x", &address("10.2.0.2:9"));
+        expect(first.is_err_and(|error| error.raw_os_error() == Some(libc::EPERM)))?;
+        expect(is_bound_to(&socket, "uvn1000"))?;
+        socket.send_to(b"x", &address("10.1.0.2:9")).map(drop)
+    };
+    assert_eq!(place.as_user(ALICE, send_disconnected), 0);
+}
+
+/// connect(2) to AF_UNSPEC.
+fn disconnect(socket: &Socket) -> io::Result<()> {
+    // SAFETY: all zero is a sockaddr, of family AF_UNSPEC.
+    let nowhere: libc::sockaddr = unsafe { std::mem::zeroed() };
+    // SAFETY: the address is as long as said.
+    let result = unsafe {
+        libc::connect(socket.as_raw_fd(), &raw const nowhere, size_of_val(&nowhere) as libc::socklen_t)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[test]
+fn ports_are_refused_or_released() {
+    let place = Place::new();
+    let mut binding = place.attach(&policy());
+    binding.bind(ALICE, &devices(ALICE)).unwrap();
+    assert_eq!(place.as_user(ALICE, || tcp()?.bind(&address("0.0.0.0:6817"))), libc::EPERM);
+    assert_eq!(place.as_user(ALICE, || udp()?.bind(&address("0.0.0.0:6818"))), libc::EPERM);
+    assert_eq!(place.as_user(ALICE, || tcp()?.bind(&address("0.0.0.0:6819"))), 0);
+    let as_srun = || {
+        // SAFETY: the name is a string.
+        unsafe { libc::prctl(libc::PR_SET_NAME, c"srun".as_ptr()) };
+        let socket = tcp()?;
+        expect(socket.device()?.is_none())?;
+        socket.bind(&address("0.0.0.0:60001"))?;
+        socket.listen(1)?;
+        expect(socket.device()?.is_none())?;
+        let socket = tcp()?;
+        socket.bind(&address("0.0.0.0:60002"))?;
+        expect(socket.connect(&address("10.3.0.2:9")).is_err_and(|e| e.raw_os_error() == Some(libc::EPERM)))?;
+        let socket = tcp()?;
+        socket.bind(&address("0.0.0.0:7000"))?;
+        expect(is_bound_to(&socket, "uvn1000"))?;
+        // Its own choice, in somebody else's network.
+        let socket = tcp()?;
+        socket.bind_device(Some(b"uvn1001"))?;
+        expect(socket.bind(&address("0.0.0.0:60003")).is_err())?;
+        expect(socket.connect(&address("10.2.0.2:9")).is_err_and(|e| e.raw_os_error() == Some(libc::EPERM)))
+    };
+    assert_eq!(place.as_user(ALICE, as_srun), 0);
+    assert_eq!(count(&binding, Verdict::Released), 1);
+}
+
+#[test]
+fn packets_leave_through_the_own_network_only() {
+    let place = Place::new();
+    let mut binding = place.attach(&policy());
+    binding.bind(ALICE, &devices(ALICE)).unwrap();
+    binding.bind(BOB, &devices(BOB)).unwrap();
+    let send = |through: &'static str, to: &'static str| move || send_through(through, to);
+    assert_eq!(place.as_user(ALICE, send("uvn1000", "10.1.0.2:9")), 0);
+    assert_eq!(place.as_user(ALICE, send("uvn1001", "10.2.0.2:9")), libc::EPERM);
+    assert_eq!(count(&binding, Verdict::OtherNetwork), 1);
+    assert_eq!(place.as_user(ALICE, send("uvn1000", "10.1.0.2:4789")), libc::EPERM);
+    assert_eq!(count(&binding, Verdict::Vxlan), 1);
+    assert_eq!(place.as_user(ALICE, send("lo", "127.0.0.1:9")), libc::EPERM);
+    assert_eq!(place.as_user(ALICE, send("em1", "10.3.0.3:9")), libc::EPERM);
+    assert_eq!(place.as_user(ALICE, send("em1", "255.255.255.255:9")), libc::EPERM);
+    assert_eq!(place.as_user(ALICE, send("em1", "239.1.1.1:9")), libc::EPERM);
+    assert_eq!(count(&binding, Verdict::Near), 4);
+    assert_eq!(place.as_user(ALICE, send("em1", "10.3.0.2:9")), 0);
+    ip("route add 10.9.0.0/16 via 10.3.0.2 dev em1");
+    assert_eq!(place.as_user(ALICE, send("em1", "10.9.0.1:9")), libc::EPERM);
+    assert_eq!(count(&binding, Verdict::OffSubnet), 1);
+    binding.bind(ALICE, &Devices { off_subnet: true, ..devices(ALICE) }).unwrap();
+    assert_eq!(place.as_user(ALICE, send("em1", "10.9.0.1:9")), 0);
+    assert_eq!(place.as_user(ALICE, send("em1", "10.3.0.3:9")), libc::EPERM);
+}
+
+/// One datagram with IP_PKTINFO naming the device.
+fn send_through(device: &str, to: &str) -> io::Result<()> {
+    use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
+    let socket = udp()?;
+    socket.set_broadcast(true)?;
+    let SocketAddr::V4(to) = to.parse().unwrap() else { unreachable!() };
+    let info = libc::in_pktinfo {
+        ipi_ifindex: index(device) as i32,
+        ipi_spec_dst: libc::in_addr { s_addr: 0 },
+        ipi_addr: libc::in_addr { s_addr: 0 },
+    };
+    let message = [ControlMessage::Ipv4PacketInfo(&info)];
+    let data = [io::IoSlice::new(b"x")];
+    sendmsg(socket.as_raw_fd(), &data, &message, MsgFlags::empty(), Some(&SockaddrIn::from(to)))?;
+    Ok(())
+}
+
+#[test]
+fn a_restarted_daemon_takes_over_what_holds() {
+    let place = Place::new();
+    let mut first = place.attach(&policy());
+    first.bind(ALICE, &devices(ALICE)).unwrap();
+    first.bind(BOB, &devices(BOB)).unwrap();
+    first.unbind(BOB).unwrap();
+    let bound = first.bound();
+    assert_eq!(bound.keys().collect::<Vec<_>>(), [&ALICE]);
+    drop(first);
+    // Killed: the programs hold, and what a crash left behind goes with the next start.
+    assert_eq!(place.as_user(ALICE, || udp().map(drop)), 0);
+    assert_eq!(place.as_user(BOB, || udp().map(drop)), libc::EPERM);
+    fs::create_dir(place.pins().join("links-7")).unwrap();
+    let mut second = place.attach(&policy());
+    assert!(second.is_attached());
+    assert_eq!(second.bound(), bound);
+    assert_eq!(fs::read_dir(place.pins()).unwrap().count(), 2);
+    // A policy that does not fit changes nothing.
+    let too_large = Policy { policed: (0..65).map(|n| n * 2..=n * 2).collect(), ..policy() };
+    let error = second.set_policy(&too_large).unwrap_err().to_string();
+    assert_eq!(error, "the cgroup programs' map POLICED holds 64 entries at most: 65 are needed");
+    assert_eq!(place.as_user(BOB, || udp().map(drop)), libc::EPERM);
+    second.set_policy(&Policy { policed: vec![1000..=1000], ..policy() }).unwrap();
+    assert_eq!(place.as_user(BOB, || udp().map(drop)), 0);
+    assert_eq!(place.as_user(ALICE, || expect(is_bound_to(&udp()?, "uvn1000"))), 0);
+    Binding::remove(&place.pins()).unwrap();
+    assert!(!second.is_attached());
+    assert!(!place.pins().exists());
+    assert_eq!(place.as_user(ALICE, || expect(udp()?.device()?.is_none())), 0);
+    Binding::remove(&place.pins()).unwrap();
+}
+
+#[test]
+fn the_users_own_namespaces_are_left_alone() {
+    let place = Place::new();
+    let _binding = place.attach(&policy());
+    let own = || {
+        unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)?;
+        ip("link set lo up");
+        let one = UdpSocket::bind("127.0.0.1:0")?;
+        let other = UdpSocket::bind("127.0.0.1:6817")?;
+        one.send_to(b"x", other.local_addr()?)?;
+        other.recv(&mut [0]).map(drop)
+    };
+    assert_eq!(place.as_user(ALICE, own), 0);
+}

@@ -1,0 +1,231 @@
+//! What the cgroup programs and their loader agree on: the mark of a socket, verdicts, and the keys, values and sizes
+//! of the maps.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Counts up when a pinned map changes its keys, values or size: `uvnd` then does not take over an older one's maps.
+pub const LAYOUT: u32 = 1;
+/// Networks on a node at most; a mark names one of them.
+pub const NETWORK_ENTRIES: u32 = 16_384;
+/// VRFs and endpoints.
+pub const DEVICE_ENTRIES: u32 = 65_536;
+/// Ranges of policed UIDs.
+pub const RANGE_ENTRIES: u32 = 64;
+/// Destinations beyond a network, by prefix.
+pub const DESTINATION_ENTRIES: u32 = 4096;
+
+/// A port that users may not take.
+pub const PORT_SERVICE: u8 = 1;
+/// A TCP port on which Slurm's daemons call the user's `srun` back.
+pub const PORT_SRUN: u8 = 1 << 1;
+/// A UDP port of VXLAN.
+pub const PORT_VXLAN: u8 = 1 << 2;
+
+/// A destination inside an underlay subnet, or one that is local by nature: only through the own network.
+pub const DESTINATION_NEAR: u8 = 1;
+/// A host without uvn: everybody may reach it from the NIC.
+pub const DESTINATION_HOST: u8 = 2;
+
+/// Programs that listen on a `srun` port: their TCP sockets join the network at bind or connect, not before, since
+/// no unprivileged process can leave it again (net/core/sock.c, sock_bindtoindex_locked). Anybody may take such a
+/// name, and gains nothing by it: a socket outside of every network can only answer on a `srun` port.
+pub const CALLED_BACK: [[u8; 16]; 3] =
+    [*b"srun\0\0\0\0\0\0\0\0\0\0\0\0", *b"salloc\0\0\0\0\0\0\0\0\0\0", *b"sattach\0\0\0\0\0\0\0\0\0"];
+
+/// The mark (SO_MARK) of a policed socket, which its user cannot change. The kernel copies it to accepted sockets.
+///
+/// ```text
+/// 0111 | tag of the network namespace: 12 bits | number of the network: 16 bits      bound to the network's VRF
+/// 0110 | ...                                                                         not bound yet
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark(pub u32);
+
+impl Mark {
+    const BOUND: u32 = 0x7000_0000;
+    const UNBOUND: u32 = 0x6000_0000;
+
+    /// The mark of a socket that is bound to its network.
+    #[must_use]
+    #[inline]
+    pub const fn bound(tag: u32, number: u32) -> Mark {
+        Mark(Mark::BOUND | (tag & 0xfff) << 16 | number & 0xffff)
+    }
+
+    /// The mark of a socket that will be bound to its network.
+    #[must_use]
+    #[inline]
+    pub const fn unbound(tag: u32, number: u32) -> Mark {
+        Mark(Mark::UNBOUND | (tag & 0xfff) << 16 | number & 0xffff)
+    }
+
+    /// Whether a socket with it is policed, by the programs with this tag.
+    #[must_use]
+    #[inline]
+    pub const fn is_ours(self, tag: u32) -> bool {
+        // The two kinds differ in one bit.
+        self.0 & 0xefff_0000 == Mark::UNBOUND | (tag & 0xfff) << 16
+    }
+
+    /// Whether the socket is not bound yet.
+    #[must_use]
+    #[inline]
+    pub const fn is_unbound(self) -> bool {
+        self.0 & 0xf000_0000 == Mark::UNBOUND
+    }
+
+    /// The number of the network.
+    #[must_use]
+    #[inline]
+    pub const fn number(self) -> u32 {
+        self.0 & 0xffff
+    }
+}
+
+/// The tag of a network namespace in a mark: enough to tell a few apart, as in tests where one kernel is several nodes.
+#[must_use]
+pub const fn tag(netns_cookie: u64) -> u32 {
+    // Fibonacci hashing: cookies are small numbers in a row.
+    (netns_cookie.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as u32
+}
+
+/// UIDs from the first to the last. The first above the last: the end of the ranges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Range {
+    /// The first UID.
+    pub first: u32,
+    /// The last one.
+    pub last: u32,
+}
+
+/// The network of a UID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Bound {
+    /// Its number in marks.
+    pub number: u32,
+    /// The interface index of its VRF.
+    pub vrf: u32,
+    /// The VRF's name, which SO_BINDTODEVICE wants, NUL-terminated.
+    pub name: [u8; 16],
+}
+
+/// A network by its number. No VRF: the network is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Network {
+    /// The interface index of its VRF.
+    pub vrf: u32,
+    /// Not 0: it may reach beyond the underlay's subnets.
+    pub off_subnet: u32,
+}
+
+/// What the programs did with a socket or a packet. The value is its index in the counters. Packets that pass are not
+/// counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Verdict {
+    /// A policed user's socket was put into his network.
+    Bound,
+    /// Socket refused: the user has no network here.
+    NoNetwork,
+    /// Socket refused: a protocol other than TCP, UDP, UDP-Lite, ICMP, which cannot be kept in a network.
+    Protocol,
+    /// Bind, connect or send refused: the socket is outside of the user's network.
+    Device,
+    /// Bind refused: a service port.
+    ServicePort,
+    /// Connect or send refused: the socket is outside of every network to listen on a `srun` port.
+    Released,
+    /// Packet dropped: its socket's network is gone, or the socket left it.
+    Outside,
+    /// Packet dropped: leaving through another user's network.
+    OtherNetwork,
+    /// Packet dropped: UDP to a VXLAN port.
+    Vxlan,
+    /// Packet dropped: leaving the network for a destination inside an underlay subnet.
+    Near,
+    /// Packet dropped: the user may not leave the underlay's subnets.
+    OffSubnet,
+    /// Packet dropped: leaving the network with source routing or other header options.
+    Options,
+    /// Packet dropped: for a socket outside of every network.
+    Unwanted,
+}
+
+impl Verdict {
+    /// Every verdict, in the order of the counters.
+    pub const ALL: [Verdict; 13] = [
+        Verdict::Bound,
+        Verdict::NoNetwork,
+        Verdict::Protocol,
+        Verdict::Device,
+        Verdict::ServicePort,
+        Verdict::Released,
+        Verdict::Outside,
+        Verdict::OtherNetwork,
+        Verdict::Vxlan,
+        Verdict::Near,
+        Verdict::OffSubnet,
+        Verdict::Options,
+        Verdict::Unwanted,
+    ];
+
+    /// The name in statistics and logs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Verdict::Bound => "bound",
+            Verdict::NoNetwork => "no_network",
+            Verdict::Protocol => "protocol",
+            Verdict::Device => "device",
+            Verdict::ServicePort => "service_port",
+            Verdict::Released => "released",
+            Verdict::Outside => "outside",
+            Verdict::OtherNetwork => "other_network",
+            Verdict::Vxlan => "vxlan",
+            Verdict::Near => "near",
+            Verdict::OffSubnet => "off_subnet",
+            Verdict::Options => "options",
+            Verdict::Unwanted => "unwanted",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_are_in_the_order_of_their_counters() {
+        for (index, verdict) in Verdict::ALL.into_iter().enumerate() {
+            assert_eq!(verdict as usize, index, "{}", verdict.name());
+        }
+    }
+
+    #[test]
+    fn marks_tell_kind_namespace_and_network() {
+        let (bound, unbound) = (Mark::bound(0xabc, 16_383), Mark::unbound(0xabc, 16_383));
+        assert_eq!(bound.0, 0x7abc_3fff);
+        assert_eq!(unbound.0, 0x6abc_3fff);
+        for mark in [bound, unbound] {
+            assert!(mark.is_ours(0xabc));
+            assert!(!mark.is_ours(0xabd));
+            assert_eq!(mark.number(), 16_383);
+        }
+        assert!(unbound.is_unbound() && !bound.is_unbound());
+        for foreign in [0, 0x4abc_3fff, 0x8abc_3fff, 0xfabc_3fff, 0x0abc_3fff] {
+            assert!(!Mark(foreign).is_ours(0xabc), "{foreign:#x}");
+        }
+    }
+
+    #[test]
+    fn namespaces_in_a_row_have_different_tags() {
+        let tags = [4097, 4098, 4099, 8193, 1, 2].map(tag);
+        for (index, one) in tags.iter().enumerate() {
+            assert!(*one <= 0xfff);
+            assert!(!tags.iter().skip(index + 1).any(|other| other == one), "{one:#x}");
+        }
+    }
+}

@@ -1,0 +1,484 @@
+//! The cgroup programs that keep every socket of a policed user in his network, whatever process holds it.
+//!
+//! They are attached to the root of the cgroup tree and act on the network namespace of the `uvnd` that loaded them;
+//! a user's own namespaces are left alone. `sock_create` binds a socket to the user's VRF and marks it, which he can
+//! undo neither; the address hooks check that it still is; `egress` checks where each packet of a marked socket leaves,
+//! since some options of a single message bypass the former.
+#![no_std]
+#![no_main]
+
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_sock, bpf_sock_addr};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_setsockopt, bpf_sk_fullsock};
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_uid_gid};
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, map};
+use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext};
+use aya_ebpf::{EbpfContext, Global};
+use core::ffi::c_void;
+use core::mem::offset_of;
+use uvn_wire::cgroup::{self, Bound, Mark, Network, Range, Verdict};
+use uvn_wire::ethernet::ethertype;
+use uvn_wire::ipv4::{self, Ipv4, protocol};
+use uvn_wire::ipv6::{self, Ipv6};
+use uvn_wire::udp::Udp;
+use uvn_wire::xdp::Address;
+
+/// The loader's network namespace. It sets this.
+#[unsafe(no_mangle)]
+static NETNS: Global<u64> = Global::new(0);
+
+/// The namespace's tag in marks. The loader sets it.
+#[unsafe(no_mangle)]
+static TAG: Global<u32> = Global::new(0);
+
+/// Policed UIDs. Belongs to the policy: each load of the programs has its own.
+#[map]
+static POLICED: Array<Range> = Array::with_max_entries(cgroup::RANGE_ENTRIES, 0);
+
+/// What is special about a port. Belongs to the policy.
+#[map]
+static PORTS: Array<u8> = Array::with_max_entries(1 << 16, 0);
+
+/// Destinations that are not off-subnet. Belongs to the policy.
+#[map]
+static DESTINATIONS: LpmTrie<Address, u8> = LpmTrie::with_max_entries(cgroup::DESTINATION_ENTRIES, 0);
+
+/// The network of each user. Pinned, as are the maps below: they outlive `uvnd`.
+#[map]
+static BOUND: HashMap<u32, Bound> = HashMap::pinned(cgroup::NETWORK_ENTRIES, BPF_F_NO_PREALLOC);
+
+/// Networks by their number in marks.
+#[map]
+static NETWORKS: Array<Network> = Array::pinned(cgroup::NETWORK_ENTRIES, 0);
+
+/// The VRF to which a VRF or endpoint belongs, by interface index.
+#[map]
+static DEVICES: HashMap<u32, u32> = HashMap::pinned(cgroup::DEVICE_ENTRIES, BPF_F_NO_PREALLOC);
+
+/// Sockets and packets by verdict.
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Verdict::ALL.len() as u32, 0);
+
+/// include/uapi/asm-generic/socket.h
+const SOL_SOCKET: i32 = 1;
+const SO_BINDTODEVICE: i32 = 25;
+const SO_MARK: i32 = 36;
+/// include/linux/udp.h, RFC 3828
+const UDP_LITE: u32 = 136;
+/// The interface index of `lo` in every network namespace (include/net/net_namespace.h, LOOPBACK_IFINDEX).
+const LO: u32 = 1;
+
+/// A new socket: into the user's network with it.
+#[cgroup_sock(sock_create)]
+pub fn uvn_create(ctx: SockContext) -> i32 {
+    let Some(uid) = policed(&ctx) else { return 1 };
+    answer(create(ctx.sock, uid))
+}
+
+/// A local address: still in his network?
+#[cgroup_sock_addr(bind4)]
+pub fn uvn_bind4(ctx: SockAddrContext) -> i32 {
+    let Some(uid) = policed(&ctx) else { return 1 };
+    answer(bind(ctx.sock_addr, uid))
+}
+
+/// As [`uvn_bind4`].
+#[cgroup_sock_addr(bind6)]
+pub fn uvn_bind6(ctx: SockAddrContext) -> i32 {
+    let Some(uid) = policed(&ctx) else { return 1 };
+    answer(bind(ctx.sock_addr, uid))
+}
+
+/// A destination: still in his network? TCP fast open comes here, too.
+#[cgroup_sock_addr(connect4)]
+pub fn uvn_connect4(ctx: SockAddrContext) -> i32 {
+    let Some(uid) = policed(&ctx) else { return 1 };
+    // SAFETY: the verifier knows the context's fields.
+    let destination = Address::mapped(unsafe { (*ctx.sock_addr).user_ip4 });
+    answer(send(ctx.sock_addr, uid, destination))
+}
+
+/// As [`uvn_connect4`].
+#[cgroup_sock_addr(connect6)]
+pub fn uvn_connect6(ctx: SockAddrContext) -> i32 {
+    let Some(uid) = policed(&ctx) else { return 1 };
+    answer(send(ctx.sock_addr, uid, address6(ctx.sock_addr)))
+}
+
+/// A datagram with a destination of its own: still in his network?
+#[cgroup_sock_addr(sendmsg4)]
+pub fn uvn_sendmsg4(ctx: SockAddrContext) -> i32 {
+    let Some(uid) = policed(&ctx) else { return 1 };
+    // SAFETY: the verifier knows the context's fields.
+    let destination = Address::mapped(unsafe { (*ctx.sock_addr).user_ip4 });
+    answer(send(ctx.sock_addr, uid, destination))
+}
+
+/// As [`uvn_sendmsg4`].
+#[cgroup_sock_addr(sendmsg6)]
+pub fn uvn_sendmsg6(ctx: SockAddrContext) -> i32 {
+    let Some(uid) = policed(&ctx) else { return 1 };
+    answer(send(ctx.sock_addr, uid, address6(ctx.sock_addr)))
+}
+
+/// A packet about to leave through a device, before it is cut into fragments.
+#[cgroup_skb(egress)]
+pub fn uvn_egress(ctx: SkBuffContext) -> i32 {
+    match marked(&ctx) {
+        Some((socket, mark)) => answer(leave(&ctx, socket, mark)),
+        None => 1,
+    }
+}
+
+/// A packet for a socket.
+#[cgroup_skb(ingress)]
+pub fn uvn_ingress(ctx: SkBuffContext) -> i32 {
+    match marked(&ctx) {
+        Some((socket, mark)) => answer(arrive(&ctx, socket, mark)),
+        None => 1,
+    }
+}
+
+/// The current process's real UID, if it is policed in the socket's namespace.
+#[inline(always)]
+fn policed(ctx: &impl EbpfContext) -> Option<u32> {
+    // SAFETY: any program that looks at sockets may ask.
+    if unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != NETNS.load() {
+        return None;
+    }
+    let uid = bpf_get_current_uid_gid() as u32;
+    for index in 0..cgroup::RANGE_ENTRIES {
+        let range = POLICED.get(index)?;
+        if range.first > range.last {
+            return None;
+        }
+        if (range.first..=range.last).contains(&uid) {
+            return Some(uid);
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn bound(uid: u32) -> Result<&'static Bound, Verdict> {
+    // SAFETY: the map does not preallocate: a value found stays as it is until this run ends.
+    unsafe { BOUND.get(uid) }.ok_or(Verdict::NoNetwork)
+}
+
+/// The VRF of a VRF or endpoint.
+#[inline(always)]
+fn vrf_of(device: u32) -> Option<u32> {
+    // SAFETY: as above.
+    unsafe { DEVICES.get(device) }.copied()
+}
+
+#[inline(always)]
+fn is_port(port: u32, kind: u8) -> bool {
+    PORTS.get(port).is_some_and(|kinds| kinds & kind != 0)
+}
+
+#[inline(always)]
+fn create(socket: *mut bpf_sock, uid: u32) -> Result<(), Verdict> {
+    let network = bound(uid)?;
+    // SAFETY: the verifier knows the context's fields, and which of them may be written.
+    unsafe {
+        match (*socket).protocol {
+            // net/ipv4/af_inet.c puts the protocol in place of 0 before it asks us.
+            TCP if is_called_back() => {
+                (*socket).mark = Mark::unbound(TAG.load(), network.number).0;
+            }
+            TCP | UDP | UDP_LITE | ICMP | ICMPV6 => {
+                (*socket).bound_dev_if = network.vrf;
+                (*socket).mark = Mark::bound(TAG.load(), network.number).0;
+            }
+            _ => return Err(Verdict::Protocol),
+        }
+    }
+    count(Verdict::Bound);
+    Ok(())
+}
+
+const TCP: u32 = protocol::TCP as u32;
+const UDP: u32 = protocol::UDP as u32;
+const ICMP: u32 = protocol::ICMP as u32;
+const ICMPV6: u32 = protocol::ICMPV6 as u32;
+
+/// Whether the process looks like one that Slurm's daemons call back.
+#[inline(always)]
+fn is_called_back() -> bool {
+    let Ok(name) = bpf_get_current_comm() else { return false };
+    cgroup::CALLED_BACK.contains(&name)
+}
+
+#[inline(always)]
+fn bind(ctx: *mut bpf_sock_addr, uid: u32) -> Result<(), Verdict> {
+    let network = bound(uid)?;
+    // SAFETY: the verifier knows the context's fields; the socket is there.
+    let (port, socket) = unsafe { ((*ctx).user_port, (*ctx).__bindgen_anon_1.sk) };
+    let port = u32::from(u16::from_be(port as u16));
+    if is_port(port, cgroup::PORT_SERVICE) {
+        return Err(Verdict::ServicePort);
+    }
+    if is_port(port, cgroup::PORT_SRUN) && is_outside(socket) {
+        return Ok(());
+    }
+    keep(ctx, socket, network)
+}
+
+#[inline(always)]
+fn send(ctx: *mut bpf_sock_addr, uid: u32, destination: Address) -> Result<(), Verdict> {
+    let network = bound(uid)?;
+    // SAFETY: the verifier knows the context's fields; the socket is there.
+    let socket = unsafe { (*ctx).__bindgen_anon_1.sk };
+    // SAFETY: likewise.
+    let (device, mark, port) = unsafe { ((*socket).bound_dev_if, Mark((*socket).mark), (*socket).src_port) };
+    if device == 0 && !mark.is_ours(TAG.load()) {
+        // No user made it: a file system's own, in the process that happens to read, or inherited.
+        return match DESTINATIONS.get(Key::new(u128::BITS, destination)) {
+            Some(&cgroup::DESTINATION_HOST) => Ok(()),
+            _ => Err(Verdict::Device),
+        };
+    }
+    if is_outside(socket) && is_port(port, cgroup::PORT_SRUN) {
+        return Err(Verdict::Released);
+    }
+    keep(ctx, socket, network)
+}
+
+/// Whether the socket is marked, and not bound yet.
+#[inline(always)]
+fn is_outside(socket: *mut bpf_sock) -> bool {
+    // SAFETY: the verifier knows a socket's fields.
+    let (device, mark) = unsafe { ((*socket).bound_dev_if, Mark((*socket).mark)) };
+    device == 0 && mark.is_ours(TAG.load()) && mark.is_unbound()
+}
+
+/// Lets the socket go on if it is in `network`, and puts it there if it is ours and in none: at first use, or after
+/// connect to AF_UNSPEC (net/ipv4/udp.c, __udp_disconnect).
+#[inline(always)]
+fn keep(ctx: *mut bpf_sock_addr, socket: *mut bpf_sock, network: &'static Bound) -> Result<(), Verdict> {
+    // SAFETY: the verifier knows a socket's fields.
+    let (device, mark) = unsafe { ((*socket).bound_dev_if, Mark((*socket).mark)) };
+    let unbound = Mark::unbound(TAG.load(), network.number);
+    let bound = Mark::bound(TAG.load(), network.number);
+    if device == 0 {
+        if mark != unbound && mark != bound {
+            return Err(Verdict::Device);
+        }
+        set_option(ctx, SO_BINDTODEVICE, network.name.as_ptr().cast(), network.name.len())?;
+    } else if device != network.vrf && vrf_of(device) != Some(network.vrf) {
+        return Err(Verdict::Device);
+    }
+    if mark == unbound {
+        set_option(ctx, SO_MARK, (&raw const bound.0).cast(), size_of::<u32>())?;
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn set_option(
+    ctx: *mut bpf_sock_addr,
+    name: i32,
+    value: *const c_void,
+    length: usize,
+) -> Result<(), Verdict> {
+    // SAFETY: the kernel reads `length` bytes of the value.
+    match unsafe { bpf_setsockopt(ctx.cast(), SOL_SOCKET, name, value.cast_mut(), length as i32) } {
+        0 => Ok(()),
+        _ => Err(Verdict::Device),
+    }
+}
+
+/// The packet's socket and its mark, if that is ours. An answer to a connection request has its listener.
+#[inline(always)]
+fn marked(ctx: &SkBuffContext) -> Option<(*mut bpf_sock, Mark)> {
+    // SAFETY: the verifier knows the context's fields, and sees that null is sorted out.
+    let socket = unsafe {
+        let any = (*ctx.skb.skb).__bindgen_anon_2.sk;
+        if any.is_null() {
+            return None;
+        }
+        bpf_sk_fullsock(any)
+    };
+    if socket.is_null() {
+        return None;
+    }
+    // SAFETY: a full socket, not null.
+    let mark = Mark(unsafe { (*socket).mark });
+    mark.is_ours(TAG.load()).then_some((socket, mark))
+}
+
+#[inline(always)]
+fn leave(ctx: &SkBuffContext, socket: *mut bpf_sock, mark: Mark) -> Result<(), Verdict> {
+    // SAFETY: the verifier knows the fields of both.
+    let (device, ethertype, kind) =
+        unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).protocol, (*socket).protocol) };
+    let through = vrf_of(device);
+    if mark.is_unbound() {
+        return match through {
+            None if is_answering(socket) => Ok(()),
+            _ => Err(Verdict::Outside),
+        };
+    }
+    let network = NETWORKS.get(mark.number()).ok_or(Verdict::Outside)?;
+    let packet = Packet::of(ctx, u16::from_be(ethertype as u16)).ok_or(Verdict::Options)?;
+    if kind == UDP {
+        // Behind an extension header could be any port.
+        if u32::from(packet.protocol) != UDP {
+            return Err(Verdict::Options);
+        }
+        let port = load(ctx, packet.length + offset_of!(Udp, destination_port))?;
+        if is_port(u32::from(u16::from_be(port)), cgroup::PORT_VXLAN) {
+            return Err(Verdict::Vxlan);
+        }
+    }
+    match through {
+        Some(vrf) if vrf == network.vrf => Ok(()),
+        Some(_) => Err(Verdict::OtherNetwork),
+        None => packet.leave_network(socket, network, device, kind),
+    }
+}
+
+/// Whether a socket outside of every network listens, or has accepted, on a `srun` port.
+#[inline(always)]
+fn is_answering(socket: *mut bpf_sock) -> bool {
+    // SAFETY: the verifier knows a socket's fields.
+    let (device, protocol, port) =
+        unsafe { ((*socket).bound_dev_if, (*socket).protocol, (*socket).src_port) };
+    device == 0 && protocol == TCP && is_port(port, cgroup::PORT_SRUN)
+}
+
+#[inline(always)]
+fn arrive(ctx: &SkBuffContext, socket: *mut bpf_sock, mark: Mark) -> Result<(), Verdict> {
+    // SAFETY: the verifier knows the fields of both.
+    let (from, device) = unsafe { ((*ctx.skb.skb).ifindex, (*socket).bound_dev_if) };
+    if mark.is_unbound() {
+        // Slurm's daemons are in no network: what comes out of one is a user's.
+        return match vrf_of(from) {
+            None if is_answering(socket) => Ok(()),
+            _ => Err(Verdict::Unwanted),
+        };
+    }
+    let network = NETWORKS.get(mark.number()).ok_or(Verdict::Unwanted)?;
+    if device != 0 && (device == network.vrf || vrf_of(device) == Some(network.vrf)) {
+        Ok(())
+    } else {
+        Err(Verdict::Unwanted)
+    }
+}
+
+/// What counts of a packet's network header.
+struct Packet {
+    destination: Address,
+    /// What follows the header.
+    protocol: u8,
+    /// Header length, IPv4 options included.
+    length: usize,
+    /// Whether IPv4 options are there.
+    options: bool,
+}
+
+impl Packet {
+    #[inline(always)]
+    fn of(ctx: &SkBuffContext, ethertype: u16) -> Option<Packet> {
+        // Field by field: a header is not aligned, and the stack takes aligned accesses only.
+        match ethertype {
+            ethertype::IPV4 => {
+                // RFC 791 section 3.1: the low half is the header's length in words.
+                let length = usize::from(load::<u8>(ctx, 0).ok()? & 0xf) * 4;
+                Some(Packet {
+                    destination: Address::mapped(load(ctx, offset_of!(Ipv4, destination)).ok()?),
+                    protocol: load(ctx, offset_of!(Ipv4, protocol)).ok()?,
+                    length,
+                    options: length != ipv4::HEADER,
+                })
+            }
+            ethertype::IPV6 => Some(Packet {
+                destination: Address(load(ctx, offset_of!(Ipv6, destination)).ok()?),
+                protocol: load(ctx, offset_of!(Ipv6, next_header)).ok()?,
+                length: ipv6::HEADER,
+                options: false,
+            }),
+            _ => None,
+        }
+    }
+
+    /// Whether the packet may leave through a device that belongs to no network.
+    #[inline(always)]
+    fn leave_network(
+        &self,
+        socket: *mut bpf_sock,
+        network: &Network,
+        device: u32,
+        kind: u32,
+    ) -> Result<(), Verdict> {
+        // SAFETY: the verifier knows a socket's fields.
+        let bound = unsafe { (*socket).bound_dev_if };
+        if network.vrf == 0 || vrf_of(bound) != Some(network.vrf) {
+            return Err(Verdict::Outside);
+        }
+        if device == LO {
+            return Err(Verdict::Near);
+        }
+        // A source route or an IPv6 routing header has another destination in the end.
+        if self.options || u32::from(self.protocol) != kind {
+            return Err(Verdict::Options);
+        }
+        match DESTINATIONS.get(Key::new(u128::BITS, self.destination)) {
+            Some(&cgroup::DESTINATION_HOST) => Ok(()),
+            Some(_) => Err(Verdict::Near),
+            None if network.off_subnet != 0 => Ok(()),
+            None => Err(Verdict::OffSubnet),
+        }
+    }
+}
+
+#[inline(always)]
+fn load<T>(ctx: &SkBuffContext, offset: usize) -> Result<T, Verdict> {
+    ctx.load(offset).map_err(|_| Verdict::Options)
+}
+
+#[inline(always)]
+fn address6(ctx: *mut bpf_sock_addr) -> Address {
+    // SAFETY: the verifier knows the context's fields, each read by itself: volatile, or LLVM reads a copy of all.
+    Address(unsafe {
+        [
+            (&raw const (*ctx).user_ip6[0]).read_volatile(),
+            (&raw const (*ctx).user_ip6[1]).read_volatile(),
+            (&raw const (*ctx).user_ip6[2]).read_volatile(),
+            (&raw const (*ctx).user_ip6[3]).read_volatile(),
+        ]
+    })
+}
+
+/// 1: go on. 0: EPERM, or drop.
+#[inline(always)]
+fn answer(result: Result<(), Verdict>) -> i32 {
+    match result {
+        Ok(()) => 1,
+        Err(verdict) => {
+            count(verdict);
+            0
+        }
+    }
+}
+
+#[inline(always)]
+fn count(verdict: Verdict) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(verdict as u32) {
+        // SAFETY: the slot of this CPU; an increment lost to an interrupt is a small lie in a statistic.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// What the kernel asks before it lends GPL-only functions.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// Never linked: the programs have no way to panic.
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
