@@ -1,1 +1,245 @@
-//! Networks made because a peer sent to them.
+//! Networks made because a peer sent to them: so `ssh othernode` works before the user has ever been there.
+//!
+//! A data plane says which VNIs it does not know. The kernel's VXLAN drops their packets without a word: there, nftables
+//! logs a packet to us ([`UnknownLog`]), one for each VNI and [`SILENCE_S`], known or not.
+//!
+//! A peer is another node: root there says who sends. It can have any user's network made here, but not many at once,
+//! and never so many that sessions and jobs find no room.
+
+mod log;
+
+pub use log::{GROUP, UnknownLog};
+
+use crate::config::Config;
+use crate::lease::Leases;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Duration;
+use thiserror::Error;
+use uvn_wire::vxlan::Vni;
+
+/// Seconds for which nftables logs nothing more of a VNI.
+pub const SILENCE_S: u32 = 5;
+/// New networks for one VTEP: at once, and then per second.
+const PER_VTEP: (f64, f64) = (10.0, 2.0);
+/// For all of them.
+const IN_ALL: (f64, f64) = (20.0, 5.0);
+/// Networks that nothing but peers' traffic has made.
+const MAX_NETWORKS: usize = 1000;
+/// How long after a failure a network is not tried again.
+const COOL_DOWN: Duration = Duration::from_secs(30);
+/// VTEPs and failures that are remembered.
+const MAX_REMEMBERED: usize = 4096;
+
+/// Why no network is made for a peer's packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// No user has this VNI.
+    #[error("no policed user has VNI {0}")]
+    NoUser(Vni),
+    /// It could not be made a moment ago.
+    #[error("the network of UID {0} could not be made a moment ago")]
+    CoolingDown(u32),
+    /// This peer asks for too many.
+    #[error("{0} sends to more networks that are not here than a peer should")]
+    PeerTooFast(IpAddr),
+    /// All peers together do.
+    #[error("peers send to more networks that are not here than they should")]
+    TooFast,
+    /// Peers' networks must leave room for sessions and jobs.
+    #[error("{0} networks are here for peers' traffic alone: no more of them")]
+    TooMany(usize),
+}
+
+/// What has been asked for lately.
+#[derive(Debug)]
+pub struct Demand {
+    all: Bucket,
+    vteps: HashMap<IpAddr, Bucket>,
+    /// Until when.
+    failed: HashMap<u32, Duration>,
+}
+
+/// Tokens that come back with time.
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    tokens: f64,
+    at: Duration,
+    limit: (f64, f64),
+}
+
+impl Demand {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new(now: Duration) -> Demand {
+        Demand { all: Bucket::new(IN_ALL, now), vteps: HashMap::new(), failed: HashMap::new() }
+    }
+
+    /// Whose network to make, since an allowed VTEP sent to this VNI. None: it is here, and in order.
+    ///
+    /// # Errors
+    /// None is to be made.
+    pub fn admit(
+        &mut self,
+        config: &Config,
+        leases: &Leases,
+        vni: Vni,
+        vtep: IpAddr,
+        now: Duration,
+    ) -> Result<Option<u32>, Refusal> {
+        let uid = config.uid_of(vni).ok_or(Refusal::NoUser(vni))?;
+        if leases.get(uid).is_some_and(|held| !held.leaving) {
+            return Ok(None);
+        }
+        if self.failed.get(&uid).is_some_and(|until| now < *until) {
+            return Err(Refusal::CoolingDown(uid));
+        }
+        let peers = leases.iter().filter(|(_, held)| !held.is_kept()).count();
+        let room = config.nat.slots() as usize / 2;
+        if peers >= MAX_NETWORKS.min(room) {
+            return Err(Refusal::TooMany(peers));
+        }
+        if self.vteps.len() >= MAX_REMEMBERED {
+            self.vteps.retain(|_, bucket| !bucket.is_full(now));
+            if self.vteps.len() >= MAX_REMEMBERED {
+                return Err(Refusal::TooFast);
+            }
+        }
+        // A peer that is too fast must not use up what all have.
+        if !self.vteps.entry(vtep).or_insert(Bucket::new(PER_VTEP, now)).take(now) {
+            return Err(Refusal::PeerTooFast(vtep));
+        }
+        if !self.all.take(now) {
+            return Err(Refusal::TooFast);
+        }
+        Ok(Some(uid))
+    }
+
+    /// Notes that a network could not be made.
+    pub fn failed(&mut self, uid: u32, now: Duration) {
+        if self.failed.len() >= MAX_REMEMBERED {
+            self.failed.retain(|_, until| now < *until);
+        }
+        self.failed.insert(uid, now.saturating_add(COOL_DOWN));
+    }
+}
+
+impl Bucket {
+    fn new(limit: (f64, f64), now: Duration) -> Bucket {
+        Bucket { tokens: limit.0, at: now, limit }
+    }
+
+    fn refill(&mut self, now: Duration) {
+        let (most, per_second) = self.limit;
+        self.tokens = (self.tokens + now.saturating_sub(self.at).as_secs_f64() * per_second).min(most);
+        self.at = self.at.max(now);
+    }
+
+    fn take(&mut self, now: Duration) -> bool {
+        self.refill(now);
+        let enough = self.tokens >= 1.0;
+        if enough {
+            self.tokens -= 1.0;
+        }
+        enough
+    }
+
+    fn is_full(&mut self, now: Duration) -> bool {
+        self.refill(now);
+        self.tokens >= self.limit.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::{Kind, Lease};
+    use uvn_dataplane::toml_file::parse;
+
+    fn config(more: &str) -> Config {
+        parse(&format!("[[underlay]]\nsubnets = [\"10.0.0.0/16\"]\n{more}")).unwrap()
+    }
+
+    fn vni(number: u32) -> Vni {
+        Vni::new(number).unwrap()
+    }
+
+    fn peer(last: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, last])
+    }
+
+    fn attach(config: &Config, leases: &mut Leases, uid: u32, kind: Kind) {
+        let lease = Lease { kind, name: String::new(), holder: None };
+        leases.attach(uid, lease, Duration::ZERO, |slot| config.network_of(uid, slot)).unwrap();
+    }
+
+    const NOW: Duration = Duration::from_secs(100);
+
+    #[test]
+    fn only_policed_users_without_a_network_get_one() {
+        let config = config("[[vni]]\nuids = 16777221\nfirst = 60001");
+        let (mut demand, mut leases) = (Demand::new(NOW), Leases::new(100));
+        let mut ask = |leases: &Leases, number| demand.admit(&config, leases, vni(number), peer(1), NOW);
+        assert_eq!(ask(&leases, 1000), Ok(Some(1000)));
+        assert_eq!(ask(&leases, 60001), Ok(Some(16_777_221)));
+        assert_eq!(ask(&leases, 999), Err(Refusal::NoUser(vni(999))));
+        attach(&config, &mut leases, 1000, Kind::Session);
+        assert_eq!(ask(&leases, 1000), Ok(None));
+        leases.leave(1000);
+        assert_eq!(ask(&leases, 1000), Ok(Some(1000)));
+    }
+
+    #[test]
+    fn one_fast_peer_leaves_room_for_others() {
+        let (config, leases) = (config(""), Leases::new(100));
+        let mut demand = Demand::new(NOW);
+        let mut ask = |number, from, now| demand.admit(&config, &leases, vni(number), from, now);
+        let admitted = (0..1000).filter(|user| ask(1000 + user, peer(1), NOW).is_ok()).count();
+        assert_eq!(admitted, 10);
+        assert_eq!(ask(2000, peer(1), NOW), Err(Refusal::PeerTooFast(peer(1))));
+        assert_eq!(ask(2000, peer(2), NOW), Ok(Some(2000)));
+        let admitted = (3..250).filter(|last| ask(3000 + u32::from(*last), peer(*last), NOW).is_ok()).count();
+        assert_eq!(admitted, 9);
+        assert_eq!(ask(2000, peer(250), NOW), Err(Refusal::TooFast));
+        let later = NOW + Duration::from_secs(1);
+        assert_eq!((0..10).filter(|_| ask(2000, peer(1), later).is_ok()).count(), 2);
+    }
+
+    #[test]
+    fn many_vteps_are_not_remembered_for_ever() {
+        let (config, leases) = (config(""), Leases::new(100));
+        let mut demand = Demand::new(NOW);
+        for second in 0..10_000_u32 {
+            let vtep = IpAddr::from((0x0a00_0000 + second).to_be_bytes());
+            let now = NOW + Duration::from_secs(second.into());
+            assert_eq!(demand.admit(&config, &leases, vni(1000), vtep, now), Ok(Some(1000)));
+        }
+        assert!(demand.vteps.len() <= MAX_REMEMBERED);
+        for uid in 0..10_000_u32 {
+            demand.failed(uid, NOW + Duration::from_secs(uid.into()));
+        }
+        assert!(demand.failed.len() <= MAX_REMEMBERED);
+    }
+
+    #[test]
+    fn what_failed_is_tried_again_later() {
+        let (config, leases) = (config(""), Leases::new(100));
+        let mut demand = Demand::new(NOW);
+        demand.failed(1000, NOW);
+        let mut ask = |now| demand.admit(&config, &leases, vni(1000), peer(1), now);
+        assert_eq!(ask(NOW), Err(Refusal::CoolingDown(1000)));
+        assert_eq!(ask(NOW + COOL_DOWN), Ok(Some(1000)));
+    }
+
+    #[test]
+    fn sessions_find_room_whatever_peers_do() {
+        let config = config("[nat]\nipv4 = \"100.64.0.0/29\"");
+        let (mut demand, mut leases) = (Demand::new(NOW), Leases::new(config.nat.slots()));
+        attach(&config, &mut leases, 1000, Kind::Session);
+        for uid in 1001..1004 {
+            assert_eq!(demand.admit(&config, &leases, vni(uid), peer(1), NOW), Ok(Some(uid)));
+            attach(&config, &mut leases, uid, Kind::Peer);
+        }
+        assert_eq!(demand.admit(&config, &leases, vni(1004), peer(1), NOW), Err(Refusal::TooMany(3)));
+    }
+}
