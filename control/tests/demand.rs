@@ -1,5 +1,7 @@
 //! What nftables logs of VXLAN to networks that are not here. Needs root, for a network namespace.
 
+#![allow(clippy::unwrap_used, reason = "this is how a test fails")]
+
 use nix::sched::{CloneFlags, unshare};
 use std::io::Write;
 use std::net::{IpAddr, UdpSocket};

@@ -1,5 +1,7 @@
 //! The state file on a disk without room. Needs root, for a file system of its own.
 
+#![allow(clippy::unwrap_used, reason = "this is how a test fails")]
+
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use std::fs;
