@@ -1,1 +1,278 @@
 //! The nftables table: NAT, and what socket programs cannot see.
+//!
+//! One table, `inet uvn`, the same for all users: networks are told by the names of their devices and by their NAT
+//! addresses. It is replaced whole, in one transaction.
+//!
+//! Traffic inside networks is not tracked: users' networks have the same addresses, and the tracker would take one
+//! user's flow for another's.
+
+use crate::config::Config;
+use crate::feed::Others;
+use crate::network::{DataPath, Nic, Node};
+use crate::peers::Peers;
+use crate::sysctl::Opened;
+use std::fmt::{Display, Write as _};
+use std::fs;
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use thiserror::Error;
+use uvn_dataplane::config::Cidr;
+
+/// What was applied last and what `nft` then listed: the kernel gives rules back in words of its own.
+const RECORD: &str = "/run/uvn/nftables";
+
+/// Why the table could not be read or changed.
+#[derive(Debug, Error)]
+pub enum FirewallError {
+    /// There is no nft.
+    #[error("cannot run nft: {0}; install nftables")]
+    Run(#[source] io::Error),
+    /// It refused.
+    #[error("nft: {0}")]
+    Refused(String),
+    /// The record of what was applied.
+    #[error("{path}: {source}", path = path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+}
+
+/// The table's text for nft(8), to replace what there is.
+#[must_use]
+pub fn ruleset(config: &Config, node: &Node, peers: &Peers, opened: &Opened) -> String {
+    let kernel: Vec<&Nic> = node.nics.iter().filter(|nic| nic.path == DataPath::Kernel).collect();
+    let chains = [
+        prerouting(node, &kernel),
+        input(config, &kernel, peers),
+        output(node, &kernel),
+        forward(node, opened),
+        translate(node),
+        postrouting(node),
+    ];
+    // Created first, so that there is something to delete.
+    format!("table inet uvn\ndelete table inet uvn\ntable inet uvn {{\n{}}}\n", chains.concat())
+}
+
+fn chain(name: &str, hook: &str, rules: &[String]) -> String {
+    let mut text = format!("\tchain {name} {{\n\t\ttype {hook}; policy accept;\n");
+    for rule in rules {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "\t\t{rule}");
+    }
+    text + "\t}\n"
+}
+
+/// `{ a, b }`.
+fn set<T: Display>(elements: impl IntoIterator<Item = T>) -> String {
+    let elements: Vec<String> = elements.into_iter().map(|element| element.to_string()).collect();
+    format!("{{ {} }}", elements.join(", "))
+}
+
+/// The NAT pools of the families that there are, each with its keyword.
+fn pools(node: &Node) -> Vec<(&'static str, Cidr)> {
+    let mut pools = vec![("ip", node.nat.ipv4)];
+    if node.ipv6 {
+        pools.push(("ip6", node.nat.ipv6));
+    }
+    pools
+}
+
+/// Before replies get their NAT address back: nobody else has one, nor sends to one.
+fn prerouting(node: &Node, kernel: &[&Nic]) -> String {
+    let mut rules = vec!["iifname \"uvn*\" notrack".to_owned()];
+    for (ip, pool) in pools(node) {
+        rules.push(format!("iifname != \"uvn*\" {ip} saddr {pool} drop"));
+        rules.push(format!("iifname != \"uvn*\" {ip} daddr {pool} drop"));
+    }
+    rules.extend(kernel.iter().map(|nic| format!("iifname \"{}\" udp dport {} notrack", nic.name, nic.port)));
+    chain("prerouting", "filter hook prerouting priority raw", &rules)
+}
+
+fn input(config: &Config, kernel: &[&Nic], peers: &Peers) -> String {
+    let mut rules = Vec::new();
+    if !config.srun_ports.is_empty() {
+        // Sockets there are in no VRF, and would take connections from all.
+        let ports = set(config.srun_ports.iter().map(range));
+        rules.push(format!(
+            "iifname \"uvn*\" tcp dport {ports} tcp flags & (fin | syn | rst | ack) == syn counter drop"
+        ));
+    }
+    for nic in kernel {
+        // The kernel's VXLAN socket takes what comes from anywhere, also from inside a network.
+        let Nic { name, port, .. } = nic;
+        rules.push(format!("iifname != \"{name}\" udp dport {port} counter drop"));
+        let allowed = Others::new(nic, peers).allowed;
+        let vteps = allowed.vtep.iter().map(|vtep| vtep.address.to_string());
+        let vteps: Vec<String> = allowed.range.iter().map(subnet).chain(vteps).collect();
+        let Some(vtep) = nic.vteps().first().copied() else { continue };
+        let (family, other) = if vtep.is_ipv4() { ("ip", "ipv6") } else { ("ip6", "ipv4") };
+        if vteps.is_empty() {
+            rules.push(format!("udp dport {port} counter drop"));
+        } else {
+            rules.push(format!("udp dport {port} meta nfproto {other} counter drop"));
+            rules.push(format!("udp dport {port} {family} saddr != {} counter drop", set(vteps)));
+        }
+    }
+    chain("input", "filter hook input priority filter", &rules)
+}
+
+fn range(range: &RangeInclusive<u16>) -> String {
+    if range.start() == range.end() {
+        range.start().to_string()
+    } else {
+        format!("{}-{}", range.start(), range.end())
+    }
+}
+
+/// nft refuses host bits.
+fn subnet(cidr: &Cidr) -> String {
+    crate::plan::subnet(*cidr).to_string()
+}
+
+/// Before what leaves is tracked.
+fn output(node: &Node, kernel: &[&Nic]) -> String {
+    let mut rules = Vec::new();
+    for nic in kernel {
+        rules.push(format!("oifname \"uvn*\" udp dport {} counter drop", nic.port));
+        rules.push(format!("oifname \"{}\" udp dport {} notrack", nic.name, nic.port));
+    }
+    rules.push("oifname \"uvn*\" notrack".into());
+    rules.extend(
+        pools(node).into_iter().map(|(ip, pool)| format!("oifname != \"uvn*\" {ip} daddr {pool} drop")),
+    );
+    chain("output", "filter hook output priority raw", &rules)
+}
+
+/// Networks end here. All that goes into one from outside is what answers packets with a NAT address.
+fn forward(node: &Node, opened: &Opened) -> String {
+    let mut rules = vec!["iifname \"uvn*\" drop".to_owned()];
+    rules.extend(
+        pools(node).into_iter().map(|(ip, pool)| {
+            format!("oifname \"uvn*\" {ip} daddr {pool} ct state established,related accept")
+        }),
+    );
+    rules.push("oifname \"uvn*\" drop".into());
+    if !opened.ipv4.is_empty() {
+        let devices = set(opened.ipv4.iter().map(|device| format!("\"{device}\"")));
+        rules.push(format!("iifname {devices} meta nfproto ipv4 drop"));
+    }
+    if opened.ipv6 {
+        rules.push("meta nfproto ipv6 drop".into());
+    }
+    chain("forward", "filter hook forward priority filter", &rules)
+}
+
+fn translate(node: &Node) -> String {
+    let mut rules = Vec::new();
+    for (ip, pool) in pools(node) {
+        let ipv4 = pool.address.is_ipv4();
+        let of_family = |address: &IpAddr| address.is_ipv4() == ipv4;
+        for nic in &node.nics {
+            // Listed hosts see the address by which they know this node.
+            let subnets: Vec<String> =
+                nic.subnets.iter().filter(|subnet| of_family(&subnet.address)).map(subnet).collect();
+            let address = nic.addresses.iter().map(|cidr| cidr.address).find(of_family);
+            if let (Some(address), false) = (address, subnets.is_empty()) {
+                rules.push(format!(
+                    "oifname \"{}\" {ip} saddr {pool} {ip} daddr {} snat {ip} to {address}",
+                    nic.name,
+                    set(subnets)
+                ));
+            }
+        }
+        for exit in node.exits.iter().filter(|exit| of_family(&exit.address)) {
+            rules
+                .push(format!("oifname \"{}\" {ip} saddr {pool} snat {ip} to {}", exit.device, exit.address));
+        }
+    }
+    chain("translate", "nat hook postrouting priority srcnat", &rules)
+}
+
+/// After translation: no NAT address leaves as such.
+fn postrouting(node: &Node) -> String {
+    let rules: Vec<String> = pools(node)
+        .into_iter()
+        .map(|(ip, pool)| format!("oifname != \"uvn*\" {ip} saddr {pool} drop"))
+        .collect();
+    chain("postrouting", "filter hook postrouting priority srcnat + 50", &rules)
+}
+
+/// Replaces the table.
+///
+/// # Errors
+/// There is no nft, or its refusal in its own words: then the table is as it was before.
+pub fn apply(ruleset: &str) -> Result<(), FirewallError> {
+    nft(&["-f", "-"], ruleset)?;
+    let record = format!("{ruleset}{}", list()?);
+    let path = Path::new(RECORD);
+    let save = || {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(path, record)
+    };
+    save().map_err(|source| FirewallError::Record { path: path.into(), source })
+}
+
+/// Whether this ruleset was the last to be applied, and nobody has changed the table since.
+///
+/// # Errors
+/// There is no nft.
+pub fn is_applied(ruleset: &str) -> Result<bool, FirewallError> {
+    let record = match fs::read_to_string(RECORD) {
+        Ok(record) => record,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(FirewallError::Record { path: RECORD.into(), source }),
+    };
+    let Some(listed) = record.strip_prefix(ruleset) else { return Ok(false) };
+    match list() {
+        Ok(now) => Ok(now == listed),
+        // There is no such table.
+        Err(FirewallError::Refused(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes the table away; there may be none.
+///
+/// # Errors
+/// There is no nft, or its refusal.
+pub fn remove() -> Result<(), FirewallError> {
+    nft(&["-f", "-"], "table inet uvn\ndelete table inet uvn\n")?;
+    match fs::remove_file(RECORD) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(FirewallError::Record { path: RECORD.into(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Without counters.
+fn list() -> Result<String, FirewallError> {
+    nft(&["-s", "list", "table", "inet", "uvn"], "")
+}
+
+fn nft(arguments: &[&str], input: &str) -> Result<String, FirewallError> {
+    let mut command = Command::new("nft");
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(FirewallError::Run)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // If it does not read, it says why.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output = child.wait_with_output().map_err(FirewallError::Run)?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(FirewallError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -478,7 +478,7 @@ fn host(address: IpAddr) -> Cidr {
 }
 
 /// Without the bits beyond the prefix.
-fn subnet(cidr: Cidr) -> Cidr {
+pub(crate) fn subnet(cidr: Cidr) -> Cidr {
     let prefix = u32::from(cidr.prefix);
     let address = match cidr.address {
         IpAddr::V4(a) => {
