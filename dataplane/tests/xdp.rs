@@ -14,10 +14,13 @@ use uvn_dataplane::config::Cidr;
 use uvn_dataplane::port::Nic;
 use uvn_dataplane::xdp::{Mode, Xdp, XdpError};
 use uvn_dataplane::xsk::{XskConfig, XskQueue};
+use uvn_wire::arp::{self, Arp};
+use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::{PORT, Vni};
 use uvn_wire::xdp::Verdict::{
     self, BadFlags, BadLength, NoSocket, Pass, Redirected, UnknownVni, UnknownVtep,
 };
+use zerocopy::IntoBytes;
 
 const VNI: u32 = 0x01_0203;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -109,6 +112,7 @@ struct Frame {
     udp_length: Option<u16>,
     flags: u8,
     vni: u32,
+    inner: [u8; 60],
 }
 
 impl Frame {
@@ -123,18 +127,19 @@ impl Frame {
         udp_length: None,
         flags: 8,
         vni: VNI,
+        // Unicast: the first bit of the destination MAC is 0.
+        inner: [0x54; 60],
     };
     const IPV6: Frame = Frame { source: "fd00::2", destination: "fd00::1", ..Frame::IPV4 };
 
     fn bytes(&self) -> Vec<u8> {
-        let inner = [0x55; 60];
         let mut vxlan = vec![self.flags, 0, 0, 0];
         vxlan.extend((self.vni << 8).to_be_bytes());
         let mut udp = 49_152_u16.to_be_bytes().to_vec();
         udp.extend(self.port.to_be_bytes());
         udp.extend(self.udp_length.unwrap_or(8 + 8 + 60).to_be_bytes());
         udp.extend([0, 0]);
-        let payload = [udp, vxlan, inner.to_vec()].concat();
+        let payload = [udp, vxlan, self.inner.to_vec()].concat();
         let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
         for tag in self.tags {
             frame.extend(tag.to_be_bytes());
@@ -445,6 +450,26 @@ fn unknown_vnis_are_noted_once_for_allowed_vteps() {
     assert!(addresses(&["10.0.0.2", "10.9.0.9"]).contains(&taken[0].1));
     assert_eq!(taken[1].1, addresses(&["fd00::2"])[0]);
     assert!(rig.xdp.take_unknown().unwrap().is_empty());
+}
+
+/// Broadcast goes to every node: only what asks for this one calls for a network here.
+#[test]
+fn unknown_vnis_of_broadcast_are_noted_for_arp_requests_only() {
+    let mut rig = Rig::new("flood", 1500);
+    let arp = |target: [u8; 4]| {
+        let target = (Mac([0; 6]), target.into());
+        let request = Arp::new(arp::REQUEST, (Mac([2; 6]), [10, 0, 0, 2].into()), target);
+        let mut inner = [0xff; 60];
+        inner[12..14].copy_from_slice(&[8, 6]);
+        inner[14..42].copy_from_slice(request.as_bytes());
+        inner
+    };
+    let broadcast = [0xff; 60];
+    for (vni, inner) in [(5, broadcast), (6, arp([10, 0, 0, 1])), (7, arp([10, 0, 0, 3]))] {
+        assert_eq!(rig.verdict(&Frame { vni, inner, ..Frame::IPV4 }.bytes()), UnknownVni);
+    }
+    let taken: Vec<u32> = rig.xdp.take_unknown().unwrap().iter().map(|(vni, ..)| vni.get()).collect();
+    assert_eq!(taken, [6]);
 }
 
 #[test]

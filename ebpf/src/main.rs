@@ -14,6 +14,7 @@ use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{HashMap, LruPerCpuHashMap, PerCpuArray, XskMap};
 use aya_ebpf::{Global, programs::XdpContext};
+use uvn_wire::arp::Arp;
 use uvn_wire::ethernet::{self, Ethernet, ethertype};
 use uvn_wire::ipv4::{self, Ipv4, protocol};
 use uvn_wire::ipv6::{self, Ipv6};
@@ -46,7 +47,7 @@ static VTEP_PREFIXES: LpmTrie<Address, u8> = LpmTrie::with_max_entries(xdp::PREF
 #[map]
 static XSKS: XskMap = XskMap::with_max_entries(xdp::QUEUE_ENTRIES, 0);
 
-/// VNIs that an allowed VTEP sent to though they are not on this NIC; the control thread polls and empties it.
+/// VNIs in which an allowed VTEP sent to this node though they are not on this NIC; the control thread polls and empties it.
 #[map]
 static UNKNOWN: LruPerCpuHashMap<u32, Unknown> = LruPerCpuHashMap::with_max_entries(xdp::UNKNOWN_ENTRIES, 0);
 
@@ -141,7 +142,9 @@ impl Outer {
             (true, true) => Ok(()),
             (true, false) => Err(Verdict::UnknownVtep),
             (false, true) => {
-                self.note_unknown(vni);
+                if self.is_meant_for_us(ctx) {
+                    self.note_unknown(vni);
+                }
                 Err(Verdict::UnknownVni)
             }
             // Not noted: who may not send to us must not fill the map.
@@ -152,6 +155,20 @@ impl Outer {
     #[inline(always)]
     fn is_from_vtep(&self) -> bool {
         VTEPS.get_ptr(self.source).is_some() || VTEP_PREFIXES.get(Key::new(u128::BITS, self.source)).is_some()
+    }
+
+    /// Whether the inner frame was sent to this node: unicast, or an ARP request for its address. Broadcast and
+    /// multicast go to every node, and call for no network on all of them.
+    #[inline(always)]
+    fn is_meant_for_us(&self, ctx: &XdpContext) -> bool {
+        let inner = self.vxlan + vxlan::HEADER;
+        let Some(frame) = header::<Ethernet>(ctx, inner) else { return false };
+        if !frame.destination.is_multicast() {
+            return true;
+        }
+        frame.ethertype.get() == ethertype::ARP
+            && header::<Arp>(ctx, inner + ethernet::HEADER)
+                .is_some_and(|arp| LOCAL.get_ptr(Address::ipv4(arp.target_ip)).is_some())
     }
 
     #[inline(always)]
