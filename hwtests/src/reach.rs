@@ -1,5 +1,6 @@
 //! Servers that say their name, and clients that say theirs: who reaches whom.
 
+use socket2::{Domain, Protocol, Type};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -15,11 +16,12 @@ const TRIES: u32 = 4;
 /// Who answered, or why nobody did.
 pub type Answer = Result<String, String>;
 
-/// A TCP or UDP socket, written `tcp:10.0.0.1:5000` or `udp:[::1]:5000`.
-#[derive(Debug, Clone, Copy)]
+/// A TCP or UDP socket, written `tcp:10.0.0.1:5000` or `udp:[::1]:5000`; `udp:127.0.0.53:53@lo` is bound to a device.
+#[derive(Debug, Clone)]
 pub struct Socket {
     udp: bool,
     address: SocketAddr,
+    device: Option<String>,
 }
 
 impl FromStr for Socket {
@@ -33,7 +35,30 @@ impl FromStr for Socket {
             "udp" => true,
             _ => return Err(wrong()),
         };
-        Ok(Socket { udp, address: address.parse().map_err(|_| wrong())? })
+        let (address, device) = address
+            .split_once('@')
+            .map_or((address, None), |(address, device)| (address, Some(device.to_owned())));
+        Ok(Socket { udp, address: address.parse().map_err(|_| wrong())?, device })
+    }
+}
+
+impl Socket {
+    /// Opens it to serve.
+    fn open(&self) -> io::Result<socket2::Socket> {
+        let (kind, protocol) =
+            if self.udp { (Type::DGRAM, Protocol::UDP) } else { (Type::STREAM, Protocol::TCP) };
+        let socket = socket2::Socket::new(Domain::for_address(self.address), kind, Some(protocol))?;
+        if let Some(device) = &self.device {
+            socket.bind_device(Some(device.as_bytes()))?;
+        }
+        if !self.udp {
+            socket.set_reuse_address(true)?;
+        }
+        socket.bind(&self.address.into())?;
+        if !self.udp {
+            socket.listen(128)?;
+        }
+        Ok(socket)
     }
 }
 
@@ -42,14 +67,15 @@ impl FromStr for Socket {
 /// # Errors
 /// A socket cannot be opened.
 pub fn serve(name: &str, sockets: &[Socket]) -> io::Result<()> {
-    for &socket in sockets {
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{socket:?}: {error}"));
+    for socket in sockets {
+        let open =
+            socket.open().map_err(|error| io::Error::new(error.kind(), format!("{socket:?}: {error}")))?;
         let name = name.to_owned();
         if socket.udp {
-            let udp = UdpSocket::bind(socket.address).map_err(named)?;
+            let udp = UdpSocket::from(open);
             thread::spawn(move || serve_udp(&udp, &name));
         } else {
-            let tcp = TcpListener::bind(socket.address).map_err(named)?;
+            let tcp = TcpListener::from(open);
             thread::spawn(move || tcp.incoming().flatten().for_each(|stream| serve_tcp(stream, &name)));
         }
     }

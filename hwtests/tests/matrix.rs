@@ -238,7 +238,9 @@ fn the_resolver_answers(path: &str) {
     let site = Site::new(path, "");
     let resolver = both(&[ip("127.0.0.53")], 53);
     let [node, other] = site.nodes();
-    let _servers = [node, other].map(|node| node.serve(0, &format!("dns@{}", node.name()), &resolver));
+    // As systemd-resolved does.
+    let bound: Vec<String> = resolver.iter().map(|socket| format!("{socket}@lo")).collect();
+    let _servers = [node, other].map(|node| node.serve(0, &format!("dns@{}", node.name()), &bound));
     site.attach(&[ALICE, BOB]);
     for uid in [ALICE, BOB] {
         let who = name(uid, node);
