@@ -89,6 +89,10 @@ impl Tap {
                 .into();
             // SAFETY: TUNSETIFF reads and writes one ifreq.
             unsafe { ioctl(&fd, libc::TUNSETIFF, &mut request) }.map_err(failed)?;
+            // Without an owner anybody may attach a queue of his own (drivers/net/tun.c, tun_not_capable).
+            let owner = nix::unistd::geteuid().as_raw();
+            // SAFETY: TUNSETOWNER takes a number.
+            unsafe { ioctl_value(&fd, libc::TUNSETOWNER, owner.into()) }.map_err(failed)?;
             taps.push(Tap::set_up(fd, &link::name_of(&request))?);
         }
         Ok(taps)

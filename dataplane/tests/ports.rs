@@ -8,7 +8,7 @@ mod common;
 
 use std::io::{IoSlice, Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -227,6 +227,33 @@ fn a_tap_outlives_its_descriptor_only_if_persistent() {
     drop(tap);
     // Other tests start programs: until their exec, a copy of the descriptor lives on.
     wait_for("the TAP goes", || matches!(netns.run(|| link::get("tap0")), Err(LinkError::NotFound(_))));
+}
+
+#[test]
+fn no_other_user_gets_a_queue() {
+    let netns = NetNs::new("tapo");
+    let taps = netns.run(|| Tap::open("tap0", 2)).unwrap();
+    let attempt = |uid: u32| {
+        // Open to everybody on most systems, unlike on some that this runs on.
+        let fd = std::fs::File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+        // SAFETY: all zero is an ifreq.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(b"tap0") {
+            *to = *from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags =
+            (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE) as i16;
+        // SAFETY: numbers only. By system call, which changes this thread alone: it ends here.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }, 0);
+        // SAFETY: TUNSETIFF reads and writes one ifreq.
+        let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+        if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    };
+    let as_user =
+        |uid| netns.run(|| std::thread::scope(|scope| scope.spawn(|| attempt(uid)).join().unwrap()));
+    assert_eq!(as_user(1000).unwrap_err().raw_os_error(), Some(libc::EPERM));
+    as_user(0).unwrap();
+    drop(taps);
 }
 
 #[test]
