@@ -21,6 +21,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use uvn_dataplane::config::Cidr;
 use uvn_dataplane::outer::endpoint_mtu;
+use uvn_dataplane::xsk::MAX_MTU;
 use uvn_wire::ethernet::Mac;
 
 /// The table of the routes to networks' NAT addresses.
@@ -346,7 +347,11 @@ impl Build<'_> {
                 group: nic.group,
             },
         });
-        let mtu = u32::try_from(endpoint_mtu(nic.mtu as usize, vtep)).unwrap_or(u32::MAX);
+        let underlay = match nic.path {
+            DataPath::Engine => (nic.mtu as usize).min(MAX_MTU),
+            DataPath::Kernel => nic.mtu as usize,
+        };
+        let mtu = u32::try_from(endpoint_mtu(underlay, vtep)).unwrap_or(u32::MAX);
         self.items.extend([
             Item::Mac { device: device(), mac: Mac::of(vtep) },
             Item::Mtu { device: device(), mtu },

@@ -212,10 +212,10 @@ fn an_mtu_change_is_set_and_an_address_change_moves_the_address() {
     let users = [user(1234, 0)];
     let before = network(&this_node(), &users[0]);
     let mut this = this_node();
-    this.nics[0].mtu = 9000;
+    this.nics[0].mtu = 3000;
     let steps = diff(&network(&this, &users[0]), &before);
-    assert_eq!(steps, [Step::Create(Item::Mtu { device: "uvn1234.0".into(), mtu: 8950 })]);
-    assert_eq!(steps[0].to_string(), "set MTU 8950 of uvn1234.0");
+    assert_eq!(steps, [Step::Create(Item::Mtu { device: "uvn1234.0".into(), mtu: 2950 })]);
+    assert_eq!(steps[0].to_string(), "set MTU 2950 of uvn1234.0");
 
     let mut this = this_node();
     this.nics[0].addresses[0] = cidr("10.0.0.2/16");

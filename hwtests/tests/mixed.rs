@@ -1,0 +1,408 @@
+//! Engines and kernel VXLAN side by side: between nodes, and on two NICs of a node. What becomes of networks when a NIC
+//! or its data plane changes or fails.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
+#![allow(unsafe_code, reason = "a thread becomes an ordinary user; a TAP poses as InfiniBand")]
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+use uvn_hwtests::cluster::Layout;
+use uvn_hwtests::node::Server;
+use uvn_hwtests::reach::Answer;
+use uvn_hwtests::{Cluster, Daemon, Node};
+
+/// Two ordinary users.
+const ALICE: u32 = 1234;
+const BOB: u32 = 9876;
+/// For what a data plane or uvnd does by itself.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Nodes with a uvnd each. Daemons first: they end before their nodes.
+struct Site {
+    daemons: Vec<Daemon>,
+    cluster: Cluster,
+}
+
+impl Site {
+    /// Two nodes with these NICs; `paths[node][nic]` is the `path` of each.
+    fn new(nics: &'static [&'static str], paths: [&[&str]; 2]) -> Site {
+        let cluster = Cluster::new(Layout { nics, ..Layout::default() });
+        let daemons = cluster.nodes.iter().zip(paths).map(|(node, paths)| {
+            let mut config = cluster.config("PATH", "");
+            for path in paths {
+                config = config.replacen("PATH", path, 1);
+            }
+            node.uvnd(&config)
+        });
+        let daemons = daemons.collect();
+        Site { daemons, cluster }
+    }
+
+    fn nodes(&self) -> [&Node; 2] {
+        let [first, second] = &self.cluster.nodes[..] else { panic!("two nodes") };
+        [first, second]
+    }
+
+    fn attach(&self, uids: &[u32]) {
+        for node in self.nodes() {
+            for uid in uids {
+                node.uvn(&["attach", &uid.to_string()]);
+            }
+        }
+    }
+
+    /// Alice reaches herself over every NIC and both families, and Bob does not reach her.
+    fn assert_connected(&self) {
+        for (here, there) in [(0, 1), (1, 0)] {
+            let [here, there] = [here, there].map(|node| self.nodes()[node]);
+            let _server = there.serve(ALICE, &name(ALICE, there), &everywhere(5000));
+            let targets = of(there, 5000);
+            let answers = here.reach(ALICE, &name(ALICE, here), &targets);
+            for (target, answer) in &answers {
+                assert_eq!(*answer, Ok(name(ALICE, there)), "{} -> {target}", here.name());
+            }
+            let answers = here.reach(BOB, &name(BOB, here), &targets);
+            assert_nobody(&answers);
+        }
+    }
+
+    /// uvnd is alive and finds nothing wrong.
+    fn conclude(mut self) {
+        self.daemons.iter_mut().for_each(Daemon::assert_alive);
+        for node in self.nodes() {
+            node.uvn(&["check"]);
+        }
+    }
+}
+
+fn name(uid: u32, node: &Node) -> String {
+    format!("u{uid}@{}", node.name())
+}
+
+/// Both protocols on all addresses: `port` for IPv4, the next one for IPv6.
+fn everywhere(port: u16) -> Vec<String> {
+    let v6 = port + 1;
+    [
+        format!("tcp:0.0.0.0:{port}"),
+        format!("udp:0.0.0.0:{port}"),
+        format!("tcp:[::]:{v6}"),
+        format!("udp:[::]:{v6}"),
+    ]
+    .into()
+}
+
+/// Both protocols to all addresses of a node.
+fn of(node: &Node, port: u16) -> Vec<String> {
+    let nics = node.nics().iter();
+    let both = |at: SocketAddr| [format!("tcp:{at}"), format!("udp:{at}")];
+    nics.flat_map(|nic| {
+        [both(SocketAddr::new(nic.v4.into(), port)), both(SocketAddr::new(nic.v6.into(), port + 1))].concat()
+    })
+    .collect()
+}
+
+fn assert_nobody(answers: &BTreeMap<String, Answer>) {
+    let answered: Vec<_> = answers.iter().filter(|(_, answer)| answer.is_ok()).collect();
+    assert!(answered.is_empty(), "{answered:?}");
+}
+
+/// What `uvn status` says of a NIC.
+fn status(node: &Node, nic: &str) -> Value {
+    let status: Value = serde_json::from_str(&node.uvn(&["status", "--json"])).unwrap();
+    let nics = status["nics"].as_array().unwrap();
+    nics.iter().find(|state| state["name"] == nic).unwrap_or_else(|| panic!("{status}")).clone()
+}
+
+fn path(node: &Node, nic: &str) -> (String, String) {
+    let state = status(node, nic);
+    let text = |key: &str| state[key].as_str().unwrap().to_owned();
+    (text("path"), text("reason"))
+}
+
+/// The process of a NIC's data plane.
+fn engine(node: &Node, nic: &str) -> Option<i32> {
+    status(node, nic)["engine"]["process"].as_i64().map(|pid| i32::try_from(pid).unwrap())
+}
+
+fn wait_until_running(node: &Node, nic: &str) {
+    node.wait("data plane", PATIENCE, || {
+        let engine = &status(node, nic)["engine"];
+        engine["state"] == "running" && engine["networks"] == 2
+    });
+}
+
+/// Runs `work` as a user on a node.
+fn as_user<T: Send>(node: &Node, uid: u32, work: impl FnOnce() -> T + Send) -> T {
+    node.within(|| {
+        // By system call: libc's own would change every thread.
+        // SAFETY: integer arguments; this thread ends with `work`.
+        let result = unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) };
+        assert_eq!(result, 0);
+        work()
+    })
+}
+
+/// Who hears a datagram that `sender` sends to `to`, of Alice and Bob at `receiver`.
+fn heard(sender: &Node, receiver: &Node, to: SocketAddr, join: impl Fn(&UdpSocket) + Sync) -> [bool; 2] {
+    let open = |uid| {
+        as_user(receiver, uid, || {
+            let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { "::".parse().unwrap() };
+            let socket = UdpSocket::bind((any, to.port())).unwrap();
+            join(&socket);
+            socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            socket
+        })
+    };
+    let sockets = [ALICE, BOB].map(open);
+    let end = Instant::now() + Duration::from_secs(5);
+    let mut heard = [false; 2];
+    let mine = as_user(sender, ALICE, || {
+        let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { "::".parse().unwrap() };
+        let socket = UdpSocket::bind((any, 0)).unwrap();
+        socket.set_broadcast(true).unwrap();
+        socket
+    });
+    while !heard[0] && Instant::now() < end {
+        as_user(sender, ALICE, || mine.send_to(b"uvn", to)).unwrap();
+        for (socket, heard) in sockets.iter().zip(&mut heard) {
+            *heard |= socket.recv(&mut [0; 8]).is_ok();
+        }
+    }
+    heard
+}
+
+/// Broadcast and multicast of a user reach his network on the other node, and nobody else.
+fn assert_flooded(site: &Site) {
+    let nodes = site.nodes();
+    for (sender, receiver) in [(nodes[0], nodes[1]), (nodes[1], nodes[0])] {
+        let broadcast = heard(sender, receiver, "10.0.0.255:7000".parse().unwrap(), |_| ());
+        assert_eq!(broadcast, [true, false], "broadcast from {}", sender.name());
+        let group = Ipv4Addr::new(239, 9, 9, 9);
+        let join = |socket: &UdpSocket| socket.join_multicast_v4(&group, &receiver.nics()[0].v4).unwrap();
+        let multicast = heard(sender, receiver, (group, 7001).into(), join);
+        assert_eq!(multicast, [true, false], "multicast from {}", sender.name());
+    }
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn engine_and_kernel_nodes_talk() {
+    let site = Site::new(&["em1"], [&["engine"], &["kernel"]]);
+    site.attach(&[ALICE, BOB]);
+    assert_eq!(path(site.nodes()[0], "em1").0, "engine");
+    assert_eq!(path(site.nodes()[1], "em1").0, "kernel");
+    site.assert_connected();
+    assert_flooded(&site);
+    site.conclude();
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn broadcast_stays_in_the_network() {
+    for path in ["engine", "kernel"] {
+        let site = Site::new(&["em1"], [&[path], &[path]]);
+        site.attach(&[ALICE, BOB]);
+        assert_flooded(&site);
+        site.conclude();
+    }
+}
+
+/// An underlay multicast group instead of lists: nodes find each other through it.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn nodes_find_each_other_by_a_group() {
+    let cluster = Cluster::two();
+    let config = |path: &str| {
+        let config = cluster.config(path, "").replace("port = 4789", "port = 4789\ngroup = \"239.1.1.1\"");
+        let (head, _) = config.split_once("[peers]").unwrap();
+        format!("{head}[peers]\nrange = [\"10.0.0.0/24\"]\n")
+    };
+    let daemons = cluster.nodes.iter().zip(["engine", "kernel"]).map(|(node, path)| node.uvnd(&config(path)));
+    let daemons = daemons.collect();
+    let site = Site { daemons, cluster };
+    site.attach(&[ALICE, BOB]);
+    site.assert_connected();
+    assert_flooded(&site);
+    site.conclude();
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn two_nics_with_a_data_path_each() {
+    let site = Site::new(&["em1", "em2"], [&["auto", "kernel"], &["engine", "engine"]]);
+    let node = site.nodes()[0];
+    assert_eq!(path(node, "em1"), ("engine".into(), "Ethernet".into()));
+    assert_eq!(path(node, "em2"), ("kernel".into(), "configured: path = \"kernel\"".into()));
+    site.attach(&[ALICE, BOB]);
+    let device = |nic: u8| node.sh(&format!("ip -d link show uvn{ALICE}.{nic}"));
+    assert!(device(0).contains(" tun type tap"), "{}", device(0));
+    assert!(device(1).contains(" vxlan id 1234"), "{}", device(1));
+    site.assert_connected();
+    site.conclude();
+}
+
+/// A TAP whose link type is InfiniBand's.
+fn infiniband(node: &Node, name: &str) -> File {
+    let tap = node.within(|| {
+        let tap = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+        // SAFETY: an ifreq of zeros is valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from.cast_signed();
+        }
+        request.ifr_ifru.ifru_flags = libc::IFF_TAP as libc::c_short | libc::IFF_NO_PI as libc::c_short;
+        // SAFETY: TUNSETIFF reads and writes one ifreq.
+        assert_eq!(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &mut request) }, 0);
+        let infiniband: libc::c_ulong = 32;
+        // SAFETY: TUNSETLINK takes a number.
+        assert_eq!(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETLINK, infiniband) }, 0);
+        tap
+    });
+    node.ip(&format!("link set {name} mtu 2044 up\naddr add 10.9.0.1/24 dev {name}\n"));
+    tap
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn ipoib_gets_kernel_vxlan() {
+    let cluster = Cluster::two();
+    let node = &cluster.nodes[0];
+    let _ib0 = infiniband(node, "ib0");
+    let underlay = "[[underlay]]\nnic = \"ib0\"\nsubnets = [\"10.9.0.0/24\"]\nport = 4790\n[peers]";
+    let mut daemon = node.uvnd(&cluster.config("auto", "").replace("[peers]", underlay));
+    assert_eq!(path(node, "ib0"), ("kernel".into(), "InfiniBand: no AF_XDP on IPoIB".into()));
+    assert_eq!(path(node, "em1").0, "engine");
+    node.uvn(&["attach", &ALICE.to_string()]);
+    let device = node.sh(&format!("ip -d link show uvn{ALICE}.1"));
+    assert!(
+        device.contains("vxlan id 1234 local 10.9.0.1 dev ib0") && device.contains("mtu 1994"),
+        "{device}"
+    );
+    daemon.assert_alive();
+    node.uvn(&["check"]);
+}
+
+/// Without its data plane a network carries nothing, by whatever way; when it is back, all is as before.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn a_killed_engine_cuts_off_and_comes_back() {
+    let site = Site::new(&["em1"], [&["engine"], &["engine"]]);
+    site.attach(&[ALICE, BOB]);
+    let [here, there] = site.nodes();
+    site.assert_connected();
+    let _server = there.serve(ALICE, &name(ALICE, there), &everywhere(5000));
+    // Hosts without uvn would hear what leaves the network.
+    let (storage4, _) = site.cluster.storage_address();
+    let storage = Server::start(&site.cluster.storage, 0, "storage", &everywhere(5000));
+    // Nobody starts another one meanwhile.
+    site.daemons[0].signal(Signal::SIGSTOP);
+    let killed = dataplane(here);
+    kill(Pid::from_raw(killed), Signal::SIGKILL).unwrap();
+    here.wait("end of the data plane", PATIENCE, || !here.processes().contains(&killed));
+    let targets =
+        [of(there, 5000), vec![format!("tcp:{storage4}:5000"), format!("udp:{storage4}:5000")]].concat();
+    assert_nobody(&here.reach(ALICE, &name(ALICE, here), &targets));
+    assert!(storage.seen().is_empty(), "{:?}", storage.seen());
+    site.daemons[0].signal(Signal::SIGCONT);
+    wait_until_running(here, "em1");
+    let own = name(ALICE, here);
+    for (target, answer) in here.reach(ALICE, &own, &of(there, 5000)) {
+        assert_eq!(answer, Ok(name(ALICE, there)), "{target}");
+    }
+    // Under traffic, and with uvnd there: it is back within seconds.
+    for _ in 0..3 {
+        let before = engine(here, "em1").unwrap();
+        kill(Pid::from_raw(before), Signal::SIGKILL).unwrap();
+        here.wait("another data plane", PATIENCE, || {
+            engine(here, "em1").is_some_and(|process| process != before)
+        });
+        wait_until_running(here, "em1");
+    }
+    drop(storage);
+    drop(_server);
+    site.assert_connected();
+    site.conclude();
+}
+
+/// The only data plane of a node, while uvnd cannot be asked.
+fn dataplane(node: &Node) -> i32 {
+    let is_it = |pid: &i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "uvn-dataplane")
+    };
+    node.processes().into_iter().find(is_it).expect("a data plane")
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn a_nic_goes_down_and_comes_back() {
+    for path in ["engine", "kernel"] {
+        let site = Site::new(&["em1"], [&[path], &[path]]);
+        site.attach(&[ALICE, BOB]);
+        let [here, there] = site.nodes();
+        site.assert_connected();
+        here.ip("link set em1 down");
+        let _server = there.serve(ALICE, &name(ALICE, there), &everywhere(5000));
+        assert_nobody(&here.reach(ALICE, &name(ALICE, here), &of(there, 5000)));
+        drop(_server);
+        // The kernel forgets IPv6 addresses and routes; the site's network configuration brings them back.
+        let nic = &here.nics()[0];
+        here.ip(&format!(
+            "link set em1 up\naddr add {}/64 dev em1 nodad\nroute replace default via 10.0.0.254\n\
+             route replace default via fd00:10::fe\n",
+            nic.v6
+        ));
+        if path == "engine" {
+            wait_until_running(here, "em1");
+        }
+        here.wait("endpoint with both addresses", PATIENCE, || {
+            here.sh(&format!("ip -6 addr show dev uvn{ALICE}.0")).contains(&nic.v6.to_string())
+        });
+        site.assert_connected();
+        site.conclude();
+    }
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn mtu_and_address_are_followed() {
+    for path in ["engine", "kernel"] {
+        let site = Site::new(&["em1"], [&[path], &[path]]);
+        site.attach(&[ALICE, BOB]);
+        let [here, there] = site.nodes();
+        let endpoint = format!("uvn{ALICE}.0");
+        for node in [here, there] {
+            node.ip("link set em1 mtu 1500");
+            node.wait("smaller endpoint", PATIENCE, || {
+                node.sh(&format!("ip link show {endpoint}")).contains("mtu 1450")
+            });
+        }
+        site.assert_connected();
+
+        here.ip("addr add 10.0.0.77/24 dev em1\naddr del 10.0.0.1/24 dev em1\naddr replace 10.0.0.77/24 dev em1\n");
+        here.ip("route replace default via 10.0.0.254");
+        for node in [here, there] {
+            let hosts = node.read("/etc/hosts").unwrap();
+            node.write("/etc/hosts", &hosts.replace("10.0.0.1 ", "10.0.0.77 "));
+            node.uvn(&["reload"]);
+        }
+        here.wait("endpoint with the new address", PATIENCE, || {
+            let shown = here.sh(&format!("ip -4 addr show dev {endpoint}"));
+            shown.contains("10.0.0.77/24") && !shown.contains("10.0.0.1/")
+        });
+        if path == "engine" {
+            wait_until_running(here, "em1");
+        }
+        let _server = here.serve(ALICE, &name(ALICE, here), &everywhere(5000));
+        let targets = ["tcp:10.0.0.77:5000", "udp:10.0.0.77:5000", "tcp:[fd00:10::1]:5001"].map(String::from);
+        for (target, answer) in there.reach(ALICE, &name(ALICE, there), &targets) {
+            assert_eq!(answer, Ok(name(ALICE, here)), "{path}: {target}");
+        }
+        drop(_server);
+        site.conclude();
+    }
+}
