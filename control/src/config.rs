@@ -137,7 +137,7 @@ pub struct Nat {
     pub ipv6: Cidr,
 }
 
-/// See [`Config::peers`].
+/// The nodes that run uvn; with none listed, any host on the underlay's subnets may be one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PeerList {

@@ -7,6 +7,7 @@
 //! user's flow for another's.
 
 use crate::config::Config;
+use crate::demand::{self, GROUP};
 use crate::feed::Others;
 use crate::network::{DataPath, Nic, Node};
 use crate::peers::Peers;
@@ -23,6 +24,8 @@ use uvn_dataplane::config::Cidr;
 
 /// What was applied last and what `nft` then listed: the kernel gives rules back in words of its own.
 const RECORD: &str = "/run/uvn/nftables";
+/// Where the VNI is, counted in bits from the UDP header on.
+const VNI: &str = "@th,96,24";
 
 /// Why the table could not be read or changed.
 #[derive(Debug, Error)]
@@ -56,7 +59,14 @@ pub fn ruleset(config: &Config, node: &Node, peers: &Peers, opened: &Opened) -> 
         postrouting(node),
     ];
     // Created first, so that there is something to delete.
-    format!("table inet uvn\ndelete table inet uvn\ntable inet uvn {{\n{}}}\n", chains.concat())
+    let sets = if kernel.is_empty() { String::new() } else { reported() };
+    format!("table inet uvn\ndelete table inet uvn\ntable inet uvn {{\n{sets}{}}}\n", chains.concat())
+}
+
+/// The VNIs that peers sent to a moment ago: 24 bits, 4 bytes into the VXLAN header (RFC 7348 section 5).
+fn reported() -> String {
+    let silence = demand::SILENCE_S;
+    format!("\tset reported {{ typeof {VNI}; size 65536; flags dynamic,timeout; timeout {silence}s; }}\n")
 }
 
 fn chain(name: &str, hook: &str, rules: &[String]) -> String {
@@ -117,6 +127,11 @@ fn input(config: &Config, kernel: &[&Nic], peers: &Peers) -> String {
         } else {
             rules.push(format!("udp dport {port} meta nfproto {other} counter drop"));
             rules.push(format!("udp dport {port} {family} saddr != {} counter drop", set(vteps)));
+            // A network that is not here may be wanted. The kernel's VXLAN says nothing of it.
+            rules.push(format!(
+                "udp dport {port} {VNI} != @reported limit rate 1000/second burst 1000 packets add @reported {{ {VNI} }} log \
+                 group {GROUP}"
+            ));
         }
     }
     chain("input", "filter hook input priority filter", &rules)
@@ -253,9 +268,9 @@ pub fn remove() -> Result<(), FirewallError> {
     }
 }
 
-/// Without counters.
+/// Without counters, and without what is in sets that packets fill.
 fn list() -> Result<String, FirewallError> {
-    nft(&["-s", "list", "table", "inet", "uvn"], "")
+    nft(&["-s", "-t", "list", "table", "inet", "uvn"], "")
 }
 
 fn nft(arguments: &[&str], input: &str) -> Result<String, FirewallError> {

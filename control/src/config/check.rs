@@ -260,7 +260,9 @@ pub(super) fn hints(config: &Config) -> Vec<String> {
     let mut hints = Vec::new();
     let peers = &config.peers;
     if peers.range.is_empty() && peers.nodes.is_empty() && peers.slurm.is_none() {
-        hints.push("[peers] names no other node: the networks end on this one".into());
+        hints.push(
+            "[peers] lists nobody: every host on the underlay's subnets may send to the networks".into(),
+        );
     }
     let ranges = config.policed_ranges();
     for (index, range) in config.vnis.iter().enumerate() {

@@ -65,7 +65,9 @@ fn a_ruleset_in_full() {
     };
     let opened = Opened { ipv4: vec!["em1".into(), "eth0".into()], ipv6: true };
     let text = ruleset(&config("srun_ports = [\"60001-60010\", 61000]"), &this_node(), &peers, &opened);
-    assert!(text.starts_with("table inet uvn\ndelete table inet uvn\ntable inet uvn {\n"));
+    assert!(text.starts_with(
+        "table inet uvn\ndelete table inet uvn\ntable inet uvn {\n\tset reported { typeof @th,96,24; "
+    ));
     let chains = chains(&text);
     let chain = |name: &str| chains[name].join("\n");
     assert_eq!(
@@ -82,7 +84,9 @@ iifname \"ib0\" udp dport 4790 notrack"
         "iifname \"uvn*\" tcp dport { 60001-60010, 61000 } tcp flags & (fin | syn | rst | ack) == syn counter drop
 iifname != \"ib0\" udp dport 4790 counter drop
 udp dport 4790 meta nfproto ipv6 counter drop
-udp dport 4790 ip saddr != { 10.1.2.0/24, 10.1.9.9 } counter drop"
+udp dport 4790 ip saddr != { 10.1.2.0/24, 10.1.9.9 } counter drop
+udp dport 4790 @th,96,24 != @reported limit rate 1000/second burst 1000 packets add @reported { @th,96,24 } \
+log group 30070"
     );
     assert_eq!(
         chain("output"),
