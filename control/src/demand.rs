@@ -124,6 +124,13 @@ impl Demand {
     }
 }
 
+/// Packets that a device has received, such as a network's VRF. None: it is not there.
+#[must_use]
+pub fn received(device: &str) -> Option<u64> {
+    let path = format!("/sys/class/net/{device}/statistics/rx_packets");
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
 impl Bucket {
     fn new(limit: (f64, f64), now: Duration) -> Bucket {
         Bucket { tokens: limit.0, at: now, limit }
@@ -174,6 +181,11 @@ mod tests {
     }
 
     const NOW: Duration = Duration::from_secs(100);
+
+    #[test]
+    fn packets_of_a_device() {
+        assert!(received("lo").is_some() && received("no-such-device").is_none());
+    }
 
     #[test]
     fn only_policed_users_without_a_network_get_one() {

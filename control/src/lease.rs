@@ -32,7 +32,7 @@ pub enum Kind {
     Job,
     /// The administrator's wish; it ends by his.
     Manual,
-    /// A peer sent to the user's network. It keeps nothing: the network lingers from then on.
+    /// A peer sent to the user's network. It keeps nothing, but the network lingers for as long as more comes.
     Peer,
 }
 
@@ -91,6 +91,9 @@ pub enum LeaseError {
     Full(u32),
 }
 
+/// How long a network that peers made lingers at least: a login across the cluster begins with root's sshd.
+const PEER_LINGER: Duration = Duration::from_secs(10);
+
 /// A user's network and its leases.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
@@ -102,6 +105,8 @@ pub struct Held {
     pub last: Duration,
     /// It is being torn down, or was and something is left.
     pub leaving: bool,
+    /// Packets that it had received when it was last asked.
+    received: u64,
 }
 
 impl Held {
@@ -109,6 +114,15 @@ impl Held {
     #[must_use]
     pub fn is_kept(&self) -> bool {
         self.leases.iter().any(|lease| lease.kind != Kind::Peer)
+    }
+
+    fn is_made_by_peers(&self) -> bool {
+        self.leases.iter().any(|lease| lease.kind == Kind::Peer)
+    }
+
+    /// When it may go, unless it is kept.
+    fn end(&self, linger: Duration) -> Duration {
+        self.last.saturating_add(if self.is_made_by_peers() { linger.max(PEER_LINGER) } else { linger })
     }
 }
 
@@ -188,8 +202,13 @@ impl Leases {
             let (other, vni) = (other.network.uid, network.vni.get());
             return Err(LeaseError::Collision { uid, other, vni });
         }
-        let held =
-            Held { network: network.clone(), leases: BTreeSet::from([lease]), last: now, leaving: false };
+        let held = Held {
+            network: network.clone(),
+            leases: BTreeSet::from([lease]),
+            last: now,
+            leaving: false,
+            received: 0,
+        };
         self.held.insert(uid, held);
         Ok(Attached::New(network))
     }
@@ -202,7 +221,8 @@ impl Leases {
             return false;
         }
         let uid = network.uid;
-        self.held.insert(uid, Held { network, leases: BTreeSet::new(), last: now, leaving: false });
+        self.held
+            .insert(uid, Held { network, leases: BTreeSet::new(), last: now, leaving: false, received: 0 });
         true
     }
 
@@ -244,17 +264,27 @@ impl Leases {
     /// The users whose networks may go: no lease keeps them for `linger`, or their teardown has left something.
     #[must_use]
     pub fn due(&self, now: Duration, linger: Duration) -> BTreeSet<u32> {
-        let over = |held: &Held| held.leaving || now.saturating_sub(held.last) >= linger;
+        let over = |held: &Held| held.leaving || now >= held.end(linger);
         self.iter().filter(|(_, held)| !held.is_kept() && over(held)).map(|(uid, _)| uid).collect()
     }
 
     /// The time at which [`Leases::due`] will have more to say, unless something happens before.
     #[must_use]
     pub fn next_due(&self, linger: Duration) -> Option<Duration> {
-        self.held.values().filter(|held| !held.is_kept()).map(|held| held.last.saturating_add(linger)).min()
+        self.held.values().filter(|held| !held.is_kept()).map(|held| held.end(linger)).min()
     }
 
-    /// Notes that a network is in use without a lease: its user has processes, or it carries traffic.
+    /// Notes how many packets a network has received. If peers made it, any since the last time keep it.
+    pub fn received(&mut self, uid: u32, packets: u64, now: Duration) {
+        if let Some(held) = self.held.get_mut(&uid)
+            && std::mem::replace(&mut held.received, packets) != packets
+            && held.is_made_by_peers()
+        {
+            held.last = now;
+        }
+    }
+
+    /// Notes that a network is in use without a lease: its user has processes.
     pub fn in_use(&mut self, uid: u32, now: Duration) {
         if let Some(held) = self.held.get_mut(&uid) {
             held.last = now;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use uvn_wire::vxlan::Vni;
 
-const LINGER: Duration = Duration::from_secs(10);
+const LINGER: Duration = Duration::from_secs(7);
 
 fn network(uid: u32) -> impl FnOnce(u32) -> Result<Network, NoVni> {
     move |slot| Ok(Network { uid, vni: Vni::new(uid).ok_or(NoVni::Unmapped(uid))?, slot, off_subnet: true })
@@ -83,7 +83,12 @@ impl Model {
     fn tear_down(&mut self, leases: &mut Leases, now: Duration, finished: bool) {
         let due = leases.due(now, LINGER);
         let expected = self.slots.keys().copied().filter(|uid| {
-            !self.kept(*uid) && (self.half_gone.contains(uid) || now - self.last[uid] >= LINGER)
+            let linger = if self.leases.iter().any(|(of, lease)| of == uid && lease.kind == Kind::Peer) {
+                PEER_LINGER
+            } else {
+                LINGER
+            };
+            !self.kept(*uid) && (self.half_gone.contains(uid) || now - self.last[uid] >= linger)
         });
         assert_eq!(due, expected.collect::<BTreeSet<u32>>());
         for uid in due {
@@ -162,19 +167,27 @@ fn a_network_lingers_and_then_goes() {
     assert!(matches!(leases.attach(1, session.clone(), at(1), network(1)), Ok(Attached::Known(_))));
     assert!(leases.due(at(1000), LINGER).is_empty() && leases.next_due(LINGER).is_none());
     assert!(leases.detach(1, &session, at(1000)) && !leases.detach(1, &session, at(1000)));
-    assert_eq!(leases.next_due(LINGER), Some(at(1010)));
-    assert!(leases.due(at(1009), LINGER).is_empty());
-    assert_eq!(leases.due(at(1010), LINGER), BTreeSet::from([1]));
-    leases.in_use(1, at(1010));
-    assert!(leases.due(at(1019), LINGER).is_empty());
+    assert_eq!(leases.next_due(LINGER), Some(at(1007)));
+    assert!(leases.due(at(1006), LINGER).is_empty());
+    assert_eq!(leases.due(at(1007), LINGER), BTreeSet::from([1]));
+    leases.in_use(1, at(1007));
+    assert!(leases.due(at(1013), LINGER).is_empty());
+    // What still comes for a session that is over keeps nothing.
+    leases.received(1, 50, at(1013));
+    assert_eq!(leases.due(at(1014), LINGER), BTreeSet::from([1]));
 }
 
 #[test]
-fn a_peer_keeps_nothing() {
+fn peers_keep_a_network_while_they_send() {
     let mut leases = Leases::new(10);
     leases.attach(1, lease(Kind::Peer, 0), at(0), network(1)).unwrap();
+    assert!(leases.due(at(9), LINGER).is_empty());
     assert_eq!(leases.due(at(10), LINGER), BTreeSet::from([1]));
-    leases.attach(1, lease(Kind::Manual, 0), at(10), network(1)).unwrap();
+    leases.received(1, 50, at(10));
+    assert_eq!(leases.next_due(LINGER), Some(at(20)));
+    leases.received(1, 50, at(19));
+    assert_eq!(leases.due(at(20), LINGER), BTreeSet::from([1]));
+    leases.attach(1, lease(Kind::Manual, 0), at(20), network(1)).unwrap();
     assert!(leases.due(at(100), LINGER).is_empty());
 }
 
