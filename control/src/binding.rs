@@ -178,6 +178,23 @@ impl Binding {
         Ok(binding)
     }
 
+    /// What another process has pinned below `pins`: whether its programs are attached, and the networks that they know.
+    ///
+    /// # Errors
+    /// Nothing is pinned there, or the kernel refuses.
+    pub fn pinned(pins: &Path) -> Result<(bool, BTreeMap<u32, Devices>), BindingError> {
+        let state = pins::state(pins)?;
+        let open = |name| MapData::from_pin(state.join(name)).map_err(map(name));
+        let maps = Maps {
+            bound: Map::HashMap(open("BOUND")?).try_into().map_err(map("BOUND"))?,
+            networks: Map::Array(open("NETWORKS")?).try_into().map_err(map("NETWORKS"))?,
+            devices: Map::HashMap(open("DEVICES")?).try_into().map_err(map("DEVICES"))?,
+            counters: Map::PerCpuArray(open("COUNTERS")?).try_into().map_err(map("COUNTERS"))?,
+        };
+        let known = maps.read()?.into_iter().map(|(uid, (_, devices))| (uid, devices));
+        Ok((is_linked(pins, pins::generation(pins)?), known.collect()))
+    }
+
     /// Makes a new policy hold, without a gap. Networks stay.
     ///
     /// # Errors
@@ -257,8 +274,7 @@ impl Binding {
     /// Whether the programs are still pinned, and with that attached.
     #[must_use]
     pub fn is_attached(&self) -> bool {
-        let folder = pins::links(&self.pins, self.generation);
-        object::PROGRAMS.iter().all(|name| folder.join(name).exists())
+        is_linked(&self.pins, self.generation)
     }
 
     /// Detaches all programs pinned below `pins` and forgets the networks: nobody is policed any more. Goes on past
@@ -324,6 +340,11 @@ impl Maps {
         }
         Ok(known)
     }
+}
+
+fn is_linked(pins: &Path, generation: u32) -> bool {
+    let folder = pins::links(pins, generation);
+    object::PROGRAMS.iter().all(|name| folder.join(name).exists())
 }
 
 fn words2(network: Network) -> [u32; 2] {

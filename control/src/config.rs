@@ -23,6 +23,8 @@ use uvn_dataplane::config::Cidr;
 use uvn_dataplane::toml_file::{self, ConfigError};
 use uvn_wire::vxlan;
 
+/// Where `uvnd` finds it.
+pub const FILE: &str = "/etc/uvn/uvn.toml";
 /// The largest UID: the next one, 2^32 - 1, means "none" to the kernel.
 pub const MAX_UID: u32 = u32::MAX - 1;
 /// Networks at most, whatever the NAT pool holds.
@@ -202,7 +204,9 @@ impl Default for Nat {
     }
 }
 
-fn default_policed() -> Vec<RangeInclusive<u32>> {
+/// The UIDs that are policed if the file does not say.
+#[must_use]
+pub fn default_policed() -> Vec<RangeInclusive<u32>> {
     // What lies between are system and dynamic users (systemd.io/UIDS-GIDS); from 65536 on there are also the
     // subordinate UIDs of users' containers, which must not be a way out.
     vec![1000..=60000, 65536..=MAX_UID]

@@ -11,6 +11,7 @@ mod process;
 mod told;
 
 pub use choice::choose;
+pub use life::{end, left};
 pub use peers::{MAX_BROADCAST, Others};
 
 use crate::network::{Network, Nic};

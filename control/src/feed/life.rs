@@ -8,6 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use serde::Serialize;
 use std::fs;
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -228,6 +229,37 @@ impl Feed {
         };
         write().map_err(|source| FeedError::Write { path: path.clone(), source })
     }
+}
+
+/// The NICs whose data planes `uvnd` has left, running or not.
+#[must_use]
+pub fn left() -> Vec<String> {
+    let files = fs::read_dir(RUN).into_iter().flatten().flatten().map(|entry| entry.path());
+    let configs = files.filter(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    configs.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect()
+}
+
+/// Ends the data plane of a NIC without its [`Feed`]: `uvnd` has ended.
+///
+/// # Errors
+/// It does not end.
+pub fn end(nic: &str) -> io::Result<()> {
+    const END: Duration = Duration::from_secs(5);
+    process::stop_unit(nic);
+    let socket = Path::new(RUN).join(format!("{nic}.sock"));
+    let Ok(client) = Client::connect_for(&socket, PATIENCE) else { return Ok(()) };
+    let pid = client.process()?;
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        process::signal(pid, signal);
+        let end = Instant::now() + END;
+        while Instant::now() < end {
+            if has_hung_up(client.as_fd()) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
 }
 
 /// Whether nothing is to be read from a socket, and nobody has closed it.
