@@ -1,1 +1,227 @@
-//! Does this node do what it promises?
+//! Does this node do what it promises? Looks at the live state itself, and does not take `uvnd`'s word for it.
+
+use crate::binding::{self, Binding, Devices};
+use crate::client::Client;
+use crate::config::Config;
+use crate::daemon::{STATE, devices, items, policy};
+use crate::firewall;
+use crate::lease::{Leases, state};
+use crate::message::{self, Reply, Request, Status};
+use crate::netlink::Netlink;
+use crate::network::{DataPath, Network, Node};
+use crate::peers::Peers;
+use crate::plan;
+use crate::sysctl;
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket, sockopt};
+use nix::unistd::{Uid, geteuid, setresuid};
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+/// What is being changed just now is looked at again after this.
+const SETTLE: Duration = Duration::from_millis(700);
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What.
+    pub what: String,
+    /// What helps.
+    pub remedy: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.what, self.remedy)
+    }
+}
+
+fn finding(what: impl fmt::Display, remedy: &str) -> Finding {
+    Finding { what: what.to_string(), remedy: remedy.into() }
+}
+
+const RESTART: &str = "restart uvnd: `systemctl restart uvnd`; users' networks live on";
+const LOG: &str = "uvnd mends it within half a minute; if it stays, its log tells why";
+
+/// Checks this node. What stands only while something is being changed is no finding.
+///
+/// # Errors
+/// The configuration is wrong, or nothing can be looked at without root.
+pub fn check(file: &Path) -> Result<Vec<Finding>, Box<dyn Error>> {
+    if !geteuid().is_root() {
+        return Err("only root can check".into());
+    }
+    let config = Config::load(file)?;
+    let mut findings = look(&config)?;
+    if !findings.is_empty() {
+        std::thread::sleep(SETTLE);
+        let again = look(&config)?;
+        findings.retain(|finding| again.contains(finding));
+    }
+    Ok(findings)
+}
+
+/// What `uvnd` is to hold.
+struct Promise<'a> {
+    config: &'a Config,
+    node: Node,
+    peers: Peers,
+    networks: Vec<Network>,
+}
+
+fn look(config: &Config) -> Result<Vec<Finding>, Box<dyn Error>> {
+    let mut findings = Vec::new();
+    let netlink = Netlink::open()?;
+    let mut node = netlink.node(config)?;
+    match ask() {
+        Ok(status) => {
+            for nic in &mut node.nics {
+                // What `auto` came to is known to uvnd.
+                if let Some(state) = status.nics.iter().find(|state| state.name == nic.name) {
+                    nic.path = if state.path == "kernel" { DataPath::Kernel } else { DataPath::Engine };
+                }
+            }
+            check_status(&status, &mut findings);
+        }
+        Err(error) => findings.push(finding(error, "networks work on, but nothing is attached or mended")),
+    }
+    let leases = state::load(Path::new(STATE), config.nat.slots())?.leases;
+    let networks = networks(&leases);
+    let promise = Promise { config, node, peers: config.resolve_peers()?, networks };
+    promise.check_kernel(&netlink, &mut findings)?;
+    promise.check_settings(&mut findings);
+    promise.check_binding(&mut findings);
+    promise.check_sockets(&mut findings);
+    Ok(findings)
+}
+
+fn ask() -> Result<Status, Box<dyn Error>> {
+    match Client::connect(message::socket())?.ask(&Request::Status)? {
+        Reply::Status(status) => Ok(*status),
+        _ => Err("uvnd's answer does not fit the request".into()),
+    }
+}
+
+fn networks(leases: &Leases) -> Vec<Network> {
+    leases.iter().filter(|(_, held)| !held.leaving).map(|(_, held)| held.network.clone()).collect()
+}
+
+fn check_status(status: &Status, findings: &mut Vec<Finding>) {
+    for warning in &status.warnings {
+        findings.push(finding(warning, LOG));
+    }
+    for nic in &status.nics {
+        if !nic.up {
+            findings.push(finding(format!("{} is down", nic.name), "`ip link set up` it"));
+        }
+        let Some(engine) = &nic.engine else { continue };
+        if !["running", "down"].contains(&engine.state.as_str()) {
+            findings.push(finding(format!("the engine of {}: {}", nic.name, engine.state), LOG));
+        }
+        if engine.networks != status.networks {
+            let text = format!(
+                "the engine of {} has {} networks, not {}",
+                nic.name, engine.networks, status.networks
+            );
+            findings.push(finding(text, LOG));
+        }
+    }
+}
+
+impl Promise<'_> {
+    /// Devices, addresses, routes and rules.
+    fn check_kernel(&self, netlink: &Netlink, findings: &mut Vec<Finding>) -> Result<(), Box<dyn Error>> {
+        let mut wanted = plan::node(&self.node);
+        for network in &self.networks {
+            wanted.extend(items(&self.node, &self.peers, network));
+        }
+        for step in plan::diff(&wanted, &netlink.observe()?) {
+            findings.push(finding(format!("the kernel lacks a step: {step}"), LOG));
+        }
+        Ok(())
+    }
+
+    /// Kernel settings and packet filter.
+    fn check_settings(&self, findings: &mut Vec<Finding>) {
+        for wrong in sysctl::check(&self.node) {
+            findings.push(finding(wrong, "something else sets it: mend that, then `uvn reload`"));
+        }
+        let opened = sysctl::opened(&self.node, Path::new(sysctl::RECORD));
+        match firewall::is_applied(&firewall::ruleset(self.config, &self.node, &self.peers, &opened)) {
+            Ok(true) => {}
+            Ok(false) => {
+                findings.push(finding("the nftables table of uvn is not as it shall be", "`uvn reload`"))
+            }
+            Err(error) => findings.push(finding(error, "`uvn reload`")),
+        }
+    }
+
+    /// The socket programs and what they know.
+    fn check_binding(&self, findings: &mut Vec<Finding>) {
+        let (attached, bound) = match Binding::pinned(Path::new(binding::PINS)) {
+            Ok(pinned) => pinned,
+            Err(error) => return findings.push(finding(error, RESTART)),
+        };
+        if !attached {
+            findings
+                .push(finding("a socket program is not attached: users may leave their networks", RESTART));
+        }
+        let wanted: BTreeSet<u32> = self.networks.iter().map(|network| network.uid).collect();
+        for uid in bound.keys().filter(|uid| !wanted.contains(uid)) {
+            findings.push(finding(format!("sockets of user {uid} are bound, though he has no network"), LOG));
+        }
+        for network in &self.networks {
+            let (has, shall): (Option<&Devices>, _) = (bound.get(&network.uid), devices(&self.node, network));
+            if has != shall.as_ref() {
+                let text = format!("sockets of user {} are bound to {has:?}, not {shall:?}", network.uid);
+                findings.push(finding(text, LOG));
+            }
+        }
+    }
+
+    /// What happens to sockets that users make.
+    fn check_sockets(&self, findings: &mut Vec<Finding>) {
+        for network in &self.networks {
+            let uid = network.uid;
+            for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+                match device_of_socket(uid, family) {
+                    Ok(device) if device == network.vrf() => {}
+                    Err(Errno::EAFNOSUPPORT) if family == AddressFamily::Inet6 => {}
+                    Ok(device) => {
+                        findings
+                            .push(finding(format!("a socket of user {uid} is bound to {device:?}"), RESTART));
+                    }
+                    Err(error) => {
+                        findings.push(finding(format!("user {uid} cannot make a socket: {error}"), LOG));
+                    }
+                }
+            }
+        }
+        let held: BTreeSet<u32> = self.networks.iter().map(|network| network.uid).collect();
+        let stranger = policy(self.config).policed.into_iter().flatten().find(|uid| !held.contains(uid));
+        if let Some(uid) = stranger {
+            match device_of_socket(uid, AddressFamily::Inet) {
+                Err(Errno::EPERM) => {}
+                other => {
+                    let text = format!("user {uid} has no network, and may make a socket: {other:?}");
+                    findings.push(finding(text, RESTART));
+                }
+            }
+        }
+    }
+}
+
+/// The device that a new socket of a user is bound to; empty: none. The real UID is what counts (bpf-helpers(7),
+/// bpf_get_current_uid_gid), and this process has one thread.
+fn device_of_socket(uid: u32, family: AddressFamily) -> nix::Result<String> {
+    let root = Uid::from_raw(0);
+    setresuid(Uid::from_raw(uid), root, root)?;
+    let made = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
+    setresuid(root, root, root)?;
+    let device = getsockopt(&made?, sockopt::BindToDevice)?;
+    Ok(device.to_string_lossy().trim_end_matches('\0').into())
+}

@@ -1,1 +1,241 @@
-//! The daemon: attach, detach, reconcile.
+//! The daemon: one thread, one poll loop.
+//!
+//! It waits for requests, for the end of processes that hold networks, for changes of the node's devices and routes,
+//! for the data planes, for signals, and for time to pass. What comes of each is in [`networks`]; nothing it does takes
+//! a running user's network away but his last lease's end.
+
+mod attach;
+mod holders;
+mod networks;
+mod request;
+mod status;
+
+pub use networks::{Networks, STATE, StartError, devices, items, policy};
+
+use crate::config::Config;
+use crate::message::{self, Request};
+use crate::netlink::{Changes, Monitor, NetlinkError};
+use mio::{Events, Interest, Poll, Token};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use sd_notify::NotifyState;
+use signal_hook_mio::v1_0::Signals;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use thiserror::Error;
+use uvn_dataplane::control::{Control, ControlError, Limits};
+use uvn_dataplane::toml_file::ConfigError;
+
+const SIGNALS: Token = Token(0);
+const NETLINK: Token = Token(1);
+const UNKNOWN: Token = Token(2);
+/// One per NIC from here on.
+const FEEDS: Token = Token(16);
+const CONTROL: Token = Token(64);
+/// One per process from here on.
+const HOLDERS: Token = Token(1 << 20);
+
+/// Everybody may ask for his own state; a burst of logins makes a connection each.
+const LIMITS: Limits = Limits { everyone: true, connections: 4096, fds: 0 };
+/// How often what depends on time is looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// Changes of devices and routes come in bursts: they are followed once per this.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// Why `uvnd` could not start, or had to end.
+#[derive(Debug, Error)]
+pub enum DaemonError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The kernel refuses something it needs.
+    #[error("{what}: {source}")]
+    Kernel {
+        /// What.
+        what: &'static str,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// Changes of devices and routes are not told.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// What it manages cannot be brought to order.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// `uvnd`.
+pub struct Daemon {
+    poll: Poll,
+    signals: Signals,
+    monitor: Monitor,
+    control: Control<Request>,
+    networks: Networks,
+    /// What has changed, and when to follow that.
+    changes: Changes,
+    follow: Option<Instant>,
+    watchdog: Option<Duration>,
+    beat: Instant,
+    stopping: bool,
+}
+
+impl Daemon {
+    /// Takes over what is there, and brings it to what is configured and leased.
+    ///
+    /// # Errors
+    /// The configuration is wrong, or the node lacks something that no user could do without.
+    pub fn start(file: &Path) -> Result<Daemon, DaemonError> {
+        let kernel = |what| move |source| DaemonError::Kernel { what, source };
+        let config = Config::load(file)?;
+        raise_file_limit();
+        let poll = Poll::new().map_err(kernel("poll"))?;
+        let registry = poll.registry();
+        let mut signals =
+            Signals::new([libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).map_err(kernel("signals"))?;
+        registry.register(&mut signals, SIGNALS, Interest::READABLE).map_err(kernel("signals"))?;
+        // Before anything is looked at: what changes afterwards is told.
+        let mut monitor = Monitor::open()?;
+        registry.register(&mut monitor, NETLINK, Interest::READABLE).map_err(kernel("rtnetlink"))?;
+        // Before anything is touched: a second uvnd must fail here.
+        let control = Control::listen(message::socket(), registry, CONTROL, LIMITS)?;
+        let networks = Networks::start(file, config, registry, UNKNOWN, FEEDS, HOLDERS)?;
+        let watchdog = sd_notify::watchdog_enabled().map(|timeout| timeout / 3);
+        Ok(Daemon {
+            poll,
+            signals,
+            monitor,
+            control,
+            networks,
+            changes: Changes::default(),
+            follow: None,
+            watchdog,
+            beat: Instant::now(),
+            stopping: false,
+        })
+    }
+
+    /// Runs until SIGTERM, SIGINT or a request ends it. The networks stay, and work on.
+    ///
+    /// # Errors
+    /// The kernel refuses to poll.
+    pub fn run(mut self) -> Result<(), DaemonError> {
+        notify(&[NotifyState::Ready]);
+        let mut events = Events::with_capacity(1024);
+        let mut tick = Instant::now() + TICK;
+        while !self.stopping {
+            let wait = self.wait(tick);
+            match self.poll.poll(&mut events, Some(wait)) {
+                Err(source) if source.kind() != io::ErrorKind::Interrupted => {
+                    return Err(DaemonError::Kernel { what: "poll", source });
+                }
+                _ => {}
+            }
+            for event in &events {
+                self.take(event.token());
+            }
+            self.serve();
+            let now = Instant::now();
+            if self.follow.is_some_and(|at| now >= at) {
+                self.follow = None;
+                self.networks.follow(&std::mem::take(&mut self.changes));
+            }
+            self.networks.turn(now);
+            if now >= tick {
+                tick = now + TICK;
+                self.networks.tick(now);
+                self.beat(now);
+            }
+        }
+        notify(&[NotifyState::Stopping]);
+        tracing::info!("stopping; the networks stay");
+        Ok(())
+    }
+
+    /// How long there is nothing to do.
+    fn wait(&self, tick: Instant) -> Duration {
+        if self.control.has_work() {
+            return Duration::ZERO;
+        }
+        let next = [Some(tick), self.follow, self.networks.due()].into_iter().flatten().min();
+        next.unwrap_or(tick).saturating_duration_since(Instant::now())
+    }
+
+    fn take(&mut self, token: Token) {
+        match token {
+            SIGNALS => {
+                for signal in self.signals.pending().collect::<Vec<_>>() {
+                    match signal {
+                        libc::SIGHUP => self.reload(),
+                        _ => self.stopping = true,
+                    }
+                }
+            }
+            NETLINK => {
+                match self.monitor.drain() {
+                    Ok(Changes { overflow, node, uids, slots }) => {
+                        self.changes.overflow |= overflow;
+                        self.changes.node |= node;
+                        self.changes.uids.extend(uids);
+                        self.changes.slots.extend(slots);
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "changes were missed");
+                        self.changes.overflow = true;
+                    }
+                }
+                if !self.changes.is_empty() {
+                    self.follow.get_or_insert_with(|| Instant::now() + SETTLE);
+                }
+            }
+            UNKNOWN => self.networks.read_unknown(),
+            token if token >= HOLDERS => self.networks.holder_ended(token),
+            token if token >= CONTROL => self.control.ready(self.poll.registry(), token),
+            // A data plane's connection: its turn comes anyway.
+            _ => {}
+        }
+    }
+
+    fn reload(&mut self) {
+        notify(&[NotifyState::Reloading]);
+        match self.networks.reload(false) {
+            Ok(steps) => tracing::info!(steps = steps.len(), "reloaded"),
+            Err(failure) => tracing::error!(%failure, "not reloaded: the old configuration stays"),
+        }
+        notify(&[NotifyState::Ready]);
+    }
+
+    /// One request a turn: the rest of the work comes in between.
+    fn serve(&mut self) {
+        let Some(incoming) = self.control.take() else { return };
+        self.stopping |= incoming.request == Request::Stop && incoming.peer.uid == 0;
+        let answer = self.networks.answer(incoming.request, incoming.peer);
+        self.control.answer(incoming.connection, answer);
+    }
+
+    /// Tells the service manager that all is well.
+    fn beat(&mut self, now: Instant) {
+        let Some(every) = self.watchdog else { return };
+        if now >= self.beat {
+            self.beat = now + every;
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "cannot notify the service manager");
+    }
+}
+
+/// A descriptor per holder: the usual 1024 are few.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}

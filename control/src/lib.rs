@@ -19,10 +19,13 @@
 //! - [`daemon`]: attach, detach, reconcile
 //! - [`demand`]: networks made because a peer sent to them
 //! - [`relay`]: services that listen on loopback only, such as the resolver
+//! - [`client`]: who asks it
 //! - [`check`]: does this node do what it promises?
+//! - [`purge`]: takes all of it off the node
 
 pub mod binding;
 pub mod check;
+pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod demand;
@@ -34,5 +37,6 @@ pub mod netlink;
 pub mod network;
 pub mod peers;
 pub mod plan;
+pub mod purge;
 pub mod relay;
 pub mod sysctl;

@@ -1,0 +1,104 @@
+//! Commands that only look.
+
+use serde_json::json;
+use std::error::Error;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use uvn_control::check;
+use uvn_control::client::{Client, ClientError};
+use uvn_control::feed;
+use uvn_control::message::{self, NicState, Reply, Request, Status};
+
+use uvn_dataplane::message::Counts;
+
+type Done = Result<ExitCode, Box<dyn Error>>;
+
+pub fn list(as_json: bool) -> Done {
+    let networks = Client::connect(message::socket())?.networks()?;
+    let mut out = std::io::stdout().lock();
+    if as_json {
+        writeln!(out, "{}", json!(networks))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for network in networks {
+        let held = match network.goes_in {
+            Some(seconds) => format!("nobody, goes in {seconds} s"),
+            None => network.leases.join(", "),
+        };
+        let fault = network.fault.map(|fault| format!(" FAULT: {fault}")).unwrap_or_default();
+        writeln!(
+            out,
+            "{:<10} vni {:<8} {:<13} held by {held}{fault}",
+            network.uid, network.vni, network.vrf
+        )?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn status(as_json: bool) -> Done {
+    let reply = Client::connect(message::socket())?.ask(&Request::Status)?;
+    let Reply::Status(status) = reply else { return Err(ClientError::Mismatch.into()) };
+    let mut out = std::io::stdout().lock();
+    if as_json {
+        writeln!(out, "{}", json!(status))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let Status { version, pid, config, networks, leases, .. } = &*status;
+    writeln!(out, "uvnd {version}, process {pid}, {config}: {networks} networks, {leases} leases")?;
+    for nic in &status.nics {
+        print_nic(&mut out, nic)?;
+    }
+    let verdicts: Vec<String> =
+        status.verdicts.iter().map(|(verdict, count)| format!("{verdict} {count}")).collect();
+    writeln!(out, "sockets and packets: {}", verdicts.join(", "))?;
+    for warning in &status.warnings {
+        writeln!(out, "WARNING: {warning}")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_nic(out: &mut impl Write, nic: &NicState) -> std::io::Result<()> {
+    let up = if nic.up { "up" } else { "DOWN" };
+    let addresses: Vec<String> = nic.addresses.iter().map(ToString::to_string).collect();
+    let NicState { name, mtu, port, path, reason, .. } = nic;
+    writeln!(out, "{name}: {up}, mtu {mtu}, {}, port {port}", addresses.join(" "))?;
+    writeln!(out, "  path {path}: {reason}")?;
+    let Some(engine) = &nic.engine else { return Ok(()) };
+    let mode = engine.xdp.as_deref().unwrap_or("none");
+    let copies = match engine.zero_copy {
+        Some(true) => ", zero-copy",
+        Some(false) => ", copy",
+        None => "",
+    };
+    let feed::Status { state, workers, networks, restarts, total, lost, .. } = engine;
+    writeln!(
+        out,
+        "  engine {state}: xdp {mode}{copies}, {workers} workers, {networks} networks, {restarts} restarts"
+    )?;
+    let Counts { rx_frames, rx_bytes, tx_frames, tx_bytes, drops } = total;
+    write!(
+        out,
+        "  rx {rx_frames} frames {rx_bytes} bytes, tx {tx_frames} frames {tx_bytes} bytes, lost {lost}"
+    )?;
+    for (reason, count) in drops.iter().chain(&engine.verdicts).filter(|(_, count)| **count > 0) {
+        write!(out, ", {reason} {count}")?;
+    }
+    writeln!(out)
+}
+
+pub fn check(config: &Path, as_json: bool) -> Done {
+    let findings = check::check(config)?;
+    let mut out = std::io::stdout().lock();
+    if as_json {
+        writeln!(out, "{}", json!(findings))?;
+    } else {
+        for finding in &findings {
+            writeln!(out, "{finding}")?;
+        }
+        if findings.is_empty() {
+            writeln!(out, "all is as it should be")?;
+        }
+    }
+    Ok(ExitCode::from(u8::from(!findings.is_empty())))
+}

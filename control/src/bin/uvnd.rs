@@ -1,0 +1,39 @@
+//! `uvnd`: the daemon of a node.
+
+use clap::Parser;
+use std::error::Error;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+use uvn_control::daemon::{Daemon, DaemonError};
+
+/// One network per user on this node. Logs to stderr, by RUST_LOG (default: info).
+///
+/// SIGHUP: reads the configuration again. SIGTERM: ends, and leaves the networks as they are.
+#[derive(Parser)]
+#[command(version, after_help = "Exit codes: 0 done, 1 failed, 2 bad usage or bad configuration.")]
+struct Arguments {
+    /// The TOML file that says what to do.
+    #[arg(long, default_value = uvn_control::config::FILE)]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let Arguments { config } = Arguments::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    match Daemon::start(&config).and_then(Daemon::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("uvnd: {error}");
+            let source: Option<&dyn Error> = error.source();
+            tracing::debug!(?source, "ended");
+            ExitCode::from(if matches!(error, DaemonError::Config(_)) { 2 } else { 1 })
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! Leases that come and go, and the networks that come and go with them.
+
+use super::networks::{AttachError, Networks, ROUNDS, STATE, devices};
+use crate::lease::{self, Attached, Kind, Lease, Process, process, state};
+use crate::message::{Claim, Outcome, Release};
+use crate::network::Network;
+use crate::plan::{self, Item, Step};
+use mio::Token;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use uvn_wire::vxlan::Vni;
+
+/// How long one turn may take networks down: logins wait meanwhile.
+const TEARDOWN: Duration = Duration::from_millis(200);
+
+/// What an end of leases led to.
+#[derive(Debug, Default)]
+pub struct Released {
+    /// Leases that remain.
+    pub leases: usize,
+    /// Steps in the kernel.
+    pub steps: Vec<Step>,
+    /// What could not be taken away.
+    pub errors: Vec<String>,
+}
+
+impl Networks {
+    /// Adds a lease, and makes the network if it is not there.
+    ///
+    /// # Errors
+    /// The network cannot be made; then the lease is not added, and nothing of the network is left.
+    pub fn attach(
+        &mut self,
+        uid: u32,
+        claim: &Claim,
+        dry_run: bool,
+    ) -> Result<(Outcome, Vec<Step>), AttachError> {
+        if !self.config.is_policed(uid) {
+            return Ok((Outcome::NotPoliced, Vec::new()));
+        }
+        let lease = lease_of(claim)?;
+        if dry_run {
+            return self.rehearse(uid, lease);
+        }
+        self.grant(uid, lease)
+    }
+
+    /// See [`Networks::attach`].
+    fn grant(&mut self, uid: u32, lease: Lease) -> Result<(Outcome, Vec<Step>), AttachError> {
+        let config = &self.config;
+        let had = self.leases.get(uid).is_some_and(|held| held.leases.contains(&lease));
+        let attached =
+            self.leases.attach(uid, lease.clone(), lease::now(), |slot| config.network_of(uid, slot))?;
+        let result = self.hold(&lease).and_then(|()| match &attached {
+            Attached::Known(_) if !self.faults.contains_key(&uid) => Ok((Outcome::Known, Vec::new())),
+            Attached::Known(network) | Attached::New(network) => {
+                let steps = self.make(network)?;
+                self.faults.remove(&uid);
+                Ok((Outcome::Made, steps))
+            }
+        });
+        if let Err(error) = &result {
+            tracing::error!(uid, %error, "no network");
+            if !had {
+                self.leases.detach(uid, &lease, lease::now());
+            }
+            if let Attached::New(_) = attached {
+                self.leases.leave(uid);
+                for error in self.teardown(uid).errors {
+                    tracing::error!(uid, "{error}");
+                }
+            }
+            self.save();
+        }
+        result
+    }
+
+    /// Writes a new lease down, and watches its holder.
+    fn hold(&mut self, lease: &Lease) -> Result<(), AttachError> {
+        state::save(&self.leases, Path::new(STATE))?;
+        if let Some(process) = lease.holder {
+            self.holders.watch(process).map_err(|_| AttachError::Holder(process.pid))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a network: the kernel's objects, the data planes, and last the binding of sockets.
+    fn make(&mut self, network: &Network) -> Result<Vec<Step>, AttachError> {
+        if self.node.nics.iter().all(|nic| nic.vteps().is_empty()) {
+            return Err(AttachError::NoNic);
+        }
+        let items = self.items(network);
+        let steps = self.bring(network, &items)?;
+        for feed in &mut self.feeds {
+            feed.add(network, None)?;
+        }
+        let devices = devices(&self.node, network).ok_or(AttachError::Gone(network.uid))?;
+        self.binding.bind(network.uid, &devices)?;
+        if steps.iter().any(|step| matches!(step, Step::Create(Item::Vrf { .. }))) {
+            // Its sockets were in another VRF.
+            self.relay_no_more(network.uid);
+        }
+        self.relay_to(network);
+        tracing::info!(network.uid, vni = %network.vni, steps = steps.len(), "network made");
+        Ok(steps)
+    }
+
+    /// Brings the kernel's objects of one network to `wanted`.
+    pub(super) fn bring(&self, network: &Network, wanted: &[Item]) -> Result<Vec<Step>, AttachError> {
+        let mut taken = Vec::new();
+        for _ in 0..ROUNDS {
+            let steps = plan::diff(wanted, &self.netlink.observe_network(network)?);
+            if steps.is_empty() {
+                return Ok(taken);
+            }
+            for step in steps {
+                self.netlink.apply(&step)?;
+                taken.push(step);
+            }
+        }
+        match plan::diff(wanted, &self.netlink.observe_network(network)?).first() {
+            None => Ok(taken),
+            Some(step) => Err(AttachError::Unstable { uid: network.uid, step: step.to_string() }),
+        }
+    }
+
+    /// The steps of an attach.
+    fn rehearse(&self, uid: u32, lease: Lease) -> Result<(Outcome, Vec<Step>), AttachError> {
+        let attached =
+            self.leases.clone().attach(uid, lease, lease::now(), |slot| self.config.network_of(uid, slot))?;
+        let (Attached::Known(network) | Attached::New(network)) = &attached;
+        let steps = plan::diff(&self.items(network), &self.netlink.observe_network(network)?);
+        let outcome = if matches!(attached, Attached::New(_)) { Outcome::Made } else { Outcome::Known };
+        Ok((outcome, steps))
+    }
+
+    /// Ends leases; None: the user has no such. The network lingers, unless it is to end at once.
+    pub fn release(&mut self, uid: u32, what: &Release, dry_run: bool) -> Option<Released> {
+        let ends = |lease: &Lease| match what {
+            Release::All => true,
+            Release::Claim(claim) => is_of(lease, claim),
+        };
+        let held = self.leases.get(uid)?;
+        let ending = held.leases.iter().filter(|lease| ends(lease)).count();
+        if ending == 0 && *what != Release::All {
+            return None;
+        }
+        let leases = held.leases.len() - ending;
+        if dry_run {
+            let observed = self.netlink.observe_network(&held.network).unwrap_or_default();
+            let steps = if leases == 0 { plan::diff(&[], &observed) } else { Vec::new() };
+            return Some(Released { leases, steps, errors: Vec::new() });
+        }
+        self.leases.end(lease::now(), |of, lease| of == uid && ends(lease));
+        self.holders.follow(&self.leases.holders());
+        let mut released = Released::default();
+        if *what == Release::All {
+            self.leases.leave(uid);
+            self.save();
+            released = self.teardown(uid);
+        }
+        self.save();
+        Some(Released { leases, ..released })
+    }
+
+    /// Processes that mio reported have ended: so have their leases.
+    pub fn holder_ended(&mut self, token: Token) {
+        let ended = self.holders.ended(token);
+        self.end_of(&ended);
+    }
+
+    /// Ends the leases of processes that are gone, and watches the others.
+    pub(super) fn reap(&mut self) {
+        let ended = self.holders.follow(&self.leases.holders());
+        self.end_of(&ended);
+    }
+
+    fn end_of(&mut self, processes: &BTreeSet<Process>) {
+        let of_those = |lease: &Lease| lease.holder.is_some_and(|holder| processes.contains(&holder));
+        let ended = self.leases.end(lease::now(), |_, lease| of_those(lease));
+        for (uid, lease) in &ended {
+            tracing::info!(uid, kind = %lease.kind, name = lease.name, "lease ended with its process");
+        }
+        if !ended.is_empty() {
+            self.save();
+        }
+    }
+
+    /// Takes down what nobody has held for the linger time, and whose user has no process left here.
+    pub(super) fn expire(&mut self) {
+        let linger = Duration::from_secs(self.config.linger_s.into());
+        let due = self.leases.due(lease::now(), linger);
+        if due.is_empty() {
+            return;
+        }
+        let busy = process::users(&due).unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot tell whose processes are left: networks stay");
+            due.clone()
+        });
+        let end = Instant::now() + TEARDOWN;
+        for uid in due {
+            let leaving = self.leases.get(uid).is_some_and(|held| held.leaving);
+            if busy.contains(&uid) && !leaving {
+                self.leases.in_use(uid, lease::now());
+                continue;
+            }
+            if Instant::now() >= end {
+                break;
+            }
+            self.leases.leave(uid);
+            self.save();
+            for error in self.teardown(uid).errors {
+                self.fault(uid, error);
+            }
+            self.save();
+        }
+    }
+
+    /// Takes a network away, and goes on past errors; with any, it keeps its number and is tried again.
+    fn teardown(&mut self, uid: u32) -> Released {
+        let mut released = Released::default();
+        let Some(network) = self.leases.get(uid).map(|held| held.network.clone()) else { return released };
+        // From here on the user's sockets are refused.
+        let unbound = self.binding.unbind(uid);
+        self.relay_no_more(uid);
+        for feed in &mut self.feeds {
+            feed.remove(network.vni);
+        }
+        for _ in 0..ROUNDS {
+            released.errors.clear();
+            let steps = match self.netlink.observe_network(&network) {
+                Ok(observed) => plan::diff(&[], &observed),
+                Err(error) => {
+                    released.errors.push(error.to_string());
+                    break;
+                }
+            };
+            if steps.is_empty() {
+                break;
+            }
+            for step in steps {
+                if let Err(error) = self.netlink.apply(&step) {
+                    released.errors.push(error.to_string());
+                }
+                released.steps.push(step);
+            }
+        }
+        released.errors.extend(unbound.err().map(|error| error.to_string()));
+        if released.errors.is_empty() {
+            self.leases.remove(uid);
+            self.faults.remove(&uid);
+            tracing::info!(uid, vni = %network.vni, steps = released.steps.len(), "network removed");
+        }
+        released
+    }
+
+    fn relay_no_more(&mut self, uid: u32) {
+        if let Some(relay) = &mut self.relay
+            && let Err(error) = relay.remove(uid)
+        {
+            self.warn(error.to_string());
+        }
+    }
+
+    /// Makes the networks that peers sent to.
+    pub(super) fn ask_unknown(&mut self) {
+        for feed in &mut self.feeds {
+            let seen = feed.unknown().into_iter().filter_map(|seen| Some((Vni::new(seen.vni)?, seen.vtep)));
+            let seen: Vec<_> = seen.collect();
+            self.wanted_by_peers.extend(seen);
+        }
+        self.admit();
+    }
+
+    /// Reads what nftables logs of kernel VXLAN.
+    pub fn read_unknown(&mut self) {
+        while let Some(log) = &mut self.unknown {
+            match log.read() {
+                Ok(seen) if seen.is_empty() => break,
+                Ok(seen) => self.wanted_by_peers.extend(seen),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot tell what peers send to");
+                    break;
+                }
+            }
+        }
+        self.admit();
+    }
+
+    fn admit(&mut self) {
+        for (vni, vtep) in std::mem::take(&mut self.wanted_by_peers) {
+            let now = lease::now();
+            match self.demand.admit(&self.config, &self.leases, vni, vtep, now) {
+                Ok(None) => {}
+                Err(refusal) => tracing::debug!(%refusal, "no network on demand"),
+                Ok(Some(uid)) => {
+                    let lease = Lease { kind: Kind::Peer, name: vtep.to_string(), holder: None };
+                    if self.grant(uid, lease).is_err() {
+                        self.demand.failed(uid, now);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes the leases down. What is in force is in memory: an older file only names holders that have ended.
+    pub(super) fn save(&mut self) {
+        if let Err(error) = state::save(&self.leases, Path::new(STATE)) {
+            self.warn(error.to_string());
+        }
+    }
+}
+
+/// The lease of a claim.
+fn lease_of(claim: &Claim) -> Result<Lease, AttachError> {
+    let holder = |pid: i32| Process::of(pid).map_err(|_| AttachError::Holder(pid));
+    Ok(match claim {
+        Claim::Session { pid } => {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            Lease { kind: Kind::Session, name: name.trim_end().into(), holder: Some(holder(*pid)?) }
+        }
+        Claim::Job { job, pid } => Lease { kind: Kind::Job, name: job.clone(), holder: Some(holder(*pid)?) },
+        Claim::Manual => Lease { kind: Kind::Manual, name: String::new(), holder: None },
+    })
+}
+
+/// Whether a lease is a claim's: a process may have another name by now.
+fn is_of(lease: &Lease, claim: &Claim) -> bool {
+    let held_by = |pid: i32| lease.holder.is_some_and(|holder| holder.pid == pid);
+    match claim {
+        Claim::Session { pid } => lease.kind == Kind::Session && held_by(*pid),
+        Claim::Job { job, pid } => lease.kind == Kind::Job && lease.name == *job && held_by(*pid),
+        Claim::Manual => lease.kind == Kind::Manual,
+    }
+}

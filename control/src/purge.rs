@@ -1,0 +1,108 @@
+//! Takes all of uvn off a node.
+
+use crate::binding::{self, Binding};
+use crate::client::Client;
+use crate::feed;
+use crate::firewall;
+use crate::message::{self, Request};
+use crate::netlink::Netlink;
+use crate::plan;
+use crate::sysctl;
+use std::error::Error;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long `uvnd` may take to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What it and the data planes have written.
+const RUN: &str = "/run/uvn";
+
+/// What a purge did.
+#[derive(Debug, Default)]
+pub struct Purged {
+    /// What was done, or would be.
+    pub steps: Vec<String>,
+    /// What could not be done. The rest was.
+    pub errors: Vec<String>,
+}
+
+impl Purged {
+    fn note(
+        &mut self,
+        dry_run: bool,
+        step: impl Into<String>,
+        act: impl FnOnce() -> Result<(), Box<dyn Error>>,
+    ) {
+        self.steps.push(step.into());
+        if !dry_run && let Err(error) = act() {
+            self.errors.push(error.to_string());
+        }
+    }
+}
+
+/// Takes everything away, and goes on past errors. Users are refused until their last device is gone; after that, nobody
+/// is policed.
+#[must_use]
+pub fn purge(dry_run: bool) -> Purged {
+    let mut purged = Purged::default();
+    if message::socket().exists() {
+        purged.note(dry_run, "stop uvnd", stop);
+    }
+    for nic in feed::left() {
+        purged.note(dry_run, format!("stop the data plane of {nic}"), || Ok(feed::end(&nic)?));
+    }
+    if let Err(error) = networks(dry_run, &mut purged) {
+        purged.errors.push(error.to_string());
+    }
+    purged.note(dry_run, "remove the nftables table", || Ok(firewall::remove()?));
+    if Path::new(sysctl::RECORD).exists() {
+        purged.note(dry_run, "restore kernel settings", || Ok(sysctl::restore(Path::new(sysctl::RECORD))?));
+    }
+    if Path::new(binding::PINS).exists() {
+        purged.note(dry_run, "detach the socket programs", || Ok(Binding::remove(Path::new(binding::PINS))?));
+    }
+    purged.note(dry_run, format!("remove {RUN}"), || match fs::remove_dir_all(RUN) {
+        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy) => {
+            Err(error.into())
+        }
+        _ => Ok(()),
+    });
+    purged
+}
+
+fn stop() -> Result<(), Box<dyn Error>> {
+    // One that was killed has left its socket.
+    let Ok(client) = Client::connect(message::socket()) else { return Ok(()) };
+    client.ask(&Request::Stop)?;
+    let end = Instant::now() + PATIENCE;
+    while message::socket().exists() {
+        if Instant::now() >= end {
+            return Err("uvnd does not end: kill it, and purge again".into());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+fn networks(dry_run: bool, purged: &mut Purged) -> Result<(), Box<dyn Error>> {
+    /// What the kernel takes along with something else is seen when it is looked at again.
+    const ROUNDS: usize = 4;
+
+    let netlink = Netlink::open()?;
+    let pristine = plan::pristine(Path::new("/proc/net/if_inet6").exists());
+    for _ in 0..ROUNDS {
+        let steps = plan::diff(&pristine, &netlink.observe()?);
+        if steps.is_empty() {
+            return Ok(());
+        }
+        for step in &steps {
+            purged.note(dry_run, step.to_string(), || Ok(netlink.apply(step)?));
+        }
+        if dry_run {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
