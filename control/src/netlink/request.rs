@@ -67,7 +67,10 @@ pub fn create(item: &Item) -> io::Result<Option<(RouteNetlinkMessage, u16)>> {
         }
         Item::Rule { ipv4, priority, kind } => {
             let mut message = rule(*ipv4, *priority, *kind);
-            message.attributes.push(RuleAttribute::Protocol(PROTOCOL));
+            // The one that the kernel starts with is put back as it was.
+            let is_first = (*priority, *kind) == (0, RuleKind::Local);
+            let protocol = if is_first { RouteProtocol::Kernel } else { PROTOCOL };
+            message.attributes.push(RuleAttribute::Protocol(protocol));
             (NewRule(message), NEW)
         }
         Item::Fdb { device, mac, vtep } => {
