@@ -1,6 +1,7 @@
 //! Leases that come and go, and the networks that come and go with them.
 
 use super::networks::{AttachError, Networks, ROUNDS, STATE, devices};
+use crate::demand::received;
 use crate::lease::{self, Attached, Kind, Lease, Process, process, state};
 use crate::message::{Claim, Outcome, Release};
 use crate::network::Network;
@@ -187,9 +188,16 @@ impl Networks {
         }
     }
 
-    /// Takes down what nobody has held for the linger time, and whose user has no process left here.
+    /// Takes down what nobody has held for the linger time, whose user has no process left here, and to which peers
+    /// that made it send no more.
     pub(super) fn expire(&mut self) {
         let linger = Duration::from_secs(self.config.linger_s.into());
+        for uid in self.leases.due(lease::now(), linger) {
+            let vrf = self.leases.get(uid).map(|held| held.network.vrf());
+            if let Some(packets) = vrf.and_then(|vrf| received(&vrf)) {
+                self.leases.received(uid, packets, lease::now());
+            }
+        }
         let due = self.leases.due(lease::now(), linger);
         if due.is_empty() {
             return;
