@@ -5,6 +5,9 @@
 //! a running user's network away but his last lease's end.
 
 mod attach;
+mod bring;
+mod feeds;
+mod follow;
 mod holders;
 mod networks;
 mod request;

@@ -236,6 +236,13 @@ impl Leases {
         ended
     }
 
+    /// Changes who may reach beyond the underlay's subnets. VNIs stay as they are until their networks go.
+    pub fn set_off_subnet(&mut self, allows: impl Fn(u32) -> bool) {
+        for (uid, held) in &mut self.held {
+            held.network.off_subnet = allows(*uid);
+        }
+    }
+
     /// Ends the leases that `which` says, and returns them.
     pub fn end(&mut self, now: Duration, mut which: impl FnMut(u32, &Lease) -> bool) -> Vec<(u32, Lease)> {
         let mut ended = Vec::new();

@@ -1,0 +1,152 @@
+//! Brings the node to what it shall be: the node is looked at, and what differs is changed. Goes on past errors.
+
+use super::networks::{Networks, RESYNC, RETRY, ROUNDS, devices};
+use crate::firewall;
+use crate::network::{DataPath, Network};
+use crate::plan::{self, Item, Step};
+use crate::sysctl;
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::Instant;
+
+impl Networks {
+    /// Brings everything to what it shall be, and goes on past errors. Returns the steps in the kernel.
+    pub(super) fn reconcile(&mut self) -> Vec<Step> {
+        self.resync = Instant::now() + RESYNC;
+        self.retry = Instant::now() + RETRY;
+        self.warnings.clear();
+        self.faults.clear();
+        self.look();
+        self.settle();
+        self.unbind_strangers();
+        let steps = self.bring_all();
+        // After the devices are there: what a data plane lacks is opened at once.
+        self.drive_feeds();
+        self.bind_all();
+        steps
+    }
+
+    /// Looks at the NICs.
+    pub(super) fn look(&mut self) {
+        match self.netlink.node(&self.config) {
+            Ok(node) => self.node = node,
+            Err(error) => self.warn(error.to_string()),
+        }
+        for nic in &mut self.node.nics {
+            if let Some(reason) = self.demoted.get(&nic.name) {
+                (nic.path, nic.reason) = (DataPath::Kernel, reason.clone());
+            }
+        }
+    }
+
+    /// Kernel settings and packet filter.
+    pub(super) fn settle(&mut self) {
+        let record = Path::new(sysctl::RECORD);
+        if let Err(error) = sysctl::apply(&self.node, record) {
+            self.warn(error.to_string());
+        }
+        let opened = sysctl::opened(&self.node, record);
+        let ruleset = firewall::ruleset(&self.config, &self.node, &self.peers, &opened);
+        let applied = firewall::is_applied(&ruleset).and_then(|applied| match applied {
+            true => Ok(()),
+            false => firewall::apply(&ruleset),
+        });
+        if let Err(error) = applied {
+            self.warn(error.to_string());
+        }
+    }
+
+    /// Nobody without a lease has a network.
+    fn unbind_strangers(&mut self) {
+        for uid in self.binding.bound().into_keys() {
+            if self.leases.get(uid).is_none_or(|held| held.leaving)
+                && let Err(error) = self.binding.unbind(uid)
+            {
+                self.warn(error.to_string());
+            }
+        }
+    }
+
+    /// Brings the kernel's objects to what they shall be: rules, and every network.
+    pub(super) fn bring_all(&mut self) -> Vec<Step> {
+        let mut wanted = plan::node(&self.node);
+        let mut networks = Vec::new();
+        for network in self.wanted() {
+            let items = self.items(&network);
+            wanted.extend(items.iter().cloned());
+            networks.push((network.uid, items));
+        }
+        let mut taken = Vec::new();
+        let mut refused = Vec::new();
+        for _ in 0..ROUNDS {
+            let observed = match self.netlink.observe() {
+                Ok(observed) => observed,
+                Err(error) => {
+                    self.warn(error.to_string());
+                    break;
+                }
+            };
+            let steps = plan::diff(&wanted, &observed);
+            if steps.is_empty() {
+                return taken;
+            }
+            refused.clear();
+            for step in steps {
+                if let Err(error) = self.netlink.apply(&step) {
+                    refused.push(error.to_string());
+                }
+                taken.push(step);
+            }
+        }
+        self.blame(&wanted, &networks, &refused);
+        taken
+    }
+
+    /// Whose network lacks something, and what remains of others'.
+    fn blame(&mut self, wanted: &[Item], networks: &[(u32, Vec<Item>)], refused: &[String]) {
+        let observed: HashSet<Item> = self.netlink.observe().unwrap_or_default().into_iter().collect();
+        for (uid, items) in networks {
+            let Some(missing) = items.iter().find(|item| !observed.contains(item)) else { continue };
+            let step = Step::Create(missing.clone()).to_string();
+            let reason = refused.iter().find(|reason| reason.starts_with(&step)).cloned();
+            self.fault(
+                *uid,
+                reason.unwrap_or_else(|| format!("{step}: it does not stay; what else changes it?")),
+            );
+        }
+        for step in plan::diff(wanted, &observed.into_iter().collect::<Vec<_>>()) {
+            if let Step::Delete(_) = step {
+                let step = step.to_string();
+                let reason = refused.iter().find(|reason| reason.starts_with(&step)).cloned();
+                self.warn(reason.unwrap_or(step));
+            }
+        }
+    }
+
+    /// Binds the users of whole networks, and unbinds those of others.
+    pub(super) fn bind_all(&mut self) {
+        let bound = self.binding.bound();
+        for network in self.wanted() {
+            let uid = network.uid;
+            let changed = match devices(&self.node, &network) {
+                Some(devices) if bound.get(&uid) == Some(&devices) => Ok(()),
+                Some(devices) if !self.faults.contains_key(&uid) => self.binding.bind(uid, &devices),
+                // What is bound is not there as it was: refused until it is.
+                _ => self.binding.unbind(uid),
+            };
+            if let Err(error) = changed {
+                self.fault(uid, error.to_string());
+            }
+            self.relay_to(&network);
+        }
+    }
+
+    /// Has loopback services reached inside a network, or says why they are not.
+    pub(super) fn relay_to(&mut self, network: &Network) {
+        if let Some(relay) = &mut self.relay
+            && let Err(error) = relay.add(network.uid, &network.vrf())
+        {
+            self.warn(error.to_string());
+        }
+    }
+}

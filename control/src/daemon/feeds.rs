@@ -1,0 +1,83 @@
+//! The data planes: one per NIC that the engine drives.
+
+use super::networks::Networks;
+use crate::config::PathChoice;
+use crate::feed::{Feed, Others};
+use crate::network::{DataPath, Network, Nic};
+use mio::Token;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+impl Networks {
+    /// Has each data plane carry the networks that it shall.
+    pub(super) fn drive_feeds(&mut self) {
+        let configured: BTreeSet<&str> = self.node.nics.iter().map(|nic| nic.name.as_str()).collect();
+        let (keep, go): (Vec<Feed>, Vec<Feed>) =
+            std::mem::take(&mut self.feeds).into_iter().partition(|feed| {
+                self.node.nics.iter().all(|nic| nic.name != feed.nic().name || nic.path == DataPath::Engine)
+                    && configured.contains(feed.nic().name.as_str())
+            });
+        self.feeds = keep;
+        go.into_iter().for_each(Feed::stop);
+        let engines: Vec<Nic> =
+            self.node.nics.iter().filter(|nic| nic.path == DataPath::Engine).cloned().collect();
+        let mut demoted = false;
+        for nic in engines {
+            let others = Others::new(&nic, &self.peers);
+            let wanted: Vec<_> = self.wanted().into_iter().map(|network| (network, None)).collect();
+            if let Some(feed) = self.feeds.iter_mut().find(|feed| feed.nic().name == nic.name) {
+                feed.follow(nic, others);
+                feed.reconcile(wanted);
+            } else if let Err(error) = self.begin_feed(nic.clone(), others, wanted) {
+                demoted |= self.demote(&nic, error);
+            }
+        }
+        if demoted {
+            self.look();
+            self.settle();
+            self.bring_all();
+        }
+    }
+
+    /// Starts, or takes over, the data plane of a NIC.
+    fn begin_feed(
+        &mut self,
+        nic: Nic,
+        others: Others,
+        wanted: Vec<(Network, Option<Vec<IpAddr>>)>,
+    ) -> Result<(), String> {
+        let auto = self.is_auto(&nic);
+        let token = Token(self.first_feed.0 + usize::from(nic.slot));
+        let mut feed = Feed::new(nic, others, &self.registry, token).map_err(|error| error.to_string())?;
+        feed.reconcile(wanted);
+        let drawback = match feed.start() {
+            Ok(()) => feed.drawback().filter(|_| auto),
+            Err(error) => Some(error.to_string()),
+        };
+        match drawback {
+            Some(drawback) if auto => {
+                feed.stop();
+                Err(drawback)
+            }
+            drawback => {
+                self.feeds.push(feed);
+                drawback.into_iter().for_each(|drawback| self.warn(drawback));
+                Ok(())
+            }
+        }
+    }
+
+    fn is_auto(&self, nic: &Nic) -> bool {
+        let underlay = self.config.underlays.get(usize::from(nic.slot));
+        underlay.is_some_and(|underlay| underlay.path == PathChoice::Auto)
+    }
+
+    /// Leaves a NIC to the kernel, until uvnd is started again. False: it is to have the engine or nothing.
+    fn demote(&mut self, nic: &Nic, reason: String) -> bool {
+        self.warn(format!("{}: left to kernel VXLAN: {reason}", nic.name));
+        if self.is_auto(nic) {
+            self.demoted.insert(nic.name.clone(), reason);
+        }
+        self.is_auto(nic)
+    }
+}

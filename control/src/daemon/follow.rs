@@ -1,0 +1,130 @@
+//! What follows from a change: of the node, of the configuration, of time.
+
+use super::networks::{ASK, Networks, items, policy};
+use crate::config::Config;
+use crate::netlink::Changes;
+use crate::network::Network;
+use crate::plan::{self, Step};
+use std::time::Instant;
+use uvn_dataplane::protocol::{Code, Failure};
+use uvn_dataplane::toml_file::ConfigError;
+
+impl Networks {
+    /// Follows what has changed in the kernel.
+    pub(super) fn follow(&mut self, changes: &Changes) {
+        if changes.overflow {
+            self.reconcile();
+            return;
+        }
+        if changes.node {
+            let before = self.node.clone();
+            self.look();
+            if self.node != before {
+                tracing::info!("the node's NICs, addresses or routes have changed");
+                self.reconcile();
+                return;
+            }
+        }
+        let slot_of = |network: &Network| changes.slots.contains(&network.slot);
+        for network in self.wanted() {
+            if changes.uids.contains(&network.uid) || slot_of(&network) {
+                self.mend(&network);
+            }
+        }
+    }
+
+    /// Brings one network back to what it shall be.
+    pub(super) fn mend(&mut self, network: &Network) {
+        let uid = network.uid;
+        match self.bring(network, &self.items(network)) {
+            Ok(steps) if steps.is_empty() => return,
+            Ok(steps) => {
+                tracing::warn!(uid, steps = steps.len(), first = %steps[0], "mended what something else changed")
+            }
+            Err(error) => self.fault(uid, error.to_string()),
+        }
+        for feed in &mut self.feeds {
+            if let Err(error) = feed.add(network, None) {
+                tracing::error!(uid, %error, "not mended");
+            }
+        }
+        self.bind_all();
+    }
+
+    /// Drives the data planes.
+    pub(super) fn turn(&mut self, now: Instant) {
+        for feed in &mut self.feeds {
+            feed.turn(now);
+        }
+        if now >= self.ask {
+            self.ask = now + ASK;
+            self.ask_unknown();
+        }
+    }
+
+    /// When [`Networks::turn`] is due.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.feeds.iter().map(|feed| feed.due().min(self.ask)).min()
+    }
+
+    /// What time brings, once a second.
+    pub(super) fn tick(&mut self, now: Instant) {
+        self.expire();
+        if now >= self.resync || (now >= self.retry && !self.faults.is_empty()) {
+            self.reap();
+            self.reconcile();
+        }
+    }
+
+    /// Resolves the nodes that run uvn; keeps those that were known if that fails.
+    pub(super) fn resolve_peers(&mut self) {
+        match self.config.resolve_peers() {
+            Ok(peers) => {
+                if !peers.unresolved.is_empty() {
+                    self.warn(format!("peers: no address for {}", peers.unresolved.join(", ")));
+                }
+                self.peers = peers;
+            }
+            Err(error) => self.warn(error.to_string()),
+        }
+    }
+
+    /// Reads the configuration again, and follows it. The old one stays if the new one is bad.
+    ///
+    /// # Errors
+    /// It is bad, or cannot be put in force.
+    pub(super) fn reload(&mut self, dry_run: bool) -> Result<Vec<Step>, Failure> {
+        let invalid = |error: ConfigError| Failure::new(Code::Invalid, error.to_string());
+        let config = Config::load(&self.file).map_err(invalid)?;
+        if dry_run {
+            return self.compare(&config);
+        }
+        if policy(&config) != policy(&self.config) {
+            self.binding
+                .set_policy(&policy(&config))
+                .map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+        }
+        self.leases.set_slots(config.nat.slots());
+        self.leases.set_off_subnet(|uid| config.off_subnet.allows(uid));
+        let relay = config.relay != self.config.relay;
+        self.config = config;
+        if relay {
+            self.start_relay();
+        }
+        self.demoted.clear();
+        self.resolve_peers();
+        Ok(self.reconcile())
+    }
+
+    /// The steps that a configuration would take.
+    fn compare(&self, config: &Config) -> Result<Vec<Step>, Failure> {
+        let failed = |error: String| Failure::new(Code::Failed, error);
+        let node = self.netlink.node(config).map_err(|error| failed(error.to_string()))?;
+        let mut wanted = plan::node(&node);
+        for network in self.wanted() {
+            wanted.extend(items(&node, &self.peers, &network));
+        }
+        let observed = self.netlink.observe().map_err(|error| failed(error.to_string()))?;
+        Ok(plan::diff(&wanted, &observed))
+    }
+}
