@@ -1,14 +1,15 @@
 //! A blocking client of `uvnd`.
 
 use crate::message::{Claim, NetworkState, Outcome, Reply, Request};
-use nix::sys::time::TimeVal;
+use nix::sys::time::{TimeVal, TimeValLike};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use thiserror::Error;
 use uvn_dataplane::protocol::{Connection, Failure, parse_answer, request_packet};
 
 /// `uvnd` does one thing at a time: a burst of logins may be before us.
-const PATIENCE: TimeVal = TimeVal::new(60, 0);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why a request got no reply.
 #[derive(Debug, Error)]
@@ -44,12 +45,21 @@ impl Client {
     /// # Errors
     /// Nobody listens at `path`.
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
-        let connection = Connection::open(path, PATIENCE)
+        Client::within(path, PATIENCE)
+    }
+
+    /// Connects to `uvnd`, and waits no longer than `patience` for each answer.
+    ///
+    /// # Errors
+    /// Nobody listens at `path`.
+    pub fn within(path: &Path, patience: Duration) -> Result<Client, ClientError> {
+        let patience = TimeVal::milliseconds(i64::try_from(patience.as_millis()).unwrap_or(i64::MAX));
+        let connection = Connection::open(path, patience)
             .map_err(|source| ClientError::Connect { path: path.into(), source })?;
         Ok(Client { connection })
     }
 
-    /// Sends a request and waits for its reply, 60 seconds at most.
+    /// Sends a request and waits for its reply.
     ///
     /// # Errors
     /// The connection broke, or the request failed there.

@@ -125,7 +125,7 @@ fn boot(machine: &guest::Machine, command: &[String]) -> Result<i32, Error> {
 }
 
 fn suite(choice: &suites::Choice) -> Result<(), Error> {
-    setup::install(&[setup::BUILD, setup::GUEST])?;
+    setup::install(&[setup::BUILD, setup::GUEST, setup::SUITES])?;
     if suites::choose(choice).map_err(Error::Suites)? { Ok(()) } else { Err(Error::Test) }
 }
 

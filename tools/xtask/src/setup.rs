@@ -53,8 +53,21 @@ pub const GUEST: &[Package] = &[
     ("libpam-systemd", "sessions of logind"),
 ];
 
+/// What the suites in the guest start.
+pub const SUITES: &[Package] = &[
+    ("ethtool", "switches the wire's offloads"),
+    ("openssh-server", "logins with PAM"),
+    ("openssh-client", "the same"),
+    ("slurmctld", "jobs"),
+    ("slurmd", "the same; and the plugin is built for its version"),
+    ("slurm-client", "the same"),
+    ("munge", "tells Slurm's daemons who calls"),
+    ("openmpi-bin", "an MPI job"),
+    ("libopenmpi-dev", "mpicc, for its program"),
+];
+
 /// Everything.
-pub const ALL: &[&[Package]] = &[BUILD, EBPF, TEST, BENCH, GUEST];
+pub const ALL: &[&[Package]] = &[BUILD, EBPF, TEST, BENCH, GUEST, SUITES];
 
 /// Set-up failed.
 #[derive(Debug, thiserror::Error)]

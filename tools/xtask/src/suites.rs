@@ -70,7 +70,7 @@ pub fn all() -> Result<Closings, String> {
 /// Builds the suites and the programs that they run.
 fn build() -> Result<Vec<Suite>, String> {
     let text = |error: shell::ShellError| error.to_string();
-    shell::run(cargo().args(["build", "--quiet", "--workspace", "--bins"])).map_err(text)?;
+    shell::run(cargo().args(["build", "--quiet", "--workspace", "--bins", "--lib"])).map_err(text)?;
     let mut build = cargo();
     build.args(["test", "--quiet", "--package", "uvn-hwtests", "--no-run", "--message-format=json"]);
     let messages = shell::read(&mut build).map_err(text)?;

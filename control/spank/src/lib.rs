@@ -1,0 +1,175 @@
+//! The Slurm plugin of uvn: a job's processes are inside their user's network, or the job fails.
+//!
+//! In slurmstepd, as root and before the step's tasks start, it asks `uvnd` for a lease on the user's network; it is
+//! called `JOB.STEP`, and lasts as long as that slurmstepd. With `PrologFlags=contain` there is a step on every node of
+//! the job from its start to its end.
+//!
+//! A failure is reported when the tasks start, because only there Slurm makes it a failure of the job, with the reason in
+//! the job's output: from the earlier hooks, srun would exit with 0, and a batch job would drain its node (seen with
+//! 22.05). Whether the job then fails is Slurm's own choice, `required` or `optional` in plugstack.conf. Either way the
+//! tasks never run in another network: the socket programs see to that.
+//!
+//! Own declarations of Slurm's functions ([`slurm`]), not the crate slurm-spank: there are five; that crate's are made
+//! from the headers of one Slurm version by a program that needs libclang, its hooks run in srun and sbatch too, and it
+//! names functions that older versions lack.
+
+#[cfg(panic = "abort")]
+compile_error!("a panic would end slurmstepd: cargo build --profile plugin --package uvn-spank");
+
+// Nothing in a test program has Slurm's functions.
+#[cfg(not(test))]
+mod slurm;
+
+use std::path::PathBuf;
+use std::time::Duration;
+use uvn_control::client::Client;
+use uvn_control::config::{self, Config};
+use uvn_control::message::{self, Claim};
+
+/// How long `uvnd` may take, unless plugstack.conf says otherwise.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What plugstack.conf may say after the plugin's name.
+#[derive(Debug, PartialEq, Eq)]
+struct Options {
+    /// How long `uvnd` may take.
+    patience: Duration,
+}
+
+impl Options {
+    fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Options, String> {
+        let mut options = Options { patience: PATIENCE };
+        for word in words {
+            let seconds = word.strip_prefix("timeout_s=").and_then(|number| number.parse().ok());
+            match seconds {
+                Some(seconds @ 1..=600) => options.patience = Duration::from_secs(seconds),
+                _ => return Err(format!("plugstack.conf: {word:?} is not timeout_s=1 to timeout_s=600")),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// A job's step on this node.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    uid: u32,
+    job: u32,
+    step: u32,
+}
+
+impl Step {
+    /// As Slurm's own commands write it. The numbers are from slurm.h: SLURM_BATCH_SCRIPT and the like.
+    fn name(self) -> String {
+        let step = match self.step {
+            0xffff_fffa => "interactive".to_owned(),
+            0xffff_fffb => "batch".to_owned(),
+            0xffff_fffc => "extern".to_owned(),
+            number => number.to_string(),
+        };
+        format!("{}.{step}", self.job)
+    }
+
+    /// Makes sure that its user is not policed or has a network, which the process `pid` then holds.
+    fn attach(self, uvnd: &Uvnd, patience: Duration, pid: i32) -> Result<(), String> {
+        // Asked first, so that nothing that is wrong with uvnd is in the way of those who do not need it.
+        if self.uid == 0 || Config::load(&uvnd.config).is_ok_and(|config| !config.is_policed(self.uid)) {
+            return Ok(());
+        }
+        let claim = Claim::Job { job: self.name(), pid };
+        let asked = Client::within(&uvnd.socket, patience).and_then(|client| client.attach(self.uid, claim));
+        asked.map(drop).map_err(|error| error.to_string())
+    }
+}
+
+/// Where `uvnd` is.
+struct Uvnd {
+    socket: PathBuf,
+    config: PathBuf,
+}
+
+impl Default for Uvnd {
+    fn default() -> Self {
+        Uvnd { socket: message::socket().into(), config: config::FILE.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::time::Instant;
+
+    #[test]
+    fn options_are_those_that_are_documented() {
+        let patience = |seconds| Ok(Options { patience: Duration::from_secs(seconds) });
+        assert_eq!(Options::parse([]), patience(30));
+        assert_eq!(Options::parse(["timeout_s=5"]), patience(5));
+        for wrong in ["timeout_s=0", "timeout_s=601", "timeout_s=", "timeout=5", "required"] {
+            let error = Options::parse([wrong]).unwrap_err();
+            assert!(error.contains(&format!("{wrong:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn steps_are_named_as_slurm_names_them() {
+        let name = |step| Step { uid: 1000, job: 123, step }.name();
+        assert_eq!([0, 7, 0xffff_fffb, 0xffff_fffc].map(name), ["123.0", "123.7", "123.batch", "123.extern"]);
+    }
+
+    /// A socket that takes connections and never answers, as an `uvnd` that hangs; it goes with the folder.
+    struct Silent {
+        folder: PathBuf,
+        _socket: OwnedFd,
+    }
+
+    impl Silent {
+        fn new(name: &str) -> Silent {
+            let folder = std::env::temp_dir().join(format!("uvn-spank-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&folder).unwrap();
+            let socket =
+                socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+            bind(socket.as_raw_fd(), &UnixAddr::new(&folder.join("uvnd.sock")).unwrap()).unwrap();
+            listen(&socket, Backlog::new(1).unwrap()).unwrap();
+            Silent { folder, _socket: socket }
+        }
+
+        fn uvnd(&self) -> Uvnd {
+            Uvnd { socket: self.folder.join("uvnd.sock"), config: self.folder.join("uvn.toml") }
+        }
+    }
+
+    impl Drop for Silent {
+        fn drop(&mut self) {
+            let _already_gone = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+
+    #[test]
+    fn an_uvnd_that_hangs_costs_no_more_than_the_patience() {
+        let silent = Silent::new("hangs");
+        let step = Step { uid: 1000, job: 1, step: 0 };
+        let began = Instant::now();
+        step.attach(&silent.uvnd(), Duration::from_millis(200), 1).unwrap_err();
+        let took = began.elapsed();
+        assert!((Duration::from_millis(200)..Duration::from_secs(5)).contains(&took), "{took:?}");
+    }
+
+    #[test]
+    fn without_uvnd_only_those_who_are_policed_fail() {
+        let silent = Silent::new("gone");
+        let uvnd = Uvnd { socket: silent.folder.join("nobody"), ..silent.uvnd() };
+        let config = "policed = [\"1000-1999\"]\n[[underlay]]\nsubnets = [\"10.0.0.0/24\"]\n";
+        std::fs::write(&uvnd.config, config).unwrap();
+        let attach = |uid| Step { uid, job: 1, step: 0 }.attach(&uvnd, PATIENCE, 1);
+        assert_eq!(attach(0), Ok(()));
+        assert_eq!(attach(999), Ok(()));
+        let reason = attach(1000).unwrap_err();
+        assert!(reason.contains("nobody"), "{reason}");
+        // Who is policed is not known: nobody but root passes.
+        std::fs::write(&uvnd.config, "policed = 5\n").unwrap();
+        assert_eq!(attach(0), Ok(()));
+        attach(999).unwrap_err();
+    }
+}
