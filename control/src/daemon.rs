@@ -178,7 +178,8 @@ impl Daemon {
             }
             NETLINK => {
                 match self.monitor.drain() {
-                    Ok(Changes { overflow, node, uids, slots }) => {
+                    Ok(Changes { overflow, node, uids, slots, firewall }) => {
+                        self.changes.firewall |= firewall;
                         self.changes.overflow |= overflow;
                         self.changes.node |= node;
                         self.changes.uids.extend(uids);

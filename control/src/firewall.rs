@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use thiserror::Error;
 use uvn_dataplane::config::Cidr;
+use uvn_wire::cgroup::Mark;
 
 /// What was applied last and what `nft` then listed: the kernel gives rules back in words of its own.
 const RECORD: &str = "/run/uvn/nftables";
@@ -150,17 +151,24 @@ fn subnet(cidr: &Cidr) -> String {
     crate::plan::subnet(*cidr).to_string()
 }
 
-/// Before what leaves is tracked.
+/// Before what leaves is tracked. What leaves a network has its NAT address: the endpoint's own is the node's outside,
+/// and the answers would come to the node's sockets.
 fn output(node: &Node, kernel: &[&Nic]) -> String {
+    /// The bits of a mark that say whose socket it is.
+    const KIND: u32 = 0xf000_0000;
+
     let mut rules = Vec::new();
     for nic in kernel {
+        // VXLAN inside of VXLAN. What kernel VXLAN itself sends carries the mark of the user's socket.
         rules.push(format!("oifname \"uvn*\" udp dport {} counter drop", nic.port));
-        rules.push(format!("oifname \"{}\" udp dport {} notrack", nic.name, nic.port));
+        rules.push(format!("oifname \"{}\" udp dport {} notrack accept", nic.name, nic.port));
     }
-    rules.push("oifname \"uvn*\" notrack".into());
-    rules.extend(
-        pools(node).into_iter().map(|(ip, pool)| format!("oifname != \"uvn*\" {ip} daddr {pool} drop")),
-    );
+    rules.push("oifname \"uvn*\" notrack accept".into());
+    let users = Mark::bound(0, 0).0;
+    for (ip, pool) in pools(node) {
+        rules.push(format!("{ip} daddr {pool} drop"));
+        rules.push(format!("meta mark & {KIND:#x} == {users:#x} {ip} saddr != {pool} counter drop"));
+    }
     chain("output", "filter hook output priority raw", &rules)
 }
 

@@ -25,6 +25,9 @@ impl Networks {
                 return;
             }
         }
+        if changes.firewall {
+            self.settle();
+        }
         let slot_of = |network: &Network| changes.slots.contains(&network.slot);
         for network in self.wanted() {
             if changes.uids.contains(&network.uid) || slot_of(&network) {

@@ -91,10 +91,12 @@ log group 30070"
     assert_eq!(
         chain("output"),
         "oifname \"uvn*\" udp dport 4790 counter drop
-oifname \"ib0\" udp dport 4790 notrack
-oifname \"uvn*\" notrack
-oifname != \"uvn*\" ip daddr 100.64.0.0/10 drop
-oifname != \"uvn*\" ip6 daddr fd75:766e::/64 drop"
+oifname \"ib0\" udp dport 4790 notrack accept
+oifname \"uvn*\" notrack accept
+ip daddr 100.64.0.0/10 drop
+meta mark & 0xf0000000 == 0x70000000 ip saddr != 100.64.0.0/10 counter drop
+ip6 daddr fd75:766e::/64 drop
+meta mark & 0xf0000000 == 0x70000000 ip6 saddr != fd75:766e::/64 counter drop"
     );
     assert_eq!(
         chain("forward"),

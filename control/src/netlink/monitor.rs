@@ -1,4 +1,4 @@
-//! The kernel's notifications about devices, addresses and routes.
+//! The kernel's notifications about devices, addresses, routes and the nftables table.
 
 use super::NetlinkError;
 use super::reading;
@@ -9,17 +9,18 @@ use crate::plan::NAT_TABLE;
 use mio::event::Source;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload, NlasIterator};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage};
-use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::SocketAddr;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce};
 use nix::sys::socket::{MsgFlags, recv, setsockopt};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 /// What has changed.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct Changes {
     pub uids: BTreeSet<u32>,
     /// Networks whose table was changed: their slots.
     pub slots: BTreeSet<u32>,
+    /// The nftables table was changed, perhaps by ourselves.
+    pub firewall: bool,
 }
 
 impl Changes {
@@ -45,6 +48,7 @@ impl Changes {
 /// A subscription; readable when something has changed.
 pub struct Monitor {
     socket: netlink_sys::Socket,
+    nftables: netlink_sys::Socket,
     buffer: Vec<u8>,
     /// Our devices by index: addresses do not name theirs.
     ours: HashMap<u32, u32>,
@@ -62,21 +66,16 @@ impl Monitor {
         /// What a thousand networks made in one go send, more or less.
         const BUFFER: usize = 8 << 20;
 
-        let subscribe = || {
-            let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
-            socket.bind(&SocketAddr::new(0, 0))?;
-            for group in GROUPS {
-                socket.add_membership(group)?;
-            }
-            socket.set_non_blocking(true)?;
-            // Beyond net.core.rmem_max; without CAP_NET_ADMIN in the first user namespace as much as is allowed.
-            if setsockopt(&socket, RcvBufForce, &BUFFER).is_err() {
-                setsockopt(&socket, RcvBuf, &BUFFER)?;
-            }
-            Ok(socket)
-        };
-        let socket = subscribe().map_err(NetlinkError::Socket)?;
-        let mut monitor = Monitor { socket, buffer: vec![0; 64 << 10], ours: HashMap::new() };
+        /// NFNLGRP_NFTABLES (include/uapi/linux/netfilter/nfnetlink.h).
+        const NFTABLES: [u32; 1] = [7];
+
+        let socket = subscribe(NETLINK_ROUTE, &GROUPS).map_err(NetlinkError::Socket)?;
+        // Beyond net.core.rmem_max; without CAP_NET_ADMIN in the first user namespace as much as is allowed.
+        setsockopt(&socket, RcvBufForce, &BUFFER)
+            .or_else(|_| setsockopt(&socket, RcvBuf, &BUFFER))
+            .map_err(|error| NetlinkError::Socket(error.into()))?;
+        let nftables = subscribe(NETLINK_NETFILTER, &NFTABLES).map_err(NetlinkError::Socket)?;
+        let mut monitor = Monitor { socket, nftables, buffer: vec![0; 64 << 10], ours: HashMap::new() };
         monitor.resync()?;
         Ok(monitor)
     }
@@ -87,19 +86,30 @@ impl Monitor {
     /// A failure of the socket other than lost notifications, which are [`Changes::overflow`].
     pub fn drain(&mut self) -> Result<Changes, NetlinkError> {
         let mut changes = Changes::default();
-        loop {
-            match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
-                Ok(length) => self.read(length, &mut changes),
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => break,
-                Err(Errno::ENOBUFS) => changes.overflow = true,
-                Err(error) => return Err(NetlinkError::Socket(error.into())),
-            }
+        while let Some(length) = self.receive(self.socket.as_raw_fd(), &mut changes.overflow)? {
+            self.read(length, &mut changes);
+        }
+        while let Some(length) = self.receive(self.nftables.as_raw_fd(), &mut changes.firewall)? {
+            let bytes = self.buffer.get(..length).unwrap_or_default();
+            changes.firewall |= messages(bytes).any(is_of_our_table);
         }
         if changes.overflow {
             self.resync()?;
         }
         Ok(changes)
+    }
+
+    /// The length of the next packet of notifications; None: there is none now.
+    fn receive(&mut self, socket: RawFd, lost: &mut bool) -> Result<Option<usize>, NetlinkError> {
+        loop {
+            match recv(socket, &mut self.buffer, MsgFlags::empty()) {
+                Ok(length) => return Ok(Some(length)),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(None),
+                Err(Errno::ENOBUFS) => *lost = true,
+                Err(error) => return Err(NetlinkError::Socket(error.into())),
+            }
+        }
     }
 
     /// Reads afresh which devices are ours.
@@ -110,13 +120,8 @@ impl Monitor {
     }
 
     fn read(&mut self, length: usize, changes: &mut Changes) {
-        /// `struct nlmsghdr`.
-        const HEADER: usize = 16;
-
         let buffer = std::mem::take(&mut self.buffer);
-        let mut rest = buffer.get(..length).unwrap_or_default();
-        while let Some(length) = rest.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes) as usize) {
-            let Some(message) = rest.get(..length).filter(|_| length >= HEADER) else { break };
+        for message in messages(buffer.get(..length).unwrap_or_default()) {
             match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) {
                 Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) => {
                     self.note(&message, changes);
@@ -125,7 +130,6 @@ impl Monitor {
                 // Not understood: better once too often.
                 Err(_) => changes.node = true,
             }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
         self.buffer = buffer;
     }
@@ -191,20 +195,57 @@ impl Changes {
     }
 }
 
+fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<netlink_sys::Socket> {
+    let mut socket = netlink_sys::Socket::new(protocol)?;
+    socket.bind(&SocketAddr::new(0, 0))?;
+    for group in groups {
+        socket.add_membership(*group)?;
+    }
+    socket.set_non_blocking(true)?;
+    Ok(socket)
+}
+
+/// `struct nlmsghdr`.
+const HEADER: usize = 16;
+
+/// The messages in a packet, each with its header.
+fn messages(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let length = rest.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes) as usize)?;
+        let message = rest.get(..length).filter(|_| length >= HEADER)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
+    })
+}
+
+/// Whether a message of nftables is about our table or something in it: what it is about is in the first attribute, for
+/// all but elements and generations (include/uapi/linux/netfilter/nf_tables.h).
+fn is_of_our_table(message: &[u8]) -> bool {
+    /// `struct nfgenmsg`, and the attribute that names the table.
+    const BODY: usize = HEADER + 4;
+    const TABLE: u16 = 1;
+
+    let mut attributes = NlasIterator::new(message.get(BODY..).unwrap_or_default()).flatten();
+    attributes.any(|attribute| attribute.kind() == TABLE && attribute.value() == b"uvn\0")
+}
+
 fn uid(link: &LinkMessage) -> Option<u32> {
     uid_of(reading::name_of(link)?)
 }
 
 impl Source for Monitor {
     fn register(&mut self, registry: &Registry, token: Token, interests: Interest) -> io::Result<()> {
-        SourceFd(&self.socket.as_raw_fd()).register(registry, token, interests)
+        SourceFd(&self.socket.as_raw_fd()).register(registry, token, interests)?;
+        SourceFd(&self.nftables.as_raw_fd()).register(registry, token, interests)
     }
 
     fn reregister(&mut self, registry: &Registry, token: Token, interests: Interest) -> io::Result<()> {
-        SourceFd(&self.socket.as_raw_fd()).reregister(registry, token, interests)
+        SourceFd(&self.socket.as_raw_fd()).reregister(registry, token, interests)?;
+        SourceFd(&self.nftables.as_raw_fd()).reregister(registry, token, interests)
     }
 
     fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
-        SourceFd(&self.socket.as_raw_fd()).deregister(registry)
+        SourceFd(&self.socket.as_raw_fd()).deregister(registry)?;
+        SourceFd(&self.nftables.as_raw_fd()).deregister(registry)
     }
 }

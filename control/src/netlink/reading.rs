@@ -172,7 +172,7 @@ pub struct Route {
     pub table: u32,
     /// Where to.
     pub destination: Cidr,
-    /// How; None: in a way that is not ours (several devices, blackhole).
+    /// How, the first of several ways; None: in one that is not ours (blackhole).
     pub way: Option<Way>,
     /// Its metric.
     pub metric: u32,
@@ -200,6 +200,15 @@ pub fn route(message: &RouteMessage, names: &Names) -> Option<Route> {
             RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::PrefSource(address) => source = ip(address),
             RouteAttribute::Oif(index) => device = names.get(index).cloned(),
+            // The first of several ways will do: we have none such.
+            RouteAttribute::MultiPath(hops) => {
+                let Some(hop) = hops.first() else { continue };
+                device = names.get(&hop.interface_index).cloned();
+                gateway = hop.attributes.iter().find_map(|attribute| match attribute {
+                    RouteAttribute::Gateway(address) => ip(address),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }
