@@ -15,7 +15,7 @@ use crate::network::{MAX_NICS, Network};
 use crate::plan::{Item, NAT_TABLE, Step};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
-use nix::net::if_::{if_indextoname, if_nametoindex};
+use nix::net::if_::if_indextoname;
 use reading::Names;
 use socket::{Refusal, Socket};
 use std::io;
@@ -115,8 +115,9 @@ impl Netlink {
         let endpoints = (0..MAX_NICS).map(|slot| format!("{vrf}.{slot}"));
         let mut links = Vec::new();
         for name in std::iter::once(vrf.clone()).chain(endpoints) {
-            if let Ok(index) = if_nametoindex(name.as_str()) {
-                links.extend(self.socket.link(index)?);
+            // Not by if_nametoindex: the ioctl behind it has modprobe look for a device that is not there.
+            if let Ok(link) = uvn_dataplane::link::get(&name) {
+                links.extend(self.socket.link(link.index)?);
             }
         }
         let mut names: Names = links.iter().filter_map(named).collect();
@@ -295,5 +296,5 @@ fn advice(step: &Step, error: &io::Error) -> Option<&'static str> {
 }
 
 fn exists(device: &str) -> bool {
-    if_nametoindex(device).is_ok()
+    uvn_dataplane::link::get(device).is_ok()
 }
