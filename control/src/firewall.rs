@@ -22,6 +22,7 @@ use std::process::{Command, Stdio};
 use thiserror::Error;
 use uvn_dataplane::config::Cidr;
 use uvn_wire::cgroup::Mark;
+use uvn_wire::ethernet::ethertype;
 
 /// What was applied last and what `nft` then listed: the kernel gives rules back in words of its own.
 const RECORD: &str = "/run/uvn/nftables";
@@ -68,6 +69,20 @@ pub fn ruleset(config: &Config, node: &Node, peers: &Peers, opened: &Opened) -> 
 fn reported() -> String {
     let silence = demand::SILENCE_S;
     format!("\tset reported {{ typeof {VNI}; size 65536; flags dynamic,timeout; timeout {silence}s; }}\n")
+}
+
+/// Inner frames that were sent to this node: unicast, or an ARP request for its address. Broadcast and multicast go to
+/// every node, and call for no network on all of them. Counted in bits from the UDP header on: the inner destination
+/// begins at 128, its type is at 224, an ARP packet's target at 432.
+fn meant_for(vtep: IpAddr) -> impl Iterator<Item = String> {
+    let unicast = "@th,128,8 & 1 == 0".to_owned();
+    let request = match vtep {
+        IpAddr::V4(vtep) => {
+            Some(format!("@th,224,16 {:#06x} @th,432,32 {:#010x}", ethertype::ARP, vtep.to_bits()))
+        }
+        IpAddr::V6(_) => None,
+    };
+    std::iter::once(unicast).chain(request)
 }
 
 fn chain(name: &str, hook: &str, rules: &[String]) -> String {
@@ -129,10 +144,12 @@ fn input(config: &Config, kernel: &[&Nic], peers: &Peers) -> String {
             rules.push(format!("udp dport {port} meta nfproto {other} counter drop"));
             rules.push(format!("udp dport {port} {family} saddr != {} counter drop", set(vteps)));
             // A network that is not here may be wanted. The kernel's VXLAN says nothing of it.
-            rules.push(format!(
-                "udp dport {port} {VNI} != @reported limit rate 1000/second burst 1000 packets add @reported {{ {VNI} }} log \
-                 group {GROUP}"
-            ));
+            rules.extend(meant_for(vtep).map(|meant| {
+                format!(
+                    "udp dport {port} {meant} {VNI} != @reported limit rate 1000/second burst 1000 packets add @reported \
+                     {{ {VNI} }} log group {GROUP}"
+                )
+            }));
         }
     }
     chain("input", "filter hook input priority filter", &rules)

@@ -168,7 +168,14 @@ fn heard(sender: &Node, receiver: &Node, to: SocketAddr, join: impl Fn(&UdpSocke
         socket
     });
     while !heard[0] && Instant::now() < end {
-        as_user(sender, ALICE, || mine.send_to(b"uvn", to)).unwrap();
+        if let Err(error) = as_user(sender, ALICE, || mine.send_to(b"uvn", to)) {
+            let status = sender.uvn(&["status", "--json"]);
+            panic!(
+                "{error}: {status}\n{}\n{}",
+                sender.sh("nft list ruleset"),
+                sender.sh("ip rule; ip route show table all")
+            );
+        }
         for (socket, heard) in sockets.iter().zip(&mut heard) {
             *heard |= socket.recv(&mut [0; 8]).is_ok();
         }

@@ -85,8 +85,10 @@ iifname \"ib0\" udp dport 4790 notrack"
 iifname != \"ib0\" udp dport 4790 counter drop
 udp dport 4790 meta nfproto ipv6 counter drop
 udp dport 4790 ip saddr != { 10.1.2.0/24, 10.1.9.9 } counter drop
-udp dport 4790 @th,96,24 != @reported limit rate 1000/second burst 1000 packets add @reported { @th,96,24 } \
-log group 30070"
+udp dport 4790 @th,128,8 & 1 == 0 @th,96,24 != @reported limit rate 1000/second burst 1000 packets add @reported \
+{ @th,96,24 } log group 30070
+udp dport 4790 @th,224,16 0x0806 @th,432,32 0x0a010001 @th,96,24 != @reported limit rate 1000/second burst 1000 \
+packets add @reported { @th,96,24 } log group 30070"
     );
     assert_eq!(
         chain("output"),
