@@ -173,7 +173,7 @@ fn ninep(qemu: &mut Command, tag: &str, path: &Path, read_only: bool) {
 fn append(machine: &Machine, kernel: &Kernel) -> String {
     let init = if machine.systemd { "systemd" } else { "shell" };
     format!(
-        "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr mitigations=off net.ifnames=0 uvn.init={init} \
+        "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr mitigations=off rcupdate.rcu_expedited=1 net.ifnames=0 uvn.init={init} \
          uvn.release={}",
         kernel.release
     )

@@ -36,5 +36,4 @@ TasksMax=infinity
 END
 mkdir -p /run/systemd/journald.conf.d
 printf '[Journal]\nStorage=volatile\nForwardToConsole=no\n' > /run/systemd/journald.conf.d/guest.conf
-modprobe tun
 exec /lib/systemd/systemd --unit=guest.target
