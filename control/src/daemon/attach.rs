@@ -53,7 +53,7 @@ impl Networks {
         let had = self.leases.get(uid).is_some_and(|held| held.leases.contains(&lease));
         let attached =
             self.leases.attach(uid, lease.clone(), lease::now(), |slot| config.network_of(uid, slot))?;
-        let result = self.hold(&lease).and_then(|()| match &attached {
+        let result = self.hold(&lease, &attached).and_then(|()| match &attached {
             Attached::Known(_) if !self.faults.contains_key(&uid) => Ok((Outcome::Known, Vec::new())),
             Attached::Known(network) | Attached::New(network) => {
                 let steps = self.make(network)?;
@@ -77,9 +77,13 @@ impl Networks {
         result
     }
 
-    /// Writes a new lease down, and watches its holder.
-    fn hold(&mut self, lease: &Lease) -> Result<(), AttachError> {
-        state::save(&self.leases, Path::new(STATE))?;
+    /// Writes a new lease down, and watches its holder. Without room for the file nobody gets a network; whoever has one
+    /// keeps it while he has processes, whatever the file says.
+    fn hold(&mut self, lease: &Lease, attached: &Attached) -> Result<(), AttachError> {
+        match attached {
+            Attached::New(_) => state::save(&self.leases, Path::new(STATE))?,
+            Attached::Known(_) => self.save(),
+        }
         if let Some(process) = lease.holder {
             self.holders.watch(process).map_err(|_| AttachError::Holder(process.pid))?;
         }

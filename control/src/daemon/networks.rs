@@ -207,7 +207,9 @@ impl Networks {
 
     pub(super) fn warn(&mut self, text: String) {
         tracing::warn!("{text}");
-        self.warnings.push(text);
+        if !self.warnings.contains(&text) {
+            self.warnings.push(text);
+        }
     }
 
     pub(super) fn fault(&mut self, uid: u32, text: String) {
