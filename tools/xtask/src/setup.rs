@@ -56,6 +56,7 @@ pub const GUEST: &[Package] = &[
 /// What the suites in the guest start.
 pub const SUITES: &[Package] = &[
     ("ethtool", "switches the wire's offloads"),
+    ("strace", "kills uvnd at every step of its work"),
     ("openssh-server", "logins with PAM"),
     ("openssh-client", "the same"),
     ("slurmctld", "jobs"),

@@ -1,0 +1,129 @@
+//! uvnd is killed at every step on the way: of an attach, and of a detach.
+
+use super::*;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What uvnd does to the kernel, to the data plane and to its file goes through these calls; these words tell what
+/// changes something from what only asks.
+const STEPS: [(&str, &[&str]); 5] = [
+    ("sendto", &["RTM_NEW", "RTM_DEL", "RTM_SET"]),
+    ("sendmsg", &["add_network", "remove_network"]),
+    ("ioctl", &["TUNSETIFF", "TUNSETPERSIST"]),
+    ("bpf", &["BPF_MAP_UPDATE_ELEM", "BPF_MAP_DELETE_ELEM"]),
+    ("rename", &["state.json"]),
+];
+
+/// strace on uvnd, until it is dropped.
+struct Trace {
+    strace: Child,
+}
+
+impl Trace {
+    fn start(node: &Node, pid: i32, arguments: &[&str]) -> Trace {
+        let mut command = node.command("strace");
+        command.args(["-f", "-qq", "-s", "200"]).args(arguments).args(["-p", &pid.to_string()]);
+        let mut trace = Trace { strace: command.stdin(Stdio::null()).spawn().unwrap() };
+        let traced = || {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+        };
+        node.wait("tracer", PATIENCE, || {
+            assert!(trace.strace.try_wait().unwrap().is_none(), "strace ended");
+            traced()
+        });
+        trace
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        // SIGTERM: it lets go of uvnd.
+        let _already_ended = kill(Pid::from_raw(self.strace.id().cast_signed()), Signal::SIGTERM);
+        let _status = self.strace.wait();
+    }
+}
+
+/// The calls that change something while uvnd does what `act` asks: each with its place among all such calls.
+fn steps(node: &Node, daemon: &Daemon, act: &[&str]) -> Vec<(&'static str, usize)> {
+    let log = "/tmp/uvnd.strace";
+    let calls = STEPS.map(|(call, _)| call).join(",");
+    let trace = Trace::start(node, daemon.pid(), &["-o", log, "-e", &format!("trace={calls}")]);
+    node.uvn(act);
+    drop(trace);
+    let log = std::fs::read_to_string(Path::new(log)).unwrap();
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut steps = Vec::new();
+    for line in log.lines().filter(|line| !line.contains("resumed>")) {
+        let Some((call, words)) = STEPS.iter().find(|(call, _)| line.contains(&format!(" {call}("))) else {
+            continue;
+        };
+        let count = seen.entry(call).or_default();
+        *count += 1;
+        if words.iter().any(|word| line.contains(word)) {
+            steps.push((*call, *count));
+        }
+    }
+    steps
+}
+
+/// Kills uvnd at each step of what `act` asks. After each, another one takes over, and `uvn check` approves; `prepare`
+/// makes the next try possible.
+fn crash_at_every_step(path: &str, only: &[&str], prepare: impl Fn(&Node), act: &[&str]) {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let mut daemon = node.uvnd(&cluster.config(path, ""));
+    prepare(node);
+    let mut steps = steps(node, &daemon, act);
+    steps.retain(|(call, _)| only.is_empty() || only.contains(call));
+    assert!(steps.len() > 2, "{steps:?}");
+    for (call, nth) in steps {
+        prepare(node);
+        let inject = format!("inject={call}:signal=KILL:when={nth}");
+        let trace = Trace::start(
+            node,
+            daemon.pid(),
+            &["-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject],
+        );
+        let output = node.try_uvn(act);
+        drop(trace);
+        assert!(!output.status.success(), "{call} {nth}: {}", said(&output));
+        daemon.crash();
+        daemon = node.restart_uvnd();
+        approve(node);
+    }
+    prepare(node);
+    node.uvn(act);
+    approve(node);
+    daemon.assert_alive();
+}
+
+fn gone(node: &Node) {
+    let _not_there = node.try_uvn(&["detach", "--all", &ALICE.to_string()]);
+    assert!(devices(node).is_empty(), "{:?}", devices(node));
+}
+
+fn there(node: &Node) {
+    attach(node, ALICE);
+    assert_eq!(devices(node).len(), 2);
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn at_every_step_of_an_attach() {
+    crash_at_every_step("kernel", &[], gone, &["attach", &ALICE.to_string()]);
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn at_every_step_of_a_detach() {
+    crash_at_every_step("kernel", &[], there, &["detach", "--all", &ALICE.to_string()]);
+}
+
+/// What is other with the engine than with kernel VXLAN.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn at_the_steps_of_the_engine() {
+    let own = ["sendmsg", "ioctl"];
+    crash_at_every_step("engine", &own, gone, &["attach", &ALICE.to_string()]);
+}

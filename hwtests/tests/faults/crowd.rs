@@ -1,0 +1,181 @@
+//! Many at once, and more than there is room for.
+
+use super::*;
+use std::path::Path;
+use uvn_control::client::{Client, ClientError};
+use uvn_control::message::{Claim, Outcome, Release, Reply, Request};
+
+/// Asks uvnd of a node, as `uvn` does.
+fn ask(node: &Node, request: &Request) -> Result<Reply, ClientError> {
+    node.within(|| Client::connect(Path::new(uvn_control::message::SOCKET))?.ask(request))
+}
+
+fn attach_as_session(node: &Node, uid: u32, pid: i32) -> Result<Outcome, ClientError> {
+    match ask(node, &Request::Attach { uid, claim: Claim::Session { pid }, dry_run: false })? {
+        Reply::Attached { outcome, .. } => Ok(outcome),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Does it for every item at once, and returns what came of each.
+fn at_once<I: Send, T: Send>(items: impl IntoIterator<Item = I>, work: impl Fn(I) -> T + Sync) -> Vec<T> {
+    thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = items.into_iter().map(|item| scope.spawn(move || work(item))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn two_attaches_at_once_for_one_user() {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let mut daemon = node.uvnd(&cluster.config("kernel", ""));
+    for _ in 0..5 {
+        let holders = [Sleeper::start(node, 0), Sleeper::start(node, 0)];
+        let pids = holders.each_ref().map(|holder| holder.0.id().cast_signed());
+        let mut outcomes = at_once(pids, |pid| attach_as_session(node, ALICE, pid).unwrap());
+        outcomes.sort_by_key(|outcome| *outcome == Outcome::Made);
+        assert_eq!(outcomes, [Outcome::Known, Outcome::Made]);
+        assert_eq!(network(node, ALICE)["leases"].as_array().unwrap().len(), 2);
+        drop(holders);
+        node.wait("end of the network", PATIENCE, || network(node, ALICE).is_null());
+        assert!(devices(node).is_empty());
+    }
+    approve(node);
+    daemon.assert_alive();
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn a_hundred_users_at_once() {
+    for path in ["kernel", "engine"] {
+        let cluster = alone();
+        let node = &cluster.nodes[0];
+        let mut daemon = node.uvnd(&cluster.config(path, ""));
+        let users = 2000..2100;
+        let manual = |uid| Request::Attach { uid, claim: Claim::Manual, dry_run: false };
+        for answer in at_once(users.clone(), |uid| ask(node, &manual(uid))) {
+            assert!(matches!(answer, Ok(Reply::Attached { outcome: Outcome::Made, .. })), "{answer:?}");
+        }
+        assert_eq!(count(node), 100);
+        approve(node);
+        // Half of them go while the others ask again.
+        let half = at_once(users.clone(), |uid| match uid % 2 {
+            0 => ask(node, &Request::Detach { uid, what: Release::All, dry_run: false }),
+            _ => ask(node, &manual(uid)),
+        });
+        assert!(half.iter().all(Result::is_ok), "{half:?}");
+        assert_eq!((count(node), devices(node).len()), (50, 100));
+        for uid in users.filter(|uid| uid % 2 == 1) {
+            ask(node, &Request::Detach { uid, what: Release::Claim(Claim::Manual), dry_run: false }).unwrap();
+        }
+        node.wait("end of all networks", PATIENCE, || count(node) == 0);
+        assert!(devices(node).is_empty());
+        approve(node);
+        daemon.assert_alive();
+    }
+}
+
+/// A user goes, and his account with him, while he is being attached again and again.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn a_user_is_removed_in_between() {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let mut daemon = node.uvnd(&cluster.config("kernel", ""));
+    uvn_hwtests::node::add_user(ALICE);
+    node.uvn(&["attach", &format!("u{ALICE}")]);
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap();
+    let without: String =
+        passwd.lines().filter(|line| !line.starts_with("u1234:")).map(|line| format!("{line}\n")).collect();
+    std::fs::write("/etc/passwd", without).unwrap();
+    approve(node);
+    assert_eq!(network(node, ALICE)["uid"], ALICE);
+    let turns = at_once(0..8, |client| {
+        for _ in 0..5 {
+            let request = match client % 2 {
+                0 => Request::Attach { uid: ALICE, claim: Claim::Manual, dry_run: false },
+                _ => Request::Detach { uid: ALICE, what: Release::All, dry_run: false },
+            };
+            match ask(node, &request) {
+                Ok(_) => {}
+                // He is gone already.
+                Err(ClientError::Refused(failure)) if client % 2 == 1 => {
+                    assert!(failure.message.contains("no such"), "{failure}")
+                }
+                Err(error) => panic!("{request:?}: {error}"),
+            }
+        }
+    });
+    assert_eq!(turns.len(), 8);
+    approve(node);
+    let _gone_already = ask(node, &Request::Detach { uid: ALICE, what: Release::All, dry_run: false });
+    assert!(network(node, ALICE).is_null() && devices(node).is_empty());
+    approve(node);
+    daemon.assert_alive();
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn the_nat_pool_is_exhausted() {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let config = cluster.config("kernel", "") + "[nat]\nipv4 = \"100.64.0.0/29\"\n";
+    let mut daemon = node.uvnd(&config);
+    (0..6).for_each(|user| attach(node, ALICE + user));
+    let refused = node.try_uvn(&["attach", "5000"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said(&refused).contains("[nat]"), "{}", said(&refused));
+    assert_eq!((count(node), devices(node).len()), (6, 12));
+    approve(node);
+    node.uvn(&["detach", "--all", &ALICE.to_string()]);
+    attach(node, 5000);
+    approve(node);
+    daemon.assert_alive();
+}
+
+/// A user may ask for his own state, and nothing else; whoever breaks the protocol loses his connection, nobody else his.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn users_ask_uvnd() {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let mut daemon = node.uvnd(&cluster.config("kernel", ""));
+    [ALICE, BOB].into_iter().for_each(|uid| attach(node, uid));
+    let as_alice = |request: &Request| {
+        as_user(node, ALICE, || Client::connect(Path::new(uvn_control::message::SOCKET))?.ask(request))
+    };
+    let Ok(Reply::Networks { networks, .. }) = as_alice(&Request::List { from: 0 }) else {
+        panic!("no list")
+    };
+    assert_eq!(networks.iter().map(|network| network.uid).collect::<Vec<_>>(), [ALICE]);
+    for request in [
+        Request::Status,
+        Request::Stop,
+        Request::Reload { dry_run: true },
+        Request::Attach { uid: ALICE, claim: Claim::Manual, dry_run: false },
+        Request::Detach { uid: BOB, what: Release::All, dry_run: false },
+    ] {
+        let refused = as_alice(&request).unwrap_err().to_string();
+        assert!(refused.contains("only root"), "{request:?}: {refused}");
+    }
+    // More connections than he may have, with rubbish on each.
+    let sockets = as_user(node, ALICE, || {
+        let connect = |_| {
+            use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, send, socket};
+            use std::os::fd::AsRawFd;
+            let socket =
+                socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+            connect(socket.as_raw_fd(), &UnixAddr::new(uvn_control::message::SOCKET).unwrap()).unwrap();
+            let _dropped = send(socket.as_raw_fd(), &[0xff; 4000], nix::sys::socket::MsgFlags::MSG_NOSIGNAL);
+            socket
+        };
+        (0..300).map(connect).collect::<Vec<_>>()
+    });
+    assert!(matches!(ask(node, &Request::Ping), Ok(Reply::Pong)));
+    drop(sockets);
+    approve(node);
+    daemon.assert_alive();
+}

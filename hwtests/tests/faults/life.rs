@@ -1,0 +1,133 @@
+//! Leases that end, files that cannot be written, and the end of it all.
+
+use super::*;
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn networks_go_with_their_last_holder() {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let daemon = node.uvnd(&cluster.config("kernel", ""));
+    let alice = ALICE.to_string();
+    let [first, second, third] = [(); 3].map(|()| Sleeper::start(node, 0));
+    node.uvn(&["attach", &alice, "--session", &first.pid()]);
+    node.uvn(&["attach", &alice, "--job", "77.0", "--pid", &second.pid()]);
+    assert_eq!(network(node, ALICE)["leases"].as_array().unwrap().len(), 2);
+    drop(first);
+    node.wait("end of the session", PATIENCE, || {
+        network(node, ALICE)["leases"].as_array().unwrap().len() == 1
+    });
+    // The job ends while nobody watches.
+    daemon.crash();
+    drop(second);
+    let mut daemon = node.restart_uvnd();
+    node.wait("end of the network", PATIENCE, || network(node, ALICE).is_null());
+    assert!(devices(node).is_empty());
+    // A process that is not there holds nothing.
+    let refused = node.try_uvn(&["attach", &alice, "--session", "4000000"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    assert!(network(node, ALICE).is_null());
+    // He has left a process behind.
+    node.uvn(&["attach", &alice, "--session", &third.pid()]);
+    let left = Sleeper::start(node, ALICE);
+    drop(third);
+    node.wait("end of the session", PATIENCE, || {
+        network(node, ALICE)["leases"].as_array().unwrap().is_empty()
+    });
+    thread::sleep(Duration::from_secs(4));
+    assert_eq!(devices(node).len(), 2);
+    drop(left);
+    node.wait("end of the network", PATIENCE, || network(node, ALICE).is_null());
+    approve(node);
+    daemon.assert_alive();
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn no_room_for_the_state_file() {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let mut daemon = node.uvnd(&cluster.config("kernel", ""));
+    attach(node, ALICE);
+    let holder = Sleeper::start(node, 0);
+    node.uvn(&["attach", &BOB.to_string(), "--session", &holder.pid()]);
+    node.try_sh("head -c 100M /dev/zero > /run/uvn/full");
+    let refused = node.try_uvn(&["attach", "5000"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said(&refused).contains("/run/uvn/state.json"), "{}", said(&refused));
+    assert_eq!(devices(node).len(), 4);
+    // Who was there works on, and goes in the end.
+    attach(node, ALICE);
+    drop(holder);
+    node.wait("end of the network", PATIENCE, || network(node, BOB).is_null());
+    node.sh("rm /run/uvn/full");
+    attach(node, 5000);
+    approve(node);
+    daemon.assert_alive();
+}
+
+/// What something else changes in a network is mended, also when there was too much to be told of.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn networks_are_mended() {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let mut daemon = node.uvnd(&cluster.config("kernel", ""));
+    attach(node, ALICE);
+    for change in [
+        "addr del 10.0.0.1/24 dev uvn1234.0",
+        "link set uvn1234.0 down",
+        "link set uvn1234.0 nomaster",
+        "link del uvn1234.0",
+        "link del uvn1234",
+        "rule del pref 0",
+    ] {
+        node.ip(change);
+        approve(node);
+    }
+    daemon.signal(Signal::SIGSTOP);
+    let flood: String =
+        (0..3000).map(|_| "addr add 127.9.9.9/32 dev lo\naddr del 127.9.9.9/32 dev lo\n").collect();
+    node.ip(&flood);
+    node.ip("link del uvn1234.0");
+    daemon.signal(Signal::SIGCONT);
+    approve(node);
+    assert_eq!(devices(node).len(), 2);
+    daemon.assert_alive();
+}
+
+/// All that uvn may leave on a node. The kernel itself makes rule 1000 with the first VRF, and never again: it stays, for
+/// the VRFs of others.
+fn traces(node: &Node) -> String {
+    node.sh("ip -o link | sed 's/<.*//'; ip -o addr; ip rule | grep -v ^1000:; ip -6 rule | grep -v ^1000:; ip route show table all; \
+             ip -6 route show table all; nft list ruleset; ls /sys/fs/bpf /run/uvn; \
+             cd /proc/sys/net && grep -rs . ipv4/*l3mdev_accept ipv4/ip_forward ipv4/conf/*/forwarding \
+             ipv4/conf/*/rp_filter ipv6/conf/*/forwarding ipv6/conf/*/accept_ra mptcp/enabled")
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn purge_leaves_nothing() {
+    for path in ["kernel", "engine"] {
+        let cluster = alone();
+        let node = &cluster.nodes[0];
+        let before = traces(node);
+        let processes = node.processes().len();
+        let mut daemon = node.uvnd(&cluster.config(path, ""));
+        [ALICE, BOB].into_iter().for_each(|uid| attach(node, uid));
+        approve(node);
+        let planned = node.uvn(&["purge", "--dry-run"]);
+        assert!(planned.contains("uvn1234.0") && planned.contains("stop uvnd"), "{planned}");
+        daemon.assert_alive();
+        node.uvn(&["purge"]);
+        node.wait("end of all processes", PATIENCE, || node.processes().len() <= processes);
+        assert_eq!(traces(node), before, "with {path}");
+        // Nobody is policed any more, and it can begin anew.
+        as_user(node, ALICE, || TcpListener::bind("127.0.0.1:0").map(drop).unwrap());
+        node.uvn(&["purge"]);
+        drop(daemon);
+        let _daemon = node.restart_uvnd();
+        attach(node, ALICE);
+        approve(node);
+    }
+}
