@@ -1,4 +1,5 @@
-//! How long an attach takes on this kernel, with other users present: `cargo bench -p uvn-benches --bench attach`.
+//! How long an attach takes on this kernel, with other users present: `cargo bench -p uvn-benches --bench attach`, and
+//! `-- 1 50` for other numbers of them than 1, 10, 100 and 1000.
 //!
 //! It takes the daemon's steps, in a network namespace of its own: lease and state file, comparison with the kernel, the
 //! kernel's objects, the data plane. Needs root, and `uvn-dataplane` beside it (`cargo build --release`). Where the
@@ -28,7 +29,7 @@ use uvn_control::plan::{self, Item, Step};
 use uvn_dataplane::toml_file::parse;
 
 /// Attaches measured for each number of users present.
-const SAMPLES: u32 = 50;
+const SAMPLES: u32 = 20;
 const STATE: &str = "/run/state.json";
 
 /// Time by part, of each attach.
@@ -48,20 +49,23 @@ fn main() {
     if std::env::args().any(|argument| argument == "--test" || argument == "--list") {
         return;
     }
+    let present: Vec<usize> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
+    let present = if present.is_empty() { vec![1, 10, 100, 1000] } else { present };
     println!(
-        "| path | users present | new: median, ms | most | known: median, ms | parts of new: medians, ms |"
+        "| path | users present | new: median, ms | most | known: median, ms | all compared, ms | parts of new: medians, ms |"
     );
-    println!("| --- | --- | --- | --- | --- | --- |");
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
     for path in [DataPath::Engine, DataPath::Kernel] {
         // A thread, because its namespaces end with it.
-        std::thread::spawn(move || run(path)).join().unwrap();
+        let present = present.clone();
+        std::thread::spawn(move || run(path, &present)).join().unwrap();
     }
 }
 
-fn run(path: DataPath) {
+fn run(path: DataPath, present: &[usize]) {
     let mut bench = Bench::new(path);
     let mut uid = 100_000;
-    for present in [1, 10, 100, 1000] {
+    for &present in present {
         while bench.leases.len() < present {
             uid += 1;
             bench.attach(uid);
@@ -76,14 +80,16 @@ fn run(path: DataPath) {
             .collect();
         let parts = std::mem::take(&mut bench.parts);
         let known: Vec<Duration> = (1..=SAMPLES).map(|_| bench.attach(uid)).collect();
+        let all: Vec<Duration> = (0..3).map(|_| bench.compare()).collect();
         let of = if bench.vrf { "" } else { ", a TAP as VRF" };
         let parts: Vec<String> =
             parts.iter().map(|(name, took)| format!("{name} {:.2}", median(took))).collect();
         let most = new.iter().max().unwrap().as_secs_f64() * 1e3;
         println!(
-            "| {path:?}{of} | {present} | {:.2} | {most:.2} | {:.3} | {} |",
+            "| {path:?}{of} | {present} | {:.2} | {most:.2} | {:.3} | {:.1} | {} |",
             median(&new),
             median(&known),
+            median(&all),
             parts.join(", ")
         );
     }
@@ -170,6 +176,16 @@ impl Bench {
         self.leases.remove(uid);
     }
 
+    /// What uvnd does when it starts, and now and then.
+    fn compare(&self) -> Duration {
+        let start = Instant::now();
+        let networks = self.leases.iter().flat_map(|(_, held)| self.items(&held.network));
+        let wanted: Vec<Item> = plan::node(&self.node).into_iter().chain(networks).collect();
+        let steps = plan::diff(&wanted, &self.netlink.observe().unwrap());
+        assert!(!steps.is_empty(), "there are no rules here");
+        start.elapsed()
+    }
+
     fn items(&self, network: &Network) -> Vec<Item> {
         let items = plan::network(&self.node, network);
         if self.vrf {
@@ -220,6 +236,15 @@ impl Bench {
 
     fn note(&mut self, part: &'static str, since: Instant) {
         self.parts.entry(part).or_default().push(since.elapsed());
+    }
+}
+
+impl Drop for Bench {
+    /// A data plane outlives who started it.
+    fn drop(&mut self) {
+        if let Some(feed) = self.feed.take() {
+            feed.stop();
+        }
     }
 }
 
