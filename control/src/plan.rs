@@ -9,7 +9,7 @@
 //!         NAT pools unreachable                 other users' addresses
 //!         127.0.0.0/8, ::1, NAT address, other addresses of the node: local to the VRF
 //!         default via the node's router         off-subnet networks only
-//!         subnets, IPv4 multicast dev ENDPOINT
+//!         subnets dev ENDPOINT
 //! ```
 //! A network's items are in creation order: its table is complete before its VRF goes up. [`diff`] takes away in
 //! another: endpoints before their VRF (a device released from a deleted VRF stays up, in the default VRF), a table's
@@ -378,13 +378,6 @@ impl Build<'_> {
                 self.route(destination, way, METRIC);
             }
         }
-        // Multicast of a socket that has chosen no device stays inside, too. IPv6 has such a route on each device.
-        let has_ipv4 = |nic: &&Nic| nic.addresses.iter().any(|cidr| cidr.address.is_ipv4());
-        let is_first = self.node.nics.iter().find(has_ipv4).is_some_and(|first| first.slot == nic.slot);
-        if is_first {
-            let way = Way::Device { device: device(), gateway: None, source: None };
-            self.route(MULTICAST_V4, way, METRIC);
-        }
     }
 }
 
@@ -483,7 +476,6 @@ impl Item {
 }
 
 const ANYWHERE_V4: Cidr = Cidr { address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), prefix: 0 };
-const MULTICAST_V4: Cidr = Cidr { address: IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), prefix: 4 };
 const ANYWHERE_V6: Cidr = Cidr { address: IpAddr::V6(Ipv6Addr::UNSPECIFIED), prefix: 0 };
 
 fn host(address: IpAddr) -> Cidr {

@@ -154,7 +154,6 @@ fn a_network_in_full() {
             "address 10.0.0.1/16 of uvn1234.0",
             "address fd00::1/64 of uvn1234.0",
             "uvn1234.0 up",
-            "route to 224.0.0.0/4 in table 1966080000: dev uvn1234.0",
             "VXLAN uvn1234.1 (VNI 1234, port 4790, over em2)",
             "MAC 02:75:0a:00:07:01 of uvn1234.1",
             "MTU 1450 of uvn1234.1",
