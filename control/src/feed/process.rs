@@ -136,15 +136,14 @@ fn program() -> PathBuf {
     candidates.into_iter().find(|path| path.is_file()).unwrap_or_else(|| Path::new("/usr/sbin").join(PROGRAM))
 }
 
-/// What it said last: the last line from byte `begin` on.
+/// Its last words, from byte `begin` of the log on; None if it had no time for any.
 fn last_line(log: &Path, begin: u64) -> Option<String> {
     let mut file = fs::File::open(log).ok()?;
     file.seek(SeekFrom::Start(begin)).ok()?;
     let mut said = Vec::new();
     file.take(LOG_BYTES).read_to_end(&mut said).ok()?;
     let said = String::from_utf8_lossy(&said);
-    let line = said.lines().rev().find(|line| !line.trim().is_empty())?;
-    Some(line.strip_prefix("uvn-dataplane: ").unwrap_or(line).into())
+    said.lines().rev().find_map(|line| line.strip_prefix("uvn-dataplane: ")).map(str::to_owned)
 }
 
 #[cfg(test)]
