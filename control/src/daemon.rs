@@ -178,7 +178,8 @@ impl Daemon {
             }
             NETLINK => {
                 match self.monitor.drain() {
-                    Ok(Changes { overflow, node, uids, slots, firewall }) => {
+                    Ok(Changes { overflow, node, uids, slots, rules, firewall }) => {
+                        self.changes.rules |= rules;
                         self.changes.firewall |= firewall;
                         self.changes.overflow |= overflow;
                         self.changes.node |= node;

@@ -12,7 +12,7 @@ use uvn_dataplane::toml_file::ConfigError;
 impl Networks {
     /// Follows what has changed in the kernel.
     pub(super) fn follow(&mut self, changes: &Changes) {
-        if changes.overflow {
+        if changes.overflow || changes.rules {
             self.reconcile();
             return;
         }

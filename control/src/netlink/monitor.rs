@@ -33,6 +33,8 @@ pub struct Changes {
     pub uids: BTreeSet<u32>,
     /// Networks whose table was changed: their slots.
     pub slots: BTreeSet<u32>,
+    /// A routing rule was changed, perhaps by ourselves.
+    pub rules: bool,
     /// The nftables table was changed, perhaps by ourselves.
     pub firewall: bool,
 }
@@ -157,7 +159,7 @@ impl Monitor {
                 changes.note_device(self.ours.get(&address.header.index).copied());
             }
             NewRoute(route) | DelRoute(route) => self.note_route(route, changes),
-            NewRule(_) | DelRule(_) => changes.node = true,
+            NewRule(_) | DelRule(_) => changes.rules = true,
             _ => {}
         }
     }

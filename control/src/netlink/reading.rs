@@ -238,32 +238,37 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// The item of a rule of ours, or of the kernel's rule for table `local`.
+/// The item of a rule for table `local`, or of one of ours.
 pub fn rule(message: &RuleMessage) -> Option<Item> {
     /// RT_TABLE_LOCAL.
     const LOCAL: u32 = 255;
+    /// Where the kernel puts its l3mdev rule with the first VRF (FIB_RULE_PREF_L3MDEV, drivers/net/vrf.c).
+    const FIRST_VRF: u32 = 1000;
 
     let (mut priority, mut table) = (0, u32::from(message.header.table));
-    let (mut l3mdev, mut is_ours, mut is_plain, mut pool, mut from_self) = (false, false, true, None, false);
+    let (mut l3mdev, mut is_plain, mut pool, mut from_self) = (false, true, None, false);
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(number) => priority = *number,
             RuleAttribute::Table(number) => table = *number,
             RuleAttribute::L3MDev(yes) => l3mdev = *yes,
-            RuleAttribute::Protocol(protocol) => is_ours = *protocol == PROTOCOL,
             RuleAttribute::Destination(address) => pool = Some(*address),
-            RuleAttribute::Iifname(name) => from_self = name == "lo",
+            RuleAttribute::Iifname(name) if name == "lo" => from_self = true,
+            RuleAttribute::Protocol(_)
+            | RuleAttribute::SuppressPrefixLen(u32::MAX)
+            | RuleAttribute::SuppressIfGroup(u32::MAX) => {}
             // Whatever else narrows it down.
-            RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::SuppressIfGroup(u32::MAX) => {}
             _ => is_plain = false,
         }
     }
     let pool = pool.map(|address| Cidr { address, prefix: message.header.dst_len });
     let kind = match (message.header.action, pool) {
-        (RuleAction::ToTable, None) if l3mdev && is_ours => RuleKind::L3mdev,
-        (RuleAction::ToTable, None) if table == LOCAL && is_plain && !l3mdev && !from_self => RuleKind::Local,
-        (RuleAction::ToTable, Some(pool)) if table == NAT_TABLE && is_ours => RuleKind::NatLookup(pool),
-        (RuleAction::Unreachable, Some(pool)) if from_self && is_ours => RuleKind::NatUnreachable(pool),
+        _ if !is_plain => return None,
+        (RuleAction::ToTable, None) if l3mdev && !from_self && priority != FIRST_VRF => RuleKind::L3mdev,
+        (RuleAction::ToTable, None) if table == LOCAL && !l3mdev && !from_self => RuleKind::Local,
+        (RuleAction::ToTable, Some(pool)) if table == NAT_TABLE => RuleKind::NatLookup(pool),
+        // At a place before all that sites have.
+        (RuleAction::Unreachable, Some(pool)) if from_self && priority < 4 => RuleKind::NatUnreachable(pool),
         _ => return None,
     };
     let ipv4 = match message.header.family {

@@ -20,7 +20,7 @@ use std::net::IpAddr;
 use uvn_dataplane::config::Cidr;
 use uvn_wire::ethernet::Mac;
 
-/// The origin of our routes and rules (`proto` of iproute2): what has it is ours. Nobody else's in
+/// The origin of our routes (`proto` of iproute2): what has it is ours. Nobody else's in
 /// include/uapi/linux/rtnetlink.h and /etc/iproute2/rt_protos.
 pub const PROTOCOL: RouteProtocol = RouteProtocol::Other(117);
 /// RT_TABLE_LOCAL.
@@ -67,10 +67,8 @@ pub fn create(item: &Item) -> io::Result<Option<(RouteNetlinkMessage, u16)>> {
         }
         Item::Rule { ipv4, priority, kind } => {
             let mut message = rule(*ipv4, *priority, *kind);
-            // The one that the kernel starts with is put back as it was.
-            let is_first = (*priority, *kind) == (0, RuleKind::Local);
-            let protocol = if is_first { RouteProtocol::Kernel } else { PROTOCOL };
-            message.attributes.push(RuleAttribute::Protocol(protocol));
+            // As the kernel's own: networkd takes rules away that are neither its own nor the kernel's.
+            message.attributes.push(RuleAttribute::Protocol(RouteProtocol::Kernel));
             (NewRule(message), NEW)
         }
         Item::Fdb { device, mac, vtep } => {
