@@ -8,6 +8,7 @@
 //! - [`cluster`]: nodes, the switch between them, and hosts without uvn
 //! - [`node`]: uvnd, `uvn`, servers and probes on one node
 //! - [`reach`]: who answers whom, over TCP and UDP
+//! - [`sockets`]: whose sockets are where
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -19,6 +20,7 @@ pub mod cluster;
 pub mod namespace;
 pub mod node;
 pub mod reach;
+pub mod sockets;
 
 pub use cluster::{Cluster, Layout};
 pub use namespace::Namespace;
