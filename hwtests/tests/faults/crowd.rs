@@ -7,7 +7,9 @@ use uvn_control::message::{Claim, Outcome, Release, Reply, Request};
 
 /// Asks uvnd of a node, as `uvn` does.
 fn ask(node: &Node, request: &Request) -> Result<Reply, ClientError> {
-    node.within(|| Client::connect(Path::new(uvn_control::message::SOCKET))?.ask(request))
+    // In an emulated machine a hundred attaches take their time.
+    let socket = Path::new(uvn_control::message::SOCKET);
+    node.within(|| Client::within(socket, Duration::from_secs(600))?.ask(request))
 }
 
 fn attach_as_session(node: &Node, uid: u32, pid: i32) -> Result<Outcome, ClientError> {
