@@ -1,0 +1,59 @@
+//! Networks that peers' traffic makes, and keeps for as long as it comes.
+#![allow(clippy::unwrap_used, reason = "this is how a test fails")]
+
+use std::time::{Duration, Instant};
+use uvn_hwtests::{Cluster, Node};
+
+/// An ordinary user, and another who has nothing anywhere.
+const ALICE: u32 = 1234;
+const BOB: u32 = 9876;
+
+/// The number of a user's VRF device on a node: a new one has another.
+fn index(node: &Node, uid: u32) -> Option<String> {
+    let output = node.try_sh(&format!("cat /sys/class/net/uvn{uid}/ifindex"));
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// She has a session on the first node, and uses a service of the second node's root.
+fn made_and_kept_by_traffic(path: &str) {
+    let cluster = Cluster::two();
+    let config = cluster.config(path, "");
+    let mut daemons: Vec<_> = cluster.nodes.iter().map(|node| node.uvnd(&config)).collect();
+    let [first, second] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    let target = [format!("tcp:{}:6000", second.nics()[0].v4)];
+    let _server = second.serve(0, "root", &["tcp:0.0.0.0:6000".to_owned()]);
+    first.uvn(&["attach", &ALICE.to_string()]);
+    assert_eq!(index(second, ALICE), None);
+
+    // Three times as long as a network lives that nobody uses: linger_s is 1, and it is 10 s for peers at least.
+    let end = Instant::now() + Duration::from_secs(30);
+    let mut made = None;
+    while Instant::now() < end {
+        let answers = first.reach(ALICE, "alice", &target);
+        assert_eq!(answers[&target[0]].as_deref(), Ok("root"));
+        let now = index(second, ALICE);
+        assert!(now.is_some() && (made.is_none() || made == now), "made again: {made:?}, {now:?}");
+        made = now;
+    }
+    assert_eq!(index(second, BOB), None);
+    second.wait("end of her network", Duration::from_secs(60), || index(second, ALICE).is_none());
+    // And again.
+    assert_eq!(first.reach(ALICE, "alice", &target)[&target[0]].as_deref(), Ok("root"));
+    assert!(index(second, ALICE).is_some());
+    for (daemon, node) in daemons.iter_mut().zip(&cluster.nodes) {
+        daemon.assert_alive();
+        node.uvn(&["check"]);
+    }
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn engine() {
+    made_and_kept_by_traffic("engine");
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn kernel() {
+    made_and_kept_by_traffic("kernel");
+}
