@@ -264,6 +264,14 @@ pub(super) fn hints(config: &Config) -> Vec<String> {
             "[peers] lists nobody: every host on the underlay's subnets may send to the networks".into(),
         );
     }
+    let is_listed = !peers.nodes.is_empty() || peers.slurm.is_some();
+    for (index, underlay) in config.underlays.iter().enumerate() {
+        if !is_listed && underlay.group.is_none() && underlay.path != PathChoice::Engine {
+            hints.push(format!(
+                "underlay[{index}]: kernel VXLAN finds no other node: list them (peers.nodes, peers.slurm), or give a `group`"
+            ));
+        }
+    }
     let ranges = config.policed_ranges();
     for (index, range) in config.vnis.iter().enumerate() {
         if let Some(own) = ranges.iter().find(|own| meet(own, &range.vnis())) {

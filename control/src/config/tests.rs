@@ -119,7 +119,11 @@ fn hints_name_what_deserves_a_look() {
     assert!(hints.iter().any(|hint| hint.contains("UID 70000's goes to UID 20000000")), "{hints:?}");
     assert!(!hints.iter().any(|hint| hint.contains("[peers]")), "{hints:?}");
     config.peers = PeerList::default();
-    assert!(config.hints().iter().any(|hint| hint.contains("[peers] lists nobody")));
+    let hints = config.hints();
+    assert!(hints.iter().any(|hint| hint.contains("[peers] lists nobody")));
+    // The first underlay has a group.
+    let lonely: Vec<&String> = hints.iter().filter(|hint| hint.contains("finds no other node")).collect();
+    assert!(lonely.len() == 1 && lonely[0].starts_with("underlay[1]"), "{hints:?}");
     assert_eq!(ephemeral_hints(&config, &(60010..=60999)).len(), 1);
     assert!(ephemeral_hints(&config, &(32768..=60000)).is_empty());
 }
