@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 use uvn_hwtests::cluster::Layout;
@@ -182,13 +182,12 @@ fn assert_flooded(site: &Site) {
     for (sender, receiver) in [(nodes[0], nodes[1]), (nodes[1], nodes[0])] {
         let broadcast = heard(sender, receiver, "10.0.0.255:7000".parse().unwrap(), |_, _| ());
         assert_eq!(broadcast, [true, false], "broadcast from {}", sender.name());
-        // Of IPv6: for IPv4 multicast the kernel wants to be told the device.
-        let group = "ff05::4242".parse().unwrap();
-        let join = |uid, socket: &UdpSocket| {
-            let endpoint = nix::net::if_::if_nametoindex(format!("uvn{uid}.0").as_str()).unwrap();
-            socket.join_multicast_v6(&group, endpoint).unwrap();
-        };
-        let multicast = heard(sender, receiver, SocketAddr::new(group.into(), 7001), join);
+        // In a VRF, whoever sends multicast names the device: here by the address's scope.
+        let group = "ff02::4242".parse().unwrap();
+        let endpoint = |uid| nix::net::if_::if_nametoindex(format!("uvn{uid}.0").as_str()).unwrap();
+        let join = |uid, socket: &UdpSocket| socket.join_multicast_v6(&group, endpoint(uid)).unwrap();
+        let scope = sender.within(|| endpoint(ALICE));
+        let multicast = heard(sender, receiver, SocketAddrV6::new(group, 7001, 0, scope).into(), join);
         assert_eq!(multicast, [true, false], "multicast from {}", sender.name());
     }
 }
