@@ -71,7 +71,11 @@ impl Place {
             ForkResult::Child => {
                 let result = fs::write(procs, "0").and_then(|()| {
                     setuid(Uid::from_raw(uid))?;
-                    attempt()
+                    // As a program that is started has it: /proc/self is its own.
+                    nix::sys::prctl::set_dumpable(true)?;
+                    // A panic must not get beyond this process's end.
+                    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(attempt));
+                    caught.unwrap_or_else(|_| Err(io::Error::from_raw_os_error(253)))
                 });
                 let code = result.map_or_else(|error| error.raw_os_error().unwrap_or(255), |()| 0);
                 // SAFETY: ends the child without the parent's destructors.
@@ -330,6 +334,8 @@ fn the_users_own_namespaces_are_left_alone() {
     let _binding = place.attach(&policy());
     let own = || {
         unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)?;
+        // As root there: a program that is started has privileges only so.
+        fs::write("/proc/self/uid_map", format!("0 {ALICE} 1"))?;
         ip("link set lo up");
         let one = UdpSocket::bind("127.0.0.1:0")?;
         let other = UdpSocket::bind("127.0.0.1:6817")?;

@@ -134,6 +134,9 @@ pub fn uvn_egress(ctx: SkBuffContext) -> i32 {
 /// A packet for a socket.
 #[cgroup_skb(ingress)]
 pub fn uvn_ingress(ctx: SkBuffContext) -> i32 {
+    if let Err(verdict) = stayed(&ctx) {
+        return answer(Err(verdict));
+    }
     match marked(&ctx) {
         Some((socket, mark)) => answer(arrive(&ctx, socket, mark)),
         None => 1,
@@ -347,6 +350,25 @@ fn is_answering(socket: *mut bpf_sock) -> bool {
     let (device, protocol, port) =
         unsafe { ((*socket).bound_dev_if, (*socket).protocol, (*socket).src_port) };
     device == 0 && protocol == TCP && is_port(port, cgroup::PORT_SRUN)
+}
+
+/// Whether a packet that a marked socket of this node has sent comes out of its own network. Of broadcast and multicast
+/// the kernel delivers a copy to this node that belongs to no socket, past `egress` (net/ipv4/ip_output.c,
+/// ip_mc_output); the mark is on it still.
+#[inline(always)]
+fn stayed(ctx: &SkBuffContext) -> Result<(), Verdict> {
+    // SAFETY: the verifier knows the context's fields.
+    let (sender, device) = unsafe { (Mark((*ctx.skb.skb).mark), (*ctx.skb.skb).ifindex) };
+    if !sender.is_ours(TAG.load()) {
+        return Ok(());
+    }
+    let network = NETWORKS.get(sender.number()).ok_or(Verdict::OtherNetwork)?;
+    match vrf_of(device) {
+        Some(vrf) if vrf == network.vrf => Ok(()),
+        // The answer of a listener outside of every network.
+        None if sender.is_unbound() => Ok(()),
+        _ => Err(Verdict::OtherNetwork),
+    }
 }
 
 #[inline(always)]
