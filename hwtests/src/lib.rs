@@ -9,6 +9,7 @@
 //! - [`node`]: uvnd, `uvn`, servers and probes on one node
 //! - [`reach`]: who answers whom, over TCP and UDP
 //! - [`sockets`]: whose sockets are where
+//! - [`escape`]: what a user may try to get out of his network
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -17,6 +18,7 @@
 )]
 
 pub mod cluster;
+pub mod escape;
 pub mod namespace;
 pub mod node;
 pub mod reach;

@@ -198,14 +198,22 @@ impl Server {
     /// Starts it on a host and waits until its sockets are open.
     #[must_use]
     pub fn start(host: &Namespace, uid: u32, name: &str, sockets: &[String]) -> Server {
+        let mut arguments = vec!["serve", name];
+        arguments.extend(sockets.iter().map(String::as_str));
+        Server::probe(host, uid, &arguments)
+    }
+
+    /// Starts a probe that serves, and waits until it is ready.
+    #[must_use]
+    pub fn probe(host: &Namespace, uid: u32, arguments: &[&str]) -> Server {
         let mut command = host.command_as(uid, probe());
-        command.args(["serve", name]).args(sockets);
+        command.args(arguments);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let first = lines.next().and_then(Result::ok).unwrap_or_default();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let server = Server { child, seen: Arc::clone(&seen) };
-        assert_eq!(first, "ready", "{}: no server of {uid} on {sockets:?}", host.name());
+        assert_eq!(first, "ready", "{}: no server of {uid}: {arguments:?}", host.name());
         thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 seen.lock().unwrap().push(line);

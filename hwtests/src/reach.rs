@@ -85,7 +85,8 @@ pub fn serve(name: &str, sockets: &[Socket]) -> io::Result<()> {
     }
 }
 
-fn serve_udp(udp: &UdpSocket, name: &str) {
+/// Answers every datagram with `name`, and writes the name of everybody. Runs for ever.
+pub fn serve_udp(udp: &UdpSocket, name: &str) {
     let mut datagram = [0; 512];
     loop {
         // An error is an ICMP answer to what we sent to somebody who has left.
@@ -95,7 +96,8 @@ fn serve_udp(udp: &UdpSocket, name: &str) {
     }
 }
 
-fn serve_tcp(mut stream: TcpStream, name: &str) {
+/// Answers a client with `name`, and writes his.
+pub fn serve_tcp(mut stream: TcpStream, name: &str) {
     let name = name.to_owned();
     thread::spawn(move || -> io::Result<()> {
         stream.set_read_timeout(Some(PATIENCE))?;

@@ -2,6 +2,8 @@
 
 use clap::Parser;
 use std::process::ExitCode;
+use uvn_hwtests::escape::listen::{self, Trick};
+use uvn_hwtests::escape::{self, Aim};
 use uvn_hwtests::reach::{self, Socket};
 
 /// What an ordinary user may try.
@@ -23,6 +25,23 @@ enum Probe {
         #[arg(required = true)]
         targets: Vec<String>,
     },
+    /// Attempt to get out of the own network, and print what came of it
+    Escape {
+        #[command(flatten)]
+        aim: Aim,
+        /// Which attempts
+        #[arg(required = true)]
+        attempts: Vec<String>,
+    },
+    /// Listen where one should not, answer with NAME, and print who asked
+    Listen {
+        /// How
+        how: Trick,
+        /// What to answer
+        name: String,
+    },
+    /// Use network namespaces of one's own
+    Own,
 }
 
 fn main() -> ExitCode {
@@ -43,6 +62,9 @@ fn run(probe: Probe) -> Result<(), Box<dyn std::error::Error>> {
                 targets.into_iter().map(|target| Ok((target.clone(), target.parse()?))).collect();
             reach::reach(&name, &targets?);
         }
+        Probe::Escape { aim, attempts } => escape::run(&aim, &attempts)?,
+        Probe::Listen { how, name } => listen::run(how, &name)?,
+        Probe::Own => escape::process::own_namespaces()?,
     }
     Ok(())
 }

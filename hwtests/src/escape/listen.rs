@@ -1,0 +1,67 @@
+//! Sockets that listen where they should not: to get what is meant for somebody else.
+
+use super::{FREE_PORT, SRUN_PORT, socket};
+use crate::reach::{serve_tcp, serve_udp};
+use socket2::{Domain, SockAddr, Socket, Type};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+
+/// How to listen.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum Trick {
+    /// UDP on FREE_PORT, connected and disconnected again: the kernel forgets the socket's device
+    Disconnected,
+    /// TCP without bind: the kernel chooses a port
+    Autobind,
+    /// The same, by a program that calls itself srun
+    AutobindAsSrun,
+    /// TCP on SRUN_PORT, as srun does
+    Srun,
+    /// The kernel's own socket below one of AF_SMC, without bind
+    Smc,
+}
+
+/// Opens the socket, writes `ready` and `port N`, answers everybody with `name`. Runs for ever.
+///
+/// # Errors
+/// The socket cannot be opened.
+pub fn run(how: Trick, name: &str) -> io::Result<()> {
+    let any = |port| SockAddr::from(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port));
+    let stream = || Socket::new(Domain::IPV4, Type::STREAM, None);
+    let socket = match how {
+        Trick::Disconnected => {
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+            socket.bind(&any(FREE_PORT))?;
+            socket.connect(&SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 9).into())?;
+            socket::disconnect(&socket)?;
+            announce(FREE_PORT);
+            serve_udp(&socket.into(), name);
+            return Ok(());
+        }
+        Trick::Autobind => stream()?,
+        Trick::AutobindAsSrun => {
+            socket::pose_as_srun();
+            stream()?
+        }
+        Trick::Srun => {
+            socket::pose_as_srun();
+            let socket = stream()?;
+            socket.set_reuse_address(true)?;
+            socket.bind(&any(SRUN_PORT))?;
+            socket
+        }
+        Trick::Smc => socket::any(super::protocol::AF_SMC, libc::SOCK_STREAM, 0)?,
+    };
+    socket.listen(8)?;
+    announce(socket.local_addr()?.as_socket().map_or(0, |address| address.port()));
+    socket.set_read_timeout(None)?;
+    let listener = TcpListener::from(socket);
+    for stream in listener.incoming() {
+        serve_tcp(stream?, name);
+    }
+    Ok(())
+}
+
+fn announce(port: u16) {
+    println!("ready\nport {port}");
+}

@@ -1,0 +1,258 @@
+//! As another user, in other namespaces, with sockets made by others. Some start as root, to be then what no test can
+//! start as: a process with a descriptor from before, or of a program with privileges.
+#![allow(unsafe_code, reason = "credentials, capabilities and descriptors are passed on")]
+
+use super::socket::{self, any, ask, check, inet};
+use super::{Aim, Attempt, protocol};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Pid, fork, getpid};
+use socket2::{Socket, Type};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+
+/// linux/capability.h
+const CAP_NET_RAW: u32 = 13;
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+/// Where the suites let the attacker's subordinate UIDs begin (/etc/subuid).
+pub const SUBUID: u32 = 200_000;
+
+/// The attempts.
+#[must_use]
+pub fn attempts() -> Vec<Attempt> {
+    let mut all = vec![
+        Attempt::new("userns-bindtodevice", |aim, what| {
+            unshare(CloneFlags::CLONE_NEWUSER)?;
+            into_vrf(aim, &inet(Type::STREAM, victim())?, what)
+        }),
+        Attempt::new("userns-pktinfo", |aim, what| {
+            unshare(CloneFlags::CLONE_NEWUSER)?;
+            message_into_vrf(aim, &inet(Type::DGRAM, victim())?, what)
+        }),
+        Attempt::new("subuid-bindtodevice", |aim, what| {
+            as_subuid()?;
+            into_vrf(aim, &inet(Type::STREAM, victim())?, what)
+        }),
+        Attempt::new("subuid-socket", |_, _| {
+            as_subuid()?;
+            inet(Type::DGRAM, victim()).map(|_| "a socket".to_owned())
+        }),
+        Attempt::new("tun-queue", |aim, _| tun(&aim.endpoint(), libc::IFF_MULTI_QUEUE)),
+        Attempt::new("tun-single-queue", |aim, _| tun(&aim.endpoint(), 0)),
+        Attempt::new("device-down", |aim, _| down(&aim.endpoint())),
+        Attempt::new("own-device-down", |aim, _| down(&format!("uvn{}", aim.uid))),
+        Attempt::new("unpin", |_, _| {
+            for folder in std::fs::read_dir("/sys/fs/bpf/uvn")?.flatten() {
+                for pin in std::fs::read_dir(folder.path())?.flatten() {
+                    std::fs::remove_file(pin.path())?;
+                }
+            }
+            Ok("no pins".to_owned())
+        }),
+    ];
+    all.extend(privileged());
+    all
+}
+
+/// The attempts that start as root.
+fn privileged() -> Vec<Attempt> {
+    vec![
+        Attempt::new("root-inherited-tcp", |aim, what| {
+            let socket = inet(Type::STREAM, victim())?;
+            become_user(aim.uid, aim.uid)?;
+            into_vrf(aim, &socket, what)
+        }),
+        Attempt::new("root-inherited-udp", |aim, what| {
+            let socket = inet(Type::DGRAM, victim())?;
+            become_user(aim.uid, aim.uid)?;
+            message_into_vrf(aim, &socket, what)
+        }),
+        Attempt::new("root-setuid-program-tcp", |aim, what| {
+            become_user(aim.uid, 0)?;
+            into_vrf(aim, &inet(Type::STREAM, victim())?, what)
+        }),
+        Attempt::new("root-setuid-program-udp", |aim, what| {
+            become_user(aim.uid, 0)?;
+            message_into_vrf(aim, &inet(Type::DGRAM, victim())?, what)
+        }),
+        // As ping is where it has this capability.
+        Attempt::new("root-raw-ping", |aim, _| {
+            keep_net_raw(aim.uid)?;
+            let socket = any(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP)?;
+            protocol::ping(&socket, &aim.endpoint(), aim.there.into())
+        }),
+        Attempt::new("root-raw-ping-nic", |aim, _| {
+            keep_net_raw(aim.uid)?;
+            let socket = any(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP)?;
+            protocol::ping(&socket, &aim.nic, aim.host.into())
+        }),
+        Attempt::new("root-passed-tcp", |aim, what| {
+            let socket = from_victim(aim, Type::STREAM)?;
+            ask(&socket, victim(), what)
+        }),
+        Attempt::new("root-passed-udp", |aim, what| {
+            let socket = from_victim(aim, Type::DGRAM)?;
+            socket::ask_datagram(&socket, victim(), what)
+        }),
+    ]
+}
+
+/// What must work: a user's own namespaces are his own.
+///
+/// # Errors
+/// Something does not.
+pub fn own_namespaces() -> io::Result<()> {
+    let uid = nix::unistd::getuid();
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)?;
+    // As root there: a program that is started has privileges only so.
+    std::fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
+    check_status("ip", Command::new("ip").args(["link", "set", "lo", "up"]))?;
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let listener = TcpListener::bind(address)?;
+        TcpStream::connect(listener.local_addr()?)?;
+        listener.accept()?;
+    }
+    // Of any protocol.
+    any(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
+    any(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_RAW).map(drop)
+}
+
+fn victim() -> std::net::SocketAddr {
+    Aim::at(Ipv4Addr::LOCALHOST.into())
+}
+
+fn into_vrf(aim: &Aim, socket: &Socket, what: &str) -> io::Result<String> {
+    let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
+    ask(socket, victim(), what)
+}
+
+fn message_into_vrf(aim: &Aim, socket: &Socket, what: &str) -> io::Result<String> {
+    socket::send_through(socket, &aim.vrf(), victim(), what.as_bytes())?;
+    socket::answer(&mut &*socket)
+}
+
+fn become_user(real: u32, effective: u32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::setresgid(real, real, real) })?;
+    // SAFETY: numbers only.
+    check(unsafe { libc::setresuid(real, effective, effective) })
+}
+
+/// Becomes the user with one capability, as a program file can have it.
+fn keep_net_raw(uid: u32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1) })?;
+    become_user(uid, uid)?;
+    let header = [CAPABILITY_VERSION_3, 0];
+    let wanted = 1_u32 << CAP_NET_RAW;
+    // Effective, permitted, inheritable; twice, for the upper half.
+    let sets = [wanted, wanted, 0, 0, 0, 0];
+    // SAFETY: both have the layout of version 3.
+    check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) } as i32)
+}
+
+/// Becomes a subordinate UID in a user namespace, in the same network namespace.
+fn as_subuid() -> io::Result<()> {
+    let (ready, wait) = UnixDatagram::pair()?;
+    let (mapped, done) = UnixDatagram::pair()?;
+    let us = getpid();
+    // SAFETY: this process has one thread.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            let result = wait.recv(&mut [0]).and_then(|_| newuidmap(us));
+            let _parent_gone = mapped.send(&[u8::from(result.is_ok())]);
+            std::process::exit(0);
+        }
+        ForkResult::Parent { child } => {
+            unshare(CloneFlags::CLONE_NEWUSER)?;
+            ready.send(&[1])?;
+            let mut success = [0];
+            done.recv(&mut success)?;
+            waitpid(child, None)?;
+            if success == [0] {
+                return Err(io::Error::other("newuidmap refused"));
+            }
+        }
+    }
+    // SAFETY: numbers only.
+    check(unsafe { libc::setresuid(0, 0, 0) })
+}
+
+fn newuidmap(of: Pid) -> io::Result<()> {
+    check_status(
+        "newuidmap",
+        Command::new("newuidmap").args([&of.to_string(), "0", &SUBUID.to_string(), "1"]),
+    )
+}
+
+fn check_status(name: &str, command: &mut Command) -> io::Result<()> {
+    let status = command.status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("{name}: {status}"))) }
+}
+
+/// Becomes the user, with a socket that the victim made and passed on.
+fn from_victim(aim: &Aim, kind: Type) -> io::Result<Socket> {
+    let (ours, theirs) = UnixDatagram::pair()?;
+    // SAFETY: this process has one thread.
+    if let ForkResult::Child = unsafe { fork() }? {
+        let pass = || -> io::Result<()> {
+            become_user(aim.victim, aim.victim)?;
+            let socket = inet(kind, victim())?;
+            // As it is anyway, where uvn is.
+            let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
+            let descriptors = [socket.as_raw_fd()];
+            let passed = [ControlMessage::ScmRights(&descriptors)];
+            sendmsg::<UnixAddr>(theirs.as_raw_fd(), &[IoSlice::new(b"x")], &passed, MsgFlags::empty(), None)?;
+            Ok(())
+        };
+        std::process::exit(i32::from(pass().is_err()));
+    }
+    drop(theirs);
+    become_user(aim.uid, aim.uid)?;
+    ours.set_read_timeout(Some(socket::PATIENCE))?;
+    let mut space = nix::cmsg_space!(i32);
+    let mut byte = [0];
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let message = recvmsg::<UnixAddr>(ours.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty())?;
+    for passed in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(descriptors) = passed {
+            // SAFETY: the descriptor has just been received and is nobody else's.
+            let socket = Socket::from(unsafe { OwnedFd::from_raw_fd(descriptors[0]) });
+            socket.set_read_timeout(Some(socket::PATIENCE))?;
+            return Ok(socket);
+        }
+    }
+    Err(io::Error::other("no descriptor"))
+}
+
+fn request(device: &str) -> libc::ifreq {
+    // SAFETY: all zero is an ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(device.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request
+}
+
+/// Attaches a queue of our own to somebody's TAP.
+fn tun(device: &str, more: i32) -> io::Result<String> {
+    let fd = std::fs::File::options().read(true).write(true).open("/dev/net/tun")?;
+    let mut request = request(device);
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | more) as i16;
+    // SAFETY: TUNSETIFF reads and writes one ifreq.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+    Ok("a queue".to_owned())
+}
+
+/// Sets a device down.
+fn down(device: &str) -> io::Result<String> {
+    let socket = any(libc::AF_UNIX, libc::SOCK_DGRAM, 0)?;
+    let mut request = request(device);
+    // SAFETY: SIOCSIFFLAGS reads one ifreq.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) })?;
+    Ok("down".to_owned())
+}

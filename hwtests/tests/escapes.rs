@@ -1,0 +1,299 @@
+//! What an ordinary user tries to get out of his network, or into somebody else's: none of it works. Each attempt is
+//! first made on a node without the programs and rules that stop it, where it does work, so that it is known to be
+//! one; those of which that cannot be shown are listed with the reason.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+use uvn_hwtests::escape::process::SUBUID;
+use uvn_hwtests::escape::{self, PORT, PORT6, protocol};
+use uvn_hwtests::namespace::text;
+use uvn_hwtests::node::program;
+use uvn_hwtests::reach::{Answer, parse};
+use uvn_hwtests::{Cluster, Daemon, Node, Server};
+
+const ALICE: u32 = 1234;
+const BOB: u32 = 9876;
+/// Who has no network.
+const STRANGER: u32 = 5555;
+const CONFIG: &str = "srun_ports = [\"60001-60010\"]\nservice_ports = [\"6817-6818\"]";
+/// At once: each attempt is a process that waits.
+const BATCH: usize = 24;
+
+struct Site {
+    daemons: Vec<Daemon>,
+    servers: Vec<Server>,
+    cluster: Cluster,
+}
+
+impl Site {
+    /// Alice has servers on both nodes; so has a host of the subnet.
+    fn new(path: &str) -> Site {
+        let cluster = Cluster::two();
+        let config = cluster.config(path, CONFIG);
+        let daemons = cluster.nodes.iter().map(|node| node.uvnd(&config)).collect();
+        let mut site = Site { daemons, servers: Vec::new(), cluster };
+        let sockets = [
+            format!("tcp:0.0.0.0:{PORT}"),
+            format!("udp:0.0.0.0:{PORT}"),
+            format!("tcp:[::]:{PORT6}"),
+            format!("udp:[::]:{PORT6}"),
+        ];
+        for node in &site.cluster.nodes {
+            node.uvn(&["attach", &ALICE.to_string()]);
+            node.uvn(&["attach", &BOB.to_string()]);
+            // ping sockets for everybody, as systemd has it; Bob's subordinate UIDs.
+            node.write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+            node.write("/proc/sys/net/ipv4/tcp_fastopen", "3");
+            site.servers.push(node.serve(ALICE, &format!("alice@{}", node.name()), &sockets));
+        }
+        site.servers.push(Server::start(&site.cluster.storage, 0, "storage", &sockets));
+        site
+    }
+
+    fn node(&self) -> &Node {
+        &self.cluster.nodes[0]
+    }
+
+    /// Takes away what keeps Bob in on his node: the programs and the rules. The networks stay.
+    fn open(&mut self) {
+        self.daemons.remove(0).crash();
+        let node = self.node();
+        node.sh("find /sys/fs/bpf/uvn -type f -delete && nft flush ruleset");
+        node.write("/proc/sys/net/mptcp/enabled", "1");
+    }
+
+    fn close(&mut self) {
+        let daemon = self.node().restart_uvnd();
+        self.daemons.insert(0, daemon);
+        self.node().uvn(&["check"]);
+    }
+
+    fn aim(&self, who: &str) -> Vec<String> {
+        let [here, there] = [0, 1].map(|node: usize| self.cluster.nodes[node].addresses());
+        let host = self.cluster.storage_address();
+        let pairs = [
+            ("--who", who.to_owned()),
+            ("--uid", BOB.to_string()),
+            ("--victim", ALICE.to_string()),
+            ("--vni", ALICE.to_string()),
+            ("--here", here[0].to_string()),
+            ("--here6", here[1].to_string()),
+            ("--there", there[0].to_string()),
+            ("--there6", there[1].to_string()),
+            ("--host", host.0.to_string()),
+            ("--host6", host.1.to_string()),
+            ("--nic", "em1".to_owned()),
+        ];
+        pairs.into_iter().flat_map(|(key, value)| [key.to_owned(), value]).collect()
+    }
+
+    /// Makes all attempts, from a cgroup, and returns those that succeeded with what came of them.
+    fn attempt(&self, who: &str, cgroup: &str) -> BTreeMap<String, Answer> {
+        let names: Vec<String> = escape::all().into_iter().map(|attempt| attempt.name).collect();
+        let (root, user): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| name.starts_with("root-"));
+        let mut answers = BTreeMap::new();
+        for (uid, names) in [(0, root), (BOB, user)] {
+            for batch in names.chunks(BATCH) {
+                let mut command = self.command(uid, cgroup);
+                command.arg("escape").args(self.aim(who)).args(batch);
+                let output = command.stdin(Stdio::null()).output().unwrap();
+                let said = parse(&text(&output.stdout));
+                let missing: Vec<_> = batch.iter().filter(|name| !said.contains_key(*name)).collect();
+                assert!(missing.is_empty(), "no word of {missing:?}: {}", text(&output.stderr));
+                answers.extend(said);
+            }
+        }
+        thread::sleep(Duration::from_millis(500));
+        for seen in self.servers.iter().flat_map(Server::seen) {
+            if let Some((by, name)) = seen.split_once('/')
+                && by == who
+            {
+                answers.insert(name.to_owned(), Ok("seen".to_owned()));
+            }
+        }
+        answers
+    }
+
+    /// The probe as a user in a cgroup; as Bob with no other group and no capability.
+    fn command(&self, uid: u32, cgroup: &str) -> Command {
+        let mut command = self.node().command("sh");
+        let become_user = match uid {
+            0 => String::new(),
+            uid => format!("setpriv --reuid {uid} --regid {uid} --clear-groups"),
+        };
+        let script = format!("echo $$ > /sys/fs/cgroup{cgroup}/cgroup.procs && exec {become_user} \"$@\"");
+        command.args(["-c", &script, "sh"]).arg(program("uvn-probe"));
+        command
+    }
+
+    fn conclude(mut self) {
+        self.daemons.iter_mut().for_each(Daemon::assert_alive);
+        for node in &self.cluster.nodes {
+            node.uvn(&["check"]);
+        }
+    }
+}
+
+fn succeeded(answers: &BTreeMap<String, Answer>) -> BTreeSet<&str> {
+    answers.iter().filter(|(_, answer)| answer.is_ok()).map(|(name, _)| name.as_str()).collect()
+}
+
+/// Attempts that need not work on the open node either: with which data path, how their names begin and end, and why.
+const CANNOT_BE_SHOWN: [(&str, &str, &str, &str); 18] = [
+    ("", "device-down", "", "the kernel asks for CAP_NET_ADMIN"),
+    ("", "own-device-down", "", "the kernel asks for CAP_NET_ADMIN"),
+    ("", "socket-llc", "", "the kernel asks for CAP_NET_RAW"),
+    ("", "socket-packet", "", "the kernel asks for CAP_NET_RAW"),
+    ("", "socket-raw", "", "the kernel asks for CAP_NET_RAW"),
+    ("", "socket-xdp", "", "the kernel asks for CAP_NET_RAW"),
+    ("", "unpin", "", "the pins are root's"),
+    ("", "nat-", "", "routes and rules close it, which belong to the networks"),
+    ("", "scope-", "", "the victim's server is not reached by link-local addresses"),
+    ("", "socket-dccp", "", "these kernels have none"),
+    ("", "socket-smc-inet", "", "since Linux 6.11"),
+    ("", "tun-", "", "the TAP's owner closes it: dataplane/tests/ports.rs shows it"),
+    ("", "vxlan-", "6", "the forged frame is of IPv4; the program does not look at the family"),
+    ("", "vxlan-routing-header", "", "likewise"),
+    ("", "vxlan-gso-there4", "", "the rig's NIC cannot finish checksums, and so takes no UDP_SEGMENT"),
+    ("", "vxlan-lo-there4", "", "through lo there is no other node"),
+    ("kernel", "vxlan-nic-localhost4", "", "no NIC carries 127.0.0.1"),
+    ("engine", "vxlan-", "", "the engine takes from the NIC only, and no fragments: see SHOWN_WITH_ENGINE"),
+];
+/// Those that the engine of another node takes.
+const SHOWN_WITH_ENGINE: [&str; 6] = [
+    "vxlan-plain-there4",
+    "vxlan-connected-there4",
+    "vxlan-corked-there4",
+    "vxlan-nic-there4",
+    "vxlan-mapped",
+    "vxlan-options",
+];
+
+fn can_be_shown(path: &str, name: &str) -> bool {
+    SHOWN_WITH_ENGINE.contains(&name)
+        || !CANNOT_BE_SHOWN.iter().any(|(with, start, end, _)| {
+            (with.is_empty() || *with == path) && name.starts_with(start) && name.ends_with(end)
+        })
+}
+
+fn every_attempt(path: &str) {
+    let site = Site::new(path);
+    // newuidmap looks the user up.
+    site.node().sh(&format!(
+        "grep -q ^bob: /etc/passwd || echo bob:x:{BOB}:{BOB}::/:/bin/sh >> /etc/passwd; \
+         echo bob:{SUBUID}:65536 > /etc/subuid; chmod 666 /dev/net/tun; mkdir -p /sys/fs/cgroup/cron.slice/job"
+    ));
+    let mut site = site;
+    let before = site.attempt("closed", "");
+    site.open();
+    let open = site.attempt("open", "");
+    site.close();
+    let after = site.attempt("again", "/cron.slice/job");
+    assert_eq!(succeeded(&before), BTreeSet::new(), "with the programs and rules");
+    assert_eq!(succeeded(&after), BTreeSet::new(), "with them again, from another cgroup");
+    let not_shown: Vec<_> =
+        open.iter().filter(|(name, answer)| answer.is_err() && can_be_shown(path, name)).collect();
+    assert!(not_shown.is_empty(), "no attempts, since they do not work without: {not_shown:#?}");
+    site.conclude();
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn every_attempt_engine() {
+    every_attempt("engine");
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn every_attempt_kernel() {
+    every_attempt("kernel");
+}
+
+/// Bob's namespaces are his, whether he has a network or not.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn own_namespaces_are_left_alone() {
+    let site = Site::new("kernel");
+    for uid in [BOB, STRANGER] {
+        let output = site.node().command_as(uid, program("uvn-probe")).arg("own").output().unwrap();
+        assert!(output.status.success(), "{uid}: {}", text(&output.stderr));
+    }
+    site.conclude();
+}
+
+/// What listens where it should not gets nothing.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn listeners_get_nothing_of_others() {
+    let site = Site::new("kernel");
+    let [node, other] = [0, 1].map(|node: usize| &site.cluster.nodes[node]);
+    let here = node.addresses()[0];
+    let listen = |trick: &str| {
+        let server = Server::probe(node, BOB, &["listen", trick, &format!("bob/{trick}")]);
+        node.wait("port", Duration::from_secs(5), || {
+            server.seen().iter().any(|line| line.starts_with("port "))
+        });
+        let port: u16 = server.seen()[0].strip_prefix("port ").unwrap().parse().unwrap();
+        (server, port)
+    };
+    for trick in ["disconnected", "autobind", "autobind-as-srun", "srun"] {
+        let (server, port) = listen(trick);
+        let protocol = if trick == "disconnected" { "udp" } else { "tcp" };
+        let near = [format!("{protocol}:127.0.0.1:{port}"), format!("{protocol}:{here}:{port}")];
+        let far = [near[1].clone()];
+        for (node, targets) in [(node, &near[..]), (other, &far)] {
+            for (target, answer) in node.reach(ALICE, "alice", targets) {
+                assert!(answer.is_err(), "{trick}: alice reached {target} from {}: {answer:?}", node.name());
+            }
+        }
+        assert_eq!(server.seen().iter().filter(|line| *line == "alice").count(), 0, "{trick}");
+        // It does listen: to its owner, or, as srun, to the system.
+        let who = match trick {
+            "autobind" => Some(BOB),
+            "srun" => Some(0),
+            _ => None,
+        };
+        if let Some(who) = who {
+            for (node, targets) in [(node, &near[..]), (other, &far)] {
+                for (target, answer) in node.reach(who, "friend", targets) {
+                    assert_eq!(answer.as_deref(), Ok(&*format!("bob/{trick}")), "{trick}: {who} to {target}");
+                }
+            }
+        }
+    }
+    // Without the program that sees what is received, the first does get it.
+    node.sh("find /sys/fs/bpf/uvn -name uvn_ingress -delete");
+    let (server, port) = listen("disconnected");
+    let _answer = node.reach(ALICE, "alice", &[format!("udp:127.0.0.1:{port}")]);
+    assert!(server.seen().iter().any(|line| line == "alice"), "cannot be shown");
+}
+
+/// With tools/modprobe.d/uvn.conf no user has the kernel load a family that uvn cannot keep in a network.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn families_are_not_loaded() {
+    let site = Site::new("kernel");
+    let names: Vec<String> = protocol::families().into_iter().map(|attempt| attempt.name).collect();
+    let attempt = || {
+        let mut command = site.command(BOB, "");
+        let output = command.arg("escape").args(site.aim("family")).args(&names).output().unwrap();
+        parse(&text(&output.stdout))
+    };
+    // In no order, since one may use another.
+    let unload = "for i in 1 2 3; do modprobe -qr smc_diag smc smc_ib rxrpc pppoe pptp l2tp_ppp pppox vsock_loopback \
+                  vsock_diag vsock kcm; done; true";
+    std::fs::create_dir_all("/etc/modprobe.d").unwrap();
+    let conf = "/etc/modprobe.d/uvn.conf";
+    site.node().sh(unload);
+    std::fs::write(conf, include_str!("../../tools/modprobe.d/uvn.conf")).unwrap();
+    assert_eq!(succeeded(&attempt()), BTreeSet::new());
+    std::fs::remove_file(conf).unwrap();
+    let loaded = attempt();
+    let loaded = succeeded(&loaded);
+    assert!(loaded.contains("socket-smc") && loaded.contains("socket-pppoe"), "cannot be shown: {loaded:?}");
+    site.node().sh(unload);
+    site.conclude();
+}
