@@ -334,6 +334,23 @@ fn changes_are_noticed_and_followed() {
         control.reconcile(&control.wanted(&networks));
         monitor.drain().unwrap();
 
+        // A router that is known by its link-local address, as from an advertisement.
+        host.ip("route replace ::/0 via fe80::1 dev em1 metric 1024\n");
+        assert!(monitor.drain().unwrap().node);
+        control.facts = control.netlink.node(&control.config).unwrap();
+        let steps = plan::diff(&control.wanted(&networks), &control.netlink.observe().unwrap());
+        let text: Vec<String> = steps.iter().map(ToString::to_string).collect();
+        let table = alice.table();
+        assert_eq!(
+            text,
+            [
+                format!("delete route to ::/0 in table {table}: via fd00:10::fe dev em1"),
+                format!("create route to ::/0 in table {table}: via fe80::1 dev em1"),
+            ]
+        );
+        control.reconcile(&control.wanted(&networks));
+        monitor.drain().unwrap();
+
         // Somebody breaks it.
         let broken = Item::Route {
             table: alice.table(),

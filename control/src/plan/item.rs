@@ -1,0 +1,289 @@
+//! The kernel's objects as plans have them, and in words.
+
+use super::NAT_TABLE;
+use std::fmt;
+use std::net::IpAddr;
+use uvn_dataplane::config::Cidr;
+use uvn_wire::ethernet::Mac;
+
+/// A kernel object in its wanted form.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Item {
+    /// A VRF device and its table.
+    Vrf {
+        /// Its name.
+        name: String,
+        /// Its table.
+        table: u32,
+    },
+    /// A persistent TAP with a virtio-net header: an endpoint over the engine.
+    Tap {
+        /// Its name.
+        name: String,
+        /// Whether it can have several queues.
+        multi_queue: bool,
+    },
+    /// A kernel VXLAN device: an endpoint where the engine cannot go.
+    Vxlan {
+        /// Its name.
+        name: String,
+        /// Its VXLAN network identifier.
+        vni: u32,
+        /// This node's VTEP.
+        local: IpAddr,
+        /// Name of the NIC below.
+        nic: String,
+        /// UDP port.
+        port: u16,
+        /// Multicast group for broadcast and unknown frames. With one, the device learns where MACs are.
+        group: Option<IpAddr>,
+    },
+    /// A device's other name.
+    Altname {
+        /// The device.
+        device: String,
+        /// The name.
+        name: String,
+    },
+    /// A device's MAC.
+    Mac {
+        /// The device.
+        device: String,
+        /// Its MAC.
+        mac: Mac,
+    },
+    /// A device's MTU.
+    Mtu {
+        /// The device.
+        device: String,
+        /// Bytes without the Ethernet header.
+        mtu: u32,
+    },
+    /// A device's VRF.
+    Master {
+        /// The device.
+        device: String,
+        /// Its VRF.
+        vrf: String,
+    },
+    /// An address of a device.
+    Address {
+        /// The device.
+        device: String,
+        /// The address and its prefix.
+        address: Cidr,
+        /// Never chosen as a source: scope host of IPv4, deprecated of IPv6.
+        passive: bool,
+        /// Whether its prefix is on the device's link.
+        on_link: bool,
+    },
+    /// A device is up.
+    Up {
+        /// The device.
+        device: String,
+    },
+    /// A route.
+    Route {
+        /// Its table.
+        table: u32,
+        /// Where to; no bits beyond the prefix.
+        destination: Cidr,
+        /// How.
+        way: Way,
+        /// Its metric.
+        metric: u32,
+    },
+    /// A routing rule.
+    Rule {
+        /// Of IPv4; else of IPv6.
+        ipv4: bool,
+        /// Its place.
+        priority: u32,
+        /// What it does.
+        kind: RuleKind,
+    },
+    /// An entry of a VXLAN device's forwarding database.
+    Fdb {
+        /// The device.
+        device: String,
+        /// Frames to this MAC; zero: broadcast, multicast and unknown ones, which may have several VTEPs.
+        mac: Mac,
+        /// go to this VTEP.
+        vtep: IpAddr,
+    },
+    /// A permanent neighbour.
+    Neighbour {
+        /// The device.
+        device: String,
+        /// Its address.
+        address: IpAddr,
+        /// Its MAC.
+        mac: Mac,
+    },
+}
+
+/// How a route leads to its destination.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Way {
+    /// By a device.
+    Device {
+        /// The device.
+        device: String,
+        /// The router; None: the destination is on the device's link.
+        gateway: Option<IpAddr>,
+        /// The source that packets get if their socket has none.
+        source: Option<IpAddr>,
+    },
+    /// To this node itself, received on the device.
+    Local {
+        /// The device.
+        device: String,
+    },
+    /// Not at all: "destination unreachable".
+    Unreachable,
+}
+
+/// What a routing rule does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RuleKind {
+    /// Traffic of a VRF: its own table.
+    L3mdev,
+    /// The table of the node's own addresses.
+    Local,
+    /// Packets that this node makes outside VRFs, to a NAT pool: unreachable.
+    NatUnreachable(Cidr),
+    /// Other packets to a NAT pool: [`NAT_TABLE`].
+    NatLookup(Cidr),
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Make it, or set it.
+    Create(Item),
+    /// Take it away.
+    Delete(Item),
+}
+
+/// See [`Item::delete_rank`].
+pub(super) const AFTER_CREATES: u8 = 3;
+
+impl Item {
+    /// The device that this item is.
+    #[must_use]
+    pub fn made_device(&self) -> Option<&str> {
+        match self {
+            Item::Vrf { name, .. } | Item::Tap { name, .. } | Item::Vxlan { name, .. } => Some(name),
+            _ => None,
+        }
+    }
+
+    /// The devices without which this item is not there, itself included.
+    pub(super) fn devices(&self) -> impl Iterator<Item = &str> {
+        let (first, second) = match self {
+            Item::Vrf { name, .. } | Item::Tap { name, .. } => (Some(name), None),
+            Item::Vxlan { name, nic, .. } => (Some(name), Some(nic)),
+            Item::Altname { device, .. }
+            | Item::Mac { device, .. }
+            | Item::Mtu { device, .. }
+            | Item::Address { device, .. }
+            | Item::Up { device }
+            | Item::Fdb { device, .. }
+            | Item::Neighbour { device, .. } => (Some(device), None),
+            Item::Master { device, vrf } => (Some(device), Some(vrf)),
+            Item::Route { way: Way::Device { device, .. } | Way::Local { device }, .. } => {
+                (Some(device), None)
+            }
+            Item::Route { way: Way::Unreachable, .. } | Item::Rule { .. } => (None, None),
+        };
+        first.into_iter().chain(second).map(String::as_str)
+    }
+
+    /// Whether it can be taken away; else only another value can take its place.
+    pub(super) fn is_taken_away(&self) -> bool {
+        !matches!(self, Item::Mac { .. } | Item::Mtu { .. } | Item::Master { .. } | Item::Up { .. })
+    }
+
+    /// What goes first. Rules and unreachable routes go when all else is in place: until then they hold.
+    pub(super) fn delete_rank(&self) -> u8 {
+        match self {
+            Item::Tap { .. } | Item::Vxlan { .. } => 1,
+            Item::Vrf { .. } => 2,
+            Item::Route { way: Way::Unreachable, .. } => AFTER_CREATES,
+            // `local` first, so that it is in neither place only if it is in the other.
+            Item::Rule { kind: RuleKind::L3mdev, .. } => AFTER_CREATES + 2,
+            Item::Rule { .. } => AFTER_CREATES + 1,
+            _ => 0,
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::Create(
+                item @ (Item::Mac { .. } | Item::Mtu { .. } | Item::Master { .. } | Item::Up { .. }),
+            ) => {
+                write!(f, "set {item}")
+            }
+            Step::Create(item) => write!(f, "create {item}"),
+            Step::Delete(item) => write!(f, "delete {item}"),
+        }
+    }
+}
+
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Item::Vrf { name, table } => write!(f, "VRF {name} (table {table})"),
+            Item::Tap { name, .. } => write!(f, "TAP {name}"),
+            Item::Vxlan { name, vni, nic, port, .. } => {
+                write!(f, "VXLAN {name} (VNI {vni}, port {port}, over {nic})")
+            }
+            Item::Altname { device, name } => write!(f, "altname {name} of {device}"),
+            Item::Mac { device, mac } => write!(f, "MAC {mac} of {device}"),
+            Item::Mtu { device, mtu } => write!(f, "MTU {mtu} of {device}"),
+            Item::Master { device, vrf } => write!(f, "VRF {vrf} of {device}"),
+            Item::Address { device, address, .. } => write!(f, "address {address} of {device}"),
+            Item::Up { device } => write!(f, "{device} up"),
+            Item::Route { table, destination, way, .. } => {
+                write!(f, "route to {destination} in table {table}: {way}")
+            }
+            Item::Rule { ipv4, priority, kind } => {
+                let family = if *ipv4 { 4 } else { 6 };
+                write!(f, "IPv{family} rule {priority}: {kind}")
+            }
+            Item::Fdb { device, mac, vtep } => write!(f, "fdb entry of {device}: {mac} at {vtep}"),
+            Item::Neighbour { device, address, mac } => {
+                write!(f, "neighbour {address} of {device}: {mac}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Way::Device { device, gateway, source } => {
+                if let Some(gateway) = gateway {
+                    write!(f, "via {gateway} ")?;
+                }
+                write!(f, "dev {device}")?;
+                source.map_or(Ok(()), |source| write!(f, " src {source}"))
+            }
+            Way::Local { device } => write!(f, "local on {device}"),
+            Way::Unreachable => f.write_str("unreachable"),
+        }
+    }
+}
+
+impl fmt::Display for RuleKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RuleKind::L3mdev => f.write_str("a VRF's own table"),
+            RuleKind::Local => f.write_str("table local"),
+            RuleKind::NatUnreachable(pool) => write!(f, "from this node to {pool} unreachable"),
+            RuleKind::NatLookup(pool) => write!(f, "to {pool} table {NAT_TABLE}"),
+        }
+    }
+}
