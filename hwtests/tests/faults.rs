@@ -67,6 +67,7 @@ fn approve(node: &Node) {
             return;
         }
         last = text(&output.stdout) + &text(&output.stderr);
+        println!("not yet: {last}");
         thread::sleep(Duration::from_millis(500));
     }
     panic!("{}: uvn check does not approve:\n{last}", node.name());

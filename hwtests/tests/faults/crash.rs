@@ -40,6 +40,11 @@ impl Drop for Trace {
     fn drop(&mut self) {
         // SIGTERM: it lets go of uvnd.
         let _already_ended = kill(Pid::from_raw(self.strace.id().cast_signed()), Signal::SIGTERM);
+        let end = Instant::now() + Duration::from_secs(10);
+        while self.strace.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let _already_ended = self.strace.kill();
         let _status = self.strace.wait();
     }
 }
@@ -77,7 +82,9 @@ fn crash_at_every_step(path: &str, only: &[&str], prepare: impl Fn(&Node), act: 
     let mut steps = steps(node, &daemon, act);
     steps.retain(|(call, _)| only.is_empty() || only.contains(call));
     assert!(steps.len() > 2, "{steps:?}");
+    println!("{steps:?}");
     for (call, nth) in steps {
+        let started = Instant::now();
         prepare(node);
         let inject = format!("inject={call}:signal=KILL:when={nth}");
         let trace = Trace::start(
@@ -91,6 +98,7 @@ fn crash_at_every_step(path: &str, only: &[&str], prepare: impl Fn(&Node), act: 
         daemon.crash();
         daemon = node.restart_uvnd();
         approve(node);
+        println!("{call} {nth}: {:?}", started.elapsed());
     }
     prepare(node);
     node.uvn(act);
