@@ -153,6 +153,25 @@ fn each_user_gets_his_own(path: &str) {
     site.conclude();
 }
 
+/// With the data plane, nodes need not be listed one by one for IPv4: a range of VTEPs will do.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn nodes_of_a_range() {
+    let cluster = Cluster::two();
+    let config = cluster.config("engine", "");
+    let (rest, _) = config.split_once("[peers]").unwrap();
+    let config = format!("{rest}[peers]\nrange = [\"10.0.0.0/24\"]\n");
+    let daemons = cluster.nodes.iter().map(|node| node.uvnd(&config)).collect();
+    let site = Site { daemons, cluster };
+    site.attach(&[ALICE]);
+    let [first, second] = site.nodes();
+    let _server = serve_everywhere(second, ALICE, &[5000]);
+    let far = both(&second.addresses()[..1], 5000);
+    let who = name(ALICE, first);
+    assert_answer(&first.reach(ALICE, &who, &far), &far, &name(ALICE, second), &who);
+    site.conclude();
+}
+
 /// A user's services are reached, and reach, under the node's real address.
 fn services_have_the_nodes_address(path: &str) {
     let site = Site::new(path, "");

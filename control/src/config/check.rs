@@ -271,6 +271,11 @@ pub(super) fn hints(config: &Config) -> Vec<String> {
                 "underlay[{index}]: kernel VXLAN finds no other node: list them (peers.nodes, peers.slurm), or give a `group`"
             ));
         }
+        if !is_listed && underlay.subnets.iter().any(|subnet| subnet.address.is_ipv6()) {
+            hints.push(format!(
+                "underlay[{index}]: over IPv6, users reach only listed nodes (peers.nodes, peers.slurm)"
+            ));
+        }
     }
     let ranges = config.policed_ranges();
     for (index, range) in config.vnis.iter().enumerate() {

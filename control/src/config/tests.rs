@@ -121,6 +121,7 @@ fn hints_name_what_deserves_a_look() {
     config.peers = PeerList::default();
     let hints = config.hints();
     assert!(hints.iter().any(|hint| hint.contains("[peers] lists nobody")));
+    assert!(hints.iter().any(|hint| hint.contains("underlay[0]: over IPv6")), "{hints:?}");
     // The first underlay has a group.
     let lonely: Vec<&String> = hints.iter().filter(|hint| hint.contains("finds no other node")).collect();
     assert!(lonely.len() == 1 && lonely[0].starts_with("underlay[1]"), "{hints:?}");
