@@ -9,7 +9,6 @@ use std::process::ExitCode;
 use uvn_control::client::{Client, ClientError};
 use uvn_control::config::{Attachment, Config, default_policed};
 use uvn_control::message::{self, Claim, Outcome, Release, Request};
-use uvn_dataplane::protocol::Code;
 
 /// What is printed goes to the user if pam_exec has the option `stdout`.
 pub fn pam(config: &Path) -> ExitCode {
@@ -56,10 +55,9 @@ fn session(kind: &str, name: &str, config: Option<&Config>) -> Result<(), String
         Ok(_) => Ok(()),
         // Without a file and without uvnd, the defaults tell who is policed.
         Err(ClientError::Connect { .. }) if config.is_none() && !policed_by_default(user.uid) => Ok(()),
-        // uvnd reaps what it finds gone.
-        Err(ClientError::Refused(failure)) if kind == "close_session" && failure.code == Code::NotFound => {
-            Ok(())
-        }
+        // uvnd sees for itself that the process has ended. A user's own systemd closes its session as the user, who may
+        // not ask for it.
+        Err(_) if kind == "close_session" => Ok(()),
         Err(error) => Err(error.to_string()),
     }
 }
