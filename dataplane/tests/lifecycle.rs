@@ -143,7 +143,7 @@ fn one_nic_has_one_data_plane() {
     let second = rig.command(&network).stderr(Stdio::piped()).output().unwrap();
     assert_eq!(second.status.code(), Some(1));
     let said = String::from_utf8(second.stderr).unwrap();
-    assert!(said.contains("answered by another data plane"), "{said}");
+    assert!(said.contains("answered by another process"), "{said}");
     // Without a control socket to tell, the NIC does.
     let mut third = rig.command(&network);
     let file = rig.directory.join("em1.toml");
