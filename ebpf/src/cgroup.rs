@@ -325,6 +325,13 @@ fn leave(ctx: &SkBuffContext, socket: *mut bpf_sock, mark: Mark) -> Result<(), V
         };
     }
     let network = NETWORKS.get(mark.number()).ok_or(Verdict::Outside)?;
+    if through.is_some_and(|vrf| vrf != network.vrf) {
+        return Err(Verdict::OtherNetwork);
+    }
+    // Inside the network only UDP has more to be asked.
+    if through.is_some() && kind != UDP {
+        return Ok(());
+    }
     let packet = Packet::of(ctx, u16::from_be(ethertype as u16)).ok_or(Verdict::Options)?;
     if kind == UDP {
         // Behind an extension header could be any port.
@@ -337,8 +344,7 @@ fn leave(ctx: &SkBuffContext, socket: *mut bpf_sock, mark: Mark) -> Result<(), V
         }
     }
     match through {
-        Some(vrf) if vrf == network.vrf => Ok(()),
-        Some(_) => Err(Verdict::OtherNetwork),
+        Some(_) => Ok(()),
         None => packet.leave_network(socket, network, device, kind),
     }
 }
