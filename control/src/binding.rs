@@ -195,7 +195,7 @@ impl Binding {
         Ok((is_linked(pins, pins::generation(pins)?), known.collect()))
     }
 
-    /// Makes a new policy hold, without a gap. Networks stay.
+    /// Makes a new policy hold, without a gap: the old one holds, too, until the kernel has detached it. Networks stay.
     ///
     /// # Errors
     /// As [`Binding::attach`]; the old policy then still holds.

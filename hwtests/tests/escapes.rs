@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -231,14 +232,16 @@ fn listeners_get_nothing_of_others() {
     let site = Site::new("kernel");
     let [node, other] = [0, 1].map(|node: usize| &site.cluster.nodes[node]);
     let here = node.addresses()[0];
-    let listen = |trick: &str| {
-        let server = Server::probe(node, BOB, &["listen", trick, &format!("bob/{trick}")]);
+    let listen_on = |trick: &str, more: &[&str]| {
+        let name = format!("bob/{trick}");
+        let server = Server::probe(node, BOB, &[&["listen", trick, &name], more].concat());
         node.wait("port", Duration::from_secs(5), || {
             server.seen().iter().any(|line| line.starts_with("port "))
         });
         let port: u16 = server.seen()[0].strip_prefix("port ").unwrap().parse().unwrap();
         (server, port)
     };
+    let listen = |trick: &str| listen_on(trick, &[]);
     for trick in ["disconnected", "autobind", "autobind-as-srun", "srun"] {
         let (server, port) = listen(trick);
         let protocol = if trick == "disconnected" { "udp" } else { "tcp" };
@@ -264,11 +267,42 @@ fn listeners_get_nothing_of_others() {
             }
         }
     }
+    // In her network, which who is called srun may say before he listens.
+    let (server, port) = listen_on("autobind-as-srun", &["--device", &format!("uvn{ALICE}")]);
+    let answers =
+        node.reach(ALICE, "alice", &[format!("tcp:127.0.0.1:{port}"), format!("tcp:{here}:{port}")]);
+    assert!(answers.values().all(Result::is_err), "{answers:?}");
+    drop(server);
     // Without the program that sees what is received, the first does get it.
     node.sh("find /sys/fs/bpf/uvn -name uvn_ingress -delete");
     let (server, port) = listen("disconnected");
     let _answer = node.reach(ALICE, "alice", &[format!("udp:127.0.0.1:{port}")]);
     assert!(server.seen().iter().any(|line| line == "alice"), "cannot be shown");
+}
+
+/// Sockets outlive their user's network in somebody else's process, and are of no use there.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn sockets_do_not_outlive_their_network() {
+    let site = Site::new("engine");
+    let node = site.node();
+    let mut command = site.command(0, "");
+    command.arg("hold").args(site.aim("heir")).args(["--heir", &STRANGER.to_string()]);
+    let mut heir = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(heir.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert_eq!(lines.next().as_deref(), Some("ready"));
+    node.uvn(&["detach", &BOB.to_string()]);
+    node.wait("end of the network", Duration::from_secs(30), || {
+        !node.try_sh(&format!("ip link show uvn{BOB}")).status.success()
+    });
+    heir.stdin.take().unwrap().write_all(b"gone\n").unwrap();
+    let answers = parse(&lines.collect::<Vec<_>>().join("\n"));
+    assert!(heir.wait().unwrap().success());
+    assert_eq!(answers.len(), 7, "{answers:?}");
+    assert_eq!(succeeded(&answers), BTreeSet::new());
+    let seen: Vec<String> = site.servers.iter().flat_map(Server::seen).collect();
+    assert!(!seen.iter().any(|line| line.starts_with("heir")), "{seen:?}");
+    site.conclude();
 }
 
 /// With tools/modprobe.d/uvn.conf no user has the kernel load a family that uvn cannot keep in a network.

@@ -39,6 +39,17 @@ enum Probe {
         how: Trick,
         /// What to answer
         name: String,
+        /// Bind the socket to this device
+        #[arg(long)]
+        device: Option<String>,
+    },
+    /// Started as root: make sockets as the user, become another one, wait for a line of input, then try to send
+    Hold {
+        #[command(flatten)]
+        aim: Aim,
+        /// Whom to become
+        #[arg(long)]
+        heir: u32,
     },
     /// Use network namespaces of one's own
     Own,
@@ -63,7 +74,8 @@ fn run(probe: Probe) -> Result<(), Box<dyn std::error::Error>> {
             reach::reach(&name, &targets?);
         }
         Probe::Escape { aim, attempts } => escape::run(&aim, &attempts)?,
-        Probe::Listen { how, name } => listen::run(how, &name)?,
+        Probe::Listen { how, name, device } => listen::run(how, &name, device.as_deref())?,
+        Probe::Hold { aim, heir } => escape::process::hold(&aim, heir)?,
         Probe::Own => escape::process::own_namespaces()?,
     }
     Ok(())

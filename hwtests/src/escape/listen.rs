@@ -21,11 +21,11 @@ pub enum Trick {
     Smc,
 }
 
-/// Opens the socket, writes `ready` and `port N`, answers everybody with `name`. Runs for ever.
+/// Opens the socket, on a device if one is named, writes `ready` and `port N`, answers everybody with `name`. Runs for ever.
 ///
 /// # Errors
 /// The socket cannot be opened.
-pub fn run(how: Trick, name: &str) -> io::Result<()> {
+pub fn run(how: Trick, name: &str, device: Option<&str>) -> io::Result<()> {
     let any = |port| SockAddr::from(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port));
     let stream = || Socket::new(Domain::IPV4, Type::STREAM, None);
     let socket = match how {
@@ -52,6 +52,9 @@ pub fn run(how: Trick, name: &str) -> io::Result<()> {
         }
         Trick::Smc => socket::any(super::protocol::AF_SMC, libc::SOCK_STREAM, 0)?,
     };
+    if let Some(device) = device {
+        socket.bind_device(Some(device.as_bytes()))?;
+    }
     socket.listen(8)?;
     announce(socket.local_addr()?.as_socket().map_or(0, |address| address.port()));
     socket.set_read_timeout(None)?;

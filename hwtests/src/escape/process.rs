@@ -121,6 +121,45 @@ pub fn own_namespaces() -> io::Result<()> {
     any(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_RAW).map(drop)
 }
 
+/// Makes sockets as the user, becomes `heir`, writes `ready`, and once a line of input says that the user's network is
+/// gone, tries to send with them. Writes a line about each.
+///
+/// # Errors
+/// The sockets cannot be made.
+pub fn hold(aim: &Aim, heir: u32) -> io::Result<()> {
+    become_user(aim.uid, 0)?;
+    let make = |kind| inet(kind, victim());
+    let (plain, connected, stream) = (make(Type::DGRAM)?, make(Type::DGRAM)?, make(Type::STREAM)?);
+    connected.connect(&victim().into())?;
+    let disconnected = make(Type::DGRAM)?;
+    disconnected.connect(&victim().into())?;
+    socket::disconnect(&disconnected)?;
+    become_user(heir, heir)?;
+    println!("ready");
+    io::stdin().read_line(&mut String::new())?;
+    let host = Aim::at(aim.host.into());
+    let what = |name: &str| format!("{}/{name}", aim.who);
+    let through = |socket: &Socket, device: &str, to, name: &str| {
+        socket::send_through(socket, device, to, what(name).as_bytes())?;
+        socket::answer(&mut &*socket)
+    };
+    for (name, result) in [
+        ("plain", socket::ask_datagram(&plain, host, &what("plain"))),
+        ("pktinfo-vrf", through(&plain, &aim.vrf(), victim(), "pktinfo-vrf")),
+        ("pktinfo-nic", through(&plain, &aim.nic, host, "pktinfo-nic")),
+        ("connected", through(&connected, &aim.vrf(), victim(), "connected")),
+        ("disconnected", through(&disconnected, &aim.vrf(), victim(), "disconnected")),
+        ("disconnected-nic", through(&disconnected, &aim.nic, host, "disconnected-nic")),
+        ("stream", ask(&stream, host, &what("stream"))),
+    ] {
+        match result {
+            Ok(answer) => println!("{name} = {answer}"),
+            Err(error) => println!("{name} ! {error}"),
+        }
+    }
+    Ok(())
+}
+
 fn victim() -> std::net::SocketAddr {
     Aim::at(Ipv4Addr::LOCALHOST.into())
 }
