@@ -44,6 +44,8 @@ const LIMITS: Limits = Limits { everyone: true, connections: 4096, fds: 0 };
 const TICK: Duration = Duration::from_secs(1);
 /// Changes of devices and routes come in bursts: they are followed once per this.
 const SETTLE: Duration = Duration::from_millis(100);
+/// After that, nothing is followed for so many times as long as it took.
+const REST: u32 = 4;
 
 /// Why `uvnd` could not start, or had to end.
 #[derive(Debug, Error)]
@@ -80,6 +82,8 @@ pub struct Daemon {
     /// What has changed, and when to follow that.
     changes: Changes,
     follow: Option<Instant>,
+    /// Not before: if something else changes back what we change, requests shall have their time all the same.
+    rest: Instant,
     watchdog: Option<Duration>,
     beat: Instant,
     stopping: bool,
@@ -114,6 +118,7 @@ impl Daemon {
             networks,
             changes: Changes::default(),
             follow: None,
+            rest: Instant::now(),
             watchdog,
             beat: Instant::now(),
             stopping: false,
@@ -144,6 +149,7 @@ impl Daemon {
             if self.follow.is_some_and(|at| now >= at) {
                 self.follow = None;
                 self.networks.follow(&std::mem::take(&mut self.changes));
+                self.rest = Instant::now() + now.elapsed() * REST;
             }
             self.networks.turn(now);
             if now >= tick {
@@ -192,7 +198,8 @@ impl Daemon {
                     }
                 }
                 if !self.changes.is_empty() {
-                    self.follow.get_or_insert_with(|| Instant::now() + SETTLE);
+                    let rest = self.rest;
+                    self.follow.get_or_insert_with(|| rest.max(Instant::now() + SETTLE));
                 }
             }
             UNKNOWN => self.networks.read_unknown(),
