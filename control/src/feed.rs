@@ -23,7 +23,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -149,8 +148,6 @@ pub struct Feed {
 #[derive(Debug)]
 struct Wanted {
     network: Network,
-    /// Nodes for its broadcast and multicast; None: all that are listed.
-    nodes: Option<Vec<IpAddr>>,
     /// Why it is not carried.
     fault: Option<String>,
 }
@@ -266,12 +263,12 @@ impl Feed {
     ///
     /// # Errors
     /// It does not run, the endpoint cannot be opened, or the data plane refuses. The network stays wanted.
-    pub fn add(&mut self, network: &Network, nodes: Option<Vec<IpAddr>>) -> Result<(), FeedError> {
+    pub fn add(&mut self, network: &Network) -> Result<(), FeedError> {
         /// For one that has just died.
         const REVIVAL: Duration = Duration::from_secs(2);
 
         let vni = network.vni;
-        self.wanted.insert(vni, Wanted { network: network.clone(), nodes, fault: None });
+        self.wanted.insert(vni, Wanted { network: network.clone(), fault: None });
         self.pending.insert(vni);
         let end = Instant::now() + REVIVAL;
         while !matches!(self.state, State::Up { .. }) {
@@ -305,27 +302,17 @@ impl Feed {
         self.forget(vni);
     }
 
-    /// Changes the nodes for a network's broadcast and multicast; None: all that are listed.
-    pub fn set_nodes(&mut self, vni: Vni, nodes: Option<Vec<IpAddr>>) {
-        if let Some(wanted) = self.wanted.get_mut(&vni)
-            && wanted.nodes != nodes
-        {
-            wanted.nodes = nodes;
-            self.pending.insert(vni);
-        }
-    }
-
     /// Makes exactly these networks wanted. [`Feed::turn`] does the rest.
-    pub fn reconcile(&mut self, networks: impl IntoIterator<Item = (Network, Option<Vec<IpAddr>>)>) {
+    pub fn reconcile(&mut self, networks: impl IntoIterator<Item = Network>) {
         let mut before = std::mem::take(&mut self.wanted);
-        for (network, nodes) in networks {
+        for network in networks {
             let vni = network.vni;
             let had = before.remove(&vni);
-            if had.as_ref().is_none_or(|had| had.nodes != nodes || had.network != network) {
+            if had.as_ref().is_none_or(|had| had.network != network) {
                 self.pending.insert(vni);
             }
             let fault = had.and_then(|had| had.fault);
-            self.wanted.insert(vni, Wanted { network, nodes, fault });
+            self.wanted.insert(vni, Wanted { network, fault });
         }
         self.pending.retain(|vni| self.wanted.contains_key(vni));
         self.audit = Instant::now();

@@ -152,8 +152,8 @@ fn notice(host: &mut Host, feed: &mut Feed) {
 fn what_is_added_is_carried_also_after_a_crash() {
     let mut host = Host::new();
     let mut feed = host.started();
-    feed.add(&network(1000), None).unwrap();
-    feed.add(&network(1001), None).unwrap();
+    feed.add(&network(1000)).unwrap();
+    feed.add(&network(1001)).unwrap();
     assert_eq!(feed.networks(), vnis(&[1000, 1001]));
     let status = feed.status();
     assert_eq!((status.state.as_str(), status.networks, status.workers), ("running", 2, 1));
@@ -172,7 +172,7 @@ fn what_is_added_is_carried_also_after_a_crash() {
     // One that has just died costs a login some time, and no more.
     kill(Pid::from_raw(pid()), Signal::SIGKILL).unwrap();
     notice(&mut host, &mut feed);
-    feed.add(&network(1002), None).unwrap();
+    feed.add(&network(1002)).unwrap();
     settle(&mut feed);
     assert_eq!(feed.networks(), vnis(&[1001, 1002]));
     feed.stop();
@@ -184,12 +184,12 @@ fn another_uvnd_takes_over() {
     let host = Host::new();
     let mut feed = host.started();
     let (kept, unwanted, missing) = (network(1000), network(1001), network(1002));
-    feed.add(&kept, None).unwrap();
-    feed.add(&unwanted, None).unwrap();
+    feed.add(&kept).unwrap();
+    feed.add(&unwanted).unwrap();
     let process = pid();
     drop(feed);
     let mut feed = host.feed();
-    feed.reconcile([(kept, None), (missing, None)]);
+    feed.reconcile([kept, missing]);
     feed.start().unwrap();
     settle(&mut feed);
     assert_eq!(feed.networks(), vnis(&[1000, 1002]));
@@ -202,7 +202,7 @@ fn another_uvnd_takes_over() {
         assert!(Instant::now() < end, "the data plane does not notice");
         std::thread::sleep(Duration::from_millis(10));
     }
-    feed.reconcile([(kept, None)]);
+    feed.reconcile([kept]);
     feed.turn(Instant::now());
     settle(&mut feed);
     let networks = Client::connect(Path::new("/run/uvn/em1.sock")).unwrap().networks().unwrap();
@@ -214,12 +214,12 @@ fn another_uvnd_takes_over() {
 fn one_that_hangs_is_killed() {
     let host = Host::new();
     let mut feed = host.started();
-    feed.add(&network(1000), None).unwrap();
+    feed.add(&network(1000)).unwrap();
     let hanging = pid();
     kill(Pid::from_raw(hanging), Signal::SIGSTOP).unwrap();
     let start = Instant::now();
     let added = network(1001);
-    assert!(matches!(feed.add(&added, None), Err(FeedError::Refused { .. } | FeedError::Down { .. })));
+    assert!(matches!(feed.add(&added), Err(FeedError::Refused { .. } | FeedError::Down { .. })));
     assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
     // It stays wanted: whoever gives up removes it.
     settle(&mut feed);
@@ -245,10 +245,10 @@ fn a_network_without_an_endpoint_is_refused_and_the_others_are_not() {
     let lost = network(1000);
     ip("link del uvn1000.0");
     // A plain TAP of that name would come into being by opening it.
-    let error = feed.add(&lost, None).unwrap_err().to_string();
+    let error = feed.add(&lost).unwrap_err().to_string();
     assert!(error.contains("uvn1000.0"), "{error}");
     assert!(nix::net::if_::if_nametoindex("uvn1000.0").is_err(), "it was made, in the default VRF");
-    feed.add(&network(1001), None).unwrap();
+    feed.add(&network(1001)).unwrap();
     assert_eq!(feed.networks(), vnis(&[1001]));
     assert!(feed.status().faults.contains_key(&1000));
 }
@@ -257,7 +257,7 @@ fn a_network_without_an_endpoint_is_refused_and_the_others_are_not() {
 fn peers_change_without_a_restart_and_addresses_with_one() {
     let host = Host::new();
     let mut feed = host.started();
-    feed.add(&network(1000), None).unwrap();
+    feed.add(&network(1000)).unwrap();
     let process = pid();
     let flood =
         || Client::connect(Path::new("/run/uvn/em1.sock")).unwrap().networks().unwrap().remove(0).flood;
@@ -267,9 +267,6 @@ fn peers_change_without_a_restart_and_addresses_with_one() {
     settle(&mut feed);
     let address = |text: &str| text.parse::<IpAddr>().unwrap();
     assert_eq!(flood(), [address("10.0.0.2"), address("10.0.0.3")]);
-    feed.set_nodes(Vni::new(1000).unwrap(), Some(vec![address("10.0.0.3")]));
-    settle(&mut feed);
-    assert_eq!(flood(), [address("10.0.0.3")]);
     assert_eq!(pid(), process);
 
     ip("addr add 10.0.0.9/24 dev em1");

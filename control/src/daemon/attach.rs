@@ -98,7 +98,7 @@ impl Networks {
         let items = self.items(network);
         let steps = self.bring(network, &items)?;
         for feed in &mut self.feeds {
-            feed.add(network, None)?;
+            feed.add(network)?;
         }
         let devices = devices(&self.node, network).ok_or(AttachError::Gone(network.uid))?;
         self.binding.bind(network.uid, &devices)?;

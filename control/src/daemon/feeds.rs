@@ -6,7 +6,6 @@ use crate::feed::{Feed, Others};
 use crate::network::{DataPath, Network, Nic};
 use mio::Token;
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 impl Networks {
     /// Has each data plane carry the networks that it shall.
@@ -24,7 +23,7 @@ impl Networks {
         let mut demoted = false;
         for nic in engines {
             let others = Others::new(&nic, &self.peers);
-            let wanted: Vec<_> = self.wanted().into_iter().map(|network| (network, None)).collect();
+            let wanted = self.wanted();
             if let Some(feed) = self.feeds.iter_mut().find(|feed| feed.nic().name == nic.name) {
                 feed.follow(nic, others);
                 feed.reconcile(wanted);
@@ -40,12 +39,7 @@ impl Networks {
     }
 
     /// Starts, or takes over, the data plane of a NIC.
-    fn begin_feed(
-        &mut self,
-        nic: Nic,
-        others: Others,
-        wanted: Vec<(Network, Option<Vec<IpAddr>>)>,
-    ) -> Result<(), String> {
+    fn begin_feed(&mut self, nic: Nic, others: Others, wanted: Vec<Network>) -> Result<(), String> {
         let auto = self.is_auto(&nic);
         let token = Token(self.first_feed.0 + usize::from(nic.slot));
         let mut feed = Feed::new(nic, others, &self.registry, token).map_err(|error| error.to_string())?;

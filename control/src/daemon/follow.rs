@@ -47,7 +47,7 @@ impl Networks {
             Err(error) => self.fault(uid, error.to_string()),
         }
         for feed in &mut self.feeds {
-            if let Err(error) = feed.add(network, None) {
+            if let Err(error) = feed.add(network) {
                 tracing::error!(uid, %error, "not mended");
             }
         }

@@ -80,21 +80,16 @@ impl Others {
             || self.allowed.vtep.iter().any(|listed| listed.address == vtep)
     }
 
-    /// The VTEPs that a network's broadcast and multicast is sent to: those of `nodes` (addresses of any family), or
-    /// of all that are listed. None of them beyond [`MAX_BROADCAST`].
+    /// The VTEPs that broadcast and multicast is sent to: those of all listed nodes; none of them beyond
+    /// [`MAX_BROADCAST`].
     #[must_use]
-    pub fn broadcast(&self, nodes: Option<&[IpAddr]>) -> Vec<IpAddr> {
-        let vtep_of = |address: &IpAddr| {
-            let listed = self.nodes.iter().find(|node| node.overlay.contains(address));
-            listed.map_or(*address, |node| node.address)
-        };
-        let mut vteps: Vec<IpAddr> = match nodes {
-            Some(nodes) => nodes.iter().map(vtep_of).filter(|vtep| self.allows(*vtep)).collect(),
-            None => self.nodes.iter().map(|node| node.address).collect(),
-        };
+    pub fn broadcast(&self) -> Vec<IpAddr> {
+        if self.nodes.len() > MAX_BROADCAST {
+            return Vec::new();
+        }
+        let mut vteps: Vec<IpAddr> = self.nodes.iter().map(|node| node.address).collect();
         vteps.sort_unstable();
-        vteps.dedup();
-        if vteps.len() > MAX_BROADCAST { Vec::new() } else { vteps }
+        vteps
     }
 }
 
@@ -119,7 +114,7 @@ impl Others {
             }
         }
         if nic.group.is_none() {
-            let flood = self.broadcast(None).into_iter();
+            let flood = self.broadcast().into_iter();
             items.extend(flood.map(|vtep| Item::Fdb { device: device(), mac: OTHER, vtep }));
         }
         items
@@ -174,7 +169,7 @@ mod tests {
         let nic = nic(&["10.0.0.1/16", "fd00::1/64"], &["10.0.0.0/16", "fd00::/64"]);
         let others = others(&nic, &[], &[]);
         assert_eq!(others.allowed.range, cidrs(&["10.0.0.0/16"]));
-        assert!(others.broadcast(None).is_empty());
+        assert!(others.broadcast().is_empty());
     }
 
     #[test]
@@ -198,9 +193,7 @@ mod tests {
         assert_eq!(others.allowed.vtep, [second]);
         // Its IPv6 address is not known: left open.
         assert_eq!(others.allowed.range, cidrs(&["10.0.0.3/32"]));
-        assert_eq!(others.broadcast(None), ips(&["10.0.0.2", "10.0.0.3"]));
-        // A job's nodes, by whatever address.
-        assert_eq!(others.broadcast(Some(&ips(&["fd00::2", "10.0.0.1", "8.8.8.8"]))), ips(&["10.0.0.2"]));
+        assert_eq!(others.broadcast(), ips(&["10.0.0.2", "10.0.0.3"]));
     }
 
     #[test]
@@ -236,7 +229,7 @@ mod tests {
     fn ipv6_alone_has_ipv6_vteps() {
         let nodes = [ips(&["10.0.0.2", "fd00::2"])];
         let others = others(&nic(&["fd00::1/64"], &["fd00::/64"]), &[], &nodes);
-        assert_eq!(others.broadcast(None), ips(&["fd00::2"]));
+        assert_eq!(others.broadcast(), ips(&["fd00::2"]));
         assert_eq!(others.allowed.range, [], "a /64 is too wide for a MAC");
     }
 
@@ -246,6 +239,6 @@ mod tests {
             (0..=MAX_BROADCAST as u32).map(|i| vec![IpAddr::from((0x0a00_0100 + i).to_be_bytes())]).collect();
         let others = others(&nic(&["10.0.0.1/16"], &["10.0.0.0/16"]), &[], &nodes);
         assert_eq!(others.nodes.len(), MAX_BROADCAST + 1);
-        assert!(others.broadcast(None).is_empty());
+        assert!(others.broadcast().is_empty());
     }
 }

@@ -147,7 +147,7 @@ impl Feed {
         let group = self.nic.group;
         let peers = match group {
             Some(_) => Vec::new(),
-            None => self.others.broadcast(wanted.nodes.as_deref()),
+            None => self.others.broadcast(),
         };
         let flood_rate = (FLOOD / peers.len().max(1)).clamp(50, 1000);
         config::Network {
