@@ -256,9 +256,9 @@ fn copy_programs() -> PathBuf {
     std::fs::create_dir_all(&folder).unwrap();
     let test = std::env::current_exe().unwrap();
     let built = test.ancestors().nth(2).unwrap();
-    for name in ["uvnd", "uvn", "uvn-dataplane", "uvn-probe"] {
+    for name in ["uvnd", "uvn", "uvn-dataplane", "uvn-probe", "libspank_uvn.so"] {
         let program = built.join(name);
-        assert!(program.exists(), "{} is missing: cargo build --workspace --bins", program.display());
+        assert!(program.exists(), "{} is missing: cargo build --workspace --bins --lib", program.display());
         std::fs::copy(program, folder.join(name)).unwrap();
         std::fs::set_permissions(folder.join(name), std::fs::Permissions::from_mode(0o755)).unwrap();
     }
