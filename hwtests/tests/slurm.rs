@@ -7,10 +7,12 @@ use slurm_cluster::{SRUN_PORTS, Slurm};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 use std::time::Duration;
+use uvn_hwtests::escape;
 use uvn_hwtests::namespace::text;
 use uvn_hwtests::node::probe;
+use uvn_hwtests::reach::parse;
 use uvn_hwtests::sockets::sockets;
-use uvn_hwtests::{Cluster, Daemon, Node};
+use uvn_hwtests::{Cluster, Daemon, Node, Server};
 
 /// Two policed users.
 const ALICE: u32 = 1234;
@@ -30,7 +32,7 @@ struct Site {
 impl Site {
     fn new(proctrack: &str, path: &str) -> Site {
         let cluster = Cluster::two();
-        let slurm = Slurm::start(&cluster, proctrack);
+        let slurm = Slurm::start(&cluster, proctrack, &[ALICE, BOB, SERVICE]);
         let (v4, v6) = cluster.storage_address();
         // srun's user reaches slurmctld, which runs no uvn, as a listed host.
         let more = format!("relay = []\nhosts = [\"{v4}\", \"{v6}\"]\nsrun_ports = [\"{SRUN_PORTS}\"]");
@@ -172,6 +174,40 @@ fn jobs_are_apart(site: &Site) {
     drop(job);
 }
 
+/// What an ordinary user may try ([`escape`]) does not work from a job either.
+fn jobs_do_not_escape(site: &Site) {
+    let [n1, n2] = site.nodes();
+    let sockets: Vec<String> = [("0.0.0.0", escape::PORT), ("[::]", escape::PORT6)]
+        .iter()
+        .flat_map(|(address, port)| ["tcp", "udp"].map(|protocol| format!("{protocol}:{address}:{port}")))
+        .collect();
+    n2.uvn(&["attach", &ALICE.to_string()]);
+    let mut servers: Vec<Server> = [n1, n2].map(|node| node.serve(ALICE, "alice", &sockets)).into();
+    // On the subnet, and not listed.
+    servers.push(Server::start(&site.cluster.outside, 0, "router", &sockets));
+    let ([here, here6], [there, there6]) = (n2.addresses(), n1.addresses());
+    let aim = format!(
+        "--who job --uid {BOB} --victim {ALICE} --vni {ALICE} --here {here} --here6 {here6} --there {there} \
+         --there6 {there6} --host 10.0.0.254 --host6 fd00:10::fe --nic em1"
+    );
+    let attempts: Vec<String> = escape::all().into_iter().map(|attempt| attempt.name).collect();
+    let attempts: Vec<&str> =
+        attempts.iter().map(String::as_str).filter(|name| !name.starts_with("root-")).collect();
+    let line = |names: &[&str]| format!("{} escape {aim} {}\n", probe().display(), names.join(" "));
+    // Each is a process that waits.
+    let script: String = attempts.chunks(24).map(line).collect();
+    std::fs::write(format!("/home/u{BOB}/escape.sh"), script).unwrap();
+    let answers = parse(&site.slurm.run(n1, BOB, "srun -w n2 sh escape.sh").join("\n"));
+    let silent: Vec<&&str> = attempts.iter().filter(|name| !answers.contains_key(**name)).collect();
+    assert!(silent.is_empty(), "no word of {silent:?}");
+    let escaped: Vec<_> = answers.iter().filter(|(_, answer)| answer.is_ok()).collect();
+    assert!(escaped.is_empty(), "{escaped:?}");
+    let seen: Vec<String> = servers.iter().flat_map(Server::seen).collect();
+    assert!(!seen.iter().any(|who| who.starts_with("job/")), "{seen:?}");
+    drop(servers);
+    n2.uvn(&["detach", &ALICE.to_string()]);
+}
+
 fn a_queued_job_starts(site: &Site) {
     let [n1, _] = site.nodes();
     let all = site.slurm.command(n1, BOB, "exec srun -N2 --exclusive sleep 4").spawn().unwrap();
@@ -205,6 +241,7 @@ fn jobs_are_inside_their_users_network() {
     let terminal = site.slurm.run(n1, ALICE, "script -qec 'srun --pty -w n2 tty' /dev/null");
     assert!(terminal.iter().any(|line| line.contains("/dev/pts/")), "{terminal:?}");
     jobs_are_apart(&site);
+    jobs_do_not_escape(&site);
     a_queued_job_starts(&site);
     mpi_runs_inside(&site);
     n1.uvn(&["detach", &ALICE.to_string()]);
@@ -220,6 +257,7 @@ fn what_a_job_leaves_behind_stays_inside() {
     let [n1, n2] = site.nodes();
     n1.uvn(&["attach", &ALICE.to_string()]);
     n1.uvn(&["attach", &BOB.to_string()]);
+    jobs_do_not_escape(&site);
     let serve = format!("{} serve daemon tcp:0.0.0.0:{PORT}", probe().display());
     let daemon = format!("srun -w n2 sh -c 'setsid {serve} </dev/null >/dev/null 2>&1 & sleep 1; echo $!'");
     let lines = site.slurm.run(n1, ALICE, &daemon);

@@ -10,8 +10,8 @@ use uvn_hwtests::Cluster;
 use uvn_hwtests::namespace::{Namespace, text};
 use uvn_hwtests::node::{add_user, program};
 
-/// Where srun listens.
-pub const SRUN_PORTS: &str = "61001-61100";
+/// Where srun listens. The first is where the attempts of `uvn_hwtests::escape` listen.
+pub const SRUN_PORTS: &str = "60001-60100";
 /// slurmd's scopes are below this one (slurm's cgroup_v2.c).
 const SLICE: &str = "/sys/fs/cgroup/system.slice";
 
@@ -22,7 +22,8 @@ pub struct Slurm {
 
 impl Slurm {
     /// Starts it, and waits until every node is idle.
-    pub fn start(cluster: &Cluster, proctrack: &str) -> Slurm {
+    pub fn start(cluster: &Cluster, proctrack: &str, users: &[u32]) -> Slurm {
+        users.iter().copied().for_each(add_user);
         prepare_cgroups();
         configure(cluster, proctrack);
         let slurm = Slurm { munged: munged() };
@@ -37,10 +38,8 @@ impl Slurm {
 
     /// What the next steps do without the plugin's consent: `required` or `optional`.
     pub fn plugin(&self, kind: &str) {
-        // srun reads it, too, as its user.
-        let file = "/run/spank_uvn.so";
-        fs::copy(program("libspank_uvn.so"), file).unwrap();
-        fs::write("/etc/slurm/plugstack.conf", format!("{kind} {file} timeout_s=10\n")).unwrap();
+        let file = program("libspank_uvn.so");
+        fs::write("/etc/slurm/plugstack.conf", format!("{kind} {} timeout_s=10\n", file.display())).unwrap();
     }
 
     /// Waits until every node is idle.
@@ -72,7 +71,6 @@ impl Slurm {
 
     /// A shell script as a user in his home.
     pub fn command(&self, node: &Namespace, uid: u32, script: &str) -> Command {
-        add_user(uid);
         let mut command = node.command_as(uid, "sh");
         command
             .args(["-c", &format!("cd; {script}")])
