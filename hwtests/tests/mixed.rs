@@ -401,8 +401,8 @@ fn mtu_and_address_are_followed() {
         }
         let server = here.serve(ALICE, &name(ALICE, here), &everywhere(5000));
         let targets = ["tcp:10.0.0.77:5000", "udp:10.0.0.77:5000", "tcp:[fd00:10::1]:5001"].map(String::from);
-        // The users' kernels ask again for what they know only once it does not answer.
-        there.wait("answer from the new address", PATIENCE, || {
+        // The users' kernels believe a neighbour for up to 45 s (neigh_rand_reach_time), and then ask for some more.
+        there.wait("answer from the new address", Duration::from_secs(90), || {
             let answers = there.reach(ALICE, &name(ALICE, there), &targets);
             answers.values().all(|answer| *answer == Ok(name(ALICE, here)))
         });
