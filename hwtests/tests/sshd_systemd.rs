@@ -6,13 +6,15 @@ mod login;
 
 use login::{Position, Session, log_in};
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use uvn_hwtests::Namespace;
+use uvn_hwtests::escape;
 use uvn_hwtests::namespace::text;
 use uvn_hwtests::node::{probe, program};
+use uvn_hwtests::reach::parse;
 
 const ALICE: u32 = 1234;
 const BOB: u32 = 5678;
@@ -20,8 +22,12 @@ const BOB: u32 = 5678;
 const PORT: u16 = 5000;
 /// This node.
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 0, 9, 1);
+/// The same.
+const NODE6: Ipv6Addr = Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 1);
 /// The host from which people log in. It runs no uvn.
 const DESK: Ipv4Addr = Ipv4Addr::new(10, 0, 9, 200);
+/// The same.
+const DESK6: Ipv6Addr = Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 200);
 
 /// Runs a shell script as root and returns its output; panics when it fails.
 fn sh(script: &str) -> String {
@@ -49,10 +55,10 @@ fn install() -> Namespace {
     let desk = Namespace::new("desk");
     sh(&format!(
         "ip link add em1 type veth peer name lan0 netns {}\nethtool -K em1 tso off gso off tx off\n\
-         ip addr add {NODE}/24 dev em1\nip link set em1 up",
+         ip addr add {NODE}/24 dev em1\nip addr add {NODE6}/64 dev em1 nodad\nip link set em1 up",
         desk.holder()
     ));
-    desk.ip(&format!("addr add {DESK}/24 dev lan0\nlink set lan0 up"));
+    desk.ip(&format!("addr add {DESK}/24 dev lan0\naddr add {DESK6}/64 dev lan0 nodad\nlink set lan0 up"));
     desk.sh("ethtool -K lan0 tso off gso off tx off");
     for (name, folder) in [("uvnd", "/usr/sbin"), ("uvn", "/usr/bin"), ("uvn-dataplane", "/usr/sbin")] {
         fs::copy(program(name), Path::new(folder).join(name)).unwrap();
@@ -63,7 +69,7 @@ fn install() -> Namespace {
     }
     fs::create_dir_all("/etc/uvn").unwrap();
     let config = format!(
-        "linger_s = 1\nrelay = []\nhosts = [\"{DESK}\"]\n[[underlay]]\nsubnets = [\"10.0.9.0/24\"]\n\
+        "linger_s = 1\nrelay = []\nhosts = [\"{DESK}\"]\n[[underlay]]\nsubnets = [\"10.0.9.0/24\", \"fd00:9::/64\"]\n\
          [peers]\nrange = [\"10.0.9.0/28\"]\n"
     );
     fs::write("/etc/uvn/uvn.toml", config).unwrap();
@@ -130,6 +136,36 @@ fn services_are_inside(desk: &Namespace) {
     wait("end of the networks", Duration::from_secs(20), || leases(ALICE).is_none() && leases(BOB).is_none());
 }
 
+/// What an ordinary user may try ([`escape`]) does not work beside the session either.
+fn services_do_not_escape(desk: &Namespace) {
+    let probe = probe().display().to_string();
+    let mut alice = Session::open(desk, ALICE, NODE);
+    let mut bob = Session::open(desk, BOB, NODE);
+    let sockets = [("0.0.0.0", escape::PORT), ("[::]", escape::PORT6)]
+        .map(|(address, port)| format!("tcp:{address}:{port} udp:{address}:{port}"));
+    alice.start(&format!("{probe} serve alice {}", sockets.join(" ")));
+    // Nobody serves on the desk: what is asked of it only shows that nothing else comes of it.
+    let aim = format!(
+        "--who service --uid {BOB} --victim {ALICE} --vni {ALICE} --here {NODE} --here6 {NODE6} --there {DESK} \
+         --there6 {DESK6} --host {DESK} --host6 {DESK6} --nic em1"
+    );
+    let attempts: Vec<String> = escape::all().into_iter().map(|attempt| attempt.name).collect();
+    let attempts: Vec<&str> =
+        attempts.iter().map(String::as_str).filter(|name| !name.starts_with("root-")).collect();
+    let line = |names: &[&str]| format!("{probe} escape {aim} {}\n", names.join(" "));
+    fs::write(format!("/home/u{BOB}/escape.sh"), attempts.chunks(24).map(line).collect::<String>()).unwrap();
+    let answers = parse(&bob.run(&service("--same-dir --wait --pipe sh escape.sh")).join("\n"));
+    assert_eq!(answers.len(), attempts.len(), "{answers:?}");
+    let escaped: Vec<_> = answers.iter().filter(|(_, answer)| answer.is_ok()).collect();
+    assert!(escaped.is_empty(), "{escaped:?}");
+    let seen = alice.run("cat said");
+    assert!(
+        seen.iter().any(|line| line == "ready") && !seen.iter().any(|who| who.starts_with("service/")),
+        "{seen:?}"
+    );
+    alice.stop();
+}
+
 #[test]
 #[ignore = "needs a kernel with VRF: cargo xtask guest"]
 fn services_of_the_users_systemd_are_inside() {
@@ -138,6 +174,7 @@ fn services_of_the_users_systemd_are_inside() {
         login::set_up_pam(position);
         services_are_inside(&desk);
     }
+    services_do_not_escape(&desk);
     sh("uvn check");
 
     sh("systemctl stop uvnd");
