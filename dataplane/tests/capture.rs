@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::capture::{Checksum, Decoded, decode, watch};
+use common::capture::{Checksum, Decoded, choose_ports, decode, watch};
 use common::cluster::{Cluster, Settings, V4, V6, VNI};
 use common::traffic::{self, Place};
 use std::net::IpAddr;
@@ -38,6 +38,7 @@ struct Sent {
 fn everything(vteps: &[IpAddr]) -> Sent {
     let cluster = Cluster::wired(vteps, 1);
     let (here, user) = (&cluster.nodes[0], &cluster.users[0]);
+    cluster.users.iter().for_each(choose_ports);
     here.ip(&format!(
         "route add {}/{} dev em1 mtu 1400",
         vteps[1],

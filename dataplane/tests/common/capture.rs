@@ -100,11 +100,25 @@ const FIELDS: [&str; 9] = [
     "vxlan.vni",
 ];
 
+/// The ports that a user's kernel may choose, and that no outer header has (those are from 49152 on): to tshark, what
+/// is behind them is data, and not of a protocol that happens to be known for one.
+const FIRST_PORT: u16 = 32_768;
+const LAST_PORT: u16 = 49_151;
+
+/// Has a user's kernel choose among the ports that [`decode`] takes for data.
+pub fn choose_ports(netns: &NetNs) {
+    let range = format!("{FIRST_PORT} {LAST_PORT}");
+    netns.run(|| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", range)).unwrap();
+}
+
 /// What tshark makes of these frames.
 pub fn decode(frames: &[Vec<u8>]) -> Vec<Decoded> {
     let file = File::new(frames);
     let mut tshark = Command::new("tshark");
-    tshark.arg("-nr").arg(&file.0).args(["-d", "udp.port==4789,vxlan", "-T", "fields", "-E", "occurrence=a"]);
+    tshark.arg("-nr").arg(&file.0).args(["-T", "fields", "-E", "occurrence=a", "-d", "udp.port==4789,vxlan"]);
+    for layer in ["udp", "tcp"] {
+        tshark.args(["-d", &format!("{layer}.port=={FIRST_PORT}-{LAST_PORT},data")]);
+    }
     for protocol in ["ip", "tcp", "udp"] {
         tshark.args(["-o", &format!("{protocol}.check_checksum:TRUE")]);
     }
