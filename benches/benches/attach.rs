@@ -165,7 +165,7 @@ impl Bench {
         self.bring(&self.items(&network), &network);
         let feeding = Instant::now();
         if let Some(feed) = &mut self.feed {
-            feed.add(&network, None).unwrap();
+            feed.add(&network).unwrap();
         }
         self.note("data plane", feeding);
         start.elapsed()
