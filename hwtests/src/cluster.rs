@@ -73,6 +73,22 @@ impl Cluster {
         cluster
     }
 
+    /// The nodes of a cluster that has two.
+    #[must_use]
+    pub fn pair(&self) -> [&Node; 2] {
+        let [first, second] = &self.nodes[..] else { panic!("two nodes") };
+        [first, second]
+    }
+
+    /// Gives these users their networks on every node.
+    pub fn attach(&self, uids: &[u32]) {
+        for node in &self.nodes {
+            for uid in uids {
+                node.uvn(&["attach", &uid.to_string()]);
+            }
+        }
+    }
+
     /// The subnets, each as IPv4 and IPv6.
     #[must_use]
     pub fn subnets(&self) -> Vec<String> {

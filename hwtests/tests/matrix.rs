@@ -29,23 +29,10 @@ impl Site {
         Site { daemons, cluster }
     }
 
-    fn nodes(&self) -> [&Node; 2] {
-        let [first, second] = &self.cluster.nodes[..] else { panic!("two nodes") };
-        [first, second]
-    }
-
-    fn attach(&self, uids: &[u32]) {
-        for node in self.nodes() {
-            for uid in uids {
-                node.uvn(&["attach", &uid.to_string()]);
-            }
-        }
-    }
-
     /// uvnd is alive and finds nothing wrong.
     fn conclude(mut self) {
         self.daemons.iter_mut().for_each(Daemon::assert_alive);
-        for node in self.nodes() {
+        for node in self.cluster.pair() {
             node.uvn(&["check"]);
         }
     }
@@ -106,8 +93,8 @@ fn assert_nobody(answers: &BTreeMap<String, Answer>, targets: &[String], who: &s
 /// Both users run the same services on both nodes, on the same ports: each gets his own, everywhere.
 fn each_user_gets_his_own(path: &str) {
     let site = Site::new(path, "");
-    site.attach(&[ALICE, BOB]);
-    let nodes = site.nodes();
+    site.cluster.attach(&[ALICE, BOB]);
+    let nodes = site.cluster.pair();
     let mut servers = Vec::new();
     for node in nodes {
         servers.push((ALICE, serve_everywhere(node, ALICE, &[5000, ALICE_ALONE])));
@@ -163,8 +150,8 @@ fn nodes_of_a_range() {
     let config = format!("{rest}[peers]\nrange = [\"10.0.0.0/24\"]\n");
     let daemons = cluster.nodes.iter().map(|node| node.uvnd(&config)).collect();
     let site = Site { daemons, cluster };
-    site.attach(&[ALICE]);
-    let [first, second] = site.nodes();
+    site.cluster.attach(&[ALICE]);
+    let [first, second] = site.cluster.pair();
     let _server = serve_everywhere(second, ALICE, &[5000]);
     let far = both(&second.addresses()[..1], 5000);
     let who = name(ALICE, first);
@@ -175,8 +162,8 @@ fn nodes_of_a_range() {
 /// A user's services are reached, and reach, under the node's real address.
 fn services_have_the_nodes_address(path: &str) {
     let site = Site::new(path, "");
-    site.attach(&[ALICE]);
-    let [first, second] = site.nodes();
+    site.cluster.attach(&[ALICE]);
+    let [first, second] = site.cluster.pair();
     for (node, peer) in [(first, second), (second, first)] {
         // Bound to the node's own address, and to no other.
         let own = node.addresses();
@@ -197,7 +184,7 @@ fn services_have_the_nodes_address(path: &str) {
 /// Root's services are there on 127.0.0.1, on the own and on other nodes, whether or not the user has a session there.
 fn root_services_are_reached(path: &str) {
     let site = Site::new(path, "");
-    let [first, second] = site.nodes();
+    let [first, second] = site.cluster.pair();
     let _servers: Vec<Server> =
         [first, second].iter().map(|node| serve_everywhere(node, 0, &[6000])).collect();
     // A session on the first node only: the second node makes her network when she comes.
@@ -219,7 +206,7 @@ fn root_services_are_reached(path: &str) {
 fn off_subnet_and_listed_hosts(path: &str) {
     let hosts = "hosts = [\"10.0.0.200\", \"fd00:10::c8\"]";
     let site = Site::new(path, hosts);
-    site.attach(&[ALICE]);
+    site.cluster.attach(&[ALICE]);
     let outside = both(&[OUTSIDE.0.into(), OUTSIDE.1.into()], 5000);
     let _outside = Server::start(&site.cluster.outside, 0, "outside", &outside);
     let (storage4, storage6) = site.cluster.storage_address();
@@ -228,7 +215,7 @@ fn off_subnet_and_listed_hosts(path: &str) {
     // The router is on the subnet, too, and not listed.
     let router = both(&[ip("10.0.0.254"), ip("fd00:10::fe")], 5001);
     let seen_by_router = Server::start(&site.cluster.outside, 0, "router", &router);
-    for node in site.nodes() {
+    for node in site.cluster.pair() {
         let who = name(ALICE, node);
         let answers = node.reach(ALICE, &who, &[outside.clone(), listed.clone(), router.clone()].concat());
         assert_answer(&answers, &outside, "outside", &who);
@@ -242,10 +229,10 @@ fn off_subnet_and_listed_hosts(path: &str) {
 /// Whoever may not leave the subnets, does not.
 fn off_subnet_denied(path: &str) {
     let site = Site::new(path, "off_subnet = { default = \"deny\", allow_groups = [9876] }");
-    site.attach(&[ALICE, BOB]);
+    site.cluster.attach(&[ALICE, BOB]);
     let outside = both(&[OUTSIDE.0.into(), OUTSIDE.1.into()], 5000);
     let server = Server::start(&site.cluster.outside, 0, "outside", &outside);
-    let [node, _] = site.nodes();
+    let [node, _] = site.cluster.pair();
     let who = name(ALICE, node);
     assert_nobody(&node.reach(ALICE, &who, &outside), &outside, &who);
     assert!(server.seen().is_empty(), "{:?}", server.seen());
@@ -256,11 +243,11 @@ fn off_subnet_denied(path: &str) {
 fn the_resolver_answers(path: &str) {
     let site = Site::new(path, "");
     let resolver = both(&[ip("127.0.0.53")], 53);
-    let [node, other] = site.nodes();
+    let [node, other] = site.cluster.pair();
     // As systemd-resolved does.
     let bound: Vec<String> = resolver.iter().map(|socket| format!("{socket}@lo")).collect();
     let _servers = [node, other].map(|node| node.serve(0, &format!("dns@{}", node.name()), &bound));
-    site.attach(&[ALICE, BOB]);
+    site.cluster.attach(&[ALICE, BOB]);
     for uid in [ALICE, BOB] {
         let who = name(uid, node);
         assert_answer(&node.reach(uid, &who, &resolver), &resolver, "dns@n1", &who);
@@ -271,8 +258,8 @@ fn the_resolver_answers(path: &str) {
 /// Who has no network gets no socket.
 fn without_a_network_no_socket(path: &str) {
     let site = Site::new(path, "");
-    site.attach(&[ALICE]);
-    let [node, other] = site.nodes();
+    site.cluster.attach(&[ALICE]);
+    let [node, other] = site.cluster.pair();
     let _servers = [serve_everywhere(node, 0, &[6000]), serve_everywhere(other, ALICE, &[5000])];
     let targets = [
         both(&[ip("127.0.0.1"), node.addresses()[0]], 6000),

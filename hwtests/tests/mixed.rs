@@ -43,23 +43,10 @@ impl Site {
         Site { daemons, cluster }
     }
 
-    fn nodes(&self) -> [&Node; 2] {
-        let [first, second] = &self.cluster.nodes[..] else { panic!("two nodes") };
-        [first, second]
-    }
-
-    fn attach(&self, uids: &[u32]) {
-        for node in self.nodes() {
-            for uid in uids {
-                node.uvn(&["attach", &uid.to_string()]);
-            }
-        }
-    }
-
     /// Alice reaches herself over every NIC and both families, and Bob does not reach her.
     fn assert_connected(&self) {
         for (here, there) in [(0, 1), (1, 0)] {
-            let [here, there] = [here, there].map(|node| self.nodes()[node]);
+            let [here, there] = [here, there].map(|node| self.cluster.pair()[node]);
             let _server = there.serve(ALICE, &name(ALICE, there), &everywhere(5000));
             let targets = of(there, 5000);
             let answers = here.reach(ALICE, &name(ALICE, here), &targets);
@@ -74,7 +61,7 @@ impl Site {
     /// uvnd is alive and finds nothing wrong.
     fn conclude(mut self) {
         self.daemons.iter_mut().for_each(Daemon::assert_alive);
-        for node in self.nodes() {
+        for node in self.cluster.pair() {
             node.uvn(&["check"]);
         }
     }
@@ -178,7 +165,7 @@ fn heard(sender: &Node, receiver: &Node, to: SocketAddr, join: impl Fn(u32, &Udp
 
 /// Broadcast and multicast of a user reach his network on the other node, and nobody else.
 fn assert_flooded(site: &Site) {
-    let nodes = site.nodes();
+    let nodes = site.cluster.pair();
     for (sender, receiver) in [(nodes[0], nodes[1]), (nodes[1], nodes[0])] {
         let broadcast = heard(sender, receiver, "10.0.0.255:7000".parse().unwrap(), |_, _| ());
         assert_eq!(broadcast, [true, false], "broadcast from {}", sender.name());
@@ -196,9 +183,9 @@ fn assert_flooded(site: &Site) {
 #[ignore = "needs a kernel with VRF: cargo xtask guest"]
 fn engine_and_kernel_nodes_talk() {
     let site = Site::new(&["em1"], [&["engine"], &["kernel"]]);
-    site.attach(&[ALICE, BOB]);
-    assert_eq!(path(site.nodes()[0], "em1").0, "engine");
-    assert_eq!(path(site.nodes()[1], "em1").0, "kernel");
+    site.cluster.attach(&[ALICE, BOB]);
+    assert_eq!(path(site.cluster.pair()[0], "em1").0, "engine");
+    assert_eq!(path(site.cluster.pair()[1], "em1").0, "kernel");
     site.assert_connected();
     assert_flooded(&site);
     site.conclude();
@@ -209,7 +196,7 @@ fn engine_and_kernel_nodes_talk() {
 fn broadcast_stays_in_the_network() {
     for path in ["engine", "kernel"] {
         let site = Site::new(&["em1"], [&[path], &[path]]);
-        site.attach(&[ALICE, BOB]);
+        site.cluster.attach(&[ALICE, BOB]);
         assert_flooded(&site);
         site.conclude();
     }
@@ -228,7 +215,7 @@ fn nodes_find_each_other_by_a_group() {
     let daemons = cluster.nodes.iter().zip(["engine", "kernel"]).map(|(node, path)| node.uvnd(&config(path)));
     let daemons = daemons.collect();
     let site = Site { daemons, cluster };
-    site.attach(&[ALICE, BOB]);
+    site.cluster.attach(&[ALICE, BOB]);
     site.assert_connected();
     assert_flooded(&site);
     site.conclude();
@@ -238,10 +225,10 @@ fn nodes_find_each_other_by_a_group() {
 #[ignore = "needs a kernel with VRF: cargo xtask guest"]
 fn two_nics_with_a_data_path_each() {
     let site = Site::new(&["em1", "em2"], [&["auto", "kernel"], &["engine", "engine"]]);
-    let node = site.nodes()[0];
+    let node = site.cluster.pair()[0];
     assert_eq!(path(node, "em1"), ("engine".into(), "Ethernet".into()));
     assert_eq!(path(node, "em2"), ("kernel".into(), "configured: path = \"kernel\"".into()));
-    site.attach(&[ALICE, BOB]);
+    site.cluster.attach(&[ALICE, BOB]);
     let device = |nic: u8| node.sh(&format!("ip -d link show uvn{ALICE}.{nic}"));
     assert!(device(0).contains(" tun type tap"), "{}", device(0));
     assert!(device(1).contains(" vxlan id 1234"), "{}", device(1));
@@ -295,8 +282,8 @@ fn ipoib_gets_kernel_vxlan() {
 #[ignore = "needs a kernel with VRF: cargo xtask guest"]
 fn a_killed_engine_cuts_off_and_comes_back() {
     let site = Site::new(&["em1"], [&["engine"], &["engine"]]);
-    site.attach(&[ALICE, BOB]);
-    let [here, there] = site.nodes();
+    site.cluster.attach(&[ALICE, BOB]);
+    let [here, there] = site.cluster.pair();
     site.assert_connected();
     let server = there.serve(ALICE, &name(ALICE, there), &everywhere(5000));
     // Hosts without uvn would hear what leaves the network.
@@ -344,8 +331,8 @@ fn dataplane(node: &Node) -> i32 {
 fn a_nic_goes_down_and_comes_back() {
     for path in ["engine", "kernel"] {
         let site = Site::new(&["em1"], [&[path], &[path]]);
-        site.attach(&[ALICE, BOB]);
-        let [here, there] = site.nodes();
+        site.cluster.attach(&[ALICE, BOB]);
+        let [here, there] = site.cluster.pair();
         site.assert_connected();
         here.ip("link set em1 down");
         let server = there.serve(ALICE, &name(ALICE, there), &everywhere(5000));
@@ -374,8 +361,8 @@ fn a_nic_goes_down_and_comes_back() {
 fn mtu_and_address_are_followed() {
     for path in ["engine", "kernel"] {
         let site = Site::new(&["em1"], [&[path], &[path]]);
-        site.attach(&[ALICE, BOB]);
-        let [here, there] = site.nodes();
+        site.cluster.attach(&[ALICE, BOB]);
+        let [here, there] = site.cluster.pair();
         let endpoint = format!("uvn{ALICE}.0");
         for node in [here, there] {
             node.ip("link set em1 mtu 1500");

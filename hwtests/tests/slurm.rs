@@ -41,16 +41,11 @@ impl Site {
         Site { daemons, slurm, cluster }
     }
 
-    fn nodes(&self) -> [&Node; 2] {
-        let [first, second] = &self.cluster.nodes[..] else { panic!("two nodes") };
-        [first, second]
-    }
-
     /// Starts a job on n2 that serves, and waits until it does.
     fn serve(&self, uid: u32, port: u16) -> Job {
         let probe = probe();
         let script = format!("exec srun -w n2 -n1 {} serve u{uid}@n2 tcp:0.0.0.0:{port}", probe.display());
-        let mut command = self.slurm.command(self.nodes()[0], uid, &script);
+        let mut command = self.slurm.command(self.cluster.pair()[0], uid, &script);
         let mut srun = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(srun.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -60,7 +55,7 @@ impl Site {
 
     /// What the users' processes leave behind goes with the last lease.
     fn conclude(mut self) {
-        for node in self.nodes() {
+        for node in self.cluster.pair() {
             let list = || node.uvn(&["list", "--json"]);
             node.wait("end of the networks", Duration::from_secs(20), || networks(&list()).is_empty());
             let left = node.sh("ip -brief link; ip -4 rule; ip -6 rule; ip -4 route show table all");
@@ -131,7 +126,7 @@ int main(int argc, char **argv)
 const MPI_ENVIRONMENT: &str = "OMPI_MCA_btl=tcp,self OMPI_MCA_pml=ob1 OMPI_MCA_btl_tcp_if_include=10.0.0.0/24 OMPI_MCA_mtl=^ofi,psm,psm2";
 
 fn mpi_runs_inside(site: &Site) {
-    let [n1, n2] = site.nodes();
+    let [n1, n2] = site.cluster.pair();
     std::fs::write(format!("/home/u{ALICE}/mpi.c"), MPI).unwrap();
     let script =
         format!("#!/bin/sh\nexport {MPI_ENVIRONMENT}\nmpirun --bind-to none --map-by node -np 2 ./mpi\n");
@@ -153,7 +148,7 @@ fn mpi_runs_inside(site: &Site) {
 }
 
 fn jobs_are_apart(site: &Site) {
-    let [n1, n2] = site.nodes();
+    let [n1, n2] = site.cluster.pair();
     let job = site.serve(ALICE, PORT);
     assert!(inside(n2, ALICE) >= 1);
     // Held by the job, on the node where nobody logged in.
@@ -176,7 +171,7 @@ fn jobs_are_apart(site: &Site) {
 
 /// What an ordinary user may try ([`escape`]) does not work from a job either.
 fn jobs_do_not_escape(site: &Site) {
-    let [n1, n2] = site.nodes();
+    let [n1, n2] = site.cluster.pair();
     let sockets: Vec<String> = [("0.0.0.0", escape::PORT), ("[::]", escape::PORT6)]
         .iter()
         .flat_map(|(address, port)| ["tcp", "udp"].map(|protocol| format!("{protocol}:{address}:{port}")))
@@ -209,7 +204,7 @@ fn jobs_do_not_escape(site: &Site) {
 }
 
 fn a_queued_job_starts(site: &Site) {
-    let [n1, _] = site.nodes();
+    let [n1, _] = site.cluster.pair();
     let all = site.slurm.command(n1, BOB, "exec srun -N2 --exclusive sleep 4").spawn().unwrap();
     let all = Job { srun: all };
     site.cluster.storage.wait("Bob's job", Duration::from_secs(20), || {
@@ -226,7 +221,7 @@ fn a_queued_job_starts(site: &Site) {
 #[ignore = "needs a kernel with VRF: cargo xtask guest"]
 fn jobs_are_inside_their_users_network() {
     let site = Site::new("cgroup", "engine");
-    let [n1, _] = site.nodes();
+    let [n1, _] = site.cluster.pair();
     // Who is not policed is left alone.
     site.slurm.run(n1, SERVICE, "srun -N2 hostname");
     assert!(networks(&n1.uvn(&["list", "--json"])).is_empty());
@@ -254,7 +249,7 @@ fn jobs_are_inside_their_users_network() {
 fn what_a_job_leaves_behind_stays_inside() {
     // This one tracks parents: a daemon outlives its job.
     let site = Site::new("linuxproc", "kernel");
-    let [n1, n2] = site.nodes();
+    let [n1, n2] = site.cluster.pair();
     n1.uvn(&["attach", &ALICE.to_string()]);
     n1.uvn(&["attach", &BOB.to_string()]);
     jobs_do_not_escape(&site);
@@ -278,12 +273,12 @@ fn what_a_job_leaves_behind_stays_inside() {
 #[ignore = "needs a kernel with VRF: cargo xtask guest"]
 fn a_job_whose_network_cannot_be_made_fails() {
     let mut site = Site::new("cgroup", "engine");
-    for node in site.nodes() {
+    for node in site.cluster.pair() {
         node.uvn(&["attach", &ALICE.to_string()]);
     }
-    site.nodes()[0].uvn(&["attach", &BOB.to_string()]);
+    site.cluster.pair()[0].uvn(&["attach", &BOB.to_string()]);
     site.daemons.remove(1).crash();
-    let [n1, n2] = site.nodes();
+    let [n1, n2] = site.cluster.pair();
 
     // Alice has a network on n2 still, so that srun reaches it.
     let output = site.slurm.try_run(n1, ALICE, "srun -w n2 echo started");
@@ -313,7 +308,7 @@ fn a_job_whose_network_cannot_be_made_fails() {
     site.slurm.plugin("required");
     let restarted = n2.restart_uvnd();
     site.daemons.push(restarted);
-    let [n1, n2] = site.nodes();
+    let [n1, n2] = site.cluster.pair();
     assert_eq!(site.slurm.run(n1, ALICE, "srun -w n2 echo started"), ["started"]);
     for node in [n1, n2] {
         node.uvn(&["detach", &ALICE.to_string()]);

@@ -38,17 +38,12 @@ impl Site {
         Site { daemons, cluster }
     }
 
-    fn nodes(&self) -> [&Node; 2] {
-        let [first, second] = &self.cluster.nodes[..] else { panic!("two nodes") };
-        [first, second]
-    }
-
     fn log_in(&self, uid: u32, node: &Node) -> Session {
         Session::open(&self.cluster.outside, uid, node.nics()[0].v4)
     }
 
     fn conclude(mut self) {
-        for node in self.nodes() {
+        for node in self.cluster.pair() {
             node.wait("end of the networks", Duration::from_secs(20), || {
                 [ALICE, BOB].iter().all(|&uid| leases(node, uid).is_none())
             });
@@ -80,7 +75,7 @@ fn assert_inside(node: &Node, uid: u32, at_least: usize) {
 #[ignore = "needs a kernel with VRF: cargo xtask guest"]
 fn sessions_are_inside_their_users_network() {
     let site = Site::new("");
-    let [n1, n2] = site.nodes();
+    let [n1, n2] = site.cluster.pair();
     let [first, second] = [n1, n2].map(|node| node.nics()[0].v4);
     let probe = probe().display().to_string();
 
