@@ -242,7 +242,8 @@ pub fn items(node: &Node, peers: &Peers, network: &Network) -> Vec<Item> {
 /// The indexes of a network's devices; None: one is missing.
 #[must_use]
 pub fn devices(node: &Node, network: &Network) -> Option<Devices> {
-    let index = |name: &str| nix::net::if_::if_nametoindex(name).ok();
+    // By netlink: the ioctl behind if_nametoindex(3) has modprobe look for a device that is not there.
+    let index = |name: &str| Some(uvn_dataplane::link::get(name).ok()?.index);
     let with_vtep = node.nics.iter().filter(|nic| !nic.vteps().is_empty());
     let mut endpoints = with_vtep.map(|nic| index(&network.endpoint(nic))).collect::<Option<Vec<u32>>>()?;
     endpoints.sort_unstable();
