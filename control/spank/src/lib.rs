@@ -9,7 +9,7 @@
 //! 22.05). Whether the job then fails is Slurm's own choice, `required` or `optional` in plugstack.conf. Either way the
 //! tasks never run in another network: the socket programs see to that.
 //!
-//! Own declarations of Slurm's functions ([`slurm`]), not the crate slurm-spank: there are five; that crate's are made
+//! Own declarations of Slurm's functions ([`slurm`]), not the crate slurm-spank: there are three; that crate's are made
 //! from the headers of one Slurm version by a program that needs libclang, its hooks run in srun and sbatch too, and it
 //! names functions that older versions lack.
 
