@@ -19,7 +19,6 @@ use crate::config::Config;
 use crate::message::{self, Request};
 use crate::netlink::{Changes, Monitor, NetlinkError};
 use mio::{Events, Interest, Poll, Token};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use signal_hook_mio::v1_0::Signals;
 use std::io;
@@ -27,6 +26,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use uvn_dataplane::control::{Control, ControlError, Limits};
+use uvn_dataplane::daemon::{notify, raise_file_limit};
 use uvn_dataplane::toml_file::ConfigError;
 
 const SIGNALS: Token = Token(0);
@@ -234,20 +234,5 @@ impl Daemon {
             self.beat = now + every;
             notify(&[NotifyState::Watchdog]);
         }
-    }
-}
-
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "cannot notify the service manager");
-    }
-}
-
-/// A descriptor per holder: the usual 1024 are few.
-fn raise_file_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }

@@ -28,6 +28,7 @@
 //! - [`message`]: the control protocol; [`protocol`], [`seqpacket`]: how one is packed
 //! - [`control`], [`client`]: the two ends of the control socket
 //! - [`service`]: the thread that owns them all: set-up, changes, life cycle
+//! - [`daemon`]: the service manager and the limit of open files, for `uvnd` too
 //! - [`networks`]: the networks, what was learned in them, and their tables
 //! - [`device`]: endpoint devices, made or handed over
 //! - [`queues`], [`cores`]: the XDP program and the workers of a NIC, and the cores they run on
@@ -41,6 +42,7 @@ pub mod config;
 pub mod control;
 pub mod cores;
 pub mod counters;
+pub mod daemon;
 pub mod decap;
 pub mod device;
 pub mod encap;

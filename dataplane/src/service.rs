@@ -10,6 +10,7 @@ mod show;
 
 use crate::config::{Config, Peers};
 use crate::control::{Control, ControlError, Limits};
+use crate::daemon::{notify, raise_file_limit};
 use crate::link::{Link, LinkError};
 use crate::message::{Counts, MAX_FDS, Request};
 use crate::networks::Networks;
@@ -24,7 +25,6 @@ use crossbeam::channel::{Receiver, bounded};
 use hashbrown::HashMap;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use signal_hook_mio::v1_0::Signals;
 use std::io;
@@ -379,20 +379,5 @@ impl Service {
         self.networks.remove_all();
         self.control = None;
         tracing::info!("stopped");
-    }
-}
-
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "cannot notify the service manager");
-    }
-}
-
-/// Every network takes a descriptor per worker and one here: the usual 1024 are few.
-fn raise_file_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }
