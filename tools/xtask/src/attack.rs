@@ -1,16 +1,17 @@
 //! A hostile machine on the underlay: forged VXLAN packets to one node, none of which may reach a user.
 
-use crate::contender::Setup;
-use crate::dataplane::Dataplane;
 use crate::probe::attack::Forgery;
-use crate::process::{Place, Process};
-use crate::rig::{NIC, RigError, USERS};
-use crate::shell;
+use crate::rig::Rig;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
+use uvn_bench::dataplane::Dataplane;
+use uvn_bench::error::RigError;
+use uvn_bench::process::Process;
+use uvn_bench::rig::{NIC, USERS};
+use uvn_bench::shell;
 
 /// Packets of each forgery.
 const COUNT: u64 = 100;
@@ -23,7 +24,7 @@ const SETTLE: Duration = Duration::from_millis(250);
 ///
 /// # Errors
 /// A probe could not be run, or the data plane does not answer.
-pub fn run(uvn: &Setup, kernel: &Setup) -> Result<bool, RigError> {
+pub fn run(uvn: &Rig, kernel: &Rig) -> Result<bool, RigError> {
     println!("  {:<32}{:>6}{:>14}{:>16}  uvn counts it as", "", "sent", "reach a user", "kernel VXLAN");
     let mut good = true;
     for forgery in [&[Forgery::Genuine], &Forgery::FORGED[..]].concat() {
@@ -36,17 +37,17 @@ pub fn run(uvn: &Setup, kernel: &Setup) -> Result<bool, RigError> {
 }
 
 /// Sends [`COUNT`] packets and returns how many came to any user of node 1.
-fn arrivals(setup: &Setup, forgery: Forgery) -> Result<u64, RigError> {
-    let attacker = Place { netns: setup.rig.node(1), cores: setup.place(1, USERS[0]).cores };
-    let device = setup.device(USERS[0]);
+fn arrivals(rig: &Rig, forgery: Forgery) -> Result<u64, RigError> {
+    let attacker = rig.node_place(1);
+    let device = rig.device(USERS[0]);
     let macs = [
-        mac(&setup.rig.node(0), NIC)?,
-        mac(&setup.rig.user(0, USERS[0]), &device)?,
-        mac(&setup.rig.user(1, USERS[0]), &device)?,
+        mac(&rig.node(0), NIC)?,
+        mac(&rig.user(0, USERS[0]), &device)?,
+        mac(&rig.user(1, USERS[0]), &device)?,
     ]
     .join(",");
     let word = format!("uvn-attack-{}", forgery.argument());
-    let watchers = watch(setup, &word)?;
+    let watchers = watch(rig, &word)?;
     let arguments = ["attack", &forgery.argument(), &COUNT.to_string(), &word, &macs];
     Process::start("probe attack", attacker.probe(&arguments))?.finish(Duration::from_secs(10))?;
     thread::sleep(SETTLE);
@@ -69,9 +70,9 @@ fn print(forgery: Forgery, arrived: u64, arrived_by_kernel: u64, counted: &BTree
 }
 
 /// Has every user's endpoint on node 1 watched for a word.
-fn watch(setup: &Setup, word: &str) -> Result<Vec<Process>, RigError> {
+fn watch(rig: &Rig, word: &str) -> Result<Vec<Process>, RigError> {
     let watch = |user| {
-        let watcher = Process::start("probe watch", setup.place(0, user).probe(&["watch", word]))?;
+        let watcher = Process::start("probe watch", rig.place(0, user).probe(&["watch", word]))?;
         watcher.wait_for("ready", Duration::from_secs(5))?;
         Ok(watcher)
     };

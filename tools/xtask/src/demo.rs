@@ -1,42 +1,32 @@
 //! `cargo xtask demo`: two nodes, two users, real data planes, and what comes of it.
 
 use crate::attack;
-use crate::bench::{interleave, print_layout};
-use crate::contender::{Kind, Setup};
-use crate::cores::Cores;
-use crate::dataplane;
+use crate::cargo::build_release;
 use crate::matrix;
-use crate::rig::{self, NIC, RigError, USERS};
-use crate::workload::{SMALL, Workload};
+use crate::rig::Rig;
 use std::path::Path;
 use std::time::Instant;
-
-const WORKLOADS: [Workload; 4] = [
-    Workload::Bulk { streams: 1 },
-    Workload::Udp,
-    Workload::PingPong { connections: 1, bytes: SMALL },
-    Workload::PingPong { connections: 28, bytes: SMALL },
-];
+use uvn_bench::cores::Cores;
+use uvn_bench::error::RigError;
+use uvn_bench::report::{Report, Settings};
+use uvn_bench::rig::{NIC, USERS};
+use uvn_bench::{netns, plan, run, table};
 
 /// Shows everything; false when something is not as it should be.
 ///
 /// # Errors
 /// A step could not be done.
 pub fn demo() -> Result<bool, RigError> {
-    rig::prepare()?;
+    netns::prepare()?;
     let begin = Instant::now();
     println!("== building uvn-dataplane (release)");
-    let program = dataplane::build()?;
-    let cores = Cores::of_this_machine();
-    let uvn = start(&cores, &program)?;
-    let kernel = Setup::new(Kind::Kernel, &cores, &program)?;
-    let good = verify(&uvn, &kernel)?;
+    let program = build_release(&["uvn-dataplane"])?.join("uvn-dataplane");
+    let good = isolation(&program)?;
     println!("== speed beside raw and kernel VXLAN, taking turns");
-    let raw = Setup::new(Kind::Raw, &cores, &program)?;
-    let setups = [raw, kernel, uvn];
-    interleave(&setups, &WORKLOADS, 3, 1.0)?.print(Kind::Kernel);
+    let mut report = Report::new(Settings::default());
+    run::sections(&mut [plan::glimpse()], &program, &mut report)?;
+    table::print(&report, run::REFERENCE.name());
     println!("  a veth wire is no NIC: compare ratios only; `cargo xtask bench --quick` measures longer");
-    drop(setups);
     println!("== removed: data planes, namespaces, links");
     let verdict = if good { "all as expected" } else { "NOT as expected" };
     println!("{verdict}, after {} s", begin.elapsed().as_secs());
@@ -48,25 +38,38 @@ pub fn demo() -> Result<bool, RigError> {
 /// # Errors
 /// A step could not be done.
 pub fn isolation(program: &Path) -> Result<bool, RigError> {
-    let cores = Cores::of_this_machine();
-    verify(&start(&cores, program)?, &Setup::new(Kind::Kernel, &cores, program)?)
-}
-
-fn start(cores: &Cores, program: &Path) -> Result<Setup, RigError> {
     let [first, second] = USERS;
     println!("== two nodes (network namespaces), joined by a veth wire {NIC}; users {first} and {second}");
     println!("  here each user's endpoint is in a namespace of its own; on kernels with VRF it is in a VRF");
-    print_layout(cores);
-    let uvn = Setup::new(Kind::Uvn, cores, program)?;
+    print_layout(&Cores::of_this_machine(2));
+    let uvn = Rig::uvn(program)?;
     for (node, dataplane) in uvn.dataplanes.iter().enumerate() {
         println!("  node {}: uvn-dataplane {}", node + 1, dataplane.summary()?);
     }
-    Ok(uvn)
+    println!("== who reaches whom");
+    let reached = matrix::run(&uvn)?;
+    println!("== attack on user {} on node 1, from a hostile program on the wire", USERS[0]);
+    Ok(attack::run(&uvn, &Rig::kernel()?)? && reached)
 }
 
-fn verify(uvn: &Setup, kernel: &Setup) -> Result<bool, RigError> {
-    println!("== who reaches whom");
-    let reached = matrix::run(uvn)?;
-    println!("== attack on user {} on node 1, from a hostile program on the wire", USERS[0]);
-    Ok(attack::run(uvn, kernel)? && reached)
+/// Says which core runs what.
+fn print_layout(cores: &[Cores]) {
+    let nodes: Vec<String> = cores
+        .iter()
+        .enumerate()
+        .map(|(node, cores)| {
+            format!(
+                "node {} runs applications on {} and networking on {}",
+                node + 1,
+                cores.apps_list(),
+                cores.net
+            )
+        })
+        .collect();
+    println!("cores: {}", nodes.join("; "));
+    if cores.iter().any(Cores::shared) {
+        println!(
+            "  fewer than four cores: networking shares them with applications, which costs an engine most"
+        );
+    }
 }

@@ -4,12 +4,12 @@
 //! left to build here is bpf-linker, against the LLVM of that same Rust.
 
 use crate::setup::{self, SetupError};
-use crate::shell::{self, ShellError};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
+use uvn_bench::shell::{self, ShellError};
 
 /// Debian's, and not the first on the PATH, which is rustup's.
 const CARGO: &str = "/usr/bin/cargo";

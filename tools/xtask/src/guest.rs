@@ -21,7 +21,6 @@ pub mod accelerator;
 mod initramfs;
 pub mod kernel;
 
-use crate::shell::ShellError;
 use kernel::Kernel;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -29,6 +28,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+use uvn_bench::shell::ShellError;
 
 /// What a guest has and how long it may take.
 #[derive(Debug, Clone, clap::Args)]
@@ -264,7 +264,7 @@ fn quoted(word: &str) -> String {
 
 /// Where cargo puts what it builds.
 fn target_directory() -> Result<PathBuf, GuestError> {
-    crate::dataplane::target_directory()
+    crate::cargo::target_directory()
         .map_err(|error| GuestError::Kernel(format!("no target directory: {error}")))
 }
 

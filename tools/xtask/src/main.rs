@@ -1,46 +1,36 @@
 //! Development commands: `cargo xtask --help`.
 //!
 //! - [`attack`]: forged packets, none of which may reach a user
-//! - [`bench`]: measures the contenders side by side
-//! - [`contender`]: what is compared
-//! - [`cores`]: which core runs what
-//! - [`dataplane`]: builds and runs `uvn-dataplane`
+//! - [`cargo`]: the cargo that runs us, and what it builds
 //! - [`demo`]: shows the whole of it
 //! - [`ebpf`]: rebuilds the eBPF object, or checks the committed one
 //! - [`guest`]: runs a command on another kernel
 //! - [`matrix`]: who reaches whom
 //! - [`probe`]: the programs that run inside a rig
-//! - [`process`]: starts and ends them
-//! - [`report`]: samples, as a table and as JSON
-//! - [`rig`]: two nodes as network namespaces
+//! - [`rig`]: the demo's two nodes
 //! - [`setup`]: the apt packages each command needs, and why
-//! - [`shell`]: runs other programs
 //! - [`suites`]: the control side's tests, in guests
 //! - [`test`]: everything that must hold before a change goes in
-//! - [`workload`]: traffic, and what is measured of it
 #![forbid(unsafe_code)]
 
 mod attack;
-mod bench;
-mod contender;
-mod cores;
-mod dataplane;
+mod cargo;
 mod demo;
 mod ebpf;
 mod guest;
 mod matrix;
 mod probe;
-mod process;
-mod report;
 mod rig;
 mod setup;
-mod shell;
 mod suites;
 mod test;
-mod workload;
 
 use clap::Parser;
-use std::process::ExitCode;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+use uvn_bench::error::RigError;
+use uvn_bench::netns;
 
 /// Builds, shows, tests and measures uvn. Each command installs what it needs first.
 #[derive(Parser)]
@@ -60,11 +50,12 @@ enum Xtask {
     Test,
     /// Run suites of hwtests/tests in guests
     Suite(suites::Choice),
-    /// Measure raw, kernel VXLAN and uvn side by side
+    /// Measure raw, kernel VXLAN, uvn and others side by side: --quick, --help and more. Needs root; leaves nothing behind
+    #[command(disable_help_flag = true)]
     Bench {
-        /// At most five minutes: fewer and shorter rounds
-        #[arg(long)]
-        quick: bool,
+        /// Of uvn-bench
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
     },
     /// Run a command as root in a guest with a Debian kernel, on this machine's files; what it writes is gone afterwards
     Guest {
@@ -86,14 +77,14 @@ fn main() -> ExitCode {
         Xtask::Demo => show(),
         Xtask::Test => check(),
         Xtask::Suite(choice) => suite(&choice),
-        Xtask::Bench { quick } => measure(quick),
+        Xtask::Bench { arguments } => measure(&arguments),
         Xtask::Guest { machine, command } => match boot(&machine, &command) {
             Ok(code) => return ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)),
             Err(error) => Err(error),
         },
         Xtask::Probe(probe) => probe::run(probe).map_err(Error::from),
     };
-    let _unless_stopping = rig::running();
+    let _unless_stopping = netns::running();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -110,13 +101,15 @@ fn show() -> Result<(), Error> {
 
 fn check() -> Result<(), Error> {
     setup::install(setup::ALL)?;
-    rig::prepare()?;
+    netns::prepare()?;
     if test::test() { Ok(()) } else { Err(Error::Test) }
 }
 
-fn measure(quick: bool) -> Result<(), Error> {
+/// Builds what is measured and what measures, and becomes the latter.
+fn measure(arguments: &[OsString]) -> Result<(), Error> {
     setup::install(&[setup::BUILD, setup::BENCH])?;
-    Ok(bench::bench(quick)?)
+    let program = cargo::build_release(&["uvn-dataplane", "uvn-bench"])?.join("uvn-bench");
+    Err(Error::Bench(Command::new(program).args(arguments).exec()))
 }
 
 fn boot(machine: &guest::Machine, command: &[String]) -> Result<i32, Error> {
@@ -137,7 +130,7 @@ enum Error {
     #[error(transparent)]
     Ebpf(#[from] ebpf::EbpfError),
     #[error(transparent)]
-    Rig(#[from] rig::RigError),
+    Rig(#[from] RigError),
     #[error(transparent)]
     Guest(#[from] guest::GuestError),
     #[error("{0}")]
@@ -146,6 +139,8 @@ enum Error {
     Unexpected,
     #[error("not everything passed: see FAILED above")]
     Test,
+    #[error("cannot run uvn-bench: {0}")]
+    Bench(std::io::Error),
     #[error("probe: {0}")]
     Probe(#[from] std::io::Error),
 }

@@ -1,12 +1,13 @@
 //! The reachability matrix: every user on every node tries every user on every node, by TCP, UDP and ping.
 
-use crate::contender::Setup;
 use crate::probe::reach::Protocol;
-use crate::process::Process;
-use crate::rig::{ADDRESSES, RigError, USERS};
+use crate::rig::{ADDRESSES, Rig};
 use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
+use uvn_bench::error::RigError;
+use uvn_bench::process::Process;
+use uvn_bench::rig::USERS;
 
 /// A user's endpoint on a node.
 type Spot = (u32, usize);
@@ -46,11 +47,11 @@ fn spots() -> Vec<Spot> {
 ///
 /// # Errors
 /// A probe could not be run.
-pub fn run(setup: &Setup) -> Result<bool, RigError> {
+pub fn run(rig: &Rig) -> Result<bool, RigError> {
     let servers: Vec<(Spot, Process)> = spots()
         .into_iter()
         .map(|(user, node)| {
-            let serve = setup.place(node, user).probe(&["serve", &port(user).to_string()]);
+            let serve = rig.place(node, user).probe(&["serve", &port(user).to_string()]);
             let server = Process::start("probe serve", serve)?;
             server.wait_for("ready", Duration::from_secs(5))?;
             Ok(((user, node), server))
@@ -59,7 +60,7 @@ pub fn run(setup: &Setup) -> Result<bool, RigError> {
     let attempts = attempts();
     let mut reached = BTreeSet::new();
     for from in spots() {
-        reached.append(&mut reach(setup, from, &attempts)?);
+        reached.append(&mut reach(rig, from, &attempts)?);
     }
     // What was sent last may still be on its way to a server's report.
     thread::sleep(Duration::from_millis(300));
@@ -96,12 +97,12 @@ fn attempts() -> Vec<Attempt> {
 }
 
 /// Runs all attempts from one spot at once and returns the words that were answered.
-fn reach(setup: &Setup, from: Spot, attempts: &[Attempt]) -> Result<BTreeSet<String>, RigError> {
+fn reach(rig: &Rig, from: Spot, attempts: &[Attempt]) -> Result<BTreeSet<String>, RigError> {
     let targets: Vec<String> = attempts.iter().filter(|a| a.from == from).map(Attempt::target).collect();
     let mut arguments = vec!["reach"];
     arguments.extend(targets.iter().map(String::as_str));
     let begin = Instant::now();
-    let probe = setup.place(from.1, from.0).probe(&arguments);
+    let probe = rig.place(from.1, from.0).probe(&arguments);
     let lines = Process::start("probe reach", probe)?.finish(Duration::from_secs(30))?;
     println!(
         "  user {} on node {} tried {} ways in {:.1?}",

@@ -1,16 +1,17 @@
 //! The suites of `hwtests/tests`, run in guests. One file is one suite; each gets a guest of its own, so that none finds
 //! what another left behind. A file whose name ends in `_systemd` gets one with systemd and logind.
 
-use crate::dataplane::cargo;
+use crate::cargo::cargo;
 use crate::guest::kernel::Series;
 use crate::guest::{self, Machine, Stream};
-use crate::{shell, test};
+use crate::test;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
+use uvn_bench::shell;
 
 /// A suite's name with its kernel, and what it says in the end.
 pub type Closings = Vec<(String, test::Closing)>;

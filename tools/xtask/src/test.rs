@@ -1,9 +1,11 @@
 //! `cargo xtask test`: everything that must hold before a change goes in. CI runs this and nothing else.
 
-use crate::dataplane::{self, cargo};
-use crate::{demo, ebpf, rig, shell, suites};
+use crate::cargo::{cargo, target_directory};
+use crate::{demo, ebpf, suites};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use uvn_bench::error::RigError;
+use uvn_bench::shell;
 
 /// What a runner says in the end, or why it failed.
 pub type Closing = Result<String, String>;
@@ -113,11 +115,11 @@ fn object() -> Closing {
 
 /// What `cargo xtask demo` shows, without the figures, on the program that the tests have just built.
 fn demo() -> Closing {
-    let text = |error: rig::RigError| error.to_string();
+    let text = |error: RigError| error.to_string();
     let mut build = cargo();
     build.args(["build", "--quiet", "--package", "uvn-dataplane"]);
     run(build)?;
-    let program = dataplane::target_directory().map_err(text)?.join("debug/uvn-dataplane");
+    let program = target_directory().map_err(text)?.join("debug/uvn-dataplane");
     if demo::isolation(&program).map_err(text)? {
         Ok("ok: own network reached everywhere, others nowhere, every forged packet dropped and counted"
             .into())

@@ -1,12 +1,12 @@
 //! Debian's kernels, unpacked below `target/guest`: nothing is installed on the host.
 
 use super::GuestError;
-use crate::shell;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use uvn_bench::shell;
 
 /// A kernel series that Debian 12 has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

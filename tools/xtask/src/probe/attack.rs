@@ -1,8 +1,6 @@
 //! Forged VXLAN packets, as a hostile machine on the underlay would send them, built byte by byte apart from the
 //! engine's own code.
 
-use super::ready;
-use crate::rig::NIC;
 use clap::ValueEnum;
 use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvfrom, sendto, socket,
@@ -10,6 +8,8 @@ use nix::sys::socket::{
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::str::FromStr;
+use uvn_bench::probe::ready;
+use uvn_bench::rig::NIC;
 
 /// IANA's VXLAN port (RFC 7348 section 5).
 const VXLAN_PORT: u16 = 4789;

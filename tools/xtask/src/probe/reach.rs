@@ -1,7 +1,6 @@
 //! Who reaches whom. A probe carries a word; the server reports every word it sees, so that a packet which arrives but
 //! is not answered is noticed too.
 
-use super::ready;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
 };
@@ -13,6 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
+use uvn_bench::probe::ready;
 
 /// Every word begins so.
 const MARK: &str = "uvn-reach-";

@@ -1,14 +1,12 @@
-//! Builds `uvn-dataplane` and runs it on a rig's nodes.
+//! A running `uvn-dataplane`.
 
-use crate::cores::Cores;
+use crate::error::RigError;
 use crate::process::{Place, Process};
-use crate::rig::{ADDRESSES, NIC, Rig, RigError, USERS, netns_path};
 use crate::shell::{self, ShellError};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, SysconfVar, sysconf};
+use nix::unistd::Pid;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,36 +19,6 @@ const START: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(3);
 /// The XDP program's verdicts that are not drops.
 const NO_DROPS: [&str; 2] = ["xdp_pass", "xdp_redirected"];
-/// The VNI of the first further network.
-const FURTHER_VNI: u32 = 100_000;
-
-/// Builds the release and returns the program.
-///
-/// # Errors
-/// cargo failed.
-pub fn build() -> Result<PathBuf, RigError> {
-    shell::run(cargo().args(["build", "--release", "--quiet", "--package", "uvn-dataplane"]))?;
-    Ok(target_directory()?.join("release/uvn-dataplane"))
-}
-
-/// Where cargo puts what it builds.
-///
-/// # Errors
-/// cargo failed.
-pub fn target_directory() -> Result<PathBuf, RigError> {
-    let metadata = shell::read(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
-    let metadata: Value = serde_json::from_str(&metadata)
-        .map_err(|error| RigError::Program { what: "cargo metadata".into(), why: error.to_string() })?;
-    Ok(metadata["target_directory"].as_str().unwrap_or("target").into())
-}
-
-/// The cargo that runs us, in the workspace.
-#[must_use]
-pub fn cargo() -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
-    cargo
-}
 
 /// One node's running data plane. Dropping it stops it as a service manager would.
 pub struct Dataplane {
@@ -62,35 +30,26 @@ pub struct Dataplane {
 }
 
 impl Dataplane {
-    /// Starts it on a node with the users' networks and `further` others, whose endpoints share one namespace.
-    /// [`Dataplane::wait`] for it before use.
+    /// Starts it at `place` with this configuration, which holds `networks` networks. Its socket, log and configuration
+    /// are `files` with different endings; the socket's line is added here. [`Dataplane::wait`] for it before use.
     ///
     /// # Errors
     /// A file cannot be written or the program not started.
     pub fn start(
         program: &Path,
-        rig: &Rig,
-        node: usize,
-        cores: &Cores,
-        further: u32,
+        place: &Place,
+        files: &Path,
+        configuration: &str,
+        networks: u32,
     ) -> Result<Self, RigError> {
-        let file = |name: &str| rig.directory().join(format!("node{}.{name}", node + 1));
-        let (socket, log, config) = (file("sock"), file("log"), file("toml"));
-        let written =
-            |source| RigError::Io { what: format!("write in {}", rig.directory().display()), source };
-        std::fs::write(&config, configuration(rig, node, cores, further, &socket)?).map_err(written)?;
-        // Its workers pin themselves; this puts its other thread out of the applications' way.
-        let place = Place { netns: rig.node(node), cores: cores.net[node].to_string() };
+        let [socket, log, config] = ["sock", "log", "toml"].map(|ending| files.with_extension(ending));
+        let written = |source| RigError::Io { what: format!("write {}", config.display()), source };
+        let socket_line = format!("socket = \"{}\"\n", socket.display());
+        std::fs::write(&config, socket_line + configuration).map_err(written)?;
         let mut run = place.command(&program.to_string_lossy());
         run.arg("run").arg("--config").arg(&config).stderr(File::create(&log).map_err(written)?);
         let process = Process::start("uvn-dataplane", run)?;
-        Ok(Dataplane {
-            process,
-            program: program.into(),
-            socket,
-            log,
-            networks: further + USERS.len() as u32,
-        })
+        Ok(Dataplane { process, program: program.into(), socket, log, networks })
     }
 
     /// Waits until it is running with all its networks.
@@ -159,20 +118,10 @@ impl Dataplane {
         Ok(drops.filter_map(|(name, count)| Some((name.clone(), count.as_u64()?))).collect())
     }
 
-    /// Per cent of one core that it used over `time`.
+    /// Its process id.
     #[must_use]
-    pub fn cpu_percent(&self, time: Duration) -> f64 {
-        let before = self.cpu_ticks();
-        thread::sleep(time);
-        let ticks_per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100) as f64;
-        100.0 * (self.cpu_ticks() - before) / ticks_per_second / time.as_secs_f64()
-    }
-
-    /// utime + stime of proc_pid_stat(5): the 12th and 13th field after the name in parentheses.
-    fn cpu_ticks(&self) -> f64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.pid())).unwrap_or_default();
-        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
-        fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum()
+    pub fn pid(&self) -> i32 {
+        self.process.pid() as i32
     }
 }
 
@@ -194,45 +143,4 @@ impl Drop for Dataplane {
 
 fn is_running(show: &Value, networks: u32) -> bool {
     show["show"]["state"] == "running" && show["show"]["networks"] == networks
-}
-
-/// The namespace of further networks' endpoints: they carry no traffic, so they need not be apart.
-fn others(rig: &Rig, node: usize) -> String {
-    format!("{}-others", rig.node(node))
-}
-
-/// The TOML file of one node.
-fn configuration(
-    rig: &Rig,
-    node: usize,
-    cores: &Cores,
-    further: u32,
-    socket: &Path,
-) -> Result<String, RigError> {
-    let ((v4, v6), (peer4, peer6)) = (ADDRESSES[node], ADDRESSES[1 - node]);
-    let mut toml = format!(
-        "nic = \"{NIC}\"\nvtep = [\"{v4}\"]\nsocket = \"{}\"\n\
-         [peers]\nvtep = [{{ address = \"{peer4}\", overlay = [\"{peer4}\", \"{peer6}\"] }}]\n\
-         [workers]\ncores = [{}]\n",
-        socket.display(),
-        cores.net[node],
-    );
-    let mut network = |vni: u32, device: &str, netns: &str| {
-        let netns = netns_path(netns);
-        let _infallible = write!(
-            toml,
-            "[[network]]\nvni = {vni}\naddresses = [\"{v4}/24\", \"{v6}/64\"]\npeers = [\"{peer4}\"]\n\
-             device = {{ name = \"{device}\", netns = \"{}\" }}\n",
-            netns.display(),
-        );
-    };
-    for user in USERS {
-        network(user, &format!("u{user}"), &rig.user(node, user));
-    }
-    if further > 0 {
-        let others = others(rig, node);
-        rig.add_namespace(&others)?;
-        (0..further).for_each(|index| network(FURTHER_VNI + index, &format!("x{index}"), &others));
-    }
-    Ok(toml)
 }

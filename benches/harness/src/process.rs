@@ -1,7 +1,9 @@
-//! Programs that run inside a rig, on chosen cores.
+//! Programs that run on a node, on chosen cores.
 
-use crate::rig::{self, RigError};
+use crate::error::RigError;
+use crate::netns;
 use std::io::{BufRead, BufReader};
+use std::net::IpAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -14,6 +16,8 @@ pub struct Place {
     pub netns: String,
     /// Its cores, as taskset writes them.
     pub cores: String,
+    /// Where the others reach it.
+    pub address: IpAddr,
 }
 
 impl Place {
@@ -48,7 +52,7 @@ impl Process {
     /// # Errors
     /// It cannot be started.
     pub fn start(name: &str, mut command: Command) -> Result<Process, RigError> {
-        let running = rig::running();
+        let running = netns::running();
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

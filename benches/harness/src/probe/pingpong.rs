@@ -1,6 +1,7 @@
 //! Concurrent TCP ping-pongs: blocking sockets, a thread per connection on either side, as MPI ranks would be.
 
 use super::ready;
+use crate::cpu::SystemTime;
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Barrier;
@@ -35,13 +36,15 @@ fn echo(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// Plays and writes how many messages went to and fro, in how many seconds, and the latency of one round trip.
+/// Plays and writes how many messages went to and fro, in how many seconds, the latency of one round trip,
+/// and what the whole system spent on it.
 ///
 /// # Errors
 /// A connection failed.
 pub fn ping(to: SocketAddr, connections: usize, bytes: usize, seconds: f64) -> io::Result<()> {
     let bytes = bytes.clamp(1, MAX_BYTES);
     let start = Barrier::new(connections);
+    let before = SystemTime::now();
     let results: Vec<io::Result<(Vec<u32>, f64)>> = thread::scope(|scope| {
         let players: Vec<_> = (0..connections)
             .map(|_| scope.spawn(|| play(to, bytes, Duration::from_secs_f64(seconds), &start)))
@@ -49,6 +52,7 @@ pub fn ping(to: SocketAddr, connections: usize, bytes: usize, seconds: f64) -> i
         let failed = || Err(io::Error::other("a ping-pong thread died"));
         players.into_iter().map(|player| player.join().unwrap_or_else(|_| failed())).collect()
     });
+    let cpu = SystemTime::now().since(before).busy;
     let mut round_trips = Vec::new();
     let mut elapsed: f64 = 0.0;
     for result in results {
@@ -64,6 +68,7 @@ pub fn ping(to: SocketAddr, connections: usize, bytes: usize, seconds: f64) -> i
         "seconds": elapsed,
         "p50_us": percentile(50),
         "p99_us": percentile(99),
+        "cpu_seconds": cpu,
     });
     println!("{result}");
     Ok(())

@@ -1,0 +1,108 @@
+//! Which core runs what.
+
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+/// The cores of one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cores {
+    /// Of the applications.
+    pub apps: Vec<usize>,
+    /// Of networking: an engine's worker, or the wire's NAPI thread.
+    pub net: usize,
+}
+
+impl Cores {
+    /// Gives each of `nodes` nodes its share of the cores that this process may use.
+    #[must_use]
+    pub fn of_this_machine(nodes: usize) -> Vec<Cores> {
+        let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
+        let cores: Vec<usize> =
+            (0..CpuSet::count()).filter(|&core| allowed.is_set(core).unwrap_or(false)).collect();
+        split(&cores, nodes)
+    }
+
+    /// The same, with networking on the first application core.
+    #[must_use]
+    pub fn sharing(&self) -> Cores {
+        Cores { apps: self.apps.clone(), net: self.apps.first().copied().unwrap_or(self.net) }
+    }
+
+    /// The same, with the networking core for applications as well.
+    #[must_use]
+    pub fn all(&self) -> Cores {
+        let mut apps = self.apps.clone();
+        if !apps.contains(&self.net) {
+            apps.push(self.net);
+        }
+        Cores { apps, net: self.net }
+    }
+
+    /// Whether networking shares its core with applications.
+    #[must_use]
+    pub fn shared(&self) -> bool {
+        self.apps.contains(&self.net)
+    }
+
+    /// The application cores as taskset writes them.
+    #[must_use]
+    pub fn apps_list(&self) -> String {
+        self.apps.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
+    }
+}
+
+/// Two cores or more per node: the last are for networking, one each. One per node: that is for both. Fewer: all nodes
+/// share all.
+fn split(cores: &[usize], nodes: usize) -> Vec<Cores> {
+    let count = cores.len();
+    let of = |node: usize| {
+        if count >= 2 * nodes {
+            let (apps, net) = cores.split_at(count - nodes);
+            let share = apps.len() / nodes;
+            Cores { apps: apps[node * share..(node + 1) * share].to_vec(), net: net[node] }
+        } else if count >= nodes {
+            Cores { apps: vec![cores[node]], net: cores[node] }
+        } else {
+            let net = cores.get(node % count.max(1)).copied().unwrap_or(0);
+            Cores { apps: if count == 0 { vec![0] } else { cores.to_vec() }, net }
+        }
+    };
+    (0..nodes).map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cores(apps: &[usize], net: usize) -> Cores {
+        Cores { apps: apps.to_vec(), net }
+    }
+
+    #[test]
+    fn four_cores_give_each_of_two_nodes_one_for_applications_and_one_for_networking() {
+        let split = split(&[0, 1, 2, 3], 2);
+        assert_eq!(split, [cores(&[0], 2), cores(&[1], 3)]);
+        assert!(!split[0].shared());
+        assert_eq!(split[1].all().apps_list(), "1,3");
+        assert_eq!(split[1].sharing(), cores(&[1], 1));
+    }
+
+    #[test]
+    fn two_cores_are_shared() {
+        assert_eq!(split(&[4, 7], 2), [cores(&[4], 4), cores(&[7], 7)]);
+        assert_eq!(split(&[4, 7], 2)[0].all().apps_list(), "4");
+    }
+
+    #[test]
+    fn more_cores_go_to_applications() {
+        assert_eq!(split(&[0, 1, 2, 3, 4, 5, 6, 7], 2), [cores(&[0, 1, 2], 6), cores(&[3, 4, 5], 7)]);
+    }
+
+    #[test]
+    fn more_nodes_than_cores_share_all() {
+        let split = split(&[0, 1, 2, 3], 16);
+        assert_eq!(split[5], cores(&[0, 1, 2, 3], 1));
+        assert_eq!(split.len(), 16);
+    }
+}

@@ -1,0 +1,49 @@
+//! Why something failed.
+
+use crate::shell::ShellError;
+use std::io;
+
+/// A rig could not be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum RigError {
+    /// A command failed.
+    #[error(transparent)]
+    Shell(#[from] ShellError),
+    /// A file or process could not be used.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// An offload is not as it must be.
+    #[error("{device}: {feature} cannot be switched {wanted}; figures from such a wire mean nothing")]
+    Offload {
+        /// The end of the wire.
+        device: String,
+        /// ethtool's name of it.
+        feature: &'static str,
+        /// `on` or `off`.
+        wanted: &'static str,
+    },
+    /// A program on the rig did not do what it should.
+    #[error("{what}: {why}")]
+    Program {
+        /// Which one.
+        what: String,
+        /// What it did instead.
+        why: String,
+    },
+    /// Only root may make network namespaces.
+    #[error("this makes network namespaces: run it as root")]
+    NotRoot,
+}
+
+impl RigError {
+    /// A program that did not do what it should.
+    #[must_use]
+    pub fn program(what: &str, why: impl ToString) -> RigError {
+        RigError::Program { what: what.to_owned(), why: why.to_string() }
+    }
+}

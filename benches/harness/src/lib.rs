@@ -1,0 +1,47 @@
+//! The side-by-side measurement: ways to carry users' packets take turns on the same work, in one run.
+//!
+//! What is measured:
+//! - [`contender`]: the ways, each ready on nodes of its own
+//! - [`workload`]: traffic, and what is measured of it
+//! - [`metric`]: measured quantities
+//! - [`plan`]: which contenders do which work, how often and how long
+//! - [`run`]: the turns
+//!
+//! What comes of it:
+//! - [`report`]: all samples and what must be known beside them: `report.json`
+//! - [`table`]: the same for the terminal
+//! - [`noise`]: whether something else disturbed a sample
+//! - [`machine`]: what it ran on
+//!
+//! What it runs on:
+//! - [`netns`]: network namespaces that never stay behind
+//! - [`rig`]: nodes as network namespaces, and the wire between them
+//! - [`wire`]: the offloads of that wire
+//! - [`cores`]: which core runs what
+//! - [`dataplane`]: a running `uvn-dataplane`
+//! - [`process`]: programs on a node
+//! - [`probe`]: those of our own
+//! - [`cpu`]: processor time
+//! - [`shell`]: runs other programs
+//! - [`error`]: why something failed
+#![forbid(unsafe_code)]
+
+pub mod contender;
+pub mod cores;
+pub mod cpu;
+pub mod dataplane;
+pub mod error;
+pub mod machine;
+pub mod metric;
+pub mod netns;
+pub mod noise;
+pub mod plan;
+pub mod probe;
+pub mod process;
+pub mod report;
+pub mod rig;
+pub mod run;
+pub mod shell;
+pub mod table;
+pub mod wire;
+pub mod workload;

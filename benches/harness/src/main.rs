@@ -1,0 +1,129 @@
+//! `cargo xtask bench` builds and runs this.
+#![forbid(unsafe_code)]
+
+use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use uvn_bench::error::RigError;
+use uvn_bench::plan::{self, Section};
+use uvn_bench::report::{Report, Settings};
+use uvn_bench::{netns, probe, run, table};
+
+/// Measures ways to carry users' packets side by side. Needs root; leaves nothing behind.
+#[derive(Parser)]
+#[command(name = "uvn-bench")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// At most five minutes: fewer workloads, shorter
+    #[arg(long)]
+    quick: bool,
+    /// Only contenders whose name contains this; may be repeated
+    #[arg(long, value_name = "NAME")]
+    contender: Vec<String>,
+    /// Only workloads whose group or name contains this; may be repeated
+    #[arg(long, value_name = "NAME")]
+    workload: Vec<String>,
+    /// How often each contender takes its turn
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// How long traffic flows each time
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// The program uvn-dataplane; otherwise the one beside this program
+    #[arg(long, value_name = "FILE")]
+    dataplane: Option<PathBuf>,
+    /// Where report.json goes; otherwise bench/ beside this program's folder
+    #[arg(long, value_name = "FOLDER")]
+    output: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run on a node
+    #[command(hide = true, subcommand)]
+    Probe(probe::Probe),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        Some(Command::Probe(probe)) => probe::run(probe).map_err(|error| RigError::program("probe", error)),
+        None => measure(&arguments),
+    };
+    let _unless_stopping = netns::running();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(arguments: &Arguments) -> Result<(), RigError> {
+    netns::prepare()?;
+    let own = std::env::current_exe()
+        .map_err(|source| RigError::Io { what: "find this program".into(), source })?;
+    let program = arguments.dataplane.clone().unwrap_or_else(|| own.with_file_name("uvn-dataplane"));
+    let built = own.ancestors().nth(2).unwrap_or(&own).join("bench");
+    let output = arguments.output.clone().unwrap_or(built);
+    let mut sections = plan(arguments);
+    let minutes = sections.iter().map(Section::takes).sum::<f64>() / 60.0;
+    let first = sections.first().ok_or_else(|| {
+        RigError::program("--contender, --workload", "nothing to measure: no name contains that")
+    })?;
+    let mut report = Report::new(Settings {
+        mtu: first.mtu,
+        rounds: first.rounds,
+        seconds: first.seconds,
+        nodes: first.nodes,
+        quick: arguments.quick,
+    });
+    let machine = &report.machine;
+    println!(
+        "kernel {}, {} cores, {}; about {minutes:.1} minutes",
+        machine.kernel, machine.cores, machine.cpu
+    );
+    for section in &sections {
+        println!("  {:4.1} min  {}", section.takes() / 60.0, section.title);
+    }
+    if machine.load_at_start > 1.0 {
+        println!("  load {}: other programs are running, which disturbs every figure", machine.load_at_start);
+    }
+    run::sections(&mut sections, &program, &mut report)?;
+    for contender in &report.contenders {
+        println!("  {:<18} {}", contender.name, contender.about);
+        contender.gear.iter().for_each(|gear| println!("  {:<18} {gear}", ""));
+    }
+    table::print(&report, run::REFERENCE.name());
+    write(&report, &output)
+}
+
+/// What is asked for: all that fits, less what the options leave out.
+fn plan(arguments: &Arguments) -> Vec<Section> {
+    let chosen = |wanted: &[String], names: &[&str]| {
+        wanted.is_empty() || wanted.iter().any(|part| names.iter().any(|name| name.contains(part.as_str())))
+    };
+    let mut sections = if arguments.quick { plan::quick() } else { plan::full() };
+    for section in &mut sections {
+        section.contenders.retain(|contender| chosen(&arguments.contender, &[contender.name()]));
+        section
+            .workloads
+            .retain(|workload| chosen(&arguments.workload, &[workload.group(), &workload.name()]));
+        section.rounds = arguments.rounds.unwrap_or(section.rounds);
+        section.seconds = arguments.seconds.unwrap_or(section.seconds);
+    }
+    sections.retain(|section| !section.contenders.is_empty() && !section.workloads.is_empty());
+    sections
+}
+
+fn write(report: &Report, folder: &Path) -> Result<(), RigError> {
+    let path = folder.join("report.json");
+    let failed = |source| RigError::Io { what: format!("write {}", path.display()), source };
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    let text = serde_json::to_string_pretty(report).map_err(|error| failed(error.into()))?;
+    std::fs::write(&path, text + "\n").map_err(failed)?;
+    println!("all samples: {}", path.display());
+    Ok(())
+}

@@ -1,0 +1,229 @@
+//! Network namespaces that never stay behind.
+//!
+//! Whatever is made here carries a name with this process's id. So it is found and removed when the [`Namespaces`] are
+//! dropped, on Ctrl-C, and by the next run after a crash.
+
+use crate::error::RigError;
+use crate::shell;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::RwLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How every name begins; the process's id follows.
+const PREFIX: &str = "uvn-rig-";
+/// The programs that make them.
+const OWNERS: [&str; 2] = ["xtask", "uvn-bench"];
+/// The same of what test programs make (`dataplane/tests/common/interrupt.rs`).
+const TESTS: &str = "uvn-test-";
+const NETNS: &str = "/run/netns";
+
+/// Network namespaces and a folder under one name. Dropping it removes them, with the processes and links in them.
+pub struct Namespaces {
+    name: String,
+    directory: PathBuf,
+}
+
+impl Namespaces {
+    /// Makes the folder. `tag` tells apart what one process makes.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn new(tag: &str) -> Result<Namespaces, RigError> {
+        let name = format!("{PREFIX}{}-{tag}", std::process::id());
+        let directory = std::env::temp_dir().join(&name);
+        let _running = running();
+        std::fs::create_dir_all(&directory)
+            .map_err(|source| RigError::Io { what: format!("create {}", directory.display()), source })?;
+        Ok(Namespaces { name, directory })
+    }
+
+    /// The full name of a namespace.
+    #[must_use]
+    pub fn name(&self, short: &str) -> String {
+        format!("{}-{short}", self.name)
+    }
+
+    /// Makes a namespace, with its loopback up, and returns its full name.
+    ///
+    /// # Errors
+    /// `ip` failed.
+    pub fn add(&self, short: &str) -> Result<String, RigError> {
+        let _running = running();
+        let name = self.name(short);
+        ip(&["netns", "add", &name])?;
+        ip(&["-n", &name, "link", "set", "lo", "up"])?;
+        Ok(name)
+    }
+
+    /// A folder for sockets and configuration.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+}
+
+impl Drop for Namespaces {
+    fn drop(&mut self) {
+        let _unless_stopping = running();
+        remove(&format!("{}-", self.name));
+        remove_folders(|name| name == self.name);
+    }
+}
+
+/// Runs `ip` with these arguments.
+///
+/// # Errors
+/// It failed.
+pub fn ip(arguments: &[&str]) -> Result<(), RigError> {
+    shell::read(Command::new("ip").args(arguments))?;
+    Ok(())
+}
+
+/// The path that names a network namespace.
+#[must_use]
+pub fn path(netns: &str) -> PathBuf {
+    Path::new(NETNS).join(netns)
+}
+
+/// The inode numbers, as in `/proc/PID/ns/net`, of all namespaces of this process.
+#[must_use]
+pub fn own_inodes() -> Vec<u64> {
+    let beginning = format!("{PREFIX}{}-", std::process::id());
+    let names = names_in(Path::new(NETNS)).into_iter().filter(|name| name.starts_with(&beginning));
+    names.filter_map(|name| Some(std::fs::metadata(path(&name)).ok()?.ino())).collect()
+}
+
+/// Held while something is being made; taken for good, for writing, when everything is being removed.
+static RUNNING: RwLock<()> = RwLock::new(());
+
+/// Waits for ever if the process is being ended by a signal, so that nothing is made behind the back of the removal.
+/// Hold the result while making something that the removal has to find.
+pub fn running() -> impl Sized {
+    RUNNING.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Checks for root, removes what crashed runs left, and has Ctrl-C (or SIGTERM, SIGHUP) remove all rigs of this process
+/// before it ends.
+///
+/// # Errors
+/// Not root, or signals cannot be caught.
+pub fn prepare() -> Result<(), RigError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(RigError::NotRoot);
+    }
+    sweep();
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
+        .map_err(|source| RigError::Io { what: "catch signals".into(), source })?;
+    thread::spawn(move || {
+        let Some(signal) = signals.forever().next() else { return };
+        let _for_good = RUNNING.write();
+        eprintln!("\nstopping: removing namespaces and processes");
+        remove_of(PREFIX, std::process::id());
+        // Test programs remove what they made; what one was making just then is left to us.
+        let end = Instant::now() + Duration::from_secs(5);
+        while owners(TESTS).into_iter().any(is_alive) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(50));
+        }
+        sweep();
+        std::process::exit(128 + signal);
+    });
+    Ok(())
+}
+
+/// Removes what processes left that are no more.
+fn sweep() {
+    // Ids are used again: an owner is one of these programs.
+    let is_owner = |pid| program(pid).is_some_and(|name| OWNERS.contains(&name.as_str()));
+    for owner in owners(PREFIX).into_iter().filter(|owner| !is_owner(*owner)) {
+        remove_of(PREFIX, owner);
+    }
+    for owner in owners(TESTS).into_iter().filter(|owner| !is_alive(*owner)) {
+        remove_of(TESTS, owner);
+    }
+}
+
+/// Process ids in the names of namespaces and folders that begin so.
+fn owners(prefix: &str) -> Vec<i32> {
+    let mut owners: Vec<i32> = [Path::new(NETNS), &std::env::temp_dir()]
+        .into_iter()
+        .flat_map(names_in)
+        .filter_map(|name| name.strip_prefix(prefix)?.split('-').next()?.parse().ok())
+        .collect();
+    owners.sort_unstable();
+    owners.dedup();
+    owners
+}
+
+/// The name of a process's program; None if there is no such process.
+fn program(pid: i32) -> Option<String> {
+    Some(std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim().into())
+}
+
+fn is_alive(pid: i32) -> bool {
+    program(pid).is_some()
+}
+
+fn names_in(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+/// Removes all that a process has made.
+fn remove_of(prefix: &str, owner: impl std::fmt::Display) {
+    let beginning = format!("{prefix}{owner}-");
+    remove(&beginning);
+    remove_folders(|name| name.starts_with(&beginning));
+}
+
+/// Removes every namespace whose name begins so, with its processes and links. Goes on past errors: what cannot be
+/// removed is named.
+fn remove(beginning: &str) {
+    let namespaces: Vec<String> =
+        names_in(Path::new(NETNS)).into_iter().filter(|name| name.starts_with(beginning)).collect();
+    stop_processes(&namespaces);
+    for netns in &namespaces {
+        // The kernel empties a deleted namespace later, in its own time; the wire goes now.
+        let _not_every_one_has_it =
+            shell::read(Command::new("ip").args(["-n", netns, "link", "del", crate::rig::NIC]));
+        if let Err(error) = ip(&["netns", "del", netns]) {
+            eprintln!("left behind: {error}");
+        }
+    }
+}
+
+/// Removes the folders whose name is one of ours. Goes on past errors: what cannot be removed is named.
+fn remove_folders(ours: impl Fn(&str) -> bool) {
+    let temporary = std::env::temp_dir();
+    for name in names_in(&temporary).into_iter().filter(|name| ours(name)) {
+        if let Err(error) = std::fs::remove_dir_all(temporary.join(&name)) {
+            eprintln!("left behind: {}: {error}", temporary.join(&name).display());
+        }
+    }
+}
+
+/// Ends the processes in these namespaces: SIGTERM, so that an engine detaches its XDP program, then SIGKILL.
+fn stop_processes(namespaces: &[String]) {
+    let processes = || -> Vec<i32> {
+        let pids = |netns| shell::read(Command::new("ip").args(["netns", "pids", netns])).unwrap_or_default();
+        let text: String = namespaces.iter().map(|netns| pids(netns.as_str())).collect();
+        text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    };
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let end = Instant::now() + Duration::from_secs(3);
+        let mut left = processes();
+        for &pid in &left {
+            let _already_gone = kill(Pid::from_raw(pid), signal);
+        }
+        while !left.is_empty() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(20));
+            // A child of ours that has ended is a zombie, in no namespace, until its owner waits for it.
+            left = processes();
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Which contenders do which work, how often and how long.
+
+use crate::contender::Contender;
+use crate::workload::Workload;
+use crate::workload::bulk::{Bulk, Direction};
+use crate::workload::ping_pong::{PingPong, SMALL};
+use crate::workload::udp::Flood;
+
+/// About how many seconds it takes to set a contender up on a node, and to remove it.
+const SETUP_PER_NODE: f64 = 0.5;
+
+/// Contenders that take turns on the same work, on the same kind of nodes.
+pub struct Section {
+    /// For people.
+    pub title: String,
+    /// How many nodes each contender has.
+    pub nodes: usize,
+    /// Bytes of an IP packet on the wire.
+    pub mtu: u32,
+    /// Networks on each node.
+    pub networks: usize,
+    /// Who.
+    pub contenders: Vec<Contender>,
+    /// What.
+    pub workloads: Vec<Box<dyn Workload>>,
+    /// How often each takes its turn.
+    pub rounds: usize,
+    /// How long traffic flows each time.
+    pub seconds: f64,
+}
+
+impl Section {
+    /// About how many seconds it takes.
+    #[must_use]
+    pub fn takes(&self) -> f64 {
+        let round: f64 = self.workloads.iter().map(|workload| workload.takes(self.seconds)).sum();
+        self.contenders.len() as f64 * (SETUP_PER_NODE * self.nodes as f64 + self.rounds as f64 * round)
+    }
+}
+
+/// The run of at most five minutes.
+#[must_use]
+pub fn quick() -> Vec<Section> {
+    vec![two_nodes(5, 1.0)]
+}
+
+/// The run of at most forty minutes.
+#[must_use]
+pub fn full() -> Vec<Section> {
+    vec![two_nodes(15, 3.0)]
+}
+
+fn two_nodes(rounds: usize, seconds: f64) -> Section {
+    let bulk = |streams, direction| Box::new(Bulk { streams, direction }) as Box<dyn Workload>;
+    let ping_pong = |connections, bytes| Box::new(PingPong { connections, bytes }) as Box<dyn Workload>;
+    Section {
+        title: "two nodes, MTU 1500".into(),
+        nodes: 2,
+        mtu: 1500,
+        networks: 2,
+        contenders: Contender::ALL.to_vec(),
+        workloads: vec![
+            bulk(1, Direction::Forth),
+            bulk(4, Direction::Forth),
+            Box::new(Flood),
+            ping_pong(1, SMALL),
+            ping_pong(28, SMALL),
+        ],
+        rounds,
+        seconds,
+    }
+}
+
+/// A few figures for the demo.
+#[must_use]
+pub fn glimpse() -> Section {
+    let mut section = two_nodes(3, 1.0);
+    section.contenders = vec![Contender::Raw, Contender::Kernel, Contender::Engine];
+    section
+}

@@ -1,0 +1,146 @@
+//! The turns. Contenders alternate, so that whatever else disturbs the machine disturbs them alike; only ratios within
+//! one run mean anything.
+
+use crate::contender::{Contender, Ground, Setup};
+use crate::error::RigError;
+use crate::noise::Watch;
+use crate::plan::Section;
+use crate::report::{ContenderInfo, Missing, Report};
+use crate::rig::NIC;
+use crate::wire;
+use crate::workload::Workload;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::time::Instant;
+
+/// The contender that the others are compared with.
+pub const REFERENCE: Contender = Contender::Kernel;
+
+/// Runs all sections, and adds to the report what they measured and what they could not.
+///
+/// # Errors
+/// The machine cannot tell about the wire. A contender that fails is only noted in the report.
+pub fn sections(sections: &mut [Section], program: &Path, report: &mut Report) -> Result<(), RigError> {
+    let mut progress = Progress::new(sections);
+    for section in sections {
+        let ground = Ground { nodes: section.nodes, mtu: section.mtu, networks: section.networks, program };
+        let mut setups = Vec::new();
+        for &contender in &section.contenders {
+            progress.show(&format!("{}: setting up {}", section.title, contender.name()));
+            match Setup::new(contender, &ground) {
+                Ok(setup) => setups.push(setup),
+                Err(error) => report.miss(contender.name(), None, format!("{}: {error}", section.title)),
+            }
+        }
+        for setup in &setups {
+            introduce(setup, report)?;
+        }
+        interleave(section, &setups, report, &mut progress);
+        progress.show("removing");
+    }
+    progress.clear();
+    Ok(())
+}
+
+/// Notes who takes part.
+fn introduce(setup: &Setup, report: &mut Report) -> Result<(), RigError> {
+    if report.offloads.is_null() {
+        report.offloads = wire::offloads(&setup.rig.node(0), NIC)?;
+    }
+    let name = setup.contender.name();
+    if !report.contenders.iter().any(|contender| contender.name == name) {
+        let about = setup.contender.about().to_owned();
+        report.contenders.push(ContenderInfo { name: name.to_owned(), about, gear: setup.gear()? });
+    }
+    Ok(())
+}
+
+/// Runs every workload on every contender in each round; each round begins with another contender. Who fails a
+/// workload is not asked for it again.
+fn interleave(section: &mut Section, setups: &[Setup], report: &mut Report, progress: &mut Progress) {
+    let Section { workloads, rounds, seconds, .. } = section;
+    for workload in workloads.iter_mut() {
+        if let Err(error) = workload.prepare(setups, *seconds) {
+            for setup in setups {
+                report.miss(setup.contender.name(), Some(workload.name()), &error);
+            }
+        }
+    }
+    for round in 0..*rounds {
+        for workload in &*workloads {
+            for turn in 0..setups.len() {
+                let setup = &setups[(turn + round) % setups.len()];
+                let name = setup.contender.name();
+                progress.show(&format!("round {} of {rounds}: {}, {name}", round + 1, workload.name()));
+                measure(&**workload, setup, *seconds, report);
+                progress.done(workload.takes(*seconds));
+            }
+        }
+    }
+}
+
+fn measure(workload: &dyn Workload, setup: &Setup, seconds: f64, report: &mut Report) {
+    let (contender, name) = (setup.contender.name(), workload.name());
+    if let Some(why) = workload.unfit(setup.contender) {
+        report.miss(contender, Some(name), why);
+        return;
+    }
+    let failed =
+        |missing: &Missing| missing.contender == contender && missing.workload.as_ref() == Some(&name);
+    if report.missing.iter().any(failed) {
+        return;
+    }
+    let watch = Watch::start();
+    match workload.run(setup, seconds) {
+        Ok(values) => {
+            let disturbance = watch.disturbance();
+            for (metric, value) in values {
+                report.add(workload, contender, metric, value, disturbance.clone());
+            }
+        }
+        Err(error) => report.miss(contender, Some(name), error),
+    }
+}
+
+/// A line that tells how far a run is: rewritten on a terminal, and otherwise written when a round or section begins.
+struct Progress {
+    begin: Instant,
+    total: f64,
+    done: f64,
+    terminal: bool,
+    last: String,
+}
+
+impl Progress {
+    fn new(sections: &[Section]) -> Progress {
+        let total = sections.iter().map(Section::takes).sum();
+        let terminal = std::io::stdout().is_terminal();
+        Progress { begin: Instant::now(), total, done: 0.0, terminal, last: String::new() }
+    }
+
+    fn done(&mut self, seconds: f64) {
+        self.done += seconds;
+    }
+
+    fn show(&mut self, what: &str) {
+        let percent = 100.0 * (self.done / self.total.max(0.1)).min(1.0);
+        let line = format!("[{percent:3.0} %, {:4} s] {what}", self.begin.elapsed().as_secs());
+        if self.terminal {
+            print!("\r\x1b[K{line}");
+            let _best_effort = std::io::stdout().flush();
+        } else {
+            let heading = what.split(':').next().unwrap_or_default();
+            if heading != self.last {
+                println!("{line}");
+                self.last = heading.to_owned();
+            }
+        }
+    }
+
+    fn clear(&self) {
+        if self.terminal {
+            print!("\r\x1b[K");
+        }
+        println!("took {} s", self.begin.elapsed().as_secs());
+    }
+}

@@ -1,0 +1,59 @@
+//! The offloads of a veth wire: those a NIC would have, set and verified.
+
+use crate::error::RigError;
+use crate::shell;
+use serde_json::Value;
+use std::process::Command;
+
+/// What the wire must not do, by ethtool's names: otherwise 64 KiB frames or unfinished checksums cross it, which no
+/// NIC would send. `tx` is the group of all transmit checksums.
+const OFF: &[&str] =
+    &["tso", "gso", "tx", "tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation", "tx-udp-segmentation"];
+/// The same, as `ethtool -k` reports them.
+const REPORTED_OFF: &[&str] = &[
+    "tcp-segmentation-offload",
+    "generic-segmentation-offload",
+    "tx-checksumming",
+    "tx-udp_tnl-segmentation",
+    "tx-udp_tnl-csum-segmentation",
+    "tx-udp-segmentation",
+];
+const REPORTED_GRO: &str = "generic-receive-offload";
+
+/// Switches the offloads of one end and checks that they are so: a driver may refuse silently. `gro` is on where a
+/// node receives, as a NIC's driver does, and off in a switch.
+///
+/// # Errors
+/// ethtool failed, or an offload is not what it should be.
+pub fn set_offloads(netns: &str, device: &str, gro: bool) -> Result<(), RigError> {
+    let mut set = Command::new("ip");
+    set.args(["netns", "exec", netns, "ethtool", "-K", device]);
+    for feature in OFF {
+        set.args([feature, "off"]);
+    }
+    shell::read(set.args(["gro", word(gro)]))?;
+    let features = offloads(netns, device)?;
+    let off = REPORTED_OFF.iter().map(|feature| (*feature, false));
+    for (feature, active) in off.chain([(REPORTED_GRO, gro)]) {
+        if features[feature]["active"] != Value::Bool(active) {
+            return Err(RigError::Offload { device: device.to_owned(), feature, wanted: word(active) });
+        }
+    }
+    Ok(())
+}
+
+/// What `ethtool -k` says about one end.
+///
+/// # Errors
+/// ethtool failed or wrote something else than JSON.
+pub fn offloads(netns: &str, device: &str) -> Result<Value, RigError> {
+    let text =
+        shell::read(Command::new("ip").args(["netns", "exec", netns, "ethtool", "--json", "-k", device]))?;
+    let mut all: Vec<Value> =
+        serde_json::from_str(&text).map_err(|error| RigError::program("ethtool --json -k", error))?;
+    Ok(all.pop().unwrap_or_default())
+}
+
+const fn word(active: bool) -> &'static str {
+    if active { "on" } else { "off" }
+}

@@ -1,0 +1,70 @@
+//! Traffic between nodes, and what is measured of it.
+
+pub mod bulk;
+pub mod ping_pong;
+pub mod udp;
+
+use crate::contender::{Contender, Setup};
+use crate::error::RigError;
+use crate::metric::Metric;
+use crate::report::X;
+use serde_json::Value;
+use std::time::Duration;
+
+/// What one run measured.
+pub type Values = Vec<(Metric, f64)>;
+
+/// One kind of traffic.
+pub trait Workload {
+    /// Its name, for tables; no two of a run have the same.
+    fn name(&self) -> String;
+
+    /// The heading under which it stands, with what is comparable with it.
+    fn group(&self) -> &'static str;
+
+    /// Where it lies on a curve of its group; None: it stands alone.
+    fn x(&self) -> Option<X> {
+        None
+    }
+
+    /// About how many seconds a run takes whose traffic flows for `seconds`.
+    fn takes(&self, seconds: f64) -> f64 {
+        seconds + 0.2
+    }
+
+    /// Why it makes no sense on a contender; None where it does.
+    fn unfit(&self, _contender: Contender) -> Option<&'static str> {
+        None
+    }
+
+    /// Takes what it needs to know of the contenders before the first round, such as the rate at which all are compared.
+    ///
+    /// # Errors
+    /// A program failed.
+    fn prepare(&mut self, _setups: &[Setup], _seconds: f64) -> Result<(), RigError> {
+        Ok(())
+    }
+
+    /// Has traffic flow for about `seconds`.
+    ///
+    /// # Errors
+    /// A program failed or did not end in time.
+    fn run(&self, setup: &Setup, seconds: f64) -> Result<Values, RigError>;
+}
+
+/// How long a server may take to start.
+const START: Duration = Duration::from_secs(5);
+
+/// How long a program may take whose traffic flows for `seconds`.
+fn patience(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds + 20.0)
+}
+
+fn json(program: &str, lines: &[String]) -> Result<Value, RigError> {
+    let text = lines.join("\n");
+    serde_json::from_str(&text).map_err(|error| RigError::program(program, format!("{error} in {text:?}")))
+}
+
+fn number(program: &str, object: &Value, name: &str) -> Result<f64, RigError> {
+    object[name].as_f64().ok_or_else(|| RigError::program(program, format!("no number {name:?} in {object}")))
+}

@@ -1,0 +1,61 @@
+//! UDP packet rate and loss.
+
+use super::{START, Values, Workload, json, number, patience};
+use crate::contender::Setup;
+use crate::error::RigError;
+use crate::metric::Metric;
+use crate::process::{Place, Process};
+
+const PORT: u16 = 5302;
+
+/// 64-byte datagrams from one sender as fast as it can.
+#[derive(Debug, Clone, Copy)]
+pub struct Flood;
+
+impl Workload for Flood {
+    fn name(&self) -> String {
+        "UDP 64 B, one sender at full speed".into()
+    }
+
+    fn group(&self) -> &'static str {
+        "UDP"
+    }
+
+    fn takes(&self, seconds: f64) -> f64 {
+        seconds + 0.5
+    }
+
+    fn run(&self, setup: &Setup, seconds: f64) -> Result<Values, RigError> {
+        let counts = send(&setup.place(0), &setup.place(1), None, seconds)?;
+        Ok(vec![(Metric::KPPS, counts.received_rate / 1e3), (Metric::LOSS, counts.lost)])
+    }
+}
+
+/// The outcome of sending datagrams.
+#[derive(Debug, Clone, Copy)]
+pub struct Counts {
+    /// Datagrams received per second.
+    pub received_rate: f64,
+    /// Per cent of those sent that did not arrive.
+    pub lost: f64,
+}
+
+/// Sends from `client` to `server`, at `rate` datagrams per second or as fast as possible.
+///
+/// # Errors
+/// A probe failed.
+pub fn send(client: &Place, server: &Place, rate: Option<f64>, seconds: f64) -> Result<Counts, RigError> {
+    let sink = Process::start("probe sink", server.probe(&["sink", &PORT.to_string()]))?;
+    sink.wait_for("ready", START)?;
+    let to = format!("{}:{PORT}", server.address);
+    let (time, rate) = (seconds.to_string(), rate.map(|rate| rate.to_string()));
+    let mut arguments = vec!["flood", &to, &time];
+    arguments.extend(rate.iter().flat_map(|rate| ["--rate", rate]));
+    let sent = Process::start("probe flood", client.probe(&arguments))?.finish(patience(seconds))?;
+    let received = sink.finish(patience(0.0))?;
+    let (sent, received) = (json("probe flood", &sent)?, json("probe sink", &received)?);
+    let sent = number("probe flood", &sent, "sent")?.max(1.0);
+    let count = number("probe sink", &received, "received")?;
+    let time = number("probe sink", &received, "seconds")?.max(1e-3);
+    Ok(Counts { received_rate: count / time, lost: 100.0 * (1.0 - count / sent) })
+}
