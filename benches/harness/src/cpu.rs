@@ -68,11 +68,11 @@ impl ProcessTime {
     /// cutime and cstime.
     fn parse(text: &str) -> Option<ProcessTime> {
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-        let seconds = |at: usize| Some(fields.get(at)?.parse::<f64>().ok()? / tick_rate());
+        let ticks = |at: usize| fields.get(at)?.parse::<f64>().ok();
         Some(ProcessTime {
             parent: fields.get(1)?.parse().ok()?,
-            own: seconds(11)? + seconds(12)?,
-            children: seconds(13)? + seconds(14)?,
+            own: (ticks(11)? + ticks(12)?) / tick_rate(),
+            children: (ticks(13)? + ticks(14)?) / tick_rate(),
         })
     }
 }
