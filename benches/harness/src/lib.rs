@@ -10,6 +10,10 @@
 //! What comes of it:
 //! - [`report`]: all samples and what must be known beside them: `report.json`
 //! - [`table`]: the same for the terminal
+//! - [`html`]: the same as a page, `report.html`
+//! - [`chart`]: its diagrams
+//! - [`goals`]: what uvn must reach
+//! - [`baseline`]: the same beside an earlier run's
 //! - [`noise`]: whether something else disturbed a sample
 //! - [`machine`]: what it ran on
 //!
@@ -26,11 +30,15 @@
 //! - [`error`]: why something failed
 #![forbid(unsafe_code)]
 
+pub mod baseline;
+pub mod chart;
 pub mod contender;
 pub mod cores;
 pub mod cpu;
 pub mod dataplane;
 pub mod error;
+pub mod goals;
+pub mod html;
 pub mod machine;
 pub mod metric;
 pub mod netns;

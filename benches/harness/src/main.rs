@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use uvn_bench::error::RigError;
 use uvn_bench::plan::{self, Section};
 use uvn_bench::report::{Report, Settings};
-use uvn_bench::{netns, probe, run, table};
+use uvn_bench::{baseline, goals, html, netns, probe, run, table};
 
 /// Measures ways to carry users' packets side by side. Needs root; leaves nothing behind.
 #[derive(Parser)]
@@ -36,10 +36,21 @@ struct Arguments {
     /// Where report.json goes; otherwise bench/ beside this program's folder
     #[arg(long, value_name = "FOLDER")]
     output: Option<PathBuf>,
+    /// An earlier report.json to compare with
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show an earlier run again, and write its page beside it
+    Report {
+        /// Its report.json
+        file: PathBuf,
+        /// A still earlier one to compare with
+        #[arg(long, value_name = "FILE")]
+        baseline: Option<PathBuf>,
+    },
     /// Run on a node
     #[command(hide = true, subcommand)]
     Probe(probe::Probe),
@@ -49,6 +60,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Some(Command::Probe(probe)) => probe::run(probe).map_err(|error| RigError::program("probe", error)),
+        Some(Command::Report { file, baseline }) => show(&file, baseline.as_deref()),
         None => measure(&arguments),
     };
     let _unless_stopping = netns::running();
@@ -68,6 +80,7 @@ fn measure(arguments: &Arguments) -> Result<(), RigError> {
     let program = arguments.dataplane.clone().unwrap_or_else(|| own.with_file_name("uvn-dataplane"));
     let built = own.ancestors().nth(2).unwrap_or(&own).join("bench");
     let output = arguments.output.clone().unwrap_or(built);
+    let earlier = arguments.baseline.as_deref().map(Report::read).transpose()?;
     let mut sections = plan(arguments);
     let minutes = sections.iter().map(Section::takes).sum::<f64>() / 60.0;
     let first = sections.first().ok_or_else(|| {
@@ -92,12 +105,51 @@ fn measure(arguments: &Arguments) -> Result<(), RigError> {
         println!("  load {}: other programs are running, which disturbs every figure", machine.load_at_start);
     }
     run::sections(&mut sections, &program, &mut report)?;
+    if let (Some(earlier), Some(file)) = (earlier, &arguments.baseline) {
+        report.baseline = Some(baseline::compare(&report, &earlier, &file.display().to_string()));
+    }
+    print(&report);
+    std::fs::create_dir_all(&output).map_err(|source| failed(&output, source))?;
+    let path = output.join("report.json");
+    let text = serde_json::to_string_pretty(&report).map_err(|error| failed(&path, error.into()))?;
+    std::fs::write(&path, text + "\n").map_err(|source| failed(&path, source))?;
+    println!("all samples: {}", path.display());
+    write_page(&report, &path)
+}
+
+/// Shows what is in a file.
+fn show(file: &Path, earlier: Option<&Path>) -> Result<(), RigError> {
+    let mut report = Report::read(file)?;
+    if let Some(earlier) = earlier {
+        let name = earlier.display().to_string();
+        report.baseline = Some(baseline::compare(&report, &Report::read(earlier)?, &name));
+    }
+    print(&report);
+    write_page(&report, file)
+}
+
+fn print(report: &Report) {
     for contender in &report.contenders {
         println!("  {:<18} {}", contender.name, contender.about);
         contender.gear.iter().for_each(|gear| println!("  {:<18} {gear}", ""));
     }
-    table::print(&report, run::REFERENCE.name());
-    write(&report, &output)
+    table::print(report, baseline::reference(report).unwrap_or_default());
+    goals::print(report);
+    if let Some(baseline) = &report.baseline {
+        baseline.print(report);
+    }
+}
+
+/// Writes the page of a report.json beside it.
+fn write_page(report: &Report, json: &Path) -> Result<(), RigError> {
+    let path = json.with_extension("html");
+    std::fs::write(&path, html::page(report)).map_err(|source| failed(&path, source))?;
+    println!("with diagrams: {}", path.display());
+    Ok(())
+}
+
+fn failed(path: &Path, source: std::io::Error) -> RigError {
+    RigError::Io { what: format!("write {}", path.display()), source }
 }
 
 /// What is asked for: all that fits, less what the options leave out.
@@ -116,14 +168,4 @@ fn plan(arguments: &Arguments) -> Vec<Section> {
     }
     sections.retain(|section| !section.contenders.is_empty() && !section.workloads.is_empty());
     sections
-}
-
-fn write(report: &Report, folder: &Path) -> Result<(), RigError> {
-    let path = folder.join("report.json");
-    let failed = |source| RigError::Io { what: format!("write {}", path.display()), source };
-    std::fs::create_dir_all(folder).map_err(failed)?;
-    let text = serde_json::to_string_pretty(report).map_err(|error| failed(error.into()))?;
-    std::fs::write(&path, text + "\n").map_err(failed)?;
-    println!("all samples: {}", path.display());
-    Ok(())
 }

@@ -1,9 +1,12 @@
 //! All samples of a run, and what must be known beside them: `report.json`.
 
+use crate::baseline::Baseline;
+use crate::error::RigError;
 use crate::machine::Machine;
 use crate::metric::{Better, Metric};
 use crate::workload::Workload;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// Of the file's layout.
 pub const VERSION: u32 = 1;
@@ -25,6 +28,9 @@ pub struct Report {
     pub missing: Vec<Missing>,
     /// What was.
     pub measurements: Vec<Measurement>,
+    /// The same beside an earlier run's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<Baseline>,
 }
 
 /// How a run was asked for.
@@ -112,6 +118,23 @@ pub struct Sample {
 }
 
 impl Report {
+    /// The report in a file.
+    ///
+    /// # Errors
+    /// It cannot be read, or is none of this version.
+    pub fn read(path: &Path) -> Result<Report, RigError> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| RigError::Io { what: format!("read {name}"), source })?;
+        let json: serde_json::Value =
+            serde_json::from_str(&text).map_err(|error| RigError::program(&name, error))?;
+        if json["version"] != VERSION {
+            let why = format!("its version is {}, this program knows {VERSION}", json["version"]);
+            return Err(RigError::program(&name, why));
+        }
+        serde_json::from_value(json).map_err(|error| RigError::program(&name, error))
+    }
+
     /// Without any sample yet.
     #[must_use]
     pub fn new(settings: Settings) -> Report {
@@ -123,6 +146,7 @@ impl Report {
             contenders: Vec::new(),
             missing: Vec::new(),
             measurements: Vec::new(),
+            baseline: None,
         }
     }
 

@@ -1,0 +1,248 @@
+//! What uvn must reach against the others of the same run.
+
+use crate::chart::short;
+use crate::report::{Measurement, Report};
+use Bound::{AtLeast, AtMost};
+
+// Contenders, by how their names begin.
+const RAW: &str = "raw";
+const KERNEL: &str = "kernel VXLAN";
+const SWITCH: &str = "Open vSwitch";
+/// uvn as it comes: it chooses the gear.
+const AUTO: &str = "uvn auto";
+const ENGINE: &str = "uvn engine";
+
+/// All of them. What no run measures yet is not here.
+pub const GOALS: &[Goal] = &[
+    goal(AUTO, "28 ping-pongs of 8 B, messages/s", |m| many(m, "8 B"), KERNEL, AtLeast(1.15)).least(1.05),
+    goal(AUTO, "28 ping-pongs of 8 B, messages/s", |m| many(m, "8 B"), RAW, AtLeast(0.9)),
+    goal(AUTO, "28 ping-pongs of 4 KiB, messages/s", |m| many(m, "4 KiB"), KERNEL, AtLeast(1.5)).least(1.3),
+    goal(AUTO, "28 ping-pongs of 4 KiB, messages/s", |m| many(m, "4 KiB"), RAW, AtLeast(0.9)),
+    goal(AUTO, "one ping-pong of 8 B, p50", |m| one(m, "us p50"), KERNEL, AtMost(0.9)).least(0.95),
+    goal(AUTO, "one ping-pong of 8 B, p50", |m| one(m, "us p50"), RAW, AtMost(1.05)),
+    goal(AUTO, "one ping-pong of 8 B, p99", |m| one(m, "us p99"), KERNEL, AtMost(1.0)),
+    goal(AUTO, "bulk TCP, any direction and streams", bulk, KERNEL, AtLeast(1.3)).least(1.0),
+    goal(AUTO, "bulk TCP, any direction and streams", bulk, RAW, AtLeast(0.9)),
+    goal(AUTO, "processor time per GB", |m| m.unit == "CPU s/GB", KERNEL, AtMost(1.0)),
+    goal(AUTO, "processor time per million messages", |m| m.unit == "CPU s/M msgs", KERNEL, AtMost(1.0)),
+    goal(AUTO, "MPI, time of any pattern and size", mpi, KERNEL, AtMost(1.0)),
+    goal(AUTO, "MPI, time of any pattern and size", mpi, RAW, AtMost(1.1)),
+    goal(ENGINE, "UDP 64 B, packets received", |m| m.unit == "kpps received", KERNEL, AtLeast(2.0)),
+    goal(ENGINE, "bulk TCP, any direction and streams", bulk, KERNEL, AtLeast(1.2)),
+    goal(ENGINE, "UDP 64 B, packets received", |m| m.unit == "kpps received", SWITCH, AtLeast(3.0)),
+    goal(ENGINE, "bulk TCP, any direction and streams", bulk, SWITCH, AtLeast(3.0)),
+];
+
+/// A ratio to reach.
+pub struct Goal {
+    /// The contender that must reach it.
+    pub who: &'static str,
+    /// The work and the quantity.
+    pub what: &'static str,
+    /// Which measurements it is about. If there are several, the worst counts.
+    selects: fn(&Measurement) -> bool,
+    /// The contender to compare with.
+    pub against: &'static str,
+    /// How much of that.
+    pub bound: Bound,
+    /// What is good enough for a release.
+    least: Option<f64>,
+}
+
+/// A limit of a ratio.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Bound {
+    /// For what is better high.
+    AtLeast(f64),
+    /// For what is better low.
+    AtMost(f64),
+}
+
+/// What became of a goal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is reached.
+    Met,
+    /// Not it, but what is good enough for a release.
+    Nearly,
+    /// Neither.
+    Missed,
+}
+
+/// A goal in a run.
+pub struct Outcome {
+    /// The goal.
+    pub goal: &'static Goal,
+    /// The worst ratio; None where one of the two was not measured.
+    pub ratio: Option<f64>,
+    /// The medians behind it.
+    medians: Option<(f64, f64)>,
+    /// The work where it was worst, if the goal is about several.
+    pub place: Option<String>,
+}
+
+const fn goal(
+    who: &'static str,
+    what: &'static str,
+    selects: fn(&Measurement) -> bool,
+    against: &'static str,
+    bound: Bound,
+) -> Goal {
+    Goal { who, what, selects, against, bound, least: None }
+}
+
+fn many(measurement: &Measurement, size: &str) -> bool {
+    measurement.unit == "k msgs/s" && measurement.workload == format!("28 ping-pongs, {size}")
+}
+
+fn one(measurement: &Measurement, unit: &str) -> bool {
+    measurement.unit == unit && measurement.workload == "1 ping-pong, 8 B"
+}
+
+fn bulk(measurement: &Measurement) -> bool {
+    measurement.unit == "Gb/s" && measurement.group == "bulk"
+}
+
+fn mpi(measurement: &Measurement) -> bool {
+    measurement.unit.starts_with("us") && measurement.group.starts_with("MPI")
+}
+
+impl Goal {
+    const fn least(mut self, ratio: f64) -> Goal {
+        self.least = Some(ratio);
+        self
+    }
+
+    /// The limits, as `≥ 1.15 (1.05)`.
+    #[must_use]
+    pub fn limits(&self) -> String {
+        let sign = if matches!(self.bound, AtLeast(_)) { '≥' } else { '≤' };
+        let (AtLeast(limit) | AtMost(limit)) = self.bound;
+        let least = self.least.map(|least| format!(" ({least})"));
+        format!("{sign} {limit}{}", least.unwrap_or_default())
+    }
+
+    fn verdict(&self, ratio: f64) -> Verdict {
+        let holds = |limit: f64| match self.bound {
+            AtLeast(_) => ratio >= limit,
+            AtMost(_) => ratio <= limit,
+        };
+        let (AtLeast(limit) | AtMost(limit)) = self.bound;
+        match (holds(limit), self.least.is_some_and(holds)) {
+            (true, _) => Verdict::Met,
+            (false, true) => Verdict::Nearly,
+            (false, false) => Verdict::Missed,
+        }
+    }
+
+    fn is_worse(&self, one: f64, other: f64) -> bool {
+        match self.bound {
+            AtLeast(_) => one < other,
+            AtMost(_) => one > other,
+        }
+    }
+
+    fn outcome(&'static self, report: &Report) -> Outcome {
+        let mut outcome = Outcome { goal: self, ratio: None, medians: None, place: None };
+        let own = |one: &&Measurement| one.contender.starts_with(self.who) && (self.selects)(one);
+        let against = report.contenders.iter().find(|contender| contender.name.starts_with(self.against));
+        let several = report.measurements.iter().filter(own).count() > 1;
+        for own in report.measurements.iter().filter(own) {
+            let other = against.and_then(|contender| report.find(&own.workload, &own.unit, &contender.name));
+            let Some(other) = other.filter(|one| one.median > 0.0) else { continue };
+            let ratio = own.median / other.median;
+            if outcome.ratio.is_none_or(|worst| self.is_worse(ratio, worst)) {
+                outcome.ratio = Some(ratio);
+                outcome.medians = Some((own.median, other.median));
+                outcome.place = several.then(|| format!("{}, {}", own.workload, own.unit));
+            }
+        }
+        outcome
+    }
+}
+
+impl Verdict {
+    /// For people.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Verdict::Met => "met",
+            Verdict::Nearly => "nearly",
+            Verdict::Missed => "missed",
+        }
+    }
+}
+
+impl Outcome {
+    /// Whether the goal is reached; None where it was not measured.
+    #[must_use]
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.ratio.map(|ratio| self.goal.verdict(ratio))
+    }
+
+    /// The medians behind the ratio, as `7.91 : 9.2`.
+    #[must_use]
+    pub fn medians(&self) -> String {
+        let text = |(own, other): (f64, f64)| format!("{} : {}", short(own), short(other));
+        self.medians.map(text).unwrap_or_default()
+    }
+}
+
+/// What became of every goal.
+#[must_use]
+pub fn outcomes(report: &Report) -> Vec<Outcome> {
+    GOALS.iter().map(|goal| goal.outcome(report)).collect()
+}
+
+/// Prints what became of every goal that was measured.
+pub fn print(report: &Report) {
+    let outcomes = outcomes(report);
+    let measured = || outcomes.iter().filter_map(|outcome| Some((outcome, outcome.ratio?)));
+    println!("goals: {} of {} measured", measured().count(), outcomes.len());
+    for (outcome, ratio) in measured() {
+        let Goal { who, what, against, .. } = outcome.goal;
+        let (word, limits) = (outcome.goal.verdict(ratio).word(), outcome.goal.limits());
+        let place = outcome.place.as_ref().map(|place| format!("; worst: {place}")).unwrap_or_default();
+        println!("  {word:<6}  {who}, {what}: {ratio:.2} x {against}, goal {limits}{place}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metric::Metric;
+    use crate::report::{ContenderInfo, Settings};
+    use crate::workload::bulk::{Bulk, Direction};
+
+    #[test]
+    fn the_worst_direction_decides() {
+        let mut report = Report::new(Settings::default());
+        for name in [KERNEL, AUTO] {
+            report.contenders.push(ContenderInfo { name: name.into(), about: String::new(), gear: None });
+        }
+        for (direction, kernel, own) in [(Direction::Forth, 4.0, 8.0), (Direction::Back, 4.0, 5.0)] {
+            let bulk = Bulk { streams: 1, direction };
+            report.add(&bulk, KERNEL, Metric::GBPS, kernel, None);
+            report.add(&bulk, AUTO, Metric::GBPS, own, None);
+        }
+        let outcomes = outcomes(&report);
+        let measured: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.ratio.is_some()).collect();
+        assert_eq!(measured.len(), 1);
+        assert_eq!(measured[0].ratio, Some(1.25));
+        assert_eq!(measured[0].verdict(), Some(Verdict::Nearly));
+        assert_eq!(measured[0].place.as_deref(), Some("TCP, 1 stream, back, Gb/s"));
+        assert_eq!(measured[0].medians(), "5 : 4");
+        assert_eq!(measured[0].goal.limits(), "≥ 1.3 (1)");
+    }
+
+    #[test]
+    fn limits_hold_in_their_direction() {
+        let latency = goal(AUTO, "", |_| true, KERNEL, AtMost(0.9)).least(0.95);
+        assert_eq!(
+            [0.9, 0.93, 0.96].map(|ratio| latency.verdict(ratio)),
+            [Verdict::Met, Verdict::Nearly, Verdict::Missed]
+        );
+        assert!(latency.is_worse(1.0, 0.9));
+        assert!(goal(AUTO, "", |_| true, RAW, AtLeast(0.9)).is_worse(0.8, 0.9));
+    }
+}
