@@ -1,4 +1,8 @@
-//! A node with one peer, in memory: what the benches of the hot path run on.
+//! A node with one peer, in memory, and what is measured on it.
+//!
+//! - [`work`]: the functions of the hot path, for every instrument in `benches/`
+
+pub mod work;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;

@@ -280,7 +280,8 @@ impl Endpoint for MemoryEndpoint {
         if state.arrived.len() >= state.capacity {
             return Ok(false);
         }
-        let frame = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let mut frame = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
+        parts.iter().for_each(|part| frame.extend_from_slice(part));
         state.arrived.push_back((*header, frame));
         Ok(true)
     }

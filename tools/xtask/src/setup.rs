@@ -37,6 +37,7 @@ pub const BENCH: &[Package] = &[
     ("iproute2", "network namespaces and links"),
     ("ethtool", "switches the wire's offloads"),
     ("iperf3", "bulk TCP"),
+    ("valgrind", "counts the hot path's instructions"),
 ];
 
 /// To run commands in a guest. The kernels themselves are fetched and unpacked by `guest/kernel.rs`, not installed.
