@@ -10,7 +10,7 @@ use crate::toml_file::{self, ConfigError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::{Path as File, PathBuf};
 use std::str::FromStr;
 use uvn_wire::vxlan::{self, Vni};
 
@@ -22,6 +22,9 @@ pub struct Config {
     pub nic: String,
     /// This node's VTEP addresses on it: at most one IPv4 and one IPv6.
     pub vtep: Vec<IpAddr>,
+    /// Which gear carries what needs no decision.
+    #[serde(default)]
+    pub path: Path,
     /// Where the control socket is made. None: no control socket.
     pub socket: Option<PathBuf>,
     /// How frames are encapsulated.
@@ -43,9 +46,22 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError`], which names the file, the line, the key and what is allowed.
-    pub fn load(file: &Path) -> Result<Config, ConfigError> {
+    pub fn load(file: &File) -> Result<Config, ConfigError> {
         toml_file::load(file)
     }
+}
+
+/// Which gear carries the frames that need no decision; all others are the engine's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Path {
+    /// The in-kernel gear where the kernel and the settings allow it, or else the engine.
+    #[default]
+    Auto,
+    /// The engine: workers between AF_XDP sockets and endpoints.
+    Engine,
+    /// The in-kernel gear, or the NIC is not put to use: tc programs on the endpoints, XDP and tc on the NIC.
+    Shortcut,
 }
 
 /// Outer header settings.

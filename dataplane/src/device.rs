@@ -130,6 +130,15 @@ impl EndpointSource {
         EndpointSource { made: None, parts: Parts::Tap(Vec::new()) }
     }
 
+    /// The name of a TAP that is in the caller's network namespace; None for all else.
+    #[must_use]
+    pub fn device_here(&self) -> Option<String> {
+        match &self.parts {
+            Parts::Tap(taps) => taps.first()?.name_here(),
+            Parts::Veth(_) => None,
+        }
+    }
+
     /// The device that was made here.
     #[must_use]
     pub fn made(&self) -> Option<&Device> {

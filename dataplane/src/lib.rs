@@ -18,6 +18,7 @@
 //! - [`xsk`]: a NIC queue through AF_XDP
 //! - [`tap`]: an endpoint through a TAP
 //! - [`xdp`]: loads and feeds the XDP program that stands before the workers
+//! - [`shortcut`]: loads and feeds the in-kernel gear, which carries what needs no decision past the workers
 //! - [`veth`]: an endpoint through a veth pair and AF_XDP
 //! - [`redirect`]: the XDP program of a veth endpoint
 //! - [`memory`], [`ring`]: ports without a kernel, for tests and benchmarks
@@ -62,6 +63,7 @@ pub mod ring;
 pub mod route;
 pub mod seqpacket;
 pub mod service;
+pub mod shortcut;
 pub mod tables;
 pub mod tap;
 pub mod thread;

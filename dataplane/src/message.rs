@@ -134,6 +134,12 @@ pub struct Summary {
     pub xdp: Option<String>,
     /// Whether the sockets are zero-copy; None while not running.
     pub zero_copy: Option<bool>,
+    /// `shortcut` (the in-kernel gear) or `engine`; None while not running.
+    #[serde(default)]
+    pub gear: Option<String>,
+    /// Why.
+    #[serde(default)]
+    pub gear_reason: Option<String>,
     /// One per NIC queue.
     pub workers: Vec<WorkerState>,
     /// Epoch of the newest tables.
@@ -180,7 +186,10 @@ pub struct NetworkState {
     pub flood_count: usize,
     /// How many MACs it has learned.
     pub learned: usize,
-    /// Its share of the counters, over all workers.
+    /// Whether the in-kernel gear carries it.
+    #[serde(default)]
+    pub shortcut: bool,
+    /// Its share of the counters, over all workers and the in-kernel gear.
     pub counts: Counts,
 }
 

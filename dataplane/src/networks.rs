@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::Vni;
+use uvn_wire::xdp::Traffic;
 
 /// One network.
 pub struct Entry {
@@ -64,6 +65,11 @@ impl Entry {
     #[must_use]
     pub fn learned(&self) -> usize {
         self.learned.len()
+    }
+
+    /// Adds what the in-kernel gear counted before its end.
+    pub fn keep(&mut self, traffic: &Traffic) {
+        self.past.add_traffic(traffic);
     }
 
     /// What all workers counted.
@@ -251,6 +257,14 @@ fn counters(workers: usize) -> Arc<[Counters]> {
 }
 
 impl Counts {
+    /// Adds what the in-kernel gear counted.
+    pub fn add_traffic(&mut self, traffic: &Traffic) {
+        self.rx_frames += traffic.rx_frames;
+        self.rx_bytes += traffic.rx_bytes;
+        self.tx_frames += traffic.tx_frames;
+        self.tx_bytes += traffic.tx_bytes;
+    }
+
     /// Adds one worker's counters.
     pub fn add(&mut self, counters: &Counters) {
         self.rx_frames += counters.rx_frames.get();

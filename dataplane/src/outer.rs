@@ -16,6 +16,7 @@ use uvn_wire::ipv4;
 use uvn_wire::ipv6;
 use uvn_wire::udp;
 use uvn_wire::vxlan::{self, Vni};
+use uvn_wire::xdp;
 
 const IP: usize = ethernet::HEADER;
 /// UDP and VXLAN headers.
@@ -105,6 +106,26 @@ impl Outer {
     #[must_use]
     pub const fn length(&self) -> usize {
         self.length
+    }
+
+    /// The same for the in-kernel gear, with the longest inner frame that fits the path; None if the UDP checksum has
+    /// to be computed.
+    #[must_use]
+    pub fn hop(&self, largest: usize) -> Option<xdp::Hop> {
+        if self.udp_sum.is_some() {
+            return None;
+        }
+        Some(xdp::Hop {
+            headers: self.bytes,
+            padding: [0; 2],
+            length: self.length as u32,
+            largest: u32::try_from(largest).unwrap_or(u32::MAX),
+            ip_sum: u32::from(!self.ip_sum.checksum()),
+            dscp: match self.dscp {
+                Dscp::Fixed(value) => u32::from(value << 2),
+                Dscp::Inherit(_) => xdp::Hop::INHERIT,
+            },
+        })
     }
 
     /// Writes the headers in front of the `inner` bytes that already stand in `buffer` behind [`Outer::length`], and

@@ -34,6 +34,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use thiserror::Error;
+use uvn_wire::xdp::Network;
 
 const SIGNALS: Token = Token(0);
 const EVENTS: Token = Token(1);
@@ -294,7 +295,14 @@ impl Service {
         if entry.fault.is_none() {
             tracing::error!(vni = %entry.network.vni, %error, "the endpoint is lost");
             entry.fault = Some(error.to_string());
-            if let Some(queues) = &self.queues {
+            if let Some(queues) = &mut self.queues {
+                // The in-kernel gear names the device by its index, which may be another's one day.
+                let vni = entry.network.vni;
+                if let Err(error) =
+                    queues.revoke(vni).and_then(|()| queues.xdp.set_network(vni, Network::ENGINE))
+                {
+                    tracing::error!(%vni, %error, "the XDP program does not follow");
+                }
                 queues.send(|| Command::Detach { slot });
             }
         }
@@ -305,8 +313,9 @@ impl Service {
         if !self.hops_changed && !self.tables_changed {
             return;
         }
-        let hops = if self.hops_changed { Arc::new(self.hops()) } else { self.tables.hops.clone() };
-        (self.hops_changed, self.tables_changed) = (false, false);
+        let hops_changed = std::mem::take(&mut self.hops_changed);
+        let hops = if hops_changed { Arc::new(self.hops()) } else { self.tables.hops.clone() };
+        self.tables_changed = false;
         let (networks, slots) = self.networks.tables(&self.vteps);
         self.tables = Arc::new(Tables {
             epoch: self.tables.epoch + 1,
@@ -317,8 +326,14 @@ impl Service {
             networks,
             slots,
         });
-        if let Some(queues) = &self.queues {
+        if let Some(queues) = &mut self.queues {
             queues.send(|| Command::Tables(self.tables.clone()));
+            if hops_changed
+                && let Some(shortcut) = &mut queues.shortcut
+                && let Err(error) = shortcut.follow(&self.tables)
+            {
+                tracing::error!(%error, "the in-kernel gear does not follow; the engine carries what it misses");
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use hashbrown::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use uvn_wire::ethernet::Mac;
+use uvn_wire::ethernet::{self, Mac};
 use uvn_wire::vxlan::Vni;
 
 /// Everything a worker needs to know about the world.
@@ -41,6 +41,14 @@ pub struct Hop {
     pub outer: Outer,
     /// IP MTU of the path.
     pub mtu: usize,
+}
+
+impl Hop {
+    /// The longest inner frame that fits the path: the outer Ethernet header does not count.
+    #[must_use]
+    pub fn largest_inner(&self) -> usize {
+        (self.mtu + ethernet::HEADER).saturating_sub(self.outer.length())
+    }
 }
 
 /// One VNI on this NIC.
@@ -218,6 +226,11 @@ impl Vteps {
             return Some(*vtep);
         }
         Some(address).filter(|vtep| self.ranges.iter().any(|range| range.contains(*vtep)))
+    }
+
+    /// The listed overlay addresses and their VTEPs.
+    pub fn overlay(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> + '_ {
+        self.owners.iter().map(|(overlay, vtep)| (*overlay, *vtep))
     }
 
     /// Whether an on-subnet inner source may come from `vtep`. An address with no known owner is bound to its VTEP

@@ -152,15 +152,28 @@ impl Tap {
     /// The device is gone, or its namespace cannot be entered (CAP_SYS_ADMIN).
     pub fn index(&self) -> io::Result<u32> {
         let name = self.name()?;
+        link::in_open_netns(self.netns()?.as_fd(), || nix::net::if_::if_nametoindex(name.as_str()))?
+            .map_err(io::Error::from)
+    }
+
+    /// Its device's name, if the device is in the caller's network namespace.
+    #[must_use]
+    pub fn name_here(&self) -> Option<String> {
+        let theirs = nix::sys::stat::fstat(self.netns().ok()?).ok()?;
+        let ours = nix::sys::stat::stat("/proc/thread-self/ns/net").ok()?;
+        let same = (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino);
+        self.name().ok().filter(|_| same)
+    }
+
+    /// The network namespace where its device now is.
+    fn netns(&self) -> io::Result<OwnedFd> {
         // SAFETY: TUNGETDEVNETNS takes no argument and returns a new descriptor.
         let netns = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNGETDEVNETNS) };
         if netns < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor is new and nobody else's.
-        let netns = unsafe { OwnedFd::from_raw_fd(netns) };
-        link::in_open_netns(netns.as_fd(), || nix::net::if_::if_nametoindex(name.as_str()))?
-            .map_err(io::Error::from)
+        Ok(unsafe { OwnedFd::from_raw_fd(netns) })
     }
 
     /// Whether the device outlives its last descriptor.

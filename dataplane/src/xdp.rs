@@ -1,9 +1,9 @@
-//! Loads the XDP program of `ebpf/`, attaches it to a NIC and fills its maps.
+//! Loads the programs of `ebpf/`, attaches the XDP program to a NIC and fills its maps.
 //!
 //! The program lives as long as the [`Xdp`]: its link is a file descriptor and nothing is pinned. However the process
 //! ends, the NIC is the host's again, and VXLAN reaches nobody.
 
-use crate::config::Cidr;
+use crate::config::{Cidr, Encapsulation};
 use crate::link::{self, LinkError};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, XskMap};
@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use thiserror::Error;
 use uvn_wire::vxlan::Vni;
-use uvn_wire::xdp::{self, Address, Unknown, Verdict};
+use uvn_wire::xdp::{self, Address, Network, Unknown, Verdict};
 
 /// `cargo xtask ebpf` builds it from `ebpf/`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/uvn-ebpf.o");
@@ -92,10 +92,12 @@ pub struct Xdp {
     local: Addresses,
     vteps: Addresses,
     prefixes: LpmTrie<MapData, [u32; 4], u8>,
-    vnis: HashMap<MapData, u32, u8>,
+    networks: HashMap<MapData, u32, [u32; 3]>,
     sockets: XskMap<MapData>,
     unknown: PerCpuHashMap<MapData, u32, [u64; 3]>,
     counters: PerCpuArray<MapData, u64>,
+    /// The other programs and maps, for [`crate::shortcut`].
+    object: Ebpf,
     /// Detaches when it is closed.
     _link: FdLink,
 }
@@ -103,29 +105,41 @@ pub struct Xdp {
 type Addresses = HashMap<MapData, [u32; 4], u8>;
 
 impl Xdp {
-    /// Attaches to `nic`, a device of this network namespace: in driver mode, or else in generic mode. VXLAN to UDP
-    /// port `port` is ours from the moment [`Xdp::set_local`] says which addresses are.
+    /// Attaches to `nic`, a device of this network namespace: in driver mode, or else in generic mode. VXLAN to the
+    /// UDP port of `settings` is ours from the moment [`Xdp::set_local`] says which addresses are.
     ///
     /// # Errors
     /// No such NIC, no privileges, another XDP program on it, or the kernel refuses both modes.
-    pub fn attach(nic: &str, port: u16) -> Result<Xdp, XdpError> {
+    pub fn attach(nic: &str, settings: &Encapsulation) -> Result<Xdp, XdpError> {
         let index = link::get(nic)?.index;
         // The object has no BTF to relocate; reading the kernel's would take a while.
-        let mut ebpf = EbpfLoader::new().btf(None).override_global("PORT", &port, true).load(OBJECT)?;
-        let program: &mut Program = ebpf.program_mut("uvn_xdp").ok_or(ProgramError::NotLoaded)?.try_into()?;
+        let mut object = EbpfLoader::new()
+            .btf(None)
+            .override_global("PORT", &settings.port, true)
+            .override_global("NIC", &index, true)
+            .override_global("IPV6_ZERO_CHECKSUM", &u8::from(!settings.ipv6_checksum), true)
+            .load(OBJECT)?;
+        let program: &mut Program =
+            object.program_mut("uvn_xdp").ok_or(ProgramError::NotLoaded)?.try_into()?;
         program.load()?;
         let (link, mode) = attach(program, nic, index)?;
         Ok(Xdp {
             mode,
-            local: take(&mut ebpf, "LOCAL")?,
-            vteps: take(&mut ebpf, "VTEPS")?,
-            prefixes: take(&mut ebpf, "VTEP_PREFIXES")?,
-            vnis: take(&mut ebpf, "VNIS")?,
-            sockets: take(&mut ebpf, "XSKS")?,
-            unknown: take(&mut ebpf, "UNKNOWN")?,
-            counters: take(&mut ebpf, "COUNTERS")?,
+            local: take(&mut object, "LOCAL")?,
+            vteps: take(&mut object, "VTEPS")?,
+            prefixes: take(&mut object, "VTEP_PREFIXES")?,
+            networks: take(&mut object, "NETWORKS")?,
+            sockets: take(&mut object, "XSKS")?,
+            unknown: take(&mut object, "UNKNOWN")?,
+            counters: take(&mut object, "COUNTERS")?,
+            object,
             _link: link,
         })
+    }
+
+    /// The other programs of the object, with the maps that they do not share.
+    pub(crate) fn object(&mut self) -> &mut Ebpf {
+        &mut self.object
     }
 
     /// Where the program runs.
@@ -153,27 +167,29 @@ impl Xdp {
         set(&mut self.prefixes, "VTEP_PREFIXES", xdp::PREFIX_ENTRIES, prefixes)
     }
 
-    /// Lets a VNI's frames through. Already there is fine.
+    /// Lets a VNI's frames through, to the engine or to the in-kernel gear. Already there is fine: it is replaced.
     ///
     /// # Errors
     /// More than [`xdp::VNI_ENTRIES`], or the kernel refuses.
-    pub fn add_vni(&mut self, vni: Vni) -> Result<(), XdpError> {
-        self.vnis.insert(vni.get(), 0, 0).map_err(|source| match errno(&source) {
+    pub fn set_network(&mut self, vni: Vni, network: Network) -> Result<(), XdpError> {
+        let value: [u32; 3] = zerocopy::transmute!(network);
+        self.networks.insert(vni.get(), value, 0).map_err(|source| match errno(&source) {
             Some(libc::E2BIG) => XdpError::Full {
-                map: "VNIS",
+                map: "NETWORKS",
                 limit: xdp::VNI_ENTRIES,
                 need: usize::try_from(xdp::VNI_ENTRIES).unwrap_or(usize::MAX).saturating_add(1),
             },
-            _ => XdpError::Map { map: "VNIS", source },
+            _ => XdpError::Map { map: "NETWORKS", source },
         })
     }
 
-    /// Drops a VNI's frames from now on. Not there is fine.
+    /// Drops a VNI's frames from now on, in both gears and directions. Not there is fine.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn remove_vni(&mut self, vni: Vni) -> Result<(), XdpError> {
-        unless_missing(self.vnis.remove(&vni.get())).map_err(|source| XdpError::Map { map: "VNIS", source })
+    pub fn remove_network(&mut self, vni: Vni) -> Result<(), XdpError> {
+        unless_missing(self.networks.remove(&vni.get()))
+            .map_err(|source| XdpError::Map { map: "NETWORKS", source })
     }
 
     /// Hands a queue's frames to this AF_XDP socket, until it is closed.
@@ -265,7 +281,10 @@ fn reason(error: &ProgramError) -> String {
     }
 }
 
-fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, XdpError> {
+pub(crate) fn take<M: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<M, XdpError> {
     let missing = || io::Error::new(io::ErrorKind::NotFound, "not in the embedded object");
     ebpf.take_map(name)
         .ok_or_else(|| missing().into())
@@ -351,7 +370,7 @@ fn fits(map: &'static str, limit: u32, need: usize) -> Result<(), XdpError> {
     }
 }
 
-fn unless_missing(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(crate) fn unless_missing(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(()),
         result => result,

@@ -10,18 +10,28 @@ use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
-use uvn_dataplane::config::Cidr;
+use uvn_dataplane::config::{Cidr, Dscp, Encapsulation};
 use uvn_dataplane::port::Nic;
 use uvn_dataplane::xdp::{Mode, Xdp, XdpError};
 use uvn_dataplane::xsk::{XskConfig, XskQueue};
 use uvn_wire::arp::{self, Arp};
 use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::{PORT, Vni};
+use uvn_wire::xdp::Network;
 use uvn_wire::xdp::Verdict::{
     self, BadFlags, BadLength, NoSocket, Pass, Redirected, UnknownVni, UnknownVtep,
 };
 use zerocopy::IntoBytes;
 
+const SETTINGS: Encapsulation = Encapsulation {
+    port: PORT,
+    ttl: 64,
+    dscp: Dscp::Fixed(0),
+    df: true,
+    checksum: false,
+    ipv6_checksum: true,
+    strict_flags: true,
+};
 const VNI: u32 = 0x01_0203;
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -47,11 +57,11 @@ impl Rig {
         node.veth("nic", &outside, "wire");
         node.ip(&format!("link set nic mtu {mtu}"));
         outside.ip(&format!("link set wire mtu {mtu}"));
-        let mut xdp = node.run(|| Xdp::attach("nic", PORT)).unwrap();
+        let mut xdp = node.run(|| Xdp::attach("nic", &SETTINGS)).unwrap();
         xdp.set_local(&addresses(&["10.0.0.1", "fd00::1", "239.1.1.1"])).unwrap();
         xdp.set_vteps(&addresses(&["10.0.0.2", "fd00::2"]), &prefixes(&["10.9.0.0/16", "fd00:9::/96"]))
             .unwrap();
-        xdp.add_vni(Vni::new(VNI).unwrap()).unwrap();
+        xdp.set_network(Vni::new(VNI).unwrap(), Network::ENGINE).unwrap();
         let wire = PacketSocket::new(&outside, "wire");
         let host = PacketSocket::new(&node, "nic");
         Rig { xdp, wire, host, node, _outside: outside, sent: 0 }
@@ -395,11 +405,11 @@ fn maps_hold_exactly_what_was_set() {
     assert_eq!(rig.verdict(&in_prefix), UnknownVtep);
 
     let vni = Vni::new(VNI).unwrap();
-    rig.xdp.add_vni(vni).unwrap();
-    rig.xdp.remove_vni(vni).unwrap();
+    rig.xdp.set_network(vni, Network::ENGINE).unwrap();
+    rig.xdp.remove_network(vni).unwrap();
     assert_eq!(rig.verdict(&frame), UnknownVni);
-    rig.xdp.remove_vni(vni).unwrap();
-    rig.xdp.add_vni(vni).unwrap();
+    rig.xdp.remove_network(vni).unwrap();
+    rig.xdp.set_network(vni, Network::ENGINE).unwrap();
     assert_eq!(rig.verdict(&frame), NoSocket);
 
     rig.xdp.set_local(&addresses(&["10.0.0.3"])).unwrap();
@@ -425,9 +435,9 @@ fn a_full_map_is_named_and_left_as_it_was() {
     rig.xdp.set_vteps(&many[..16_384], &ranges[..1024]).unwrap();
     // One VNI is there already.
     for vni in 0..16_383 {
-        rig.xdp.add_vni(Vni::new(Vni::MAX - vni).unwrap()).unwrap();
+        rig.xdp.set_network(Vni::new(Vni::MAX - vni).unwrap(), Network::ENGINE).unwrap();
     }
-    let error = rig.xdp.add_vni(Vni::new(1).unwrap()).unwrap_err().to_string();
+    let error = rig.xdp.set_network(Vni::new(1).unwrap(), Network::ENGINE).unwrap_err().to_string();
     assert_eq!(error, "the XDP program's map VNIS holds 16384 entries at most: 16385 are needed");
 }
 
@@ -477,13 +487,13 @@ fn one_program_per_nic_and_none_after_drop() {
     let rig = Rig::new("busy", 1500);
     let attached = |node: &NetNs| node.ip("-d link show nic").contains("prog/xdp");
     assert!(attached(&rig.node));
-    let Err(error) = rig.node.run(|| Xdp::attach("nic", PORT)) else { panic!("attached twice") };
+    let Err(error) = rig.node.run(|| Xdp::attach("nic", &SETTINGS)) else { panic!("attached twice") };
     assert!(matches!(&error, XdpError::Busy(nic) if nic == "nic"), "{error}");
     assert!(attached(&rig.node));
     let Rig { xdp, node, .. } = rig;
     drop(xdp);
     assert!(!attached(&node));
-    assert!(node.run(|| Xdp::attach("nic", PORT)).is_ok());
+    assert!(node.run(|| Xdp::attach("nic", &SETTINGS)).is_ok());
 }
 
 struct Killed(Child);
@@ -500,7 +510,7 @@ impl Drop for Killed {
 fn a_killed_process_leaves_the_nic_to_the_host() {
     const HOLD: &str = "UVN_TEST_HOLD";
     if std::env::var_os(HOLD).is_some() {
-        let mut xdp = Xdp::attach("nic", PORT).unwrap();
+        let mut xdp = Xdp::attach("nic", &SETTINGS).unwrap();
         xdp.set_local(&addresses(&["10.0.0.1"])).unwrap();
         println!("\nattached");
         loop {
@@ -521,12 +531,12 @@ fn a_killed_process_leaves_the_nic_to_the_host() {
     until("detaching", || !node.ip("-d link show nic").contains("prog/xdp"));
     wire.send(&frame);
     assert_eq!(host.receive(PATIENCE), Some(frame));
-    assert!(node.run(|| Xdp::attach("nic", PORT)).is_ok());
+    assert!(node.run(|| Xdp::attach("nic", &SETTINGS)).is_ok());
 }
 
 #[test]
 fn a_nic_that_is_not_there_is_named() {
     let node = NetNs::new("missing");
-    let Err(error) = node.run(|| Xdp::attach("em9", PORT)) else { panic!("attached to nothing") };
+    let Err(error) = node.run(|| Xdp::attach("em9", &SETTINGS)) else { panic!("attached to nothing") };
     assert_eq!(error.to_string(), "no network device named `em9` in this network namespace");
 }

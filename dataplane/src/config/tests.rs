@@ -181,7 +181,7 @@ fn a_static_network_needs_a_device() {
 
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
-    let error = Config::load(Path::new("/nonexistent/uvn.toml")).unwrap_err().to_string();
+    let error = Config::load(std::path::Path::new("/nonexistent/uvn.toml")).unwrap_err().to_string();
     assert!(error.starts_with("/nonexistent/uvn.toml: "), "{error}");
 }
 

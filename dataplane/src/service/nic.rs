@@ -163,6 +163,7 @@ impl Service {
         let result = opened.map_err(|error| error.to_string()).and_then(|queues| {
             self.networks.set_workers(queues.workers.len());
             self.queues = Some(queues);
+            self.hops_changed = true;
             self.attach_all();
             self.commit().map_err(|stuck| stuck.to_string())?;
             self.fill_maps()
@@ -207,7 +208,7 @@ impl Service {
         self.filter_vteps()?;
         let Some(queues) = &mut self.queues else { return Ok(()) };
         for (_, entry) in Networks::iter(&self.networks) {
-            queues.xdp.add_vni(entry.network.vni).map_err(|error| error.to_string())?;
+            queues.grant(entry).map_err(|error| error.to_string())?;
         }
         self.filter_local()
     }
@@ -232,6 +233,13 @@ impl Service {
         let Some(queues) = self.queues.take() else { return };
         for worker in &queues.workers {
             self.past.add(&worker.handle.status.counters);
+        }
+        if let Some(shortcut) = &queues.shortcut {
+            self.past.add_traffic(&shortcut.total());
+            for (_, entry) in self.networks.iter_mut() {
+                let traffic = shortcut.traffic(entry.network.vni);
+                entry.keep(&traffic);
+            }
         }
         queues.stop();
         self.networks.set_workers(0);

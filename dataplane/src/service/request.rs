@@ -134,7 +134,8 @@ impl Service {
         self.follow_listed()?;
         let epoch = self.commit()?;
         if let Some(queues) = &mut self.queues {
-            queues.xdp.add_vni(vni).map_err(failed)?;
+            let Some((_, entry)) = self.networks.get(vni) else { return Err(missing(vni.get())) };
+            queues.grant(entry).map_err(failed)?;
         }
         Ok(epoch)
     }
@@ -149,7 +150,7 @@ impl Service {
     /// Ends a network: XDP map, endpoint and tables, and when no worker has it any more the device.
     fn revoke(&mut self, vni: Vni) -> Result<u64, Failure> {
         let filtered = match &mut self.queues {
-            Some(queues) => queues.xdp.remove_vni(vni).map_err(failed),
+            Some(queues) => queues.revoke(vni).map_err(failed),
             None => Ok(()),
         };
         let Some((slot, entry)) = self.networks.remove(vni) else { return Err(missing(vni.get())) };

@@ -4,6 +4,7 @@ use super::Service;
 use crate::message::{Counts, HopState, NetworkState, Reply, Residency, Summary, UnknownVni, WorkerState};
 use crate::networks::Entry;
 use crate::protocol::{Code, Failure, fitting};
+use crate::shortcut::Shortcut;
 use crate::worker::{Command, Report};
 use crate::xdp::Mode;
 use crossbeam::channel::unbounded;
@@ -41,6 +42,8 @@ impl Service {
                 Mode::Generic { .. } => "generic".into(),
             }),
             zero_copy: running.map(|queues| queues.zero_copy),
+            gear: running.map(|queues| queues.gear().into()),
+            gear_reason: running.map(|queues| queues.gear_reason.clone()),
             workers: workers.collect(),
             epoch: self.tables.epoch,
             networks: self.networks.len(),
@@ -59,9 +62,11 @@ impl Service {
             .filter(|entry| entry.network.vni.get() >= from)
             .collect();
         entries.sort_by_key(|entry| entry.network.vni);
-        let count = fitting(entries.iter().map(|entry| state_of(entry))).max(1);
+        let shortcut = self.queues.as_ref().and_then(|queues| queues.shortcut.as_ref());
+        let count = fitting(entries.iter().map(|entry| state_of(entry, shortcut))).max(1);
         let next = entries.get(count).map(|entry| entry.network.vni.get());
-        Reply::Networks { networks: entries.into_iter().take(count).map(state_of).collect(), next }
+        let networks = entries.into_iter().take(count).map(|entry| state_of(entry, shortcut)).collect();
+        Reply::Networks { networks, next }
     }
 
     pub(super) fn show_hops(&self, from: Option<IpAddr>) -> Reply {
@@ -90,6 +95,9 @@ impl Service {
                 counts.add(&worker.handle.status.counters);
                 total.add(&worker.handle.status.counters);
                 workers.push(counts);
+            }
+            if let Some(shortcut) = &queues.shortcut {
+                total.add_traffic(&shortcut.total());
             }
             let verdicts =
                 queues.xdp.counters().map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
@@ -146,9 +154,13 @@ impl Service {
     }
 }
 
-fn state_of(entry: &Entry) -> NetworkState {
+fn state_of(entry: &Entry, shortcut: Option<&Shortcut>) -> NetworkState {
     /// A list of thousands would leave no room for others.
     const FLOOD_SHOWN: usize = 16;
+    let mut counts = entry.counts();
+    if let Some(shortcut) = shortcut {
+        counts.add_traffic(&shortcut.traffic(entry.network.vni));
+    }
     NetworkState {
         vni: entry.network.vni.get(),
         addresses: entry.network.addresses.clone(),
@@ -158,6 +170,7 @@ fn state_of(entry: &Entry) -> NetworkState {
         flood: entry.flood().take(FLOOD_SHOWN).collect(),
         flood_count: entry.flood().count(),
         learned: entry.learned(),
-        counts: entry.counts(),
+        shortcut: shortcut.is_some_and(|shortcut| shortcut.carries(entry.network.vni)),
+        counts,
     }
 }

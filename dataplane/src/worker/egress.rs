@@ -104,7 +104,7 @@ impl<N: Nic> Worker<N> {
         outgoing: &Outgoing,
         gso: &Gso<'_>,
     ) -> Result<(), Drop> {
-        if gso.largest() > largest_inner(hop) {
+        if gso.largest() > hop.largest_inner() {
             return Err(Drop::TooBig);
         }
         let patch = Patch { vni: network.vni, source_port: outgoing.source_port, inner_tos: outgoing.tos };
@@ -188,7 +188,7 @@ impl<N: Nic> Worker<N> {
 
     /// Tells the sender of a frame what would fit.
     fn too_big(&mut self, slot: u32, network: &Network, hop: &Hop, frame: &[u8], packet: &Packet<'_>) {
-        let mtu = largest_inner(hop).saturating_sub(ethernet::HEADER);
+        let mtu = hop.largest_inner().saturating_sub(ethernet::HEADER);
         if let Some(answer) = answer::too_big(frame, packet, mtu) {
             self.answer(slot, network, &answer);
         }
@@ -202,9 +202,4 @@ impl<N: Nic> Worker<N> {
             Err(error) => self.tell(Event::EndpointLost { slot, error }),
         }
     }
-}
-
-/// The longest inner frame that fits the path's MTU: the outer Ethernet header does not count.
-fn largest_inner(hop: &Hop) -> usize {
-    (hop.mtu + ethernet::HEADER).saturating_sub(hop.outer.length())
 }

@@ -1,5 +1,6 @@
-//! What the XDP program and its loader agree on: verdicts, and the keys, values and sizes of the maps.
+//! What the programs of `ebpf/uvn-ebpf.o` and their loader agree on: verdicts, and the keys, values and sizes of the maps.
 
+use crate::ethernet::Mac;
 use core::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -11,12 +12,14 @@ pub const VTEP_ENTRIES: u32 = 16_384;
 pub const PREFIX_ENTRIES: u32 = 1024;
 /// VNIs on this NIC.
 pub const VNI_ENTRIES: u32 = 16_384;
+/// Overlay addresses: of VTEPs, and of this node's endpoints.
+pub const OVERLAY_ENTRIES: u32 = 4 * VTEP_ENTRIES;
 /// NIC queues.
 pub const QUEUE_ENTRIES: u32 = 256;
 /// VNIs that are not on this NIC, most recent.
 pub const UNKNOWN_ENTRIES: u32 = 1024;
 
-/// What the XDP program did with a frame. The value is its index in the counters.
+/// What a program did with a frame. The value is its index in the counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Verdict {
@@ -34,11 +37,19 @@ pub enum Verdict {
     UnknownVtep,
     /// Dropped: the queue has no AF_XDP socket.
     NoSocket,
+    /// In-kernel gear, received: verified, stripped of its outer headers and passed on.
+    Stripped,
+    /// In-kernel gear, received: dropped between the two programs, since its network has gone meanwhile.
+    Revoked,
+    /// In-kernel gear, sent: encapsulated and handed to the NIC, as a super-frame perhaps.
+    Encapsulated,
+    /// In-kernel gear, sent: dropped, for the kernel had no memory for the outer headers.
+    NoMemory,
 }
 
 impl Verdict {
     /// Every verdict, in the order of the counters.
-    pub const ALL: [Verdict; 7] = [
+    pub const ALL: [Verdict; 11] = [
         Verdict::Pass,
         Verdict::Redirected,
         Verdict::BadLength,
@@ -46,6 +57,10 @@ impl Verdict {
         Verdict::UnknownVni,
         Verdict::UnknownVtep,
         Verdict::NoSocket,
+        Verdict::Stripped,
+        Verdict::Revoked,
+        Verdict::Encapsulated,
+        Verdict::NoMemory,
     ];
 
     /// The name in statistics and logs.
@@ -59,6 +74,10 @@ impl Verdict {
             Verdict::UnknownVni => "xdp_unknown_vni",
             Verdict::UnknownVtep => "xdp_unknown_vtep",
             Verdict::NoSocket => "xdp_no_socket",
+            Verdict::Stripped => "xdp_stripped",
+            Verdict::Revoked => "tc_revoked",
+            Verdict::Encapsulated => "tc_encapsulated",
+            Verdict::NoMemory => "tc_no_memory",
         }
     }
 }
@@ -117,6 +136,79 @@ impl From<Address> for IpAddr {
     }
 }
 
+/// One VNI on this NIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Network {
+    /// Index of the endpoint's device. 0: the engine alone carries this network.
+    pub endpoint: u32,
+    /// The endpoint's MAC, as [`mac_key`].
+    pub mac: [u32; 2],
+}
+
+impl Network {
+    /// The engine alone carries it.
+    pub const ENGINE: Network = Network { endpoint: 0, mac: [0; 2] };
+}
+
+/// An overlay address of one of this node's endpoints, as a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C, align(8))]
+pub struct Own {
+    /// The address.
+    pub address: Address,
+    /// The network.
+    pub vni: u32,
+    /// Fills up: the verifier wants words of eight bytes aligned.
+    pub padding: u32,
+}
+
+/// How to send to one VTEP. The key is the MAC of its endpoints, as [`mac_key`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Hop {
+    /// The outer headers, all but what differs from frame to frame; an IPv4 one's leave the end unused.
+    pub headers: [u8; Hop::LONGEST],
+    /// Fills up to the next word.
+    pub padding: [u8; 2],
+    /// Length of the headers: 50 or 70.
+    pub length: u32,
+    /// The longest inner frame that fits the path.
+    pub largest: u32,
+    /// IPv4: the header's sum (RFC 1071) without total length and TOS, folded.
+    pub ip_sum: u32,
+    /// The outer DSCP in the upper six bits of the TOS, or [`Hop::INHERIT`].
+    pub dscp: u32,
+}
+
+impl Hop {
+    /// Outer headers over IPv6.
+    pub const LONGEST: usize = 70;
+    /// Copy the inner DSCP.
+    pub const INHERIT: u32 = u32::MAX;
+}
+
+/// What one CPU counted for a network in the in-kernel gear; as `Counters` of the engine's workers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Traffic {
+    /// Inner frames received.
+    pub rx_frames: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+    /// Inner frames sent (each segment counts).
+    pub tx_frames: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+}
+
+/// A MAC as a map key: its bytes, then two zeros.
+#[must_use]
+#[inline(always)]
+pub const fn mac_key(Mac([a, b, c, d, e, f]): Mac) -> [u32; 2] {
+    [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, 0, 0])]
+}
+
 /// Who sent to a VNI that is not on this NIC, as one CPU saw it. The key is the VNI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -147,7 +239,11 @@ mod tests {
     }
 
     #[test]
-    fn unknown_has_no_padding() {
+    fn nothing_has_hidden_padding() {
         assert_eq!(size_of::<Unknown>(), 24);
+        assert_eq!(size_of::<Network>(), 12);
+        assert_eq!(size_of::<Own>(), 24);
+        assert_eq!(size_of::<Hop>(), 88);
+        assert_eq!(size_of::<Traffic>(), 32);
     }
 }

@@ -1,0 +1,249 @@
+//! The in-kernel gear: a tc program on every endpoint that encapsulates, one on the NIC that hands over what the XDP
+//! program has stripped. It takes what it can prove the engine would take, from maps that are filled here from the
+//! workers' tables; all else is the engine's as before.
+//!
+//! It lives as long as the [`Shortcut`]: its links are file descriptors and nothing is pinned. However the process ends,
+//! the endpoints' frames reach nobody and the NIC is the host's again.
+
+use crate::link;
+use crate::networks::Entry;
+use crate::tables::{Tables, Vteps};
+use crate::xdp::{Xdp, XdpError, take, unless_missing};
+use aya::Pod;
+use aya::maps::{HashMap, MapData, PerCpuHashMap};
+use aya::programs::links::FdLink;
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use std::collections::HashMap as Known;
+use std::hash::Hash;
+use std::net::IpAddr;
+use thiserror::Error;
+use uvn_wire::ethernet::Mac;
+use uvn_wire::vxlan::Vni;
+use uvn_wire::xdp::{Address, Network, Own, Traffic, mac_key};
+
+/// Why a network or a NIC stays with the engine.
+#[derive(Debug, Error)]
+pub enum Declined {
+    /// Its peers' MACs are not made from their addresses.
+    #[error("it learns MACs")]
+    Learning,
+    /// The endpoint is a veth pair, or in another network namespace than the NIC.
+    #[error("its endpoint is no TAP in the NIC's network namespace")]
+    Elsewhere,
+    /// The program cannot be attached.
+    #[error("the kernel takes no tc program as a link (Linux 6.6 and later do): {0}")]
+    Program(#[from] ProgramError),
+    /// A map cannot be filled.
+    #[error(transparent)]
+    Map(#[from] XdpError),
+}
+
+/// The programs and their maps.
+pub struct Shortcut {
+    endpoints: HashMap<MapData, u32, u32>,
+    addresses: HashMap<MapData, [u32; 6], u8>,
+    owners: Mirrored<[u32; 4], [u32; 4]>,
+    hops: Mirrored<[u32; 2], [u32; 22]>,
+    traffic: PerCpuHashMap<MapData, u32, [u64; 4]>,
+    /// The networks that it carries.
+    granted: Known<Vni, Granted>,
+    /// What networks that have gone had.
+    past: Traffic,
+    /// Detaches when it is closed.
+    _ingress: FdLink,
+}
+
+/// One network's egress.
+struct Granted {
+    endpoint: u32,
+    own: Vec<Own>,
+    /// Detaches when it is closed.
+    _egress: FdLink,
+}
+
+impl Shortcut {
+    /// Attaches to the NIC of `xdp`. It carries nothing until networks are granted.
+    ///
+    /// # Errors
+    /// The kernel refuses, or is too old.
+    pub fn attach(xdp: &mut Xdp, nic: &str) -> Result<Shortcut, Declined> {
+        let object = xdp.object();
+        program(object, "uvn_egress")?.load()?;
+        program(object, "uvn_ingress")?.load()?;
+        Ok(Shortcut {
+            endpoints: take(object, "ENDPOINTS")?,
+            addresses: take(object, "ADDRESSES")?,
+            owners: Mirrored::new("OWNERS", take(object, "OWNERS")?),
+            hops: Mirrored::new("HOPS", take(object, "HOPS")?),
+            traffic: take(object, "TRAFFIC")?,
+            granted: Known::new(),
+            past: Traffic::default(),
+            _ingress: link(program(object, "uvn_ingress")?, nic, TcAttachType::Ingress)?,
+        })
+    }
+
+    /// Takes over what a network's endpoint sends, and returns what the XDP program needs for the other direction.
+    ///
+    /// # Errors
+    /// See [`Declined`]; nothing has changed.
+    pub fn grant(&mut self, xdp: &mut Xdp, entry: &Entry) -> Result<Network, Declined> {
+        if entry.network.learning {
+            return Err(Declined::Learning);
+        }
+        let vni = entry.network.vni;
+        let Some(device) = entry.source.device_here() else { return Err(Declined::Elsewhere) };
+        let endpoint = link::get(&device).map_err(XdpError::from)?.index;
+        let own: Vec<Own> = entry
+            .network
+            .addresses
+            .iter()
+            .map(|cidr| Own { address: cidr.address.into(), vni: vni.get(), padding: 0 })
+            .collect();
+        let result = self
+            .fill(vni, endpoint, &own)
+            .map_err(Declined::from)
+            .and_then(|()| Ok(link(program(xdp.object(), "uvn_egress")?, &device, TcAttachType::Egress)?));
+        match result {
+            Ok(egress) => {
+                self.granted.insert(vni, Granted { endpoint, own, _egress: egress });
+                Ok(Network { endpoint, mac: mac_key(entry.mac) })
+            }
+            Err(declined) => {
+                self.clear(vni, endpoint, &own);
+                Err(declined)
+            }
+        }
+    }
+
+    fn fill(&mut self, vni: Vni, endpoint: u32, own: &[Own]) -> Result<(), XdpError> {
+        // One element for each possible CPU.
+        let zero = aya::maps::PerCpuValues::try_from(vec![[0; 4]; aya::util::nr_cpus().unwrap_or(1)])
+            .map_err(|source| XdpError::Map { map: "TRAFFIC", source: source.into() })?;
+        self.traffic.insert(vni.get(), zero, 0).map_err(|source| XdpError::Map { map: "TRAFFIC", source })?;
+        for own in own {
+            let key: [u32; 6] = zerocopy::transmute!(*own);
+            self.addresses.insert(key, 0, 0).map_err(|source| XdpError::Map { map: "ADDRESSES", source })?;
+        }
+        self.endpoints
+            .insert(endpoint, vni.get(), 0)
+            .map_err(|source| XdpError::Map { map: "ENDPOINTS", source })
+    }
+
+    /// Lets go of a network, which the XDP program has none of any more.
+    pub fn revoke(&mut self, vni: Vni) {
+        let Some(granted) = self.granted.remove(&vni) else { return };
+        let traffic = self.traffic(vni);
+        add(&mut self.past, &traffic);
+        self.clear(vni, granted.endpoint, &granted.own);
+    }
+
+    fn clear(&mut self, vni: Vni, endpoint: u32, own: &[Own]) {
+        let addresses = own.iter().map(|own| self.addresses.remove(&zerocopy::transmute!(*own)));
+        let failed = addresses
+            .chain([self.endpoints.remove(&endpoint), self.traffic.remove(&vni.get())])
+            .filter_map(|result| unless_missing(result).err());
+        // What is left cannot be used: the XDP program's map has no such network.
+        failed
+            .for_each(|error| tracing::warn!(%vni, %error, "the in-kernel gear keeps an entry of a network"));
+    }
+
+    /// Follows the next hops and the VTEPs of new tables.
+    ///
+    /// # Errors
+    /// A map is full, or the kernel refuses; what is missing there is the engine's.
+    pub fn follow(&mut self, tables: &Tables) -> Result<(), XdpError> {
+        let reachable = |vtep: &IpAddr| {
+            !vtep.is_multicast()
+                && !tables.local.contains(vtep)
+                && tables.vteps.of_mac(Mac::of(*vtep)) == Some(*vtep)
+        };
+        let hops = tables.hops.iter().filter(|(vtep, _)| reachable(vtep)).filter_map(|(vtep, hop)| {
+            Some((mac_key(Mac::of(*vtep)), zerocopy::transmute!(hop.outer.hop(hop.largest_inner())?)))
+        });
+        let owners = owners(tables, &tables.vteps).map(|(overlay, vtep)| (overlay.0, vtep.0));
+        self.owners.set(owners.collect())?;
+        self.hops.set(hops.collect())
+    }
+
+    /// Whether it carries a network.
+    #[must_use]
+    pub fn carries(&self, vni: Vni) -> bool {
+        self.granted.contains_key(&vni)
+    }
+
+    /// What a network had since it was granted.
+    #[must_use]
+    pub fn traffic(&self, vni: Vni) -> Traffic {
+        let mut sum = Traffic::default();
+        if let Ok(values) = self.traffic.get(&vni.get(), 0) {
+            values.iter().for_each(|words| add(&mut sum, &zerocopy::transmute!(*words)));
+        }
+        sum
+    }
+
+    /// What all networks had.
+    #[must_use]
+    pub fn total(&self) -> Traffic {
+        let mut sum = self.past;
+        self.granted.keys().for_each(|vni| add(&mut sum, &self.traffic(*vni)));
+        sum
+    }
+}
+
+/// The overlay addresses of the VTEPs, and the addresses of VTEPs in use that only a range allows.
+fn owners<'a>(tables: &'a Tables, vteps: &'a Vteps) -> impl Iterator<Item = (Address, Address)> + 'a {
+    let ranged = tables.hops.keys().filter(|vtep| vteps.of_overlay(**vtep) == Some(**vtep));
+    vteps
+        .overlay()
+        .chain(ranged.map(|vtep| (*vtep, *vtep)))
+        .map(|(overlay, vtep)| (overlay.into(), vtep.into()))
+}
+
+fn add(sum: &mut Traffic, traffic: &Traffic) {
+    sum.rx_frames += traffic.rx_frames;
+    sum.rx_bytes += traffic.rx_bytes;
+    sum.tx_frames += traffic.tx_frames;
+    sum.tx_bytes += traffic.tx_bytes;
+}
+
+fn program<'a>(object: &'a mut aya::Ebpf, name: &str) -> Result<&'a mut SchedClassifier, ProgramError> {
+    object.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()
+}
+
+/// Attaches in front of all others: nobody else sees a tenant's frame.
+fn link(program: &mut SchedClassifier, device: &str, at: TcAttachType) -> Result<FdLink, ProgramError> {
+    let id = program.attach_with_options(device, at, TcAttachOptions::TcxOrder(LinkOrder::first()))?;
+    let link = program.take_link(id)?;
+    link.try_into().map_err(|_| ProgramError::NotLoaded)
+}
+
+/// A map and what it holds, so that only what changes is written.
+struct Mirrored<K: Pod, V: Pod> {
+    name: &'static str,
+    map: HashMap<MapData, K, V>,
+    holds: Known<K, V>,
+}
+
+impl<K: Pod + Eq + Hash, V: Pod + Eq> Mirrored<K, V> {
+    fn new(name: &'static str, map: HashMap<MapData, K, V>) -> Self {
+        Mirrored { name, map, holds: Known::new() }
+    }
+
+    /// Makes it hold exactly `wanted`; removes first, whatever then fails.
+    fn set(&mut self, wanted: Known<K, V>) -> Result<(), XdpError> {
+        let failed = |source| XdpError::Map { map: self.name, source };
+        let gone: Vec<K> = self.holds.keys().filter(|key| !wanted.contains_key(*key)).copied().collect();
+        for key in gone {
+            unless_missing(self.map.remove(&key)).map_err(failed)?;
+            self.holds.remove(&key);
+        }
+        for (key, value) in wanted {
+            if self.holds.get(&key) != Some(&value) {
+                self.map.insert(key, value, 0).map_err(failed)?;
+                self.holds.insert(key, value);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,157 @@
+//! The in-kernel gear, sending: encapsulates a frame, or a super-frame as a whole, and hands it to the NIC, where the
+//! kernel or the hardware cuts it.
+
+use crate::frame::{Frame, Inner};
+use crate::{ADDRESSES, ENDPOINTS, HOPS, NETWORKS, NIC, PORT, count, count_traffic};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
+    BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_SHOT, TC_ACT_UNSPEC,
+};
+use aya_ebpf::helpers::{
+    bpf_get_hash_recalc, bpf_redirect, bpf_skb_adjust_room, bpf_skb_store_bytes,
+};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::PerCpuArray;
+use aya_ebpf::programs::TcContext;
+use uvn_wire::ethernet::{self, Ethernet};
+use uvn_wire::ipv4;
+use uvn_wire::ipv6;
+use uvn_wire::udp;
+use uvn_wire::vxlan;
+use uvn_wire::xdp::{Hop, Own, Verdict, mac_key};
+
+/// bpf_skb_adjust_room: after the Ethernet header (enum bpf_adj_room_mode, include/uapi/linux/bpf.h).
+const ROOM_MAC: u32 = 1;
+/// Where it finds the length of the inner Ethernet header (BPF_ADJ_ROOM_ENCAP_L2_SHIFT).
+const L2_SHIFT: u32 = 56;
+/// UDP and VXLAN headers.
+const UPPER: usize = udp::HEADER + vxlan::HEADER;
+const IP: usize = ethernet::HEADER;
+const IPV4: usize = IP + ipv4::HEADER + UPPER;
+const IPV6: usize = IP + ipv6::HEADER + UPPER;
+/// Outer headers and the inner Ethernet header.
+const LONGEST: usize = Hop::LONGEST + ethernet::HEADER;
+
+/// Where headers are put together.
+#[map]
+static SCRATCH: PerCpuArray<[u8; LONGEST]> = PerCpuArray::with_max_entries(1, 0);
+
+/// The verdict on a frame of an endpoint: to the NIC, or on to the device and so to the engine.
+#[inline(always)]
+pub fn send(ctx: &TcContext) -> i32 {
+    // SAFETY: the kernel's own context.
+    let skb = unsafe { &*ctx.skb.skb };
+    match Outgoing::of(skb) {
+        None => TC_ACT_UNSPEC,
+        Some(outgoing) if outgoing.encapsulate(ctx) => {
+            count(Verdict::Encapsulated);
+            // SAFETY: a helper without pointers.
+            unsafe { bpf_redirect(NIC.load(), 0) as i32 }
+        }
+        Some(_) => {
+            count(Verdict::NoMemory);
+            TC_ACT_SHOT
+        }
+    }
+}
+
+/// A frame that the engine would send to one VTEP.
+struct Outgoing<'a> {
+    vni: u32,
+    hop: &'a Hop,
+    ethernet: Ethernet,
+    tos: u8,
+    length: u32,
+}
+
+impl<'a> Outgoing<'a> {
+    /// None if it is the engine's.
+    #[inline(always)]
+    fn of(skb: &__sk_buff) -> Option<Outgoing<'a>> {
+        // SAFETY: nobody writes to an entry in place: the loader replaces it.
+        let vni = unsafe { *ENDPOINTS.get(skb.ifindex)? };
+        // SAFETY: as above.
+        let network = unsafe { NETWORKS.get(vni)? };
+        let inner = Inner::of(Frame::of_skb(skb), 0, skb.len as usize, PORT.load())?;
+        let ethertype = inner.ethernet.ethertype.get();
+        if skb.vlan_present != 0
+            || network.endpoint != skb.ifindex
+            || skb.protocol != u32::from(ethertype.to_be())
+            || mac_key(inner.ethernet.source) != network.mac
+        {
+            return None;
+        }
+        // SAFETY: as above.
+        let hop = unsafe { HOPS.get(mac_key(inner.ethernet.destination))? };
+        ADDRESSES.get_ptr(Own { address: inner.source, vni, padding: 0 })?;
+        let headers = inner.headers as u32;
+        let largest = if skb.gso_size > 0 { headers + skb.gso_size } else { skb.len };
+        if largest > hop.largest {
+            return None;
+        }
+        let segments = skb.gso_segs.max(1);
+        count_traffic(vni, |traffic| {
+            traffic.tx_frames += u64::from(segments);
+            traffic.tx_bytes += u64::from(skb.len) + u64::from(segments - 1) * u64::from(headers);
+        });
+        Some(Outgoing { vni, hop, ethernet: *inner.ethernet, tos: inner.tos, length: skb.len })
+    }
+
+    /// Makes room and writes the headers. False if the frame is spoilt.
+    #[inline(always)]
+    fn encapsulate(&self, ctx: &TcContext) -> bool {
+        // Not on the stack, where the verifier wants words aligned.
+        let Some(headers) = SCRATCH.get_ptr_mut(0) else { return false };
+        // SAFETY: this CPU's, and softirqs are off: nobody else uses it meanwhile.
+        let headers = unsafe { &mut *headers };
+        headers[..Hop::LONGEST].copy_from_slice(&self.hop.headers);
+        // SAFETY: the kernel's own context.
+        let hash = unsafe { bpf_get_hash_recalc(ctx.skb.skb) };
+        // The upper half is as random as the lower one; dynamic ports (RFC 7348 section 5).
+        let source_port = 0xc000 | (hash ^ hash >> 16) as u16 & 0x3fff;
+        let tos = self.tos & 3 | if self.hop.dscp == Hop::INHERIT { self.tos & 0xfc } else { self.hop.dscp as u8 };
+        if self.hop.length as usize == IPV4 {
+            let length = (self.length + (IPV4 - IP) as u32) as u16;
+            headers[IP + 1] = tos;
+            headers[IP + 2..IP + 4].copy_from_slice(&length.to_be_bytes());
+            let sum = self.hop.ip_sum + u32::from(tos) + u32::from(length);
+            let sum = (sum & 0xffff) + (sum >> 16);
+            let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+            headers[IP + 10..IP + 12].copy_from_slice(&sum.to_be_bytes());
+            self.write::<IPV4>(ctx, headers, source_port, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4)
+        } else {
+            headers[IP] = 0x60 | tos >> 4;
+            headers[IP + 1] = tos << 4;
+            let length = (self.length + UPPER as u32) as u16;
+            headers[IP + 4..IP + 6].copy_from_slice(&length.to_be_bytes());
+            self.write::<IPV6>(ctx, headers, source_port, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6)
+        }
+    }
+
+    /// Completes headers of `OUTER` bytes, and writes them.
+    #[inline(always)]
+    fn write<const OUTER: usize>(
+        &self,
+        ctx: &TcContext,
+        headers: &mut [u8; LONGEST],
+        source_port: u16,
+        encap: u32,
+    ) -> bool {
+        let upper = OUTER - UPPER;
+        headers[upper..upper + 2].copy_from_slice(&source_port.to_be_bytes());
+        let length = (self.length + UPPER as u32) as u16;
+        headers[upper + 4..upper + 6].copy_from_slice(&length.to_be_bytes());
+        headers[OUTER - 4..OUTER].copy_from_slice(&(self.vni << 8).to_be_bytes());
+        let inner = zerocopy::IntoBytes::as_bytes(&self.ethernet);
+        headers[OUTER..OUTER + ethernet::HEADER].copy_from_slice(inner);
+        let flags = u64::from(
+            BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH | encap,
+        ) | (ethernet::HEADER as u64) << L2_SHIFT;
+        // SAFETY: the kernel's own context.
+        let room = unsafe { bpf_skb_adjust_room(ctx.skb.skb, OUTER as i32, ROOM_MAC, flags) };
+        let bytes = headers.as_ptr().cast();
+        // SAFETY: the kernel's own context; `headers` holds as many bytes.
+        room == 0
+            && unsafe { bpf_skb_store_bytes(ctx.skb.skb, 0, bytes, (OUTER + ethernet::HEADER) as u32, 0) } == 0
+    }
+}
