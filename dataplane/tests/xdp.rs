@@ -438,7 +438,7 @@ fn a_full_map_is_named_and_left_as_it_was() {
         rig.xdp.set_network(Vni::new(Vni::MAX - vni).unwrap(), Network::ENGINE).unwrap();
     }
     let error = rig.xdp.set_network(Vni::new(1).unwrap(), Network::ENGINE).unwrap_err().to_string();
-    assert_eq!(error, "the XDP program's map VNIS holds 16384 entries at most: 16385 are needed");
+    assert_eq!(error, "the XDP program's map NETWORKS holds 16384 entries at most: 16385 are needed");
 }
 
 #[test]
