@@ -261,6 +261,7 @@ mod tests {
     use super::*;
     use crate::metric::Metric;
     use crate::report::{ContenderInfo, Settings};
+    use crate::workload::Workload;
     use crate::workload::bulk::{Bulk, Direction};
     use crate::workload::udp::Flood;
 
@@ -270,7 +271,7 @@ mod tests {
         let bulk = Bulk { streams: 1, direction: Direction::Forth };
         for (name, samples) in [("raw", raw), (REFERENCE.name(), kernel)] {
             report.contenders.push(ContenderInfo { name: name.into(), about: String::new(), gear: None });
-            samples.into_iter().for_each(|value| report.add(&bulk, name, Metric::GBPS, value, None));
+            samples.into_iter().for_each(|value| report.add(&bulk.label(), name, Metric::GBPS, value, None));
         }
         report
     }
@@ -292,8 +293,8 @@ mod tests {
     #[test]
     fn less_is_better_where_it_is() {
         let [mut earlier, mut now] = [(); 2].map(|()| report([1.0; 3], [1.0; 3]));
-        earlier.add(&Flood, "raw", Metric::LOSS, 2.0, None);
-        now.add(&Flood, "raw", Metric::LOSS, 1.0, None);
+        earlier.add(&Flood.label(), "raw", Metric::LOSS, 2.0, None);
+        now.add(&Flood.label(), "raw", Metric::LOSS, 1.0, None);
         let change = |now: &Report, earlier: &Report| compare(now, earlier, "").changes[2].verdict;
         assert_eq!([change(&now, &earlier), change(&earlier, &now)], [Verdict::Better, Verdict::Worse]);
     }
@@ -305,7 +306,7 @@ mod tests {
         (now.settings.mtu, now.machine.load_at_start) = (9000, 3.0);
         earlier.machine.versions.insert("qq".into(), "1".into());
         now.machine.versions.remove("qq");
-        earlier.add(&Flood, "raw", Metric::LOSS, 2.0, None);
+        earlier.add(&Flood.label(), "raw", Metric::LOSS, 2.0, None);
         let baseline = compare(&now, &earlier, "");
         assert_eq!(
             baseline.differences,

@@ -95,6 +95,8 @@ pub struct Ground<'a> {
     pub mtu: u32,
     /// Networks on each node; the first two are the [`USERS`]' and carry the traffic.
     pub networks: usize,
+    /// Everything runs in turns: [`Place::round_robin`].
+    pub round_robin: bool,
     /// The program `uvn-dataplane`.
     pub program: &'a Path,
 }
@@ -108,6 +110,7 @@ pub struct Setup {
     /// Its nodes.
     pub rig: Rig,
     cores: Vec<Cores>,
+    round_robin: bool,
 }
 
 impl Setup {
@@ -123,7 +126,8 @@ impl Setup {
             Contender::EngineShared => cores = cores.iter().map(Cores::sharing).collect(),
             _ => {}
         }
-        let mut setup = Setup { contender, dataplanes: Vec::new(), rig, cores };
+        let mut setup =
+            Setup { contender, dataplanes: Vec::new(), rig, cores, round_robin: ground.round_robin };
         match contender {
             Contender::Raw => {}
             Contender::Kernel | Contender::KernelAllCores | Contender::KernelTuned => {
@@ -134,8 +138,12 @@ impl Setup {
             }
         }
         match contender {
-            Contender::KernelTuned => kernel::thread_napi(&setup.rig, |node| setup.cores[node].net)?,
-            Contender::EngineNapi => kernel::thread_napi(&setup.rig, |node| setup.cores[node].apps[0])?,
+            Contender::KernelTuned => {
+                kernel::thread_napi(&setup.rig, ground.round_robin, |node| setup.cores[node].net)?
+            }
+            Contender::EngineNapi => {
+                kernel::thread_napi(&setup.rig, ground.round_robin, |node| setup.cores[node].apps[0])?
+            }
             _ => {}
         }
         Ok(setup)
@@ -165,7 +173,12 @@ impl Setup {
             _ => overlay(node, user).0,
         };
         let cores = self.cores[node].apps_list();
-        Place { netns: self.rig.node(node), cores, address: IpAddr::V4(address) }
+        Place {
+            netns: self.rig.node(node),
+            cores,
+            address: IpAddr::V4(address),
+            round_robin: self.round_robin,
+        }
     }
 
     /// The name of the measured user's endpoint device, the same on every node.

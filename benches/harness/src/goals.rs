@@ -104,7 +104,7 @@ fn bulk(measurement: &Measurement) -> bool {
 }
 
 fn mpi(measurement: &Measurement) -> bool {
-    measurement.unit.starts_with("us") && measurement.group.starts_with("MPI")
+    measurement.unit == "us p50" && measurement.group.starts_with("MPI")
 }
 
 impl Goal {
@@ -212,6 +212,7 @@ mod tests {
     use super::*;
     use crate::metric::Metric;
     use crate::report::{ContenderInfo, Settings};
+    use crate::workload::Workload;
     use crate::workload::bulk::{Bulk, Direction};
 
     #[test]
@@ -222,8 +223,8 @@ mod tests {
         }
         for (direction, kernel, own) in [(Direction::Forth, 4.0, 8.0), (Direction::Back, 4.0, 5.0)] {
             let bulk = Bulk { streams: 1, direction };
-            report.add(&bulk, KERNEL, Metric::GBPS, kernel, None);
-            report.add(&bulk, AUTO, Metric::GBPS, own, None);
+            report.add(&bulk.label(), KERNEL, Metric::GBPS, kernel, None);
+            report.add(&bulk.label(), AUTO, Metric::GBPS, own, None);
         }
         let outcomes = outcomes(&report);
         let measured: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.ratio.is_some()).collect();

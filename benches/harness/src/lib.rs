@@ -3,6 +3,8 @@
 //! What is measured:
 //! - [`contender`]: the ways, each ready on nodes of its own
 //! - [`workload`]: traffic, and what is measured of it
+//! - [`mpi`]: MPI jobs, and patterns of communication
+//! - [`hpcc`]: an application's proxy
 //! - [`metric`]: measured quantities
 //! - [`plan`]: which contenders do which work, how often and how long
 //! - [`run`]: the turns
@@ -38,9 +40,11 @@ pub mod cpu;
 pub mod dataplane;
 pub mod error;
 pub mod goals;
+pub mod hpcc;
 pub mod html;
 pub mod machine;
 pub mod metric;
+pub mod mpi;
 pub mod netns;
 pub mod noise;
 pub mod plan;

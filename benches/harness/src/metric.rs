@@ -34,6 +34,12 @@ impl Metric {
     pub const P50: Metric = lower("us p50");
     /// 99th percentile of the round trip, microseconds.
     pub const P99: Metric = lower("us p99");
+    /// Microseconds, where there is no distribution.
+    pub const US: Metric = lower("us");
+    /// Million bytes per second, all senders together.
+    pub const MBYTES: Metric = higher("MB/s");
+    /// Thousand million floating point operations per second.
+    pub const GFLOPS: Metric = higher("GFLOP/s");
     /// Processor seconds of the whole system per 10^9 bytes of payload.
     pub const CPU_PER_GB: Metric = lower("CPU s/GB");
     /// Processor seconds of the whole system per million messages.

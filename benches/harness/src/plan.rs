@@ -1,10 +1,15 @@
 //! Which contenders do which work, how often and how long.
 
 use crate::contender::Contender;
+use crate::hpcc::Hpcc;
+use crate::mpi::{self, Job, Patterns};
 use crate::workload::Workload;
 use crate::workload::bulk::{Bulk, Direction};
 use crate::workload::ping_pong::{PingPong, SMALL};
 use crate::workload::udp::Flood;
+
+/// Who runs MPI jobs.
+const MPI: [Contender; 4] = [Contender::Raw, Contender::Kernel, Contender::KernelTuned, Contender::Engine];
 
 /// About how many seconds it takes to set a contender up on a node, and to remove it.
 const SETUP_PER_NODE: f64 = 0.5;
@@ -19,6 +24,8 @@ pub struct Section {
     pub mtu: u32,
     /// Networks on each node.
     pub networks: usize,
+    /// Everything runs in turns: [`Place::round_robin`](crate::process::Place).
+    pub round_robin: bool,
     /// Who.
     pub contenders: Vec<Contender>,
     /// What.
@@ -47,7 +54,7 @@ pub fn quick() -> Vec<Section> {
 /// The run of at most forty minutes.
 #[must_use]
 pub fn full() -> Vec<Section> {
-    vec![two_nodes(15, 3.0)]
+    vec![two_nodes(15, 3.0), mpi_two(5), mpi_sixteen(5)]
 }
 
 fn two_nodes(rounds: usize, seconds: f64) -> Section {
@@ -58,6 +65,7 @@ fn two_nodes(rounds: usize, seconds: f64) -> Section {
         nodes: 2,
         mtu: 1500,
         networks: 2,
+        round_robin: false,
         contenders: Contender::ALL.to_vec(),
         workloads: vec![
             bulk(1, Direction::Forth),
@@ -69,6 +77,32 @@ fn two_nodes(rounds: usize, seconds: f64) -> Section {
         rounds,
         seconds,
     }
+}
+
+fn mpi(title: &str, nodes: usize, rounds: usize, workloads: Vec<Box<dyn Workload>>) -> Section {
+    Section {
+        title: title.into(),
+        nodes,
+        mtu: 1500,
+        networks: 1,
+        round_robin: true,
+        contenders: MPI.to_vec(),
+        workloads,
+        rounds,
+        seconds: 0.2,
+    }
+}
+
+/// Sixteen nodes with a rank each, and an application.
+fn mpi_sixteen(rounds: usize) -> Section {
+    let patterns = Patterns::new("MPI, 16 nodes", Job { nodes: 16, ranks: 1 }, mpi::ALL);
+    mpi("MPI on sixteen nodes", 16, rounds, vec![Box::new(patterns), Box::new(Hpcc)])
+}
+
+/// Two nodes with many ranks each.
+fn mpi_two(rounds: usize) -> Section {
+    let patterns = Patterns::new("MPI, 2 nodes x 8 ranks", Job { nodes: 2, ranks: 8 }, mpi::PAIRS);
+    mpi("MPI on two nodes", 2, rounds, vec![Box::new(patterns)])
 }
 
 /// A few figures for the demo.

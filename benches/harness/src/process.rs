@@ -18,14 +18,21 @@ pub struct Place {
     pub cores: String,
     /// Where the others reach it.
     pub address: IpAddr,
+    /// In real-time class SCHED_RR: where many programs wait by polling on few cores, whoever yields stands behind all
+    /// others. In the usual class he comes back before them, and programs wait milliseconds for their turn.
+    pub round_robin: bool,
 }
 
 impl Place {
-    /// A command that will run there. It keeps its process id: `ip netns exec` and taskset replace themselves.
+    /// A command that will run there. It keeps its process id: `ip netns exec`, taskset and chrt replace themselves.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.netns, "taskset", "-c", &self.cores, program]);
+        command.args(["netns", "exec", &self.netns, "taskset", "-c", &self.cores]);
+        if self.round_robin {
+            command.args(["chrt", "--rr", "1"]);
+        }
+        command.arg(program);
         command
     }
 

@@ -4,7 +4,7 @@ use crate::baseline::Baseline;
 use crate::error::RigError;
 use crate::machine::Machine;
 use crate::metric::{Better, Metric};
-use crate::workload::Workload;
+use crate::workload::Label;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -153,26 +153,26 @@ impl Report {
     /// Adds one value; `disturbance` says why it is noisy.
     pub fn add(
         &mut self,
-        workload: &dyn Workload,
+        label: &Label,
         contender: &str,
         metric: Metric,
         value: f64,
         disturbance: Option<String>,
     ) {
-        let (name, sample) =
-            (workload.name(), Sample { value, noisy: disturbance.is_some(), why: disturbance });
-        let same =
-            |m: &&mut Measurement| m.workload == name && m.unit == metric.unit && m.contender == contender;
+        let sample = Sample { value, noisy: disturbance.is_some(), why: disturbance };
+        let same = |m: &&mut Measurement| {
+            m.workload == label.name && m.unit == metric.unit && m.contender == contender
+        };
         if let Some(measurement) = self.measurements.iter_mut().find(same) {
             measurement.add(sample);
             return;
         }
         let mut measurement = Measurement {
-            group: workload.group().to_owned(),
-            workload: name,
+            group: label.group.to_owned(),
+            workload: label.name.clone(),
             unit: metric.unit.to_owned(),
             better: metric.better,
-            x: workload.x(),
+            x: label.x.clone(),
             contender: contender.to_owned(),
             samples: Vec::new(),
             median: 0.0,
@@ -227,6 +227,7 @@ pub fn median(mut values: Vec<f64>) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workload::Workload;
     use crate::workload::bulk::{Bulk, Direction};
     use crate::workload::udp::Flood;
 
@@ -240,12 +241,12 @@ mod tests {
     #[test]
     fn samples_are_told_apart_by_workload_contender_and_metric() {
         let mut report = Report::new(Settings::default());
-        let bulk = Bulk { streams: 1, direction: Direction::Forth };
+        let bulk = Bulk { streams: 1, direction: Direction::Forth }.label();
         let noise = || Some("others".to_owned());
         for value in [1.0, 5.0, 3.0] {
             report.add(&bulk, "raw", Metric::GBPS, value, None);
             report.add(&bulk, "kernel", Metric::GBPS, 2.0 * value, noise().filter(|_| value > 4.0));
-            report.add(&Flood, "raw", Metric::LOSS, value, None);
+            report.add(&Flood.label(), "raw", Metric::LOSS, value, None);
         }
         let raw = report.find("TCP, 1 stream", "Gb/s", "raw").unwrap();
         assert_eq!((raw.median, raw.min, raw.max, raw.noisy()), (3.0, 1.0, 5.0, 0));
@@ -258,7 +259,7 @@ mod tests {
     #[test]
     fn a_report_survives_json() {
         let mut report = Report::new(Settings { mtu: 1500, ..Settings::default() });
-        report.add(&Flood, "raw", Metric::LOSS, 0.5, Some("others".into()));
+        report.add(&Flood.label(), "raw", Metric::LOSS, 0.5, Some("others".into()));
         report.miss("raw", None, "gone");
         report.miss("raw", None, "gone");
         assert_eq!(report.missing.len(), 1);

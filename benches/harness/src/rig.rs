@@ -5,9 +5,11 @@
 
 use crate::error::RigError;
 use crate::netns::{Namespaces, ip};
+use crate::shell;
 use crate::wire;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::process::Command;
 
 /// The underlay NIC's name on every node.
 pub const NIC: &str = "em1";
@@ -41,14 +43,37 @@ impl Rig {
             rig.connect_by_switch()?;
         }
         for node in 0..nodes {
-            let netns = rig.node(node);
-            wire::set_offloads(&netns, NIC, true)?;
-            let (v4, v6) = underlay(node);
-            ip(&["-n", &netns, "addr", "add", &format!("{v4}/24"), "dev", NIC])?;
-            ip(&["-n", &netns, "addr", "add", &format!("{v6}/64"), "dev", NIC, "nodad"])?;
-            ip(&["-n", &netns, "link", "set", NIC, "mtu", &mtu.to_string(), "up"])?;
+            wire::set_offloads(&rig.node(node), NIC, true)?;
+            rig.batch(node, "ip", &rig.wiring(node))?;
         }
         Ok(rig)
+    }
+
+    /// What `ip` shall do to a node's NIC. Neighbours are permanent: others count towards a limit of 1,024
+    /// (net.ipv4.neigh.default.gc_thresh3) that holds for all namespaces together, and above it connections fail.
+    fn wiring(&self, node: usize) -> String {
+        let ((v4, v6), mac, mtu) = (underlay(node), mac(node), self.mtu);
+        let mut wiring = format!(
+            "link set {NIC} address {mac} mtu {mtu}\naddr add {v4}/24 dev {NIC}\n\
+             addr add {v6}/64 dev {NIC} nodad\nlink set {NIC} up\n"
+        );
+        for peer in (0..self.nodes).filter(|peer| *peer != node) {
+            wiring += &permanent_neighbours(underlay(peer), peer, NIC);
+        }
+        wiring
+    }
+
+    /// Has `ip` or `bridge` execute these lines in a node's namespace.
+    ///
+    /// # Errors
+    /// The program failed; it says at which line.
+    pub fn batch(&self, node: usize, program: &str, lines: &str) -> Result<(), RigError> {
+        let file = self.directory().join(format!("{}.{program}", short(node)));
+        std::fs::write(&file, lines)
+            .map_err(|source| RigError::Io { what: format!("write {}", file.display()), source })?;
+        let mut command = Command::new(program);
+        shell::read(command.args(["-n", &self.node(node), "-batch"]).arg(file))?;
+        Ok(())
     }
 
     fn connect_by_switch(&self) -> Result<(), RigError> {
@@ -105,6 +130,20 @@ impl Rig {
 
 fn short(node: usize) -> String {
     format!("n{}", node + 1)
+}
+
+/// The MAC address of a node's NIC, and of kernel VXLAN devices on it.
+#[must_use]
+pub fn mac(node: usize) -> String {
+    format!("02:00:00:00:00:{:02x}", node as u8 + 1)
+}
+
+/// Lines for `ip` that name a peer as the neighbour with these addresses.
+#[must_use]
+pub fn permanent_neighbours((v4, v6): (Ipv4Addr, Ipv6Addr), peer: usize, device: &str) -> String {
+    let line =
+        |address: IpAddr| format!("neigh add {address} lladdr {} dev {device} nud permanent\n", mac(peer));
+    line(v4.into()) + &line(v6.into())
 }
 
 /// The addresses of a node's NIC.

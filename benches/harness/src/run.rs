@@ -23,7 +23,8 @@ pub const REFERENCE: Contender = Contender::Kernel;
 pub fn sections(sections: &mut [Section], program: &Path, report: &mut Report) -> Result<(), RigError> {
     let mut progress = Progress::new(sections);
     for section in sections {
-        let ground = Ground { nodes: section.nodes, mtu: section.mtu, networks: section.networks, program };
+        let Section { nodes, mtu, networks, round_robin, .. } = *section;
+        let ground = Ground { nodes, mtu, networks, round_robin, program };
         let mut setups = Vec::new();
         for &contender in &section.contenders {
             progress.show(&format!("{}: setting up {}", section.title, contender.name()));
@@ -92,10 +93,12 @@ fn measure(workload: &dyn Workload, setup: &Setup, seconds: f64, report: &mut Re
     }
     let watch = Watch::start();
     match workload.run(setup, seconds) {
-        Ok(values) => {
+        Ok(measured) => {
             let disturbance = watch.disturbance();
-            for (metric, value) in values {
-                report.add(workload, contender, metric, value, disturbance.clone());
+            for (label, values) in &measured {
+                for &(metric, value) in values {
+                    report.add(label, contender, metric, value, disturbance.clone());
+                }
             }
         }
         Err(error) => report.miss(contender, Some(name), error),

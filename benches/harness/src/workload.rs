@@ -11,8 +11,19 @@ use crate::report::X;
 use serde_json::Value;
 use std::time::Duration;
 
-/// What one run measured.
+/// What was measured.
 pub type Values = Vec<(Metric, f64)>;
+
+/// What is measured, for tables.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Label {
+    /// The heading under which it stands, with what is comparable with it.
+    pub group: &'static str,
+    /// No two of a run have the same.
+    pub name: String,
+    /// Where it lies on a curve of its group; None: it stands alone.
+    pub x: Option<X>,
+}
 
 /// One kind of traffic.
 pub trait Workload {
@@ -49,7 +60,12 @@ pub trait Workload {
     ///
     /// # Errors
     /// A program failed or did not end in time.
-    fn run(&self, setup: &Setup, seconds: f64) -> Result<Values, RigError>;
+    fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError>;
+
+    /// The label of a run that measures one thing.
+    fn label(&self) -> Label {
+        Label { group: self.group(), name: self.name(), x: self.x() }
+    }
 }
 
 /// How long a server may take to start.
@@ -67,4 +83,14 @@ fn json(program: &str, lines: &[String]) -> Result<Value, RigError> {
 
 fn number(program: &str, object: &Value, name: &str) -> Result<f64, RigError> {
     object[name].as_f64().ok_or_else(|| RigError::program(program, format!("no number {name:?} in {object}")))
+}
+
+/// Bytes for people.
+#[must_use]
+pub fn size(bytes: usize) -> String {
+    match bytes {
+        b if b >= 1 << 20 && b.is_multiple_of(1 << 20) => format!("{} MiB", b >> 20),
+        b if b >= 1 << 10 && b.is_multiple_of(1 << 10) => format!("{} KiB", b >> 10),
+        b => format!("{b} B"),
+    }
 }

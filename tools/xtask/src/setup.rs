@@ -38,6 +38,9 @@ pub const BENCH: &[Package] = &[
     ("ethtool", "switches the wire's offloads"),
     ("iperf3", "bulk TCP"),
     ("valgrind", "counts the hot path's instructions"),
+    ("openmpi-bin", "MPI jobs"),
+    ("libopenmpi-dev", "mpicc, for our program of MPI patterns"),
+    ("hpcc", "HPL, as an application's proxy"),
 ];
 
 /// To run commands in a guest. The kernels themselves are fetched and unpacked by `guest/kernel.rs`, not installed.

@@ -2,10 +2,10 @@
 
 use super::vni;
 use crate::error::RigError;
-use crate::netns::ip;
-use crate::rig::{NIC, Rig, overlay, underlay};
+use crate::rig::{NIC, Rig, mac, overlay, permanent_neighbours, underlay};
 use crate::shell;
 use std::collections::BTreeSet;
+use std::fmt::Write;
 use std::process::Command;
 
 /// The name of a network's device.
@@ -14,32 +14,35 @@ pub fn device(vni: u32) -> String {
 }
 
 /// A VXLAN device per network and node. Without outer UDP checksum, as the data plane: the same bytes on the wire.
+/// Neighbours and forwarding entries are permanent, as uvnd makes them: nothing is flooded or learnt.
 pub fn add_devices(rig: &Rig, networks: usize) -> Result<(), RigError> {
     for node in 0..rig.nodes() {
-        let netns = rig.node(node);
-        let own = underlay(node).0.to_string();
+        let (mut links, mut forwarding) = (String::new(), String::new());
+        let own = underlay(node).0;
         for network in 0..networks {
-            let (id, device) = (vni(network).to_string(), device(vni(network)));
-            let vxlan =
-                ["type", "vxlan", "id", &id, "dev", NIC, "local", &own, "dstport", "4789", "noudpcsum"];
-            ip(&[&["-n", &netns, "link", "add", &device], &vxlan[..]].concat())?;
-            let (v4, v6) = overlay(node, network);
-            ip(&["-n", &netns, "addr", "add", &format!("{v4}/24"), "dev", &device])?;
-            ip(&["-n", &netns, "addr", "add", &format!("{v6}/64"), "dev", &device, "nodad"])?;
+            let (vni, own_mac) = (vni(network), mac(node));
+            let (device, (v4, v6)) = (device(vni), overlay(node, network));
+            let _infallible = writeln!(
+                links,
+                "link add {device} address {own_mac} type vxlan id {vni} dev {NIC} local {own} dstport 4789 noudpcsum nolearning\n\
+                 addr add {v4}/24 dev {device}\naddr add {v6}/64 dev {device} nodad\nlink set {device} up",
+            );
             for peer in (0..rig.nodes()).filter(|peer| *peer != node) {
-                let all = ["fdb", "append", "00:00:00:00:00:00", "dev", &device, "dst"];
-                let peer = underlay(peer).0.to_string();
-                shell::read(Command::new("bridge").args(["-n", &netns]).args(all).arg(&peer))?;
+                let (mac, vtep) = (mac(peer), underlay(peer).0);
+                links += &permanent_neighbours(overlay(peer, network), peer, &device);
+                let _infallible = writeln!(forwarding, "fdb add {mac} dev {device} dst {vtep}");
             }
-            ip(&["-n", &netns, "link", "set", &device, "up"])?;
         }
+        rig.batch(node, "ip", &links)?;
+        rig.batch(node, "bridge", &forwarding)?;
     }
     Ok(())
 }
 
 /// Moves the receive processing of each node's end of the wire into a kernel thread, pinned to a core as a real NIC's
 /// interrupt is. On a veth it otherwise runs inside the *sender's* transmit call.
-pub fn thread_napi(rig: &Rig, core: impl Fn(usize) -> usize) -> Result<(), RigError> {
+/// `round_robin`: as everything else runs so.
+pub fn thread_napi(rig: &Rig, round_robin: bool, core: impl Fn(usize) -> usize) -> Result<(), RigError> {
     for node in 0..rig.nodes() {
         let before = napi_threads();
         let switch = format!("echo 1 > /sys/class/net/{NIC}/threaded");
@@ -50,14 +53,14 @@ pub fn thread_napi(rig: &Rig, core: impl Fn(usize) -> usize) -> Result<(), RigEr
             return Err(RigError::program(&rig.node(node), why));
         }
         for thread in threads {
-            shell::read(Command::new("taskset").args([
-                "-p",
-                "-c",
-                &core(node).to_string(),
-                &thread.to_string(),
-            ]))?;
+            let (core, thread) = (core(node).to_string(), thread.to_string());
+            shell::read(Command::new("taskset").args(["-p", "-c", &core, &thread]))?;
             // Other programs on its core must not keep the wire waiting.
-            shell::read(Command::new("renice").args(["-n", "-20", "-p", &thread.to_string()]))?;
+            if round_robin {
+                shell::read(Command::new("chrt").args(["--rr", "-p", "1", &thread]))?;
+            } else {
+                shell::read(Command::new("renice").args(["-n", "-20", "-p", &thread]))?;
+            }
         }
     }
     Ok(())

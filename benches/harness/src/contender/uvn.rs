@@ -20,7 +20,12 @@ pub fn start(rig: &Rig, cores: &[Cores], ground: &Ground) -> Result<Vec<Dataplan
         let core = cores[node].net;
         // Its workers pin themselves; this puts its other thread out of the applications' way.
         let address = IpAddr::V4(underlay(node).0);
-        let place = Place { netns: rig.node(node), cores: core.to_string(), address };
+        let place = Place {
+            netns: rig.node(node),
+            cores: core.to_string(),
+            address,
+            round_robin: ground.round_robin,
+        };
         let files = rig.directory().join(format!("node{}", node + 1));
         let configuration = configuration(rig.nodes(), node, core, ground.networks);
         Dataplane::start(ground.program, &place, &files, &configuration, ground.networks as u32)

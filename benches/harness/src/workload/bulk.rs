@@ -1,6 +1,6 @@
 //! Bulk TCP by iperf3.
 
-use super::{START, Values, Workload, json, number, patience};
+use super::{Label, START, Values, Workload, json, number, patience};
 use crate::contender::Setup;
 use crate::cpu::SystemTime;
 use crate::error::RigError;
@@ -48,7 +48,7 @@ impl Workload for Bulk {
         seconds.ceil() + 0.4
     }
 
-    fn run(&self, setup: &Setup, seconds: f64) -> Result<Values, RigError> {
+    fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
         let (client, server) = (setup.place(0), setup.place(1));
         let mut serve = server.command("iperf3");
         serve.args(["--server", "--one-off", "--forceflush", "--port", PORT]);
@@ -81,6 +81,7 @@ impl Workload for Bulk {
             let back = sum("sum_received_bidir_reverse")?;
             (rate, bytes) = (rate + back.0, bytes + back.1);
         }
-        Ok(vec![(Metric::GBPS, rate / 1e9), (Metric::CPU_PER_GB, cpu / (bytes / 1e9).max(1e-6))])
+        let cpu = (Metric::CPU_PER_GB, cpu / (bytes / 1e9).max(1e-6));
+        Ok(vec![(self.label(), vec![(Metric::GBPS, rate / 1e9), cpu])])
     }
 }

@@ -1,6 +1,6 @@
 //! Concurrent TCP ping-pongs, as MPI ranks would play them.
 
-use super::{START, Values, Workload, json, number, patience};
+use super::{Label, START, Values, Workload, json, number, patience, size};
 use crate::contender::Setup;
 use crate::error::RigError;
 use crate::metric::Metric;
@@ -32,14 +32,15 @@ impl Workload for PingPong {
         if self.connections == 1 { "one ping-pong" } else { "many ranks" }
     }
 
-    fn run(&self, setup: &Setup, seconds: f64) -> Result<Values, RigError> {
+    fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
         let played = play(&setup.place(0), &setup.place(1), self.connections, self.bytes, seconds)?;
         let cpu = (Metric::CPU_PER_MILLION, played.cpu_per_message * 1e6);
         let rate = (Metric::KMSGS, played.rate / 1e3);
-        Ok(match self.connections {
+        let values = match self.connections {
             1 => vec![(Metric::P50, played.p50), (Metric::P99, played.p99), cpu],
             _ => vec![rate, (Metric::P50, played.p50), (Metric::P99, played.p99), cpu],
-        })
+        };
+        Ok(vec![(self.label(), values)])
     }
 }
 
@@ -81,13 +82,4 @@ pub fn play(
         p99: number("p99_us")?,
         cpu_per_message: number("cpu_seconds")? / messages,
     })
-}
-
-/// Bytes for people.
-fn size(bytes: usize) -> String {
-    match bytes {
-        b if b >= 1 << 20 && b.is_multiple_of(1 << 20) => format!("{} MiB", b >> 20),
-        b if b >= 1 << 10 && b.is_multiple_of(1 << 10) => format!("{} KiB", b >> 10),
-        b => format!("{b} B"),
-    }
 }

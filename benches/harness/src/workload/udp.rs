@@ -1,6 +1,6 @@
 //! UDP packet rate and loss.
 
-use super::{START, Values, Workload, json, number, patience};
+use super::{Label, START, Values, Workload, json, number, patience};
 use crate::contender::Setup;
 use crate::error::RigError;
 use crate::metric::Metric;
@@ -25,9 +25,10 @@ impl Workload for Flood {
         seconds + 0.5
     }
 
-    fn run(&self, setup: &Setup, seconds: f64) -> Result<Values, RigError> {
+    fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
         let counts = send(&setup.place(0), &setup.place(1), None, seconds)?;
-        Ok(vec![(Metric::KPPS, counts.received_rate / 1e3), (Metric::LOSS, counts.lost)])
+        let values = vec![(Metric::KPPS, counts.received_rate / 1e3), (Metric::LOSS, counts.lost)];
+        Ok(vec![(self.label(), values)])
     }
 }
 
