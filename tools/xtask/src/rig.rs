@@ -108,12 +108,17 @@ impl Rig {
     }
 
     fn place_in(&self, netns: String, node: usize) -> Place {
-        Place { netns, cores: self.cores[node].apps_list(), address: address(node) }
+        Place { netns, cores: self.cores[node].apps_list(), address: address(node), round_robin: false }
     }
 
     fn start_dataplane(&self, program: &Path, node: usize) -> Result<Dataplane, RigError> {
         let core = self.cores[node].net;
-        let place = Place { netns: self.node(node), cores: core.to_string(), address: address(node) };
+        let place = Place {
+            netns: self.node(node),
+            cores: core.to_string(),
+            address: address(node),
+            round_robin: false,
+        };
         let files = self.namespaces.directory().join(node_name(node));
         let configuration = self.configuration(node, core);
         Dataplane::start(program, &place, &files, &configuration, USERS.len() as u32)
