@@ -139,6 +139,12 @@ impl Gro {
         self.entries.push(Entry::Single { network, index });
     }
 
+    /// How many frames and super-frames would be delivered now.
+    #[must_use]
+    pub fn deliveries(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Delivers everything in order and begins anew.
     pub fn flush(&mut self, mut deliver: impl FnMut(Delivery<'_>)) {
         for entry in self.entries.drain(..) {

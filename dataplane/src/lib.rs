@@ -2,6 +2,7 @@
 //!
 //! - [`port`]: what a worker needs from a NIC queue and from an endpoint
 //! - [`worker`]: one NIC queue's loop; `worker/ingress.rs` and `worker/egress.rs` are its two directions
+//! - [`rotation`]: whose turn it is, in either direction: users share a worker alike
 //! - [`endpoints`]: its side of the endpoints: ready, broken, to be flushed
 //! - [`encap`]: the checks on a frame that an endpoint sends, and its destination
 //! - [`gso`]: a super-frame of an endpoint, cut into frames
@@ -60,6 +61,7 @@ pub mod protocol;
 pub mod queues;
 pub mod redirect;
 pub mod ring;
+pub mod rotation;
 pub mod route;
 pub mod seqpacket;
 pub mod service;

@@ -2,6 +2,7 @@
 //!
 //! It owns its queue and its side of every endpoint, and learns of changes only between turns ([`Command`]).
 
+mod arrivals;
 mod egress;
 mod ingress;
 
@@ -10,6 +11,7 @@ use crate::endpoints::Endpoints;
 use crate::gro::Gro;
 use crate::port::{Endpoint, MAX_FRAME, MAX_PARTS, Nic, VnetHeader};
 use crate::tables::{Network, Tables};
+use arrivals::Arrivals;
 use crossbeam::channel::Sender;
 use hashbrown::HashSet;
 use hdrhistogram::Histogram;
@@ -23,7 +25,7 @@ use std::time::{Duration, Instant};
 use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::Vni;
 
-/// Frames to receive in one turn: what GRO joins of them, and its head, fit [`MAX_PARTS`].
+/// Frames to receive at a time, and to look through for what GRO can join: that and its head fit [`MAX_PARTS`].
 pub const BATCH: usize = MAX_PARTS - 1;
 /// Frames that wait for the next hop of a VTEP, per worker.
 const PARKED: usize = 64;
@@ -86,7 +88,7 @@ pub enum Event {
 /// A worker's measurements.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// Nanoseconds from taking a batch off the NIC to having handed all of it on, once per batch.
+    /// Nanoseconds from taking a frame off the NIC to having handed it on: the longest of each turn.
     pub residency: Histogram<u64>,
     /// Frames lost by the NIC queue ([`Nic::lost`]).
     pub lost: u64,
@@ -121,8 +123,14 @@ pub struct Worker<N: Nic> {
     /// An event was sent since [`Worker::take_told`].
     told: bool,
     endpoints: Endpoints,
+    /// NIC frames to send with, all in all.
+    frames: usize,
+    /// Up to three quarters of the NIC frames to receive with, of which there are as many: the NIC needs the others.
+    arrivals: Arrivals<N::Frame>,
+    /// Turns in a row in which `arrivals` had no room for another batch.
+    crowded: u32,
     gro: Gro,
-    /// The batch being received, and where in each frame the inner one lies.
+    /// What is being verified or handed over, and where in each frame the inner one lies.
     batch: Vec<N::Frame>,
     inner: Vec<Range<usize>>,
     buffer: Box<[u8]>,
@@ -149,6 +157,7 @@ impl<N: Nic> Worker<N> {
     ) -> Worker<N> {
         let status = Arc::new(Status::default());
         status.epoch.store(tables.epoch, Release);
+        let frames = nic.room();
         Worker {
             nic,
             queue,
@@ -157,6 +166,9 @@ impl<N: Nic> Worker<N> {
             events,
             told: false,
             endpoints: Endpoints::default(),
+            frames,
+            arrivals: Arrivals::new(frames / 4 * 3),
+            crowded: 0,
             gro: Gro::default(),
             batch: Vec::new(),
             inner: Vec::new(),
@@ -183,8 +195,11 @@ impl<N: Nic> Worker<N> {
         &self.nic
     }
 
-    /// Runs with new tables, and tries again what waited for them.
+    /// Runs with new tables, and tries again what waited for them. What was received under the old ones is handed over
+    /// before.
     pub fn set_tables(&mut self, tables: Arc<Tables>) {
+        self.hand_over(i64::MAX);
+        self.endpoints.flush();
         self.tables = tables;
         self.status.epoch.store(self.tables.epoch, Release);
         for parked in mem::take(&mut self.parked) {
@@ -200,6 +215,7 @@ impl<N: Nic> Worker<N> {
     /// Forgets an endpoint. Another thread drops it: the end of a device takes the kernel tens of milliseconds.
     pub fn detach(&mut self, slot: u32) {
         self.parked.retain(|parked| parked.slot != slot);
+        self.forget_arrivals(slot);
         if let Some(endpoint) = self.endpoints.detach(slot) {
             self.tell(Event::Detached { slot, endpoint });
         }
@@ -242,20 +258,20 @@ impl<N: Nic> Worker<N> {
         }
     }
 
-    /// Receives and sends once. False if there was nothing to do.
+    /// Receives and sends for a while, which is short. False if there was nothing to do.
     pub fn turn(&mut self, now: Instant) -> bool {
         self.now = now;
         self.tick();
-        let received = self.ingress();
+        self.receive();
+        let oldest = self.hand_over(ingress::TURN);
         let sent = self.egress();
         self.endpoints.flush();
         self.pending = self.nic.flush();
-        if received > 0 {
-            let nanoseconds = now.elapsed().as_nanos() as u64;
-            self.residency.saturating_record(nanoseconds);
+        if let Some(since) = oldest {
+            self.residency.saturating_record(since.elapsed().as_nanos() as u64);
         }
         self.status.turns.fetch_add(1, Relaxed);
-        received > 0 || sent
+        oldest.is_some() || sent
     }
 
     /// Once a second: seconds for learned MACs, another chance to ask for next hops, an end to waiting.

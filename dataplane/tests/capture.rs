@@ -68,7 +68,9 @@ fn everything(vteps: &[IpAddr]) -> Sent {
     });
     let since = sent() - earlier;
     let counted = engine.counted_since_ready();
-    assert_eq!(counted.drops.keys().collect::<Vec<_>>(), ["tx_too_big"], "{counted:?}");
+    // A busy machine leaves the worker without its core for a while: bulk may then overflow a queue.
+    let drops: Vec<_> = counted.drops.keys().filter(|reason| *reason != "rx_endpoint_full").collect();
+    assert_eq!(drops, ["tx_too_big"], "{counted:?}");
     let nic = here.run(|| link::get("em1")).unwrap().mac.unwrap();
     let frames: Vec<_> = on_the_wire.into_iter().filter(|frame| is_vxlan_from(frame, nic)).collect();
     // The user's kernel adds multicast listener reports when it likes: beside the traffic there may be one.

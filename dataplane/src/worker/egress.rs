@@ -4,9 +4,11 @@ use super::{Event, PARKED, PARKED_FOR, Parked, Worker, count_drop};
 use crate::answer;
 use crate::counters::Drop;
 use crate::encap::{Outgoing, Route, encap};
+use crate::endpoints;
 use crate::gso::Gso;
 use crate::outer::Patch;
 use crate::port::{Nic, VnetHeader};
+use crate::rotation::Turn;
 use crate::tables::{Hop, Network, Tables};
 use std::io::IoSlice;
 use std::mem;
@@ -15,43 +17,67 @@ use std::time::Instant;
 use uvn_wire::ethernet;
 use uvn_wire::packet::{self, Packet};
 
-/// Frames that one endpoint may queue in a turn before others have theirs.
-const EGRESS_BUDGET: usize = 64;
-/// An endpoint is read only while this many NIC frames are free: a super-frame of 64 KiB in 536-byte segments.
-const EGRESS_ROOM: usize = 128;
+/// What all endpoints together may send before the worker looks at its NIC again, in the unit of [`endpoints::cost`]: 57
+/// small frames, or 26 of 1500 bytes, or one super-frame.
+const TURN: i64 = 64 << 10;
+/// An endpoint is read only while this many NIC frames are free, or half of all: a super-frame of 64 KiB in 536-byte
+/// segments.
+const ROOM: usize = 128;
+/// One that had more to send than its share needs more, or three quarters: so others find room, however much it sends.
+const BACKLOG_ROOM: usize = 256;
+
+/// What came of reading an endpoint.
+enum Read {
+    /// It was read until its credit was used up.
+    More,
+    /// It has no more.
+    Empty,
+    /// The NIC has no room for more.
+    Full,
+}
 
 impl<N: Nic> Worker<N> {
-    /// Reads the endpoints that have something to send, each up to its budget. False if none had.
+    /// Reads the endpoints that have something to send, by turns. False if none had.
     pub(super) fn egress(&mut self) -> bool {
-        let mut sent = false;
         let mut buffer = mem::take(&mut self.buffer);
-        for _ in 0..self.endpoints.ready() {
-            let Some(slot) = self.endpoints.next_ready() else { break };
-            sent |= self.read(slot, &mut buffer);
+        let (mut left, mut full) = (TURN, 0);
+        while left > 0
+            && full < self.endpoints.ready()
+            && let Some(turn) = self.endpoints.begin()
+        {
+            let (cost, read) = self.read(turn, &mut buffer);
+            full = if matches!(read, Read::Full) { full + 1 } else { 0 };
+            left -= cost;
+            self.endpoints.end(turn, cost, !matches!(read, Read::Empty));
         }
         self.buffer = buffer;
-        sent
+        left < TURN
     }
 
-    /// Sends frames of one endpoint, which stays ready while it may have more. False if it had none.
-    fn read(&mut self, slot: u32, buffer: &mut [u8]) -> bool {
-        let mut any = false;
-        let room = self.nic.room();
-        while self.nic.room() >= EGRESS_ROOM && room - self.nic.room() < EGRESS_BUDGET {
-            match self.endpoints.receive(slot, buffer) {
+    /// Sends frames of one endpoint; what that cost.
+    fn read(&mut self, turn: Turn, buffer: &mut [u8]) -> (i64, Read) {
+        let room =
+            if turn.backlogged { BACKLOG_ROOM.min(self.frames / 4 * 3) } else { ROOM.min(self.frames / 2) };
+        let mut cost = 0;
+        while cost < turn.credit {
+            let free = self.nic.room();
+            if free < room {
+                return (cost, Read::Full);
+            }
+            match self.endpoints.receive(turn.slot, buffer) {
                 Ok(Some((header, length))) => {
-                    any = true;
-                    self.send(slot, header, buffer.get(..length).unwrap_or_default(), self.now);
+                    self.send(turn.slot, header, buffer.get(..length).unwrap_or_default(), self.now);
+                    // A frame that is not sent costs, too.
+                    cost += endpoints::cost((free - self.nic.room()).max(1), length);
                 }
-                Ok(None) => return any,
+                Ok(None) => return (cost, Read::Empty),
                 Err(error) => {
-                    self.tell(Event::EndpointLost { slot, error });
-                    return any;
+                    self.tell(Event::EndpointLost { slot: turn.slot, error });
+                    return (cost, Read::Empty);
                 }
             }
         }
-        self.endpoints.set_ready(slot);
-        any
+        (cost, Read::More)
     }
 
     /// Sends one frame or super-frame of an endpoint; `since` is when it came.

@@ -1,45 +1,68 @@
 //! From the NIC to the endpoints: verify, join, hand over.
 
-use super::{Event, Worker, count_drop};
+use super::arrivals::{self, Arrived};
+use super::{BATCH, Event, Worker, count_drop};
 use crate::counters::Drop;
 use crate::decap::{self, decap};
 use crate::gro::Delivery;
 use crate::port::{MAX_PARTS, Nic, VnetHeader};
+use crate::rotation::Turn;
 use crate::tables::Tables;
 use std::io::IoSlice;
 use std::mem;
 use std::ops::Range;
+use std::time::Instant;
 use uvn_wire::packet;
 
+/// What may be handed to all endpoints together before the worker goes on, in the unit of [`arrivals::cost`]: 24 small
+/// frames, or what makes one super-frame.
+pub(super) const TURN: i64 = 96 << 10;
+/// Batches taken off the NIC in one turn, at most: there is also something to be sent.
+const BATCHES: usize = 8;
+/// A burst may wait in the NIC's ring for so many turns. What is there for longer is a flood, behind which others wait.
+const PATIENCE: u32 = 8;
+
 impl<N: Nic> Worker<N> {
-    /// Receives one batch; how many frames it had.
-    pub(super) fn ingress(&mut self) -> usize {
+    /// Takes what has arrived off the NIC and queues it for the endpoints.
+    pub(super) fn receive(&mut self) {
         let mut batch = mem::take(&mut self.batch);
-        let count = self.nic.receive(&mut batch);
-        if count > 0 {
-            let tables = self.tables.clone();
-            self.inner.clear();
-            for (index, frame) in batch.iter_mut().enumerate() {
-                let inner = self.verify(&tables, index as u32, frame);
-                self.inner.push(inner);
+        for _ in 0..BATCHES {
+            if self.arrivals.room() < BATCH && self.crowded < PATIENCE {
+                break;
             }
-            self.deliver(&tables, &batch);
-            for frame in batch.drain(..) {
-                self.nic.release(frame);
+            let count = self.nic.receive(&mut batch);
+            if count > 0 {
+                let tables = self.tables.clone();
+                for frame in batch.drain(..) {
+                    self.queue(&tables, frame);
+                }
+            }
+            if count < BATCH {
+                break;
             }
         }
         self.batch = batch;
-        count
+        self.crowded = if self.arrivals.room() < BATCH { self.crowded.saturating_add(1) } else { 0 };
     }
 
-    /// Decapsulates a frame and hands it to GRO; where the inner frame lies.
-    fn verify(&mut self, tables: &Tables, index: u32, frame: &mut N::Frame) -> Range<usize> {
+    /// Queues a frame for its endpoint, if it may.
+    fn queue(&mut self, tables: &Tables, mut frame: N::Frame) {
+        let Some((slot, inner)) = self.verify(tables, &mut frame) else { return self.nic.release(frame) };
+        let arrived = Arrived { frame, inner, since: self.now };
+        if let Some((slot, lost)) = self.arrivals.push(slot, arrived) {
+            count_drop(&self.status, tables.by_slot(slot), self.queue, Drop::EndpointFull, 1);
+            self.nic.release(lost);
+        }
+    }
+
+    /// Decapsulates a frame: for which slot it is, and where in it the inner one lies.
+    fn verify(&mut self, tables: &Tables, frame: &mut N::Frame) -> Option<(u32, Range<usize>)> {
         let received = match decap(tables, self.nic.bytes(frame), self.second) {
             Ok(received) => received,
             Err(rejected) => {
                 let network = rejected.slot.and_then(|slot| tables.by_slot(slot));
                 count_drop(&self.status, network, self.queue, rejected.reason, 1);
-                return 0..0;
+                return None;
             }
         };
         if let Some(mac) = received.learn
@@ -50,12 +73,61 @@ impl<N: Nic> Worker<N> {
         if let Some(ecn) = received.ecn {
             decap::set_ecn(&mut self.nic.bytes_mut(frame)[received.inner.clone()], ecn);
         }
-        let offloads = self.endpoints.offloads(received.slot);
-        let inner = &self.nic.bytes(frame)[received.inner.clone()];
-        if let Ok(packet) = packet::parse(inner) {
-            self.gro.push(received.slot, index, inner, &packet, offloads);
+        Some((received.slot, received.inner))
+    }
+
+    /// Hands frames to the endpoints by turns until that has cost `left`. When the oldest of them was received; None if
+    /// there were none.
+    pub(super) fn hand_over(&mut self, mut left: i64) -> Option<Instant> {
+        let mut oldest: Option<Instant> = None;
+        let tables = (!self.arrivals.is_empty()).then(|| self.tables.clone())?;
+        while left > 0
+            && let Some(turn) = self.arrivals.begin()
+        {
+            let (cost, since) = self.serve(&tables, turn);
+            oldest = oldest.min(since).or(since);
+            left -= cost;
+            self.arrivals.end(turn, cost);
         }
-        received.inner
+        oldest
+    }
+
+    /// Hands frames to one endpoint: what that cost, and when the first of them was received.
+    fn serve(&mut self, tables: &Tables, turn: Turn) -> (i64, Option<Instant>) {
+        let mut batch = mem::take(&mut self.batch);
+        let offloads = self.endpoints.offloads(turn.slot);
+        let (mut bytes, mut first) = (0, None);
+        self.inner.clear();
+        // Bytes may be more than there is credit for, or super-frames would be cut short.
+        while arrivals::cost(self.gro.deliveries(), 0) < turn.credit
+            && batch.len() < BATCH
+            && let Some(arrived) = self.arrivals.pop(turn.slot)
+        {
+            let inner = &self.nic.bytes(&arrived.frame)[arrived.inner.clone()];
+            if let Ok(packet) = packet::parse(inner) {
+                self.gro.push(turn.slot, batch.len() as u32, inner, &packet, offloads);
+            }
+            bytes += inner.len();
+            first = first.or(Some(arrived.since));
+            batch.push(arrived.frame);
+            self.inner.push(arrived.inner);
+        }
+        let cost = arrivals::cost(self.gro.deliveries(), bytes);
+        self.deliver(tables, &batch);
+        for frame in batch.drain(..) {
+            self.nic.release(frame);
+        }
+        self.batch = batch;
+        (cost, first)
+    }
+
+    /// Drops what waits for the endpoint of a slot.
+    pub(super) fn forget_arrivals(&mut self, slot: u32) {
+        while let Some(arrived) = self.arrivals.pop(slot) {
+            count_drop(&self.status, self.tables.by_slot(slot), self.queue, Drop::EndpointFull, 1);
+            self.nic.release(arrived.frame);
+        }
+        self.arrivals.remove(slot);
     }
 
     /// Writes what GRO made of the batch to the endpoints.

@@ -1,0 +1,211 @@
+//! Deficit round robin (Shreedhar and Varghese, 1996): whose turn it is among the slots that have something to do.
+//!
+//! At each visit a slot gets a quantum of credit and is served while it has some. What it takes beyond that is a debt
+//! that its next quanta pay. So every slot gets the same in the long run, whatever it asks for, and a newcomer waits for
+//! one quantum of each other at most. If all are in debt, nobody waits: the rounds that would pass are taken at once.
+
+use std::collections::VecDeque;
+
+/// See the module's text. Costs and credits are in a unit of the caller's choice.
+#[derive(Debug)]
+pub struct Rotation {
+    quantum: i64,
+    /// Those that have something to do, the next one first.
+    order: VecDeque<u32>,
+    shares: Vec<Share>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Share {
+    /// Negative: a debt.
+    credit: i64,
+    /// It stands in `Rotation::order`.
+    waiting: bool,
+    /// It had more to do when it was served last.
+    backlogged: bool,
+}
+
+/// A slot's turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turn {
+    /// The slot.
+    pub slot: u32,
+    /// What it may take, at least 1.
+    pub credit: i64,
+    /// It had more to do when it was served last.
+    pub backlogged: bool,
+}
+
+impl Rotation {
+    /// Nobody has anything to do yet; `quantum` is at least 1.
+    #[must_use]
+    pub fn new(quantum: u32) -> Rotation {
+        Rotation { quantum: i64::from(quantum.max(1)), order: VecDeque::new(), shares: Vec::new() }
+    }
+
+    /// A slot has something to do: it gets its turn after those that wait already.
+    pub fn add(&mut self, slot: u32) {
+        let index = slot as usize;
+        if self.shares.len() <= index {
+            self.shares.resize_with(index + 1, Share::default);
+        }
+        if !std::mem::replace(&mut self.shares[index].waiting, true) {
+            self.order.push_back(slot);
+        }
+    }
+
+    /// Forgets a slot, its debt too.
+    pub fn remove(&mut self, slot: u32) {
+        self.order.retain(|waiting| *waiting != slot);
+        if let Some(share) = self.shares.get_mut(slot as usize) {
+            *share = Share::default();
+        }
+    }
+
+    /// How many wait for their turn.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Those that wait.
+    pub fn slots(&self) -> impl Iterator<Item = u32> {
+        self.order.iter().copied()
+    }
+
+    /// Begins the next turn. It ends with [`Rotation::end`]; until then the slot waits no more.
+    #[must_use]
+    pub fn begin(&mut self) -> Option<Turn> {
+        let mut least = i64::MAX;
+        for _ in 0..self.order.len() {
+            let slot = self.order.pop_front()?;
+            let Some(share) = self.shares.get_mut(slot as usize) else { continue };
+            share.credit = (share.credit + self.quantum).min(self.quantum);
+            if share.credit > 0 {
+                share.waiting = false;
+                return Some(Turn { slot, credit: share.credit, backlogged: share.backlogged });
+            }
+            least = least.min(-share.credit);
+            self.order.push_back(slot);
+        }
+        if self.order.is_empty() {
+            return None;
+        }
+        // All but the last of the rounds in which nobody would be served.
+        let paid = least / self.quantum * self.quantum;
+        for &slot in &self.order {
+            if let Some(share) = self.shares.get_mut(slot as usize) {
+                share.credit += paid;
+            }
+        }
+        self.begin()
+    }
+
+    /// Ends a turn in which the slot took `cost`. With `more` to do it gets another one.
+    pub fn end(&mut self, turn: Turn, cost: i64, more: bool) {
+        let Some(share) = self.shares.get_mut(turn.slot as usize) else { return };
+        share.credit -= cost;
+        share.backlogged = more;
+        if more {
+            self.add(turn.slot);
+        } else {
+            // Who had nothing more to do saves up nothing.
+            share.credit = share.credit.min(0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Serves until `turns` are over: each slot takes frames of its cost while it has credit. Who got how much.
+    fn serve(rotation: &mut Rotation, costs: &[i64], turns: usize) -> Vec<i64> {
+        let mut taken = vec![0; costs.len()];
+        for _ in 0..turns {
+            let turn = rotation.begin().unwrap();
+            let cost = costs[turn.slot as usize];
+            let frames = (turn.credit + cost - 1) / cost;
+            taken[turn.slot as usize] += frames * cost;
+            rotation.end(turn, frames * cost, true);
+        }
+        taken
+    }
+
+    #[test]
+    fn all_get_the_same_whatever_their_frames_cost() {
+        let costs = [1, 7, 100, 950];
+        let mut rotation = Rotation::new(100);
+        for slot in 0..4 {
+            rotation.add(slot);
+        }
+        let taken = serve(&mut rotation, &costs, 10_000);
+        let most = taken.iter().max().unwrap();
+        for share in &taken {
+            assert!(most - share <= 950 + 100, "{taken:?}");
+        }
+    }
+
+    #[test]
+    fn a_newcomer_waits_for_one_quantum_of_each_other() {
+        let mut rotation = Rotation::new(10);
+        rotation.add(0);
+        rotation.add(1);
+        let first = rotation.begin().unwrap();
+        rotation.add(2);
+        rotation.end(first, 10, true);
+        let order: Vec<u32> = std::iter::from_fn(|| {
+            let turn = rotation.begin()?;
+            rotation.end(turn, 10, turn.slot != 2);
+            Some(turn.slot)
+        })
+        .take(5)
+        .collect();
+        assert_eq!(order, [1, 2, 0, 1, 0]);
+    }
+
+    #[test]
+    fn debts_are_paid_at_once_if_all_have_some_and_kept_if_not() {
+        let mut rotation = Rotation::new(10);
+        rotation.add(0);
+        rotation.add(1);
+        for cost in [95, 45] {
+            let turn = rotation.begin().unwrap();
+            assert_eq!((turn.credit, turn.backlogged), (10, false));
+            rotation.end(turn, cost, true);
+        }
+        // Debts of 85 and 35: the second is served first, and until the first has paid as well.
+        let slots: Vec<u32> = (0..6)
+            .map(|_| {
+                let turn = rotation.begin().unwrap();
+                rotation.end(turn, turn.credit, true);
+                turn.slot
+            })
+            .collect();
+        assert_eq!(slots, [1, 1, 1, 1, 1, 0]);
+        // With nothing more to do a debt stays, a credit does not.
+        let turn = rotation.begin().unwrap();
+        rotation.end(turn, 15, false);
+        let other = rotation.begin().unwrap();
+        rotation.end(other, 1, false);
+        assert_eq!(rotation.begin(), None);
+        rotation.add(turn.slot);
+        rotation.add(other.slot);
+        assert_eq!(rotation.begin().unwrap().credit, 5);
+        assert_eq!(rotation.begin().unwrap().credit, 10);
+    }
+
+    #[test]
+    fn a_removed_slot_is_forgotten() {
+        let mut rotation = Rotation::new(10);
+        rotation.add(3);
+        rotation.add(3);
+        assert_eq!(rotation.waiting(), 1);
+        let turn = rotation.begin().unwrap();
+        rotation.end(turn, 1000, true);
+        rotation.remove(3);
+        assert_eq!(rotation.begin(), None);
+        rotation.add(3);
+        assert_eq!(rotation.begin(), Some(Turn { slot: 3, credit: 10, backlogged: false }));
+    }
+}
