@@ -11,6 +11,9 @@ const QUANTUM: u32 = 16 << 10;
 /// What handling a frame costs, in bytes: by copy, as much as another 1 KiB or more of payload.
 const FRAME_COST: usize = 1 << 10;
 
+/// MACs of one network that a worker may tell of in one second: a sender who invents them keeps nobody busy.
+pub const LEARNED_RATE: u32 = 256;
+
 /// What it costs to send `frames` frames of `bytes` bytes together. Users share the NIC and the worker's core alike.
 #[must_use]
 pub fn cost(frames: usize, bytes: usize) -> i64 {
@@ -38,6 +41,8 @@ struct Attached {
     /// It failed for good; the control thread will detach it.
     broken: bool,
     flood: Bucket,
+    /// MACs told of, and in which second.
+    learned: (u32, u32),
 }
 
 impl Endpoints {
@@ -50,7 +55,8 @@ impl Endpoints {
         }
         let offloads = endpoint.offloads();
         let flood = Bucket::default();
-        self.slots[index] = Some(Attached { endpoint, offloads, unflushed: false, broken: false, flood });
+        self.slots[index] =
+            Some(Attached { endpoint, offloads, unflushed: false, broken: false, flood, learned: (0, 0) });
         self.set_ready(slot);
     }
 
@@ -131,6 +137,16 @@ impl Endpoints {
             Some(Some(attached)) => attached.offloads,
             _ => Offloads::default(),
         }
+    }
+
+    /// Whether another MAC of the endpoint's network may be told of in this second.
+    pub fn may_learn(&mut self, slot: u32, second: u32) -> bool {
+        let Some(attached) = self.get(slot) else { return false };
+        if attached.learned.1 != second {
+            attached.learned = (0, second);
+        }
+        attached.learned.0 += 1;
+        attached.learned.0 <= LEARNED_RATE
     }
 
     /// Whether the endpoint may flood `frames` frames now, at `rate` frames per second.

@@ -139,6 +139,8 @@ pub struct Worker<N: Nic> {
     pending: usize,
     /// VTEPs asked for in this second.
     asked: HashSet<IpAddr>,
+    /// Slots and MACs told of in this second, bounded by [`Endpoints::may_learn`].
+    learned: HashSet<(u32, Mac)>,
     started: Instant,
     now: Instant,
     second: u32,
@@ -176,6 +178,7 @@ impl<N: Nic> Worker<N> {
             parked: Vec::new(),
             pending: 0,
             asked: HashSet::new(),
+            learned: HashSet::new(),
             started,
             now: started,
             second: 0,
@@ -274,7 +277,7 @@ impl<N: Nic> Worker<N> {
         oldest.is_some() || sent
     }
 
-    /// Once a second: seconds for learned MACs, another chance to ask for next hops, an end to waiting.
+    /// Once a second: seconds for learned MACs, another chance to tell of them and to ask for next hops, an end to waiting.
     fn tick(&mut self) {
         let second = self.now.saturating_duration_since(self.started).as_secs() as u32;
         if second == self.second {
@@ -282,6 +285,7 @@ impl<N: Nic> Worker<N> {
         }
         self.second = second;
         self.asked.clear();
+        self.learned.clear();
         let (now, tables, status, queue) = (self.now, &self.tables, &self.status, self.queue);
         self.parked.retain(|parked| {
             let keep = now.saturating_duration_since(parked.since) < PARKED_FOR;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uvn_dataplane::config::{Encapsulation, Peers, Vtep};
 use uvn_dataplane::counters::{Counters, Drop};
+use uvn_dataplane::endpoints::LEARNED_RATE;
 use uvn_dataplane::memory::{self, MemoryNic, User, Wire};
 use uvn_dataplane::outer::Outer;
 use uvn_dataplane::port::{Offloads, VnetHeader};
@@ -431,6 +432,27 @@ fn learning() {
     let as_a = udp((Mac::of(A), Mac::of(A)), (B, 1), (A, 1), 0, b"x");
     assert!(node.receive(&wrap(&as_a)).is_none());
     assert_eq!(node.drops(Drop::RxSourceMac), 2);
+}
+
+#[test]
+fn invented_macs_are_told_of_only_so_often() {
+    let mut network = network();
+    network.learning = true;
+    let mut node = Node::new(tables(network));
+    let told = |node: &mut Node, macs: std::ops::Range<u16>| {
+        for mac in macs.map(u16::to_be_bytes) {
+            let source = Mac([0x0e, 0, 0, 0, mac[0], mac[1]]);
+            let inner = udp((source, Mac::of(A)), (B, 1), (A, 1), 0, b"x");
+            for _ in 0..2 {
+                assert!(node.receive(&wrap(&inner)).is_some());
+            }
+        }
+        node.events.try_iter().count()
+    };
+    assert_eq!(told(&mut node, 0..10), 10, "each once");
+    assert_eq!(told(&mut node, 0..1000), LEARNED_RATE as usize - 10);
+    node.now += Duration::from_secs(1);
+    assert_eq!(told(&mut node, 0..10), 10, "again, for who is still unknown");
 }
 
 #[test]

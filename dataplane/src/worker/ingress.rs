@@ -10,9 +10,12 @@ use crate::rotation::Turn;
 use crate::tables::Tables;
 use std::io::IoSlice;
 use std::mem;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::time::Instant;
+use uvn_wire::ethernet::Mac;
 use uvn_wire::packet;
+use uvn_wire::vxlan::Vni;
 
 /// What may be handed to all endpoints together before the worker goes on, in the unit of [`arrivals::cost`]: 24 small
 /// frames, or what makes one super-frame.
@@ -68,12 +71,20 @@ impl<N: Nic> Worker<N> {
         if let Some(mac) = received.learn
             && let Some(network) = tables.by_slot(received.slot)
         {
-            self.tell(Event::Learned { slot: received.slot, vni: network.vni, mac, vtep: received.vtep });
+            self.tell_of(received.slot, network.vni, mac, received.vtep);
         }
         if let Some(ecn) = received.ecn {
             decap::set_ecn(&mut self.nic.bytes_mut(frame)[received.inner.clone()], ecn);
         }
         Some((received.slot, received.inner))
+    }
+
+    /// Tells of a MAC once a second: the control thread may have no room for it, and its frames keep coming.
+    fn tell_of(&mut self, slot: u32, vni: Vni, mac: Mac, vtep: IpAddr) {
+        if !self.learned.contains(&(slot, mac)) && self.endpoints.may_learn(slot, self.second) {
+            self.learned.insert((slot, mac));
+            self.tell(Event::Learned { slot, vni, mac, vtep });
+        }
     }
 
     /// Hands frames to the endpoints by turns until that has cost `left`. When the oldest of them was received; None if
