@@ -107,6 +107,8 @@ pub struct Setup {
     pub contender: Contender,
     /// The data planes, one per node; none where the kernel does it. Before the rig: they stop first.
     pub dataplanes: Vec<Dataplane>,
+    /// Networks on each node.
+    pub networks: usize,
     /// Its nodes.
     pub rig: Rig,
     cores: Vec<Cores>,
@@ -119,15 +121,21 @@ impl Setup {
     /// # Errors
     /// A step failed; what was made is removed.
     pub fn new(contender: Contender, ground: &Ground) -> Result<Setup, RigError> {
-        let rig = Rig::new(contender.tag(), ground.nodes, ground.mtu)?;
+        let rig = Rig::new(&format!("{}{}", contender.tag(), ground.networks), ground.nodes, ground.mtu)?;
         let mut cores = Cores::of_this_machine(ground.nodes);
         match contender {
             Contender::KernelAllCores => cores = cores.iter().map(Cores::all).collect(),
             Contender::EngineShared => cores = cores.iter().map(Cores::sharing).collect(),
             _ => {}
         }
-        let mut setup =
-            Setup { contender, dataplanes: Vec::new(), rig, cores, round_robin: ground.round_robin };
+        let mut setup = Setup {
+            contender,
+            dataplanes: Vec::new(),
+            networks: ground.networks,
+            rig,
+            cores,
+            round_robin: ground.round_robin,
+        };
         match contender {
             Contender::Raw => {}
             Contender::Kernel | Contender::KernelAllCores | Contender::KernelTuned => {

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 const START: Duration = Duration::from_secs(20);
 /// How long it may take to drain and detach.
 const STOP: Duration = Duration::from_secs(3);
+/// How long the kernel may take to remove one of its devices.
+const REMOVE: Duration = Duration::from_millis(50);
 /// The XDP program's verdicts that are not drops.
 const NO_DROPS: [&str; 2] = ["xdp_pass", "xdp_redirected"];
 
@@ -130,10 +132,11 @@ impl Drop for Dataplane {
         if let Ok(pid) = i32::try_from(self.process.pid()) {
             let _already_gone = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
-        let end = Instant::now() + STOP;
+        let patience = STOP + REMOVE * self.networks;
+        let end = Instant::now() + patience;
         while self.process.ended().is_none() {
             if Instant::now() > end {
-                eprintln!("uvn-dataplane did not stop within {STOP:?} of SIGTERM: killing it");
+                eprintln!("uvn-dataplane did not stop within {patience:?} of SIGTERM: killing it");
                 return;
             }
             thread::sleep(Duration::from_millis(10));

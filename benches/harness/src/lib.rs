@@ -5,6 +5,7 @@
 //! - [`workload`]: traffic, and what is measured of it
 //! - [`mpi`]: MPI jobs, and patterns of communication
 //! - [`hpcc`]: an application's proxy
+//! - [`crowd`]: many networks on a node
 //! - [`metric`]: measured quantities
 //! - [`plan`]: which contenders do which work, how often and how long
 //! - [`run`]: the turns
@@ -37,6 +38,7 @@ pub mod chart;
 pub mod contender;
 pub mod cores;
 pub mod cpu;
+pub mod crowd;
 pub mod dataplane;
 pub mod error;
 pub mod goals;

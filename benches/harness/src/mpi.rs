@@ -7,6 +7,7 @@ use crate::contender::Setup;
 use crate::error::RigError;
 use crate::metric::Metric;
 use crate::process::Process;
+use crate::report::X;
 use crate::rig::{NIC, underlay};
 use crate::shell;
 use crate::workload::{Label, Values, Workload, size};
@@ -228,9 +229,10 @@ impl Line {
             0..1024 => (Metric::KMSGS, messages / 1e3),
             _ => (Metric::MBYTES, self.mbytes_per_s),
         };
-        let name = format!("{} {}, {}", self.pattern, size(self.bytes), job.name());
+        let name = format!("{}, {}, {}", self.pattern, job.name(), size(self.bytes));
+        let x = X { axis: "bytes of a message".to_owned(), value: self.bytes as f64 };
         let values = vec![(Metric::P50, self.us_p50), (Metric::P99, self.us_p99), rate];
-        (Label { group, name, x: None }, values)
+        (Label { group, name, x: Some(x) }, values)
     }
 }
 
@@ -254,7 +256,7 @@ mod tests {
         ];
         let lines = parse(&output).unwrap();
         let (label, values) = lines[0].labelled("MPI", Job { nodes: 16, ranks: 1 });
-        assert_eq!(label.name, "pairs 8 B, 16 nodes");
+        assert_eq!(label.name, "pairs, 16 nodes, 8 B");
         assert_eq!(values, [(Metric::P50, 9.5), (Metric::P99, 20.0), (Metric::KMSGS, 200.0)]);
         assert!(parse(&["{\"pattern\":".to_owned()]).is_err());
     }

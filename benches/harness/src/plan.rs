@@ -1,6 +1,7 @@
 //! Which contenders do which work, how often and how long.
 
 use crate::contender::Contender;
+use crate::crowd;
 use crate::hpcc::Hpcc;
 use crate::mpi::{self, Job, Patterns};
 use crate::workload::Workload;
@@ -22,8 +23,8 @@ pub struct Section {
     pub nodes: usize,
     /// Bytes of an IP packet on the wire.
     pub mtu: u32,
-    /// Networks on each node.
-    pub networks: usize,
+    /// Networks on each node. If these are several numbers, each contender takes part with each: [`crate::crowd`].
+    pub networks: Vec<usize>,
     /// Everything runs in turns: [`Place::round_robin`](crate::process::Place).
     pub round_robin: bool,
     /// Who.
@@ -41,7 +42,20 @@ impl Section {
     #[must_use]
     pub fn takes(&self) -> f64 {
         let round: f64 = self.workloads.iter().map(|workload| workload.takes(self.seconds)).sum();
-        self.contenders.len() as f64 * (SETUP_PER_NODE * self.nodes as f64 + self.rounds as f64 * round)
+        let setups = self.contenders.len() as f64 * self.networks.len() as f64;
+        setups * (SETUP_PER_NODE * self.nodes as f64 + self.rounds as f64 * round)
+    }
+
+    /// Whether contenders take part with different numbers of networks.
+    #[must_use]
+    pub fn is_crowd(&self) -> bool {
+        self.networks.len() > 1
+    }
+
+    /// A workload's name in the report.
+    #[must_use]
+    pub fn name_of(&self, workload: &dyn Workload, networks: usize) -> String {
+        if self.is_crowd() { crowd::name(&workload.name(), networks) } else { workload.name() }
     }
 }
 
@@ -54,7 +68,7 @@ pub fn quick() -> Vec<Section> {
 /// The run of at most forty minutes.
 #[must_use]
 pub fn full() -> Vec<Section> {
-    vec![two_nodes(15, 3.0), mpi_two(5), mpi_sixteen(5)]
+    vec![two_nodes(15, 3.0), many_networks(5), mpi_two(5), mpi_sixteen(5)]
 }
 
 fn two_nodes(rounds: usize, seconds: f64) -> Section {
@@ -64,7 +78,7 @@ fn two_nodes(rounds: usize, seconds: f64) -> Section {
         title: "two nodes, MTU 1500".into(),
         nodes: 2,
         mtu: 1500,
-        networks: 2,
+        networks: vec![2],
         round_robin: false,
         contenders: Contender::ALL.to_vec(),
         workloads: vec![
@@ -79,12 +93,32 @@ fn two_nodes(rounds: usize, seconds: f64) -> Section {
     }
 }
 
+/// One network and many.
+fn many_networks(rounds: usize) -> Section {
+    let ping_pong = |connections| Box::new(PingPong { connections, bytes: SMALL }) as Box<dyn Workload>;
+    Section {
+        title: "many networks".into(),
+        nodes: 2,
+        mtu: 1500,
+        networks: crowd::NETWORKS.to_vec(),
+        round_robin: false,
+        contenders: vec![Contender::Kernel, Contender::Engine],
+        workloads: vec![
+            Box::new(Bulk { streams: 1, direction: Direction::Forth }),
+            ping_pong(1),
+            ping_pong(28),
+        ],
+        rounds,
+        seconds: 1.0,
+    }
+}
+
 fn mpi(title: &str, nodes: usize, rounds: usize, workloads: Vec<Box<dyn Workload>>) -> Section {
     Section {
         title: title.into(),
         nodes,
         mtu: 1500,
-        networks: 1,
+        networks: vec![1],
         round_robin: true,
         contenders: MPI.to_vec(),
         workloads,

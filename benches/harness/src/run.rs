@@ -2,6 +2,7 @@
 //! one run mean anything.
 
 use crate::contender::{Contender, Ground, Setup};
+use crate::crowd;
 use crate::error::RigError;
 use crate::noise::Watch;
 use crate::plan::Section;
@@ -23,24 +24,34 @@ pub const REFERENCE: Contender = Contender::Kernel;
 pub fn sections(sections: &mut [Section], program: &Path, report: &mut Report) -> Result<(), RigError> {
     let mut progress = Progress::new(sections);
     for section in sections {
-        let Section { nodes, mtu, networks, round_robin, .. } = *section;
-        let ground = Ground { nodes, mtu, networks, round_robin, program };
-        let mut setups = Vec::new();
-        for &contender in &section.contenders {
-            progress.show(&format!("{}: setting up {}", section.title, contender.name()));
-            match Setup::new(contender, &ground) {
-                Ok(setup) => setups.push(setup),
-                Err(error) => report.miss(contender.name(), None, format!("{}: {error}", section.title)),
-            }
-        }
+        let setups = set_up(section, program, report, &mut progress);
         for setup in &setups {
             introduce(setup, report)?;
         }
         interleave(section, &setups, report, &mut progress);
         progress.show("removing");
     }
+    crowd::relate(report);
     progress.clear();
     Ok(())
+}
+
+/// Sets up all contenders of a section, and notes who cannot be.
+fn set_up(section: &Section, program: &Path, report: &mut Report, progress: &mut Progress) -> Vec<Setup> {
+    let mut setups = Vec::new();
+    let Section { nodes, mtu, round_robin, .. } = *section;
+    for &contender in &section.contenders {
+        for &networks in &section.networks {
+            progress.show(&format!("{}: setting up {}", section.title, contender.name()));
+            match Setup::new(contender, &Ground { nodes, mtu, networks, round_robin, program }) {
+                Ok(setup) => setups.push(setup),
+                Err(error) => section.workloads.iter().for_each(|workload| {
+                    report.miss(contender.name(), Some(section.name_of(&**workload, networks)), &error);
+                }),
+            }
+        }
+    }
+    setups
 }
 
 /// Notes who takes part.
@@ -59,29 +70,31 @@ fn introduce(setup: &Setup, report: &mut Report) -> Result<(), RigError> {
 /// Runs every workload on every contender in each round; each round begins with another contender. Who fails a
 /// workload is not asked for it again.
 fn interleave(section: &mut Section, setups: &[Setup], report: &mut Report, progress: &mut Progress) {
-    let Section { workloads, rounds, seconds, .. } = section;
-    for workload in workloads.iter_mut() {
-        if let Err(error) = workload.prepare(setups, *seconds) {
+    let (rounds, seconds) = (section.rounds, section.seconds);
+    for index in 0..section.workloads.len() {
+        if let Err(error) = section.workloads[index].prepare(setups, seconds) {
             for setup in setups {
-                report.miss(setup.contender.name(), Some(workload.name()), &error);
+                let name = section.name_of(&*section.workloads[index], setup.networks);
+                report.miss(setup.contender.name(), Some(name), &error);
             }
         }
     }
-    for round in 0..*rounds {
-        for workload in &*workloads {
+    for round in 0..rounds {
+        for workload in &section.workloads {
             for turn in 0..setups.len() {
                 let setup = &setups[(turn + round) % setups.len()];
-                let name = setup.contender.name();
-                progress.show(&format!("round {} of {rounds}: {}, {name}", round + 1, workload.name()));
-                measure(&**workload, setup, *seconds, report);
-                progress.done(workload.takes(*seconds));
+                let (contender, name) =
+                    (setup.contender.name(), section.name_of(&**workload, setup.networks));
+                progress.show(&format!("round {} of {rounds}: {name}, {contender}", round + 1));
+                measure(section, &**workload, setup, report);
+                progress.done(workload.takes(seconds));
             }
         }
     }
 }
 
-fn measure(workload: &dyn Workload, setup: &Setup, seconds: f64, report: &mut Report) {
-    let (contender, name) = (setup.contender.name(), workload.name());
+fn measure(section: &Section, workload: &dyn Workload, setup: &Setup, report: &mut Report) {
+    let (contender, name) = (setup.contender.name(), section.name_of(workload, setup.networks));
     if let Some(why) = workload.unfit(setup.contender) {
         report.miss(contender, Some(name), why);
         return;
@@ -92,12 +105,13 @@ fn measure(workload: &dyn Workload, setup: &Setup, seconds: f64, report: &mut Re
         return;
     }
     let watch = Watch::start();
-    match workload.run(setup, seconds) {
+    match workload.run(setup, section.seconds) {
         Ok(measured) => {
             let disturbance = watch.disturbance();
-            for (label, values) in &measured {
-                for &(metric, value) in values {
-                    report.add(label, contender, metric, value, disturbance.clone());
+            for (label, values) in measured {
+                let label = if section.is_crowd() { crowd::label(&label, setup.networks) } else { label };
+                for (metric, value) in values {
+                    report.add(&label, contender, metric, value, disturbance.clone());
                 }
             }
         }
