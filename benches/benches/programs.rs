@@ -1,23 +1,41 @@
-//! The eBPF programs of a NIC, by the kernel's own clock (BPF_PROG_TEST_RUN): `cargo bench -p uvn-benches --bench
-//! programs`, with baselines as criterion has them. Needs root; works in a network namespace of its own.
+//! The eBPF programs of a NIC and of an endpoint, by the kernel's own clock (BPF_PROG_TEST_RUN): `cargo bench -p
+//! uvn-benches --bench programs`, with baselines as criterion has them. Needs root; works in a network namespace of its
+//! own.
+//!
+//! `once` means one run per call, for programs that change the frame. Reading the clock is in it, as it is in
+//! `once/nothing`, where the program finds nothing to do: what is between the two is the work.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark stops where it cannot go on")]
 
-use aya::programs::{Xdp as Program, loaded_programs};
-use aya::{TestRun, TestRunOptions};
+use aya::programs::{ProgramInfo, SchedClassifier, Xdp as Program, loaded_programs};
+use aya::{TestRun, TestRunOptions, TestRunResult};
 use aya_obj::programs::XdpAttachType;
 use criterion::{BenchmarkId, Criterion};
 use nix::sched::{CloneFlags, unshare};
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd;
 use std::process::Command;
-use uvn_benches::{HERE, THERE, encapsulated, udp};
+use std::time::Duration;
+use uvn_benches::{HERE, THERE, encapsulated, tables, udp};
+use uvn_dataplane::config::{self, Encapsulation};
+use uvn_dataplane::device::EndpointSource;
+use uvn_dataplane::networks::Entry;
+use uvn_dataplane::shortcut::Shortcut;
+use uvn_dataplane::tap::Tap;
 use uvn_dataplane::xdp::Xdp;
-use uvn_wire::vxlan::{PORT, Vni};
+use uvn_wire::ethernet::Mac;
+use uvn_wire::vxlan::Vni;
+use uvn_wire::xdp::Network;
 
-/// Networks and VTEPs in the program's maps.
+/// Networks and VTEPs in the maps.
 const ENTRIES: [u32; 3] = [1, 1_000, 10_000];
 /// include/uapi/linux/bpf.h
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
+/// include/uapi/linux/pkt_cls.h
+const TC_ACT_UNSPEC: u32 = u32::MAX;
+const TC_ACT_REDIRECT: u32 = 7;
+/// Where struct __sk_buff has the index of its device (include/uapi/linux/bpf.h).
+const IFINDEX: usize = 40;
 
 fn main() {
     if !nix::unistd::geteuid().is_root() {
@@ -28,7 +46,13 @@ fn main() {
     ip("link add em1 type veth peer name wire");
     ip("link set em1 up");
     let mut criterion = Criterion::default().configure_from_args();
-    xdp(&mut criterion);
+    let mut xdp = Xdp::attach("em1", &Encapsulation::default()).unwrap();
+    xdp.set_local(&[HERE]).unwrap();
+    engine(&mut criterion, &mut xdp);
+    match Shortcut::attach(&mut xdp, "em1") {
+        Ok(shortcut) => in_kernel(&mut criterion, &mut xdp, shortcut),
+        Err(error) => println!("the in-kernel gear is not measured: {error}"),
+    }
     criterion.final_summary();
 }
 
@@ -38,55 +62,108 @@ fn ip(line: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The XDP program on frames that are ours and on others, with tables of several sizes.
-fn xdp(c: &mut Criterion) {
-    let mut xdp = Xdp::attach("em1", PORT).unwrap();
-    xdp.set_local(&[HERE]).unwrap();
-    let program = attached();
+/// The engine's gear: the XDP program on frames that are ours and on others, with maps of several sizes.
+fn engine(c: &mut Criterion, xdp: &mut Xdp) {
+    let program = Program::from_program_info(on_nic(), "uvn_xdp".into(), XdpAttachType::Interface).unwrap();
     let ours = encapsulated(1, &udp(THERE, HERE, 64));
-    // The peer has the lowest address, network 1 the lowest VNI; both stay.
     for entries in ENTRIES {
-        let vteps: Vec<IpAddr> = (0..entries).map(vtep).collect();
-        xdp.set_vteps(&vteps, &[]).unwrap();
-        (1..=entries).for_each(|vni| xdp.add_vni(Vni::new(vni).unwrap()).unwrap());
+        fill(xdp, entries);
         // To a socket, if there was one: without it the frame is dropped at the very end.
-        time(c, "xdp_ours", &entries.to_string(), &program, &ours, XDP_DROP);
+        many(c, "xdp_ours", &entries.to_string(), &program, &ours, XDP_DROP);
     }
-    time(c, "xdp", "not_ours", &program, &udp(THERE, HERE, 64), XDP_PASS);
-    let unknown = encapsulated(Vni::MAX, &udp(THERE, HERE, 64));
-    time(c, "xdp", "unknown_vni", &program, &unknown, XDP_DROP);
+    many(c, "xdp", "not_ours", &program, &udp(THERE, HERE, 64), XDP_PASS);
+    many(c, "xdp", "unknown_vni", &program, &encapsulated(Vni::MAX, &udp(THERE, HERE, 64)), XDP_DROP);
 }
 
-fn vtep(number: u32) -> IpAddr {
+/// The in-kernel gear: encapsulation on the endpoint; verification and stripping on the NIC.
+fn in_kernel(c: &mut Criterion, xdp: &mut Xdp, mut shortcut: Shortcut) {
+    let tap = Tap::open("user", 1).unwrap().remove(0);
+    let source = EndpointSource::take(vec![tap.as_fd().try_clone_to_owned().unwrap()], 1).unwrap();
+    let network: config::Network =
+        serde_json::from_str(r#"{"vni": 1, "addresses": ["10.0.0.1/16"]}"#).unwrap();
+    let entry = Entry::new(network, Mac::of(HERE), source, 1);
+    let granted = shortcut.grant(xdp, &entry).unwrap();
+    let nic = on_nic();
+    let egress = SchedClassifier::from_program_info(beside(&nic, "uvn_egress"), "uvn_egress".into()).unwrap();
+    let program = Program::from_program_info(nic, "uvn_xdp".into(), XdpAttachType::Interface).unwrap();
+    let mut skb = [0; IFINDEX + 4];
+    skb[IFINDEX..].copy_from_slice(&granted.endpoint.to_ne_bytes());
+    let not_ours = udp(THERE, HERE, 64);
+    once(c, "xdp_once", "nothing", &program, (&not_ours, None), XDP_PASS);
+    once(c, "tc_once", "nothing", &egress, (&not_ours, Some(&skb)), TC_ACT_UNSPEC);
+    for entries in ENTRIES {
+        fill(xdp, entries);
+        xdp.set_network(Vni::new(1).unwrap(), granted).unwrap();
+        shortcut.follow(&tables(1, entries)).unwrap();
+        for length in [64, 1450] {
+            let name = format!("{length}_bytes_{entries}_entries");
+            let incoming = encapsulated(1, &udp(THERE, HERE, length));
+            once(c, "xdp_once", &format!("strip_{name}"), &program, (&incoming, None), XDP_PASS);
+            let outgoing = udp(HERE, THERE, length);
+            once(c, "tc_once", &format!("encap_{name}"), &egress, (&outgoing, Some(&skb)), TC_ACT_REDIRECT);
+        }
+    }
+}
+
+/// As many networks and VTEPs. The peer and network 1 are the first, and stay.
+fn fill(xdp: &mut Xdp, entries: u32) {
     let IpAddr::V4(first) = THERE else { unreachable!() };
-    IpAddr::V4(Ipv4Addr::from_bits(first.to_bits() + number))
+    let vteps: Vec<IpAddr> =
+        (0..entries).map(|number| Ipv4Addr::from_bits(first.to_bits() + number).into()).collect();
+    xdp.set_vteps(&vteps, &[]).unwrap();
+    (1..=entries).for_each(|vni| xdp.set_network(Vni::new(vni).unwrap(), Network::ENGINE).unwrap());
 }
 
 /// The program on em1.
-fn attached() -> Program {
+fn on_nic() -> ProgramInfo {
     let shown = ip("link show em1");
     let id: u32 = shown.split_once("prog/xdp id ").unwrap().1.split(' ').next().unwrap().parse().unwrap();
-    let info = loaded_programs().map(Result::unwrap).find(|info| info.id() == id).unwrap();
-    Program::from_program_info(info, "uvn_xdp".into(), XdpAttachType::Interface).unwrap()
+    loaded_programs().flatten().find(|info| info.id() == id).unwrap()
 }
 
-fn time(
+/// Another program of the same object: by its name, and the maps that they share.
+fn beside(one: &ProgramInfo, name: &str) -> ProgramInfo {
+    let maps = |info: &ProgramInfo| info.map_ids().unwrap().unwrap();
+    let own = maps(one);
+    let same =
+        |info: &ProgramInfo| info.name_as_str() == Some(name) && maps(info).iter().any(|id| own.contains(id));
+    loaded_programs().flatten().find(same).unwrap()
+}
+
+/// Runs a program and returns the mean of `repeat` runs.
+fn run<P>(program: &P, (frame, context): (&[u8], Option<&[u8]>), repeat: u32, expected: u32) -> Duration
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
+    let options =
+        TestRunOptions { data_in: Some(frame), ctx_in: context, repeat, ..TestRunOptions::default() };
+    let result = program.test_run(options).unwrap();
+    assert_eq!(result.return_value, expected, "another verdict");
+    result.duration
+}
+
+/// Many runs on the same frame, which the program leaves as it is.
+fn many(c: &mut Criterion, group: &str, name: &str, program: &Program, frame: &[u8], expected: u32) {
+    c.benchmark_group(group).bench_function(BenchmarkId::from_parameter(name), |b| {
+        b.iter_custom(|runs| {
+            let runs = u32::try_from(runs).unwrap();
+            run(program, (frame, None), runs, expected) * runs
+        });
+    });
+}
+
+/// One run per call, each on a new copy of the frame.
+fn once<P>(
     c: &mut Criterion,
     group: &str,
     name: &str,
-    program: &impl for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = aya::TestRunResult>,
-    frame: &[u8],
+    program: &P,
+    input: (&[u8], Option<&[u8]>),
     expected: u32,
-) {
-    let run = |repeat| {
-        let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::default() };
-        let result = program.test_run(options).unwrap();
-        assert_eq!(result.return_value, expected, "{group}/{name}");
-        // The mean of all runs.
-        result.duration * repeat
-    };
-    let mut group = c.benchmark_group(group);
-    group.bench_function(BenchmarkId::from_parameter(name), |b| {
-        b.iter_custom(|runs| run(u32::try_from(runs).unwrap()));
+) where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
+    c.benchmark_group(group).bench_function(BenchmarkId::from_parameter(name), |b| {
+        b.iter_custom(|runs| (0..runs).map(|_| run(program, input, 1, expected)).sum());
     });
 }
