@@ -1,6 +1,7 @@
 //! What is compared: ways to get a user's packets from node to node, each on nodes of its own.
 
 mod kernel;
+mod ovs;
 mod uvn;
 
 use crate::cores::Cores;
@@ -8,6 +9,10 @@ use crate::dataplane::Dataplane;
 use crate::error::RigError;
 use crate::process::Place;
 use crate::rig::{NIC, Rig, USERS, overlay, underlay};
+use crate::workload::ping_pong::{Game, SMALL};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use ovs::Switch;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -22,24 +27,65 @@ pub enum Contender {
     KernelAllCores,
     /// The same as `Kernel`, with the wire's NAPI in threads on the networking cores.
     KernelTuned,
-    /// A data plane per node that uses AF_XDP, its worker on the networking core.
+    /// A data plane per node in the gear of its choice, its worker on the networking core.
+    Auto,
+    /// The same, but applications may use all cores of their node.
+    AutoAllCores,
+    /// A data plane per node that uses AF_XDP only, its worker on the networking core.
     Engine,
     /// The same, with the wire's NAPI in threads on the applications' cores: the worker has its core to itself.
     EngineNapi,
     /// The same, with the worker on the applications' core: no more cores than `Kernel`, and no wake-ups between cores.
     EngineShared,
+    /// Open vSwitch's userspace datapath.
+    OpenVswitch,
+}
+
+/// What carries the packets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Carrier {
+    Nothing,
+    Kernel,
+    /// uvn with this `path` in its configuration.
+    Uvn(&'static str),
+    OpenVswitch,
+}
+
+/// On which cores.
+#[derive(Clone, Copy)]
+enum Placement {
+    /// Applications on theirs, networking on its own.
+    Apart,
+    /// Applications on all.
+    AllCores,
+    /// Networking on the applications' cores.
+    Shared,
+}
+
+/// Where a node's end of the wire is served.
+#[derive(Clone, Copy)]
+enum Napi {
+    /// As a veth does: in the sender's context.
+    Sender,
+    /// By a thread on the networking core.
+    NetworkingCore,
+    /// By a thread on an application core.
+    ApplicationCore,
 }
 
 impl Contender {
     /// All of them, in the order of tables.
-    pub const ALL: [Contender; 7] = [
+    pub const ALL: [Contender; 10] = [
         Contender::Raw,
         Contender::Kernel,
         Contender::KernelAllCores,
         Contender::KernelTuned,
+        Contender::Auto,
+        Contender::AutoAllCores,
         Contender::Engine,
         Contender::EngineNapi,
         Contender::EngineShared,
+        Contender::OpenVswitch,
     ];
 
     /// Its name, for tables.
@@ -50,9 +96,12 @@ impl Contender {
             Contender::Kernel => "kernel VXLAN",
             Contender::KernelAllCores => "kernel, all cores",
             Contender::KernelTuned => "kernel tuned",
+            Contender::Auto => "uvn auto",
+            Contender::AutoAllCores => "uvn, all cores",
             Contender::Engine => "uvn engine",
             Contender::EngineNapi => "engine, NAPI thr.",
             Contender::EngineShared => "engine, shared",
+            Contender::OpenVswitch => "Open vSwitch",
         }
     }
 
@@ -63,12 +112,15 @@ impl Contender {
             Contender::Raw => "no encapsulation, node to node; application cores only",
             Contender::Kernel => "a VXLAN device per user, GRO on; application cores only",
             Contender::KernelAllCores => "the same; applications may use the networking cores too",
-            Contender::KernelTuned => {
-                "the same as kernel VXLAN; the wire's NAPI in threads on the networking cores"
-            }
-            Contender::Engine => "uvn, AF_XDP: a data plane per node, its worker on the networking core",
+            Contender::KernelTuned => "as kernel VXLAN; the wire's NAPI in threads on the networking cores",
+            Contender::Auto => "uvn in the gear of its choice, its worker on the networking core",
+            Contender::AutoAllCores => "the same; applications may use the networking cores too",
+            Contender::Engine => "uvn by AF_XDP alone, its worker on the networking core",
             Contender::EngineNapi => "the same; the wire's NAPI in threads on the application cores",
-            Contender::EngineShared => "the same as uvn engine, but with the worker on the application core",
+            Contender::EngineShared => "as uvn engine, but with the worker on the application core",
+            Contender::OpenVswitch => {
+                "userspace datapath with a VXLAN port per user, its polling thread on the networking core"
+            }
         }
     }
 
@@ -79,10 +131,45 @@ impl Contender {
             Contender::Kernel => "kernel",
             Contender::KernelAllCores => "kernelall",
             Contender::KernelTuned => "tuned",
+            Contender::Auto => "auto",
+            Contender::AutoAllCores => "autoall",
             Contender::Engine => "engine",
             Contender::EngineNapi => "enginenapi",
             Contender::EngineShared => "engineshared",
+            Contender::OpenVswitch => "ovs",
         }
+    }
+
+    const fn carrier(self) -> Carrier {
+        match self {
+            Contender::Raw => Carrier::Nothing,
+            Contender::Kernel | Contender::KernelAllCores | Contender::KernelTuned => Carrier::Kernel,
+            Contender::Auto | Contender::AutoAllCores => Carrier::Uvn("auto"),
+            Contender::Engine | Contender::EngineNapi | Contender::EngineShared => Carrier::Uvn("engine"),
+            Contender::OpenVswitch => Carrier::OpenVswitch,
+        }
+    }
+
+    const fn placement(self) -> Placement {
+        match self {
+            Contender::KernelAllCores | Contender::AutoAllCores => Placement::AllCores,
+            Contender::EngineShared => Placement::Shared,
+            _ => Placement::Apart,
+        }
+    }
+
+    const fn napi(self) -> Napi {
+        match self {
+            Contender::KernelTuned => Napi::NetworkingCore,
+            Contender::EngineNapi => Napi::ApplicationCore,
+            _ => Napi::Sender,
+        }
+    }
+
+    /// Whether no program of its own carries the packets.
+    #[must_use]
+    pub fn is_kernels_own(self) -> bool {
+        matches!(self.carrier(), Carrier::Nothing | Carrier::Kernel)
     }
 }
 
@@ -105,8 +192,10 @@ pub struct Ground<'a> {
 pub struct Setup {
     /// Which it is.
     pub contender: Contender,
-    /// The data planes, one per node; none where the kernel does it. Before the rig: they stop first.
+    /// uvn's, one per node; none where something else carries the packets. Before the rig: they stop first.
     pub dataplanes: Vec<Dataplane>,
+    /// Open vSwitch's, one per node.
+    switches: Vec<Switch>,
     /// Networks on each node.
     pub networks: usize,
     /// Its nodes.
@@ -116,45 +205,85 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Makes the rig and what carries the packets on it.
+    /// Makes the rig and what carries the packets on it, and sees them arrive on every node.
     ///
     /// # Errors
     /// A step failed; what was made is removed.
     pub fn new(contender: Contender, ground: &Ground) -> Result<Setup, RigError> {
         let rig = Rig::new(&format!("{}{}", contender.tag(), ground.networks), ground.nodes, ground.mtu)?;
-        let mut cores = Cores::of_this_machine(ground.nodes);
-        match contender {
-            Contender::KernelAllCores => cores = cores.iter().map(Cores::all).collect(),
-            Contender::EngineShared => cores = cores.iter().map(Cores::sharing).collect(),
-            _ => {}
-        }
-        let mut setup = Setup {
-            contender,
-            dataplanes: Vec::new(),
-            networks: ground.networks,
-            rig,
-            cores,
-            round_robin: ground.round_robin,
-        };
-        match contender {
-            Contender::Raw => {}
-            Contender::Kernel | Contender::KernelAllCores | Contender::KernelTuned => {
-                kernel::add_devices(&setup.rig, ground.networks)?;
-            }
-            Contender::Engine | Contender::EngineNapi | Contender::EngineShared => {
-                setup.dataplanes = uvn::start(&setup.rig, &setup.cores, ground)?;
+        let cores =
+            Cores::of_this_machine(ground.nodes).into_iter().map(|cores| match contender.placement() {
+                Placement::Apart => cores,
+                Placement::AllCores => cores.all(),
+                Placement::Shared => cores.sharing(),
+            });
+        let cores: Vec<Cores> = cores.collect();
+        let Ground { networks, round_robin, .. } = *ground;
+        let (dataplanes, switches) = (Vec::new(), Vec::new());
+        let mut setup = Setup { contender, dataplanes, switches, networks, rig, cores, round_robin };
+        let (rig, cores) = (&setup.rig, &setup.cores);
+        match contender.carrier() {
+            Carrier::Nothing => {}
+            Carrier::Kernel => kernel::add_devices(rig, networks)?,
+            Carrier::Uvn(path) => setup.dataplanes = uvn::start(rig, cores, ground, path)?,
+            Carrier::OpenVswitch => {
+                let start = |node: usize| Switch::start(rig, node, &cores[node], networks);
+                setup.switches = (0..ground.nodes).map(start).collect::<Result<_, _>>()?;
             }
         }
-        match contender {
-            Contender::KernelTuned => {
-                kernel::thread_napi(&setup.rig, ground.round_robin, |node| setup.cores[node].net)?
+        match contender.napi() {
+            Napi::Sender => {}
+            Napi::NetworkingCore => {
+                kernel::thread_napi(&setup.rig, round_robin, |node| setup.cores[node].net)?
             }
-            Contender::EngineNapi => {
-                kernel::thread_napi(&setup.rig, ground.round_robin, |node| setup.cores[node].apps[0])?
+            Napi::ApplicationCore => {
+                kernel::thread_napi(&setup.rig, round_robin, |node| setup.cores[node].apps[0])?
             }
-            _ => {}
         }
+        setup.greet()?;
+        setup.rest();
         Ok(setup)
+    }
+
+    /// Has every other node answer the first: neighbours are known from then on.
+    fn greet(&self) -> Result<(), RigError> {
+        const TRIES: usize = 3;
+        for node in 1..self.nodes() {
+            let greet = || Game::of(SMALL).play(&self.place(0), &self.place(node), 0.0);
+            // The first frames may be dropped while a neighbour is being resolved.
+            let mut answer = greet();
+            for _ in 1..TRIES {
+                answer = answer.or_else(|_| greet());
+            }
+            answer?;
+        }
+        Ok(())
+    }
+
+    /// Before its turn: wakes up what [`Setup::rest`] put to sleep.
+    pub fn wake(&self) {
+        self.signal_pollers(Signal::SIGCONT);
+    }
+
+    /// After its turn. A thread that polls without end would slow down everybody else's.
+    pub fn rest(&self) {
+        self.signal_pollers(Signal::SIGSTOP);
+    }
+
+    fn signal_pollers(&self, signal: Signal) {
+        for pid in self.switches.iter().map(Switch::poller) {
+            let _gone = kill(Pid::from_raw(pid), signal);
+        }
+    }
+
+    /// The processes that carry its packets.
+    #[must_use]
+    pub fn pids(&self) -> Vec<i32> {
+        self.dataplanes
+            .iter()
+            .map(Dataplane::pid)
+            .chain(self.switches.iter().flat_map(Switch::pids))
+            .collect()
     }
 
     /// How many nodes it has.
@@ -192,21 +321,23 @@ impl Setup {
     /// The name of the measured user's endpoint device, the same on every node.
     #[must_use]
     pub fn device(&self) -> String {
-        match self.contender {
-            Contender::Raw => NIC.to_owned(),
-            Contender::Kernel | Contender::KernelAllCores | Contender::KernelTuned => {
-                kernel::device(USERS[0])
-            }
-            Contender::Engine | Contender::EngineNapi | Contender::EngineShared => uvn::device(USERS[0]),
+        match self.contender.carrier() {
+            Carrier::Nothing => NIC.to_owned(),
+            Carrier::Kernel => kernel::device(USERS[0]),
+            Carrier::Uvn(_) => uvn::device(USERS[0]),
+            Carrier::OpenVswitch => ovs::device(USERS[0]),
         }
     }
 
-    /// How its data planes drive the NIC, in one line; None where there are none.
+    /// How its programs drive the NIC, in one line; None where there are none.
     ///
     /// # Errors
-    /// A data plane does not answer.
+    /// A program does not answer.
     pub fn gear(&self) -> Result<Option<String>, RigError> {
-        self.dataplanes.first().map(Dataplane::summary).transpose()
+        match self.dataplanes.first() {
+            Some(dataplane) => dataplane.summary().map(Some),
+            None => Ok(self.switches.first().map(Switch::summary)),
+        }
     }
 }
 

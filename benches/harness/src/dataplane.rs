@@ -100,11 +100,12 @@ impl Dataplane {
         let text = |name: &str| show[name].as_str().unwrap_or("?").to_owned();
         let copy = if show["zero_copy"] == true { "zero-copy" } else { "copy" };
         Ok(format!(
-            "{}: XDP in {} mode, AF_XDP in {copy} mode, {} networks, tables of epoch {}",
+            "{} ({}); {}: XDP in {} mode, AF_XDP in {copy} mode, {} networks",
+            text("gear"),
+            text("gear_reason"),
             text("state"),
             text("xdp"),
             show["networks"],
-            show["epoch"],
         ))
     }
 

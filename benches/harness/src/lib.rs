@@ -31,7 +31,7 @@
 //! - [`cpu`]: processor time
 //! - [`shell`]: runs other programs
 //! - [`error`]: why something failed
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod baseline;
 pub mod chart;

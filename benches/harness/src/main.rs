@@ -59,7 +59,10 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
-        Some(Command::Probe(probe)) => probe::run(probe).map_err(|error| RigError::program("probe", error)),
+        // Its parent reads what it writes.
+        Some(Command::Probe(probe)) => probe::run(probe)
+            .inspect_err(|error| println!("{error}"))
+            .map_err(|error| RigError::program("probe", error)),
         Some(Command::Report { file, baseline }) => show(&file, baseline.as_deref()),
         None => measure(&arguments),
     };

@@ -24,6 +24,8 @@ pub struct Metric {
 impl Metric {
     /// Gigabits of TCP payload per second.
     pub const GBPS: Metric = higher("Gb/s");
+    /// Thousand datagrams that the sender tried to send per second.
+    pub const OFFERED: Metric = higher("kpps offered");
     /// Thousand received datagrams per second.
     pub const KPPS: Metric = higher("kpps received");
     /// Per cent of sent datagrams that did not arrive.
@@ -45,10 +47,29 @@ impl Metric {
     /// Processor seconds of the whole system per million messages.
     pub const CPU_PER_MILLION: Metric = lower("CPU s/M msgs");
 
-    /// Whether the ratio of two values says anything: that of two small losses does not.
+    /// Thousand connections per second.
+    pub const KCPS: Metric = higher("k connections/s");
+    /// Per cent of the connections that failed.
+    pub const FAILED: Metric = lower("% failed");
+    /// Thousand datagrams of another user's flood received per second.
+    pub const FLOOD: Metric = higher("kpps of the flood received");
+    /// 99th percentile of the round trip while nobody else sends, microseconds.
+    pub const P99_ALONE: Metric = lower("us p99 alone");
+    /// The same while another user floods.
+    pub const P99_FLOOD: Metric = lower("us p99 beside it");
+    /// The latter over the former.
+    pub const P99_RATIO: Metric = lower("x p99 alone");
+    /// Median round trip while another user floods, microseconds.
+    pub const P50_FLOOD: Metric = lower("us p50 beside it");
+    /// Processor time per node without traffic, per cent of one core.
+    pub const IDLE: Metric = lower("% of a core");
+    /// Memory per node.
+    pub const MEMORY: Metric = lower("MiB per node");
+
+    /// Whether the ratio of two values says anything: that of two small losses does not, nor that of ratios.
     #[must_use]
     pub fn has_ratio(unit: &str) -> bool {
-        !unit.starts_with('%')
+        !unit.starts_with(['%', 'x'])
     }
 }
 

@@ -219,6 +219,8 @@ fn stop_processes(namespaces: &[String]) {
         let mut left = processes();
         for &pid in &left {
             let _already_gone = kill(Pid::from_raw(pid), signal);
+            // One that rests between its turns must wake up to end.
+            let _already_gone = kill(Pid::from_raw(pid), Signal::SIGCONT);
         }
         while !left.is_empty() && Instant::now() < end {
             thread::sleep(Duration::from_millis(20));

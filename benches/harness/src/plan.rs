@@ -6,11 +6,16 @@ use crate::hpcc::Hpcc;
 use crate::mpi::{self, Job, Patterns};
 use crate::workload::Workload;
 use crate::workload::bulk::{Bulk, Direction};
-use crate::workload::ping_pong::{PingPong, SMALL};
-use crate::workload::udp::Flood;
+use crate::workload::connections::Connections;
+use crate::workload::fairness::{Fairness, Flood};
+use crate::workload::idle::Idle;
+use crate::workload::ping_pong::{Curve, PAGE, PingPong, SMALL};
+use crate::workload::udp;
+use crate::workload::variant::Variant;
 
 /// Who runs MPI jobs.
-const MPI: [Contender; 4] = [Contender::Raw, Contender::Kernel, Contender::KernelTuned, Contender::Engine];
+const MPI: [Contender; 5] =
+    [Contender::Raw, Contender::Kernel, Contender::KernelTuned, Contender::Auto, Contender::Engine];
 
 /// About how many seconds it takes to set a contender up on a node, and to remove it.
 const SETUP_PER_NODE: f64 = 0.5;
@@ -59,55 +64,74 @@ impl Section {
     }
 }
 
+/// The contenders of most sections.
+const MAIN: [Contender; 6] = [
+    Contender::Raw,
+    Contender::Kernel,
+    Contender::KernelTuned,
+    Contender::Auto,
+    Contender::Engine,
+    Contender::OpenVswitch,
+];
+
+/// The same programs on other cores.
+const PLACEMENTS: [Contender; 5] = [
+    Contender::Kernel,
+    Contender::KernelAllCores,
+    Contender::AutoAllCores,
+    Contender::EngineNapi,
+    Contender::EngineShared,
+];
+
+/// Those who carry jumbo frames: Open vSwitch's AF_XDP port takes none.
+const JUMBO: [Contender; 5] =
+    [Contender::Raw, Contender::Kernel, Contender::KernelTuned, Contender::Auto, Contender::Engine];
+
+/// How often each takes its turn: enough for a median, and its spread.
+const ROUNDS: usize = 5;
+
 /// The run of at most five minutes.
 #[must_use]
 pub fn quick() -> Vec<Section> {
-    vec![two_nodes(5, 1.0)]
+    let workloads = vec![
+        bulk(1, Direction::Forth),
+        bulk(4, Direction::Forth),
+        ping_pong(1, SMALL),
+        busy_ping_pong(1, SMALL),
+        ping_pong(28, SMALL),
+        ping_pong(28, PAGE),
+        Box::new(udp::Flood),
+        Box::new(udp::Paced::new(0.9)),
+        Box::new(Connections),
+        Box::new(Fairness(Flood::Udp)),
+        Box::new(Idle),
+    ];
+    vec![two_nodes("two nodes, MTU 1500", &MAIN, workloads, 0.4)]
 }
 
 /// The run of at most forty minutes.
 #[must_use]
 pub fn full() -> Vec<Section> {
-    vec![two_nodes(15, 3.0), many_networks(5), mpi_two(5), mpi_sixteen(5)]
-}
-
-fn two_nodes(rounds: usize, seconds: f64) -> Section {
-    let bulk = |streams, direction| Box::new(Bulk { streams, direction }) as Box<dyn Workload>;
-    let ping_pong = |connections, bytes| Box::new(PingPong { connections, bytes }) as Box<dyn Workload>;
-    Section {
-        title: "two nodes, MTU 1500".into(),
-        nodes: 2,
-        mtu: 1500,
-        networks: vec![2],
-        round_robin: false,
-        contenders: Contender::ALL.to_vec(),
-        workloads: vec![
-            bulk(1, Direction::Forth),
-            bulk(4, Direction::Forth),
-            Box::new(Flood),
-            ping_pong(1, SMALL),
-            ping_pong(28, SMALL),
-        ],
-        rounds,
-        seconds,
-    }
+    vec![
+        two_nodes("two nodes, MTU 1500", &MAIN, everything(), 1.0),
+        two_nodes("two nodes, other cores", &PLACEMENTS, on("other cores", essentials()), 1.0),
+        Section { mtu: 9000, ..two_nodes("two nodes, MTU 9000", &JUMBO, on("MTU 9000", jumbo()), 1.0) },
+        many_networks(ROUNDS),
+        mpi_two(ROUNDS),
+        mpi_sixteen(ROUNDS),
+    ]
 }
 
 /// One network and many.
 fn many_networks(rounds: usize) -> Section {
-    let ping_pong = |connections| Box::new(PingPong { connections, bytes: SMALL }) as Box<dyn Workload>;
     Section {
         title: "many networks".into(),
         nodes: 2,
         mtu: 1500,
         networks: crowd::NETWORKS.to_vec(),
         round_robin: false,
-        contenders: vec![Contender::Kernel, Contender::Engine],
-        workloads: vec![
-            Box::new(Bulk { streams: 1, direction: Direction::Forth }),
-            ping_pong(1),
-            ping_pong(28),
-        ],
+        contenders: vec![Contender::Kernel, Contender::Auto, Contender::Engine],
+        workloads: vec![bulk(1, Direction::Forth), ping_pong(1, SMALL), ping_pong(28, SMALL)],
         rounds,
         seconds: 1.0,
     }
@@ -142,7 +166,113 @@ fn mpi_two(rounds: usize) -> Section {
 /// A few figures for the demo.
 #[must_use]
 pub fn glimpse() -> Section {
-    let mut section = two_nodes(3, 1.0);
-    section.contenders = vec![Contender::Raw, Contender::Kernel, Contender::Engine];
-    section
+    let contenders = [Contender::Raw, Contender::Kernel, Contender::Auto];
+    Section { rounds: 3, ..two_nodes("two nodes", &contenders, essentials(), 0.5) }
+}
+
+fn two_nodes(
+    title: &str,
+    contenders: &[Contender],
+    workloads: Vec<Box<dyn Workload>>,
+    seconds: f64,
+) -> Section {
+    Section {
+        title: title.to_owned(),
+        nodes: 2,
+        mtu: 1500,
+        networks: vec![2],
+        round_robin: false,
+        contenders: contenders.to_vec(),
+        workloads,
+        rounds: ROUNDS,
+        seconds,
+    }
+}
+
+fn everything() -> Vec<Box<dyn Workload>> {
+    let mut all: Vec<Box<dyn Workload>> = Vec::new();
+    for direction in [Direction::Forth, Direction::Back, Direction::Both] {
+        all.extend([1, 4, 8].map(|streams| bulk(streams, direction)));
+    }
+    all.extend([ping_pong(1, SMALL), busy_ping_pong(1, SMALL)]);
+    all.extend(Curve::SIZES.map(|bytes| Box::new(Curve { bytes }) as Box<dyn Workload>));
+    for connections in [28, 64] {
+        all.extend([SMALL, PAGE].map(|bytes| ping_pong(connections, bytes)));
+    }
+    all.push(busy_ping_pong(28, SMALL));
+    all.push(Box::new(udp::Flood));
+    all.extend([0.5, 0.9].map(|part| Box::new(udp::Paced::new(part)) as Box<dyn Workload>));
+    all.push(Box::new(Connections));
+    all.extend([Flood::Udp, Flood::Tcp].map(|flood| Box::new(Fairness(flood)) as Box<dyn Workload>));
+    all.push(Box::new(Idle));
+    all
+}
+
+fn essentials() -> Vec<Box<dyn Workload>> {
+    vec![
+        bulk(1, Direction::Forth),
+        bulk(4, Direction::Forth),
+        Box::new(udp::Flood),
+        ping_pong(1, SMALL),
+        ping_pong(28, SMALL),
+        ping_pong(28, PAGE),
+    ]
+}
+
+fn jumbo() -> Vec<Box<dyn Workload>> {
+    vec![
+        bulk(1, Direction::Forth),
+        bulk(4, Direction::Forth),
+        bulk(4, Direction::Both),
+        ping_pong(1, SMALL),
+        ping_pong(28, PAGE),
+    ]
+}
+
+fn bulk(streams: usize, direction: Direction) -> Box<dyn Workload> {
+    Box::new(Bulk { streams, direction })
+}
+
+fn ping_pong(connections: usize, bytes: usize) -> Box<dyn Workload> {
+    Box::new(PingPong { connections, bytes, busy_poll: false })
+}
+
+fn busy_ping_pong(connections: usize, bytes: usize) -> Box<dyn Workload> {
+    Box::new(PingPong { connections, bytes, busy_poll: true })
+}
+
+/// The same under another heading.
+fn on(ground: &'static str, workloads: Vec<Box<dyn Workload>>) -> Vec<Box<dyn Workload>> {
+    let variant = |workload| Box::new(Variant { ground, workload }) as Box<dyn Workload>;
+    workloads.into_iter().map(variant).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn minutes(sections: &[Section]) -> f64 {
+        sections.iter().map(Section::takes).sum::<f64>() / 60.0
+    }
+
+    #[test]
+    fn both_runs_keep_their_time() {
+        assert!(minutes(&quick()) <= 5.0, "{}", minutes(&quick()));
+        assert!(minutes(&full()) <= 40.0, "{}", minutes(&full()));
+    }
+
+    #[test]
+    fn no_two_workloads_of_a_run_have_the_same_name() {
+        for run in [quick(), full()] {
+            let names_of = |section: &Section| -> Vec<String> {
+                let of =
+                    |networks| section.workloads.iter().map(move |work| section.name_of(&**work, networks));
+                section.networks.iter().flat_map(|&networks| of(networks)).collect()
+            };
+            let names: Vec<String> = run.iter().flat_map(names_of).collect();
+            let distinct: BTreeSet<&String> = names.iter().collect();
+            assert_eq!(names.len(), distinct.len());
+        }
+    }
 }

@@ -1,8 +1,12 @@
 //! `probe`: the programs that run on nodes. Each writes `ready` when it serves, and its result as one line of JSON.
 //!
 //! - [`pingpong`]: many concurrent TCP ping-pongs
+//! - [`busy_poll`]: an option of their sockets
 //! - [`flood`]: UDP packets per second
+//! - [`connect`]: TCP connections per second
 
+mod busy_poll;
+mod connect;
 mod flood;
 mod pingpong;
 
@@ -17,6 +21,9 @@ pub enum Probe {
     Pong {
         /// TCP port
         port: u16,
+        /// Poll before sleeping
+        #[arg(long)]
+        busy_poll: bool,
     },
     /// Measure TCP ping-pongs against `pong`
     PingPong {
@@ -28,11 +35,17 @@ pub enum Probe {
         bytes: usize,
         /// How long
         seconds: f64,
+        /// Poll before sleeping
+        #[arg(long)]
+        busy_poll: bool,
     },
     /// Count received UDP datagrams until there are no more
     Sink {
         /// UDP port
         port: u16,
+        /// Also tell ten times a second how many there are by then
+        #[arg(long)]
+        tell: bool,
     },
     /// Send 64-byte UDP datagrams
     Flood {
@@ -44,6 +57,22 @@ pub enum Probe {
         #[arg(long)]
         rate: Option<f64>,
     },
+    /// Answer one byte per TCP connection
+    Accept {
+        /// TCP port
+        port: u16,
+        /// How many at once
+        threads: usize,
+    },
+    /// Measure connections to `accept`
+    Connect {
+        /// Where `accept` listens
+        to: SocketAddr,
+        /// How many at once
+        threads: usize,
+        /// How long
+        seconds: f64,
+    },
 }
 
 /// Runs one.
@@ -52,12 +81,14 @@ pub enum Probe {
 /// A socket operation failed.
 pub fn run(probe: Probe) -> io::Result<()> {
     match probe {
-        Probe::Pong { port } => pingpong::pong(port),
-        Probe::PingPong { to, connections, bytes, seconds } => {
-            pingpong::ping(to, connections, bytes, seconds)
+        Probe::Pong { port, busy_poll } => pingpong::pong(port, busy_poll),
+        Probe::PingPong { to, connections, bytes, seconds, busy_poll } => {
+            pingpong::ping(to, connections, bytes, seconds, busy_poll)
         }
-        Probe::Sink { port } => flood::sink(port),
+        Probe::Sink { port, tell } => flood::sink(port, tell),
         Probe::Flood { to, seconds, rate } => flood::flood(to, seconds, rate),
+        Probe::Accept { port, threads } => connect::accept(port, threads),
+        Probe::Connect { to, threads, seconds } => connect::connect(to, threads, seconds),
     }
 }
 

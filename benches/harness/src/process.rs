@@ -39,11 +39,16 @@ impl Place {
     /// One of our own probes that will run there; `arguments` begin with its name.
     #[must_use]
     pub fn probe(&self, arguments: &[&str]) -> Command {
-        // Not our path: a build may have put another program there since we started.
-        let mut command = self.command(&format!("/proc/{}/exe", std::process::id()));
+        let mut command = self.command(&own_program());
         command.arg("probe").args(arguments);
         command
     }
+}
+
+/// This program's file. Not by its path: a build may have put another one there since we started.
+#[must_use]
+pub fn own_program() -> String {
+    format!("/proc/{}/exe", std::process::id())
 }
 
 /// A running program whose standard output we read. Dropping it ends it.

@@ -62,7 +62,8 @@ fn introduce(setup: &Setup, report: &mut Report) -> Result<(), RigError> {
     let name = setup.contender.name();
     if !report.contenders.iter().any(|contender| contender.name == name) {
         let about = setup.contender.about().to_owned();
-        report.contenders.push(ContenderInfo { name: name.to_owned(), about, gear: setup.gear()? });
+        let gear = setup.gear().unwrap_or_else(|error| Some(format!("it does not tell how: {error}")));
+        report.contenders.push(ContenderInfo { name: name.to_owned(), about, gear });
     }
     Ok(())
 }
@@ -104,8 +105,11 @@ fn measure(section: &Section, workload: &dyn Workload, setup: &Setup, report: &m
     if report.missing.iter().any(failed) {
         return;
     }
+    setup.wake();
     let watch = Watch::start();
-    match workload.run(setup, section.seconds) {
+    let outcome = workload.run(setup, section.seconds);
+    setup.rest();
+    match outcome {
         Ok(measured) => {
             let disturbance = watch.disturbance();
             for (label, values) in measured {

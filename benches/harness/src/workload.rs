@@ -1,8 +1,12 @@
 //! Traffic between nodes, and what is measured of it.
 
 pub mod bulk;
+pub mod connections;
+pub mod fairness;
+pub mod idle;
 pub mod ping_pong;
 pub mod udp;
+pub mod variant;
 
 use crate::contender::{Contender, Setup};
 use crate::error::RigError;

@@ -37,6 +37,7 @@ pub const BENCH: &[Package] = &[
     ("iproute2", "network namespaces and links"),
     ("ethtool", "switches the wire's offloads"),
     ("iperf3", "bulk TCP"),
+    ("openvswitch-switch", "the userspace VXLAN that a site would take today; each run starts its own"),
     ("valgrind", "counts the hot path's instructions"),
     ("openmpi-bin", "MPI jobs"),
     ("libopenmpi-dev", "mpicc, for our program of MPI patterns"),

@@ -15,7 +15,7 @@ pub fn device(vni: u32) -> String {
 }
 
 /// Starts one on each node, with its worker on the node's networking core, and waits for them.
-pub fn start(rig: &Rig, cores: &[Cores], ground: &Ground) -> Result<Vec<Dataplane>, RigError> {
+pub fn start(rig: &Rig, cores: &[Cores], ground: &Ground, path: &str) -> Result<Vec<Dataplane>, RigError> {
     let start = |node: usize| {
         let core = cores[node].net;
         // Its workers pin themselves; this puts its other thread out of the applications' way.
@@ -27,7 +27,7 @@ pub fn start(rig: &Rig, cores: &[Cores], ground: &Ground) -> Result<Vec<Dataplan
             round_robin: ground.round_robin,
         };
         let files = rig.directory().join(format!("node{}", node + 1));
-        let configuration = configuration(rig.nodes(), node, core, ground.networks);
+        let configuration = configuration(rig.nodes(), node, core, ground.networks, path);
         Dataplane::start(ground.program, &place, &files, &configuration, ground.networks as u32)
     };
     let mut dataplanes: Vec<Dataplane> = (0..rig.nodes()).map(start).collect::<Result<_, _>>()?;
@@ -36,8 +36,8 @@ pub fn start(rig: &Rig, cores: &[Cores], ground: &Ground) -> Result<Vec<Dataplan
 }
 
 /// The TOML file of one node.
-fn configuration(nodes: usize, node: usize, core: usize, networks: usize) -> String {
-    let mut toml = format!("nic = \"{NIC}\"\nvtep = [\"{}\"]\n", underlay(node).0);
+fn configuration(nodes: usize, node: usize, core: usize, networks: usize, path: &str) -> String {
+    let mut toml = format!("path = \"{path}\"\nnic = \"{NIC}\"\nvtep = [\"{}\"]\n", underlay(node).0);
     let peers: Vec<usize> = (0..nodes).filter(|peer| *peer != node).collect();
     let quoted = |addresses: Vec<IpAddr>| {
         addresses.iter().map(|address| format!("\"{address}\"")).collect::<Vec<_>>().join(", ")
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn every_other_node_is_a_peer_with_all_its_overlay_addresses() {
-        let toml = configuration(3, 1, 7, 2);
+        let toml = configuration(3, 1, 7, 2, "auto");
         assert!(toml.contains("vtep = [\"10.0.0.2\"]"), "{toml}");
         assert!(toml.contains(
             "{ address = \"10.0.0.3\", overlay = [\"10.1.0.3\", \"fd00:11::3\", \"10.2.0.3\", \"fd00:12::3\"] }"

@@ -1,6 +1,6 @@
 //! Concurrent TCP ping-pongs: blocking sockets, a thread per connection on either side, as MPI ranks would be.
 
-use super::ready;
+use super::{busy_poll, ready};
 use crate::cpu::SystemTime;
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -11,22 +11,25 @@ use std::time::{Duration, Instant};
 /// Longest message, so that a stray connection cannot make us allocate much.
 const MAX_BYTES: usize = 1 << 20;
 
-/// Answers for ever. A connection's first four bytes are its message length.
+/// Answers for ever, with busy polling or without. A connection's first four bytes are its message length.
 ///
 /// # Errors
 /// The port cannot be opened.
-pub fn pong(port: u16) -> io::Result<()> {
+pub fn pong(port: u16, busy_poll: bool) -> io::Result<()> {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
     ready();
     for stream in listener.incoming() {
         let stream = stream?;
-        thread::spawn(move || echo(stream));
+        thread::spawn(move || echo(stream, busy_poll));
     }
     Ok(())
 }
 
-fn echo(mut stream: TcpStream) -> io::Result<()> {
+fn echo(mut stream: TcpStream, busy_poll: bool) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    if busy_poll {
+        busy_poll::enable(&stream)?;
+    }
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
     let mut message = vec![0; (u32::from_be_bytes(length) as usize).min(MAX_BYTES)];
@@ -41,14 +44,19 @@ fn echo(mut stream: TcpStream) -> io::Result<()> {
 ///
 /// # Errors
 /// A connection failed.
-pub fn ping(to: SocketAddr, connections: usize, bytes: usize, seconds: f64) -> io::Result<()> {
+pub fn ping(
+    to: SocketAddr,
+    connections: usize,
+    bytes: usize,
+    seconds: f64,
+    busy_poll: bool,
+) -> io::Result<()> {
     let bytes = bytes.clamp(1, MAX_BYTES);
     let start = Barrier::new(connections);
     let before = SystemTime::now();
     let results: Vec<io::Result<(Vec<u32>, f64)>> = thread::scope(|scope| {
-        let players: Vec<_> = (0..connections)
-            .map(|_| scope.spawn(|| play(to, bytes, Duration::from_secs_f64(seconds), &start)))
-            .collect();
+        let play = || play(to, bytes, Duration::from_secs_f64(seconds), &start, busy_poll);
+        let players: Vec<_> = (0..connections).map(|_| scope.spawn(play)).collect();
         let failed = || Err(io::Error::other("a ping-pong thread died"));
         players.into_iter().map(|player| player.join().unwrap_or_else(|_| failed())).collect()
     });
@@ -75,12 +83,21 @@ pub fn ping(to: SocketAddr, connections: usize, bytes: usize, seconds: f64) -> i
 }
 
 /// One connection: its round trips in nanoseconds, and how long it played.
-fn play(to: SocketAddr, bytes: usize, time: Duration, start: &Barrier) -> io::Result<(Vec<u32>, f64)> {
+fn play(
+    to: SocketAddr,
+    bytes: usize,
+    time: Duration,
+    start: &Barrier,
+    busy_poll: bool,
+) -> io::Result<(Vec<u32>, f64)> {
     let stream = TcpStream::connect_timeout(&to, Duration::from_secs(3));
     // Everyone waits here, also who failed to connect: or else the others would wait for ever.
     start.wait();
     let mut stream = stream?;
     stream.set_nodelay(true)?;
+    if busy_poll {
+        busy_poll::enable(&stream)?;
+    }
     stream.set_read_timeout(Some(time + Duration::from_secs(5)))?;
     stream.write_all(&u32::try_from(bytes).unwrap_or(1).to_be_bytes())?;
     let mut message = vec![0x55; bytes];

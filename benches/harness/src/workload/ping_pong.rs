@@ -5,10 +5,13 @@ use crate::contender::Setup;
 use crate::error::RigError;
 use crate::metric::Metric;
 use crate::process::{Place, Process};
+use crate::report::X;
 
 const PORT: u16 = 5301;
 /// Payload bytes of small messages.
 pub const SMALL: usize = 8;
+/// Payload bytes of middling messages: three packets or so.
+pub const PAGE: usize = 4096;
 
 /// Ping-pongs between the first node and the second.
 #[derive(Debug, Clone, Copy)]
@@ -17,14 +20,17 @@ pub struct PingPong {
     pub connections: usize,
     /// Bytes of a message.
     pub bytes: usize,
+    /// Whether the sockets poll before they sleep.
+    pub busy_poll: bool,
 }
 
 impl Workload for PingPong {
     fn name(&self) -> String {
-        let times = if self.connections == 1 { "1 ping-pong" } else { "ping-pongs" };
+        let size = size(self.bytes);
+        let polling = if self.busy_poll { ", busy polling" } else { "" };
         match self.connections {
-            1 => format!("{times}, {}", size(self.bytes)),
-            many => format!("{many} {times}, {}", size(self.bytes)),
+            1 => format!("1 ping-pong, {size}{polling}"),
+            many => format!("{many} ping-pongs, {size}{polling}"),
         }
     }
 
@@ -33,7 +39,8 @@ impl Workload for PingPong {
     }
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
-        let played = play(&setup.place(0), &setup.place(1), self.connections, self.bytes, seconds)?;
+        let game = Game { bytes: self.bytes, connections: self.connections, busy_poll: self.busy_poll };
+        let played = game.play(&setup.place(0), &setup.place(1), seconds)?;
         let cpu = (Metric::CPU_PER_MILLION, played.cpu_per_message * 1e6);
         let rate = (Metric::KMSGS, played.rate / 1e3);
         let values = match self.connections {
@@ -41,6 +48,43 @@ impl Workload for PingPong {
             _ => vec![rate, (Metric::P50, played.p50), (Metric::P99, played.p99), cpu],
         };
         Ok(vec![(self.label(), values)])
+    }
+}
+
+/// One ping-pong with messages of a size: a point of a curve.
+#[derive(Debug, Clone, Copy)]
+pub struct Curve {
+    /// Bytes of a message.
+    pub bytes: usize,
+}
+
+impl Curve {
+    /// From one byte to one MiB.
+    pub const SIZES: [usize; 10] = [1, 8, 64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
+}
+
+impl Workload for Curve {
+    fn name(&self) -> String {
+        format!("TCP ping-pong of {}", size(self.bytes))
+    }
+
+    fn group(&self) -> &'static str {
+        "ping-pong by message size"
+    }
+
+    fn x(&self) -> Option<X> {
+        Some(X { axis: "bytes of a message".into(), value: self.bytes as f64 })
+    }
+
+    /// There are many points: each is given half the time.
+    fn takes(&self, seconds: f64) -> f64 {
+        seconds / 2.0 + 0.2
+    }
+
+    fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
+        let played = Game::of(self.bytes).play(&setup.place(0), &setup.place(1), seconds / 2.0)?;
+        let bandwidth = (Metric::GBPS, played.rate * self.bytes as f64 * 8.0 / 1e9);
+        Ok(vec![(self.label(), vec![(Metric::P50, played.p50), (Metric::P99, played.p99), bandwidth])])
     }
 }
 
@@ -57,29 +101,50 @@ pub struct Played {
     pub cpu_per_message: f64,
 }
 
-/// Plays from `client` with `server`.
-///
-/// # Errors
-/// A probe failed.
-pub fn play(
-    client: &Place,
-    server: &Place,
-    connections: usize,
-    bytes: usize,
-    seconds: f64,
-) -> Result<Played, RigError> {
-    const PING: &str = "probe ping-pong";
-    let pong = Process::start("probe pong", server.probe(&["pong", &PORT.to_string()]))?;
-    pong.wait_for("ready", START)?;
-    let to = format!("{}:{PORT}", server.address);
-    let arguments = ["ping-pong", &to, &connections.to_string(), &bytes.to_string(), &seconds.to_string()];
-    let played = json(PING, &Process::start(PING, client.probe(&arguments))?.finish(patience(seconds))?)?;
-    let number = |name| number(PING, &played, name);
-    let messages = number("messages")?.max(1.0);
-    Ok(Played {
-        rate: messages / number("seconds")?.max(1e-3),
-        p50: number("p50_us")?,
-        p99: number("p99_us")?,
-        cpu_per_message: number("cpu_seconds")? / messages,
-    })
+/// What is played.
+#[derive(Debug, Clone, Copy)]
+pub struct Game {
+    /// Bytes of a message.
+    pub bytes: usize,
+    /// Ping-pongs at once.
+    pub connections: usize,
+    /// Whether the sockets poll before they sleep.
+    pub busy_poll: bool,
+}
+
+impl Game {
+    /// One ping-pong.
+    #[must_use]
+    pub const fn of(bytes: usize) -> Game {
+        Game { bytes, connections: 1, busy_poll: false }
+    }
+
+    /// Plays from `client` with `server`.
+    ///
+    /// # Errors
+    /// A probe failed.
+    pub fn play(self, client: &Place, server: &Place, seconds: f64) -> Result<Played, RigError> {
+        const PING: &str = "probe ping-pong";
+        let port = PORT.to_string();
+        let with = |mut arguments: Vec<&'static str>| {
+            arguments.extend(self.busy_poll.then_some("--busy-poll"));
+            arguments
+        };
+        let mut serve = server.probe(&with(vec!["pong"]));
+        serve.arg(port);
+        let pong = Process::start("probe pong", serve)?;
+        pong.wait_for("ready", START)?;
+        let mut ping = client.probe(&with(vec!["ping-pong"]));
+        ping.arg(format!("{}:{PORT}", server.address));
+        ping.args([self.connections.to_string(), self.bytes.to_string(), seconds.to_string()]);
+        let played = json(PING, &Process::start(PING, ping)?.finish(patience(seconds))?)?;
+        let number = |name| number(PING, &played, name);
+        let messages = number("messages")?.max(1.0);
+        Ok(Played {
+            rate: messages / number("seconds")?.max(1e-3),
+            p50: number("p50_us")?,
+            p99: number("p99_us")?,
+            cpu_per_message: number("cpu_seconds")? / messages,
+        })
+    }
 }

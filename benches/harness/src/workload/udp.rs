@@ -5,6 +5,8 @@ use crate::contender::Setup;
 use crate::error::RigError;
 use crate::metric::Metric;
 use crate::process::{Place, Process};
+use crate::report::median;
+use crate::run::REFERENCE;
 
 const PORT: u16 = 5302;
 
@@ -14,7 +16,7 @@ pub struct Flood;
 
 impl Workload for Flood {
     fn name(&self) -> String {
-        "UDP 64 B, one sender at full speed".into()
+        "UDP 64 B at full speed".into()
     }
 
     fn group(&self) -> &'static str {
@@ -32,9 +34,60 @@ impl Workload for Flood {
     }
 }
 
+/// 64-byte datagrams at a rate that is the same for all: a part of what the kernel's VXLAN receives at full speed.
+#[derive(Debug, Clone)]
+pub struct Paced {
+    part: f64,
+    rate: Option<f64>,
+}
+
+impl Paced {
+    /// `part` is of the kernel's rate.
+    #[must_use]
+    pub fn new(part: f64) -> Paced {
+        Paced { part, rate: None }
+    }
+}
+
+impl Workload for Paced {
+    fn name(&self) -> String {
+        format!("UDP 64 B at {:.0} % of kernel VXLAN's rate", 100.0 * self.part)
+    }
+
+    fn group(&self) -> &'static str {
+        "UDP"
+    }
+
+    fn takes(&self, seconds: f64) -> f64 {
+        seconds + 0.5
+    }
+
+    /// Measures the kernel's rate.
+    fn prepare(&mut self, setups: &[Setup], seconds: f64) -> Result<(), RigError> {
+        const TRIES: usize = 3;
+        let missing =
+            || RigError::program("kernel VXLAN", "is not measured, and its rate is what all are offered");
+        let kernel = setups.iter().find(|setup| setup.contender == REFERENCE).ok_or_else(missing)?;
+        let full = || Ok(send(&kernel.place(0), &kernel.place(1), None, seconds)?.received_rate);
+        let rates = (0..TRIES).map(|_| full()).collect::<Result<_, RigError>>()?;
+        self.rate = median(rates).map(|rate| rate * self.part);
+        Ok(())
+    }
+
+    fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
+        let unknown = || RigError::program("probe flood", "the rate to offer is not known");
+        let rate = self.rate.ok_or_else(unknown)?;
+        let counts = send(&setup.place(0), &setup.place(1), Some(rate), seconds)?;
+        let values = vec![(Metric::OFFERED, counts.offered_rate / 1e3), (Metric::LOSS, counts.lost)];
+        Ok(vec![(self.label(), values)])
+    }
+}
+
 /// The outcome of sending datagrams.
 #[derive(Debug, Clone, Copy)]
 pub struct Counts {
+    /// Datagrams per second that the sender tried to send.
+    pub offered_rate: f64,
     /// Datagrams received per second.
     pub received_rate: f64,
     /// Per cent of those sent that did not arrive.
@@ -55,8 +108,13 @@ pub fn send(client: &Place, server: &Place, rate: Option<f64>, seconds: f64) -> 
     let sent = Process::start("probe flood", client.probe(&arguments))?.finish(patience(seconds))?;
     let received = sink.finish(patience(0.0))?;
     let (sent, received) = (json("probe flood", &sent)?, json("probe sink", &received)?);
+    let duration = number("probe flood", &sent, "seconds")?.max(1e-3);
     let sent = number("probe flood", &sent, "sent")?.max(1.0);
     let count = number("probe sink", &received, "received")?;
     let time = number("probe sink", &received, "seconds")?.max(1e-3);
-    Ok(Counts { received_rate: count / time, lost: 100.0 * (1.0 - count / sent) })
+    Ok(Counts {
+        offered_rate: sent / duration,
+        received_rate: count / time,
+        lost: 100.0 * (1.0 - count / sent),
+    })
 }
