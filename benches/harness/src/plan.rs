@@ -46,9 +46,13 @@ impl Section {
     /// About how many seconds it takes.
     #[must_use]
     pub fn takes(&self) -> f64 {
-        let round: f64 = self.workloads.iter().map(|workload| workload.takes(self.seconds)).sum();
-        let setups = self.contenders.len() as f64 * self.networks.len() as f64;
-        setups * (SETUP_PER_NODE * self.nodes as f64 + self.rounds as f64 * round)
+        let round = |contender: Contender| -> f64 {
+            let fit = self.workloads.iter().filter(|workload| workload.unfit(contender).is_none());
+            fit.map(|workload| workload.takes(self.seconds)).sum()
+        };
+        let turns: f64 = self.contenders.iter().map(|&contender| self.rounds as f64 * round(contender)).sum();
+        let setup = (self.contenders.len() * self.nodes) as f64 * SETUP_PER_NODE;
+        self.networks.len() as f64 * (setup + turns)
     }
 
     /// Whether contenders take part with different numbers of networks.
@@ -84,8 +88,7 @@ const PLACEMENTS: [Contender; 5] = [
 ];
 
 /// Those who carry jumbo frames: Open vSwitch's AF_XDP port takes none.
-const JUMBO: [Contender; 5] =
-    [Contender::Raw, Contender::Kernel, Contender::KernelTuned, Contender::Auto, Contender::Engine];
+const JUMBO: [Contender; 4] = [Contender::Raw, Contender::Kernel, Contender::Auto, Contender::Engine];
 
 /// How often each takes its turn: enough for a median, and its spread.
 const ROUNDS: usize = 5;
@@ -106,7 +109,7 @@ pub fn quick() -> Vec<Section> {
         Box::new(Fairness(Flood::Udp)),
         Box::new(Idle),
     ];
-    vec![two_nodes("two nodes, MTU 1500", &MAIN, workloads, 0.4)]
+    vec![two_nodes("two nodes, MTU 1500", &MAIN, workloads, 0.35)]
 }
 
 /// The run of at most forty minutes.
@@ -258,8 +261,9 @@ mod tests {
 
     #[test]
     fn both_runs_keep_their_time() {
-        assert!(minutes(&quick()) <= 5.0, "{}", minutes(&quick()));
-        assert!(minutes(&full()) <= 40.0, "{}", minutes(&full()));
+        // Less than they may take: a busy machine takes longer.
+        assert!(minutes(&quick()) <= 4.8, "{}", minutes(&quick()));
+        assert!(minutes(&full()) <= 38.0, "{}", minutes(&full()));
     }
 
     #[test]

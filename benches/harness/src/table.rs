@@ -3,23 +3,29 @@
 use crate::metric::Metric;
 use crate::report::{Measurement, Report};
 
-const NAME_WIDTH: usize = 46;
-const CELL_WIDTH: usize = 19;
+const NAME_WIDTH: usize = 58;
+const CELL_WIDTH: usize = 18;
 
 /// Prints medians with their ratio to the `reference` contender's, and below each the least and the greatest value.
 pub fn print(report: &Report, reference: &str) {
-    let contenders: Vec<&str> = report.contenders.iter().map(|contender| contender.name.as_str()).collect();
-    let header: String = contenders.iter().map(|name| format!("{name:>CELL_WIDTH$}")).collect();
-    println!("{:<NAME_WIDTH$}{header}", format!("median (x {reference})"));
-    let mut group = "";
+    let (mut group, mut contenders) = ("", Vec::new());
     for row in rows(report) {
         if row.group != group {
             group = &row.group;
-            println!("{group}");
+            contenders = contenders_of(report, group);
+            let header: String = contenders.iter().map(|name| format!("{name:>CELL_WIDTH$}")).collect();
+            println!("{:<NAME_WIDTH$}{header}", format!("{group}: median (x {reference})"));
         }
         print_row(report, &contenders, row, reference);
     }
     print_remarks(report);
+}
+
+/// Those who took part in a group.
+fn contenders_of<'a>(report: &'a Report, group: &str) -> Vec<&'a str> {
+    let took_part =
+        |name: &&str| report.measurements.iter().any(|m| m.group == group && m.contender == *name);
+    report.contenders.iter().map(|contender| contender.name.as_str()).filter(took_part).collect()
 }
 
 /// The first measurement of each workload and metric, in the order measured.

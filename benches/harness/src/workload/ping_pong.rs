@@ -76,13 +76,13 @@ impl Workload for Curve {
         Some(X { axis: "bytes of a message".into(), value: self.bytes as f64 })
     }
 
-    /// There are many points: each is given half the time.
+    /// There are many points: each is given a quarter of the time.
     fn takes(&self, seconds: f64) -> f64 {
-        seconds / 2.0 + 0.2
+        seconds / 4.0 + 0.2
     }
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
-        let played = Game::of(self.bytes).play(&setup.place(0), &setup.place(1), seconds / 2.0)?;
+        let played = Game::of(self.bytes).play(&setup.place(0), &setup.place(1), seconds / 4.0)?;
         let bandwidth = (Metric::GBPS, played.rate * self.bytes as f64 * 8.0 / 1e9);
         Ok(vec![(self.label(), vec![(Metric::P50, played.p50), (Metric::P99, played.p99), bandwidth])])
     }
