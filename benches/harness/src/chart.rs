@@ -216,22 +216,33 @@ impl Scale {
     }
 }
 
-/// A scale in powers and its ticks: 1, 2, 5 of each ten, or the tens alone where that would be many.
+/// A scale in powers and its ticks: 1, 2, 5 of each ten; more where those would be few, the tens alone where many.
 fn powers(values: &[f64]) -> (Scale, Vec<f64>) {
     let low = values.iter().copied().fold(f64::INFINITY, f64::min);
     let high = values.iter().copied().fold(0.0, f64::max);
     if !(low.is_finite() && high > 0.0) {
         return (Scale { low: 1.0, high: 10.0, log: true }, vec![1.0, 10.0]);
     }
+    let mut ticks = enclosing(low, high, &[1.0, 2.0, 5.0]);
+    if ticks.len() <= 4 {
+        ticks = enclosing(low, high, &[1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]);
+    }
+    let scale = Scale { low: ticks[0], high: ticks[ticks.len() - 1], log: true };
+    if ticks.len() > 9 {
+        ticks.retain(|tick| (tick.log10() - tick.log10().round()).abs() < 1e-9);
+    }
+    (scale, ticks)
+}
+
+/// Two or more of these digits times powers of ten, from the last one at or below `low` to the first at or above `high`.
+fn enclosing(low: f64, high: f64, digits: &[f64]) -> Vec<f64> {
     let tens = low.log10().floor() as i32..=high.log10().floor() as i32 + 1;
-    let all: Vec<f64> = tens.flat_map(|ten| [1.0, 2.0, 5.0].map(|digit| digit * 10_f64.powi(ten))).collect();
-    let begin = all.iter().rposition(|tick| *tick <= low).unwrap_or(0);
-    let end = all.iter().position(|tick| *tick >= high).unwrap_or(all.len() - 1);
-    let end = end.max(begin + 1).min(all.len() - 1);
-    let scale = Scale { low: all[begin], high: all[end], log: true };
-    let ticks = &all[begin..=end];
-    let is_ten = |tick: &&f64| (tick.log10() - tick.log10().round()).abs() < 1e-9;
-    (scale, if ticks.len() <= 9 { ticks.to_vec() } else { ticks.iter().filter(is_ten).copied().collect() })
+    let mut ticks: Vec<f64> =
+        tens.flat_map(|ten| digits.iter().map(move |digit| digit * 10_f64.powi(ten))).collect();
+    let end = ticks.iter().position(|tick| *tick >= high).unwrap_or(ticks.len() - 1);
+    let begin = ticks.iter().rposition(|tick| *tick <= low).unwrap_or(0);
+    ticks.truncate(end.max(begin + 1) + 1);
+    ticks.split_off(begin)
 }
 
 /// Four to six ticks from zero to `top` or a little above.
@@ -276,7 +287,7 @@ fn short_plain(value: f64, parts: f64) -> String {
 pub fn short(value: f64) -> String {
     match value.abs() {
         v if v >= 1e6 => format!("{} M", short(value / 1e6)),
-        v if v < 0.0995 => short_plain(value, 1e4),
+        v if v > 0.0 && v < 0.0995 => short_plain(value, 10_f64.powi(1 - v.log10().floor() as i32)),
         v if v < 99.95 => table::short(value).trim_end_matches('0').trim_end_matches('.').to_owned(),
         _ => table::short(value),
     }
@@ -302,6 +313,9 @@ mod tests {
         let (scale, ticks) = powers(&[0.011, 900_000.0]);
         assert!(scale.low <= 0.011 && scale.high >= 900_000.0);
         assert!(ticks.len() <= 9, "{ticks:?}");
+        let (scale, ticks) = powers(&[0.82, 1.1]);
+        assert!(scale.low <= 0.82 && scale.high >= 1.1 && ticks.len() >= 4, "{ticks:?}");
+        assert!(powers(&[3.0]).1.len() >= 2);
         let (scale, _) = powers(&[]);
         assert!(scale.low < scale.high);
     }
@@ -309,8 +323,8 @@ mod tests {
     #[test]
     fn values_are_written_short() {
         assert_eq!(
-            [0.0, 0.012, 0.5, 9.996, 12.34, 123.4, 2.5e6].map(short),
-            ["0", "0.012", "0.5", "10", "12.3", "123", "2.5 M"]
+            [0.0, 0.000_123, 0.5, 9.996, 12.34, 123.4, 2.5e6].map(short),
+            ["0", "0.00012", "0.5", "10", "12.3", "123", "2.5 M"]
         );
         assert_eq!([1.0, 1024.0, 1_048_576.0].map(|v| quantity(v, "message bytes")), ["1", "1 KiB", "1 MiB"]);
         assert_eq!(quantity(2048.0, "networks"), "2048");

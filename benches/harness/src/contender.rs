@@ -7,7 +7,7 @@ mod uvn;
 use crate::cores::Cores;
 use crate::dataplane::Dataplane;
 use crate::error::RigError;
-use crate::process::Place;
+use crate::process::{Host, Place};
 use crate::rig::{NIC, Rig, USERS, overlay, underlay};
 use crate::workload::ping_pong::{Game, SMALL};
 use nix::sys::signal::{Signal, kill};
@@ -311,7 +311,7 @@ impl Setup {
         };
         let cores = self.cores[node].apps_list();
         Place {
-            netns: self.rig.node(node),
+            host: Host::Netns(self.rig.node(node)),
             cores,
             address: IpAddr::V4(address),
             round_robin: self.round_robin,

@@ -1,9 +1,10 @@
 //! Processor time, from `/proc`.
 
 use nix::unistd::{SysconfVar, sysconf};
+use serde::{Deserialize, Serialize};
 
 /// Processor time of the whole system since it started, in seconds.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct SystemTime {
     /// Spent on anything: programs, the kernel, interrupts.
     pub busy: f64,

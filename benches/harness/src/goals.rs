@@ -1,6 +1,7 @@
 //! What uvn must reach against the others of the same run.
 
 use crate::chart::short;
+use crate::metric::Better;
 use crate::report::{Measurement, Report};
 use Bound::{AtLeast, AtMost};
 
@@ -12,7 +13,10 @@ const SWITCH: &str = "Open vSwitch";
 const AUTO: &str = "uvn auto";
 const ENGINE: &str = "uvn engine";
 
-/// All of them. What no run measures yet is not here.
+/// No other contender: the quantity is a ratio itself, or must be small.
+const NONE: &str = "";
+
+/// All of them.
 pub const GOALS: &[Goal] = &[
     goal(AUTO, "28 ping-pongs of 8 B, messages/s", |m| many(m, "8 B"), KERNEL, AtLeast(1.15)).least(1.05),
     goal(AUTO, "28 ping-pongs of 8 B, messages/s", |m| many(m, "8 B"), RAW, AtLeast(0.9)),
@@ -27,9 +31,20 @@ pub const GOALS: &[Goal] = &[
     goal(AUTO, "processor time per million messages", |m| m.unit == "CPU s/M msgs", KERNEL, AtMost(1.0)),
     goal(AUTO, "MPI, time of any pattern and size", mpi, KERNEL, AtMost(1.0)),
     goal(AUTO, "MPI, time of any pattern and size", mpi, RAW, AtMost(1.1)),
-    goal(ENGINE, "UDP 64 B, packets received", |m| m.unit == "kpps received", KERNEL, AtLeast(2.0)),
+    goal(AUTO, "p99 beside another user's flood, to alone", |m| m.unit == "x p99 alone", NONE, AtMost(2.0)),
+    goal(AUTO, "p50 among many networks, to alone", |m| among(m, Better::Lower), NONE, AtMost(1.1)),
+    goal(AUTO, "rates among many networks, to alone", |m| among(m, Better::Higher), NONE, AtLeast(0.91)),
+    goal(AUTO, "idle, % of a core", |m| m.unit == "% of a core", NONE, AtMost(0.1)),
+    goal(ENGINE, "UDP 64 B, packets received", flood, KERNEL, AtLeast(2.0)),
+    goal(
+        ENGINE,
+        "UDP 64 B, loss at the same rate",
+        |m| m.unit == "% lost" && !at_full_speed(m),
+        KERNEL,
+        AtMost(1.0),
+    ),
     goal(ENGINE, "bulk TCP, any direction and streams", bulk, KERNEL, AtLeast(1.2)),
-    goal(ENGINE, "UDP 64 B, packets received", |m| m.unit == "kpps received", SWITCH, AtLeast(3.0)),
+    goal(ENGINE, "UDP 64 B, packets received", flood, SWITCH, AtLeast(3.0)),
     goal(ENGINE, "bulk TCP, any direction and streams", bulk, SWITCH, AtLeast(3.0)),
 ];
 
@@ -41,8 +56,8 @@ pub struct Goal {
     pub what: &'static str,
     /// Which measurements it is about. If there are several, the worst counts.
     selects: fn(&Measurement) -> bool,
-    /// The contender to compare with.
-    pub against: &'static str,
+    /// The contender to compare with; empty: none, and the quantity itself counts.
+    against: &'static str,
     /// How much of that.
     pub bound: Bound,
     /// What is good enough for a release.
@@ -103,6 +118,18 @@ fn bulk(measurement: &Measurement) -> bool {
     measurement.unit == "Gb/s" && measurement.group == "bulk"
 }
 
+fn at_full_speed(measurement: &Measurement) -> bool {
+    measurement.workload.ends_with("at full speed")
+}
+
+fn flood(measurement: &Measurement) -> bool {
+    measurement.unit == "kpps received" && at_full_speed(measurement)
+}
+
+fn among(measurement: &Measurement, better: Better) -> bool {
+    measurement.unit == "of one network" && measurement.better == better
+}
+
 fn mpi(measurement: &Measurement) -> bool {
     measurement.unit == "us p50" && measurement.group.starts_with("MPI")
 }
@@ -113,13 +140,14 @@ impl Goal {
         self
     }
 
-    /// The limits, as `≥ 1.15 (1.05)`.
+    /// The limits, as `≥ 1.15 (1.05) × raw`.
     #[must_use]
     pub fn limits(&self) -> String {
         let sign = if matches!(self.bound, AtLeast(_)) { '≥' } else { '≤' };
         let (AtLeast(limit) | AtMost(limit)) = self.bound;
         let least = self.least.map(|least| format!(" ({least})"));
-        format!("{sign} {limit}{}", least.unwrap_or_default())
+        let against = if self.against == NONE { String::new() } else { format!(" × {}", self.against) };
+        format!("{sign} {limit}{}{against}", least.unwrap_or_default())
     }
 
     fn verdict(&self, ratio: f64) -> Verdict {
@@ -149,15 +177,25 @@ impl Goal {
         let several = report.measurements.iter().filter(own).count() > 1;
         for own in report.measurements.iter().filter(own) {
             let other = against.and_then(|contender| report.find(&own.workload, &own.unit, &contender.name));
-            let Some(other) = other.filter(|one| one.median > 0.0) else { continue };
-            let ratio = own.median / other.median;
+            let other = if self.against == NONE { Some(1.0) } else { other.map(|other| other.median) };
+            let Some(other) = other else { continue };
+            let ratio = quotient(own.median, other);
             if outcome.ratio.is_none_or(|worst| self.is_worse(ratio, worst)) {
                 outcome.ratio = Some(ratio);
-                outcome.medians = Some((own.median, other.median));
+                outcome.medians = Some((own.median, other)).filter(|_| self.against != NONE);
                 outcome.place = several.then(|| format!("{}, {}", own.workload, own.unit));
             }
         }
         outcome
+    }
+}
+
+/// That of two zeros, such as losses, is 1.
+fn quotient(own: f64, other: f64) -> f64 {
+    match (own > 0.0, other > 0.0) {
+        (false, false) => 1.0,
+        (true, false) => f64::INFINITY,
+        _ => own / other,
     }
 }
 
@@ -200,10 +238,10 @@ pub fn print(report: &Report) {
     let measured = || outcomes.iter().filter_map(|outcome| Some((outcome, outcome.ratio?)));
     println!("goals: {} of {} measured", measured().count(), outcomes.len());
     for (outcome, ratio) in measured() {
-        let Goal { who, what, against, .. } = outcome.goal;
+        let Goal { who, what, .. } = outcome.goal;
         let (word, limits) = (outcome.goal.verdict(ratio).word(), outcome.goal.limits());
         let place = outcome.place.as_ref().map(|place| format!("; worst: {place}")).unwrap_or_default();
-        println!("  {word:<6}  {who}, {what}: {ratio:.2} x {against}, goal {limits}{place}");
+        println!("  {word:<6}  {who}, {what}: {ratio:.2}, goal {limits}{place}");
     }
 }
 
@@ -233,7 +271,7 @@ mod tests {
         assert_eq!(measured[0].verdict(), Some(Verdict::Nearly));
         assert_eq!(measured[0].place.as_deref(), Some("TCP, 1 stream, back, Gb/s"));
         assert_eq!(measured[0].medians(), "5 : 4");
-        assert_eq!(measured[0].goal.limits(), "≥ 1.3 (1)");
+        assert_eq!(measured[0].goal.limits(), "≥ 1.3 (1) × kernel VXLAN");
     }
 
     #[test]
@@ -243,6 +281,7 @@ mod tests {
             [0.9, 0.93, 0.96].map(|ratio| latency.verdict(ratio)),
             [Verdict::Met, Verdict::Nearly, Verdict::Missed]
         );
+        assert_eq!([quotient(0.0, 0.0), quotient(1.0, 0.0), quotient(1.0, 2.0)], [1.0, f64::INFINITY, 0.5]);
         assert!(latency.is_worse(1.0, 0.9));
         assert!(goal(AUTO, "", |_| true, RAW, AtLeast(0.9)).is_worse(0.8, 0.9));
     }

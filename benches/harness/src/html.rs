@@ -51,7 +51,7 @@ pub fn page(report: &Report) -> String {
                     @for group in groups {
                         section {
                             h2 { (group) }
-                            (legend(report, &colours))
+                            (legend(report, group, &colours))
                             div.figures {
                                 @for panel in panels.iter().filter(|panel| panel.group == group) {
                                     (figures::draw(report, panel, &colours))
@@ -117,10 +117,13 @@ fn swatch(colour: usize) -> Markup {
     }
 }
 
-fn legend(report: &Report, colours: &[usize]) -> Markup {
+fn legend(report: &Report, group: &str, colours: &[usize]) -> Markup {
+    let takes_part =
+        |name: &str| report.measurements.iter().any(|one| one.group == group && one.contender == name);
+    let shown = report.contenders.iter().zip(colours).filter(|(contender, _)| takes_part(&contender.name));
     html! {
         p.legend {
-            @for (contender, colour) in report.contenders.iter().zip(colours) {
+            @for (contender, colour) in shown {
                 span { (swatch(*colour)) (contender.name) " " }
             }
         }
@@ -153,8 +156,8 @@ fn goal(outcome: &Outcome) -> Markup {
                 Some(verdict) => span class=(verdict.word()) { (verdict.word()) },
                 None => span.none { "not measured" },
             } }
-            td.number { @if let Some(ratio) = outcome.ratio { strong { (short(ratio)) "\u{a0}×" } } }
-            td.limit { (outcome.goal.limits()) " × " (outcome.goal.against) }
+            td.number { @if let Some(ratio) = outcome.ratio { strong { (short(ratio)) } } }
+            td.limit { (outcome.goal.limits()) }
             td.number { (outcome.medians()) }
             td { (outcome.place.as_deref().unwrap_or_default()) }
         }

@@ -25,6 +25,8 @@
 //! - [`rig`]: nodes as network namespaces, and the wire between them
 //! - [`wire`]: the offloads of that wire
 //! - [`cores`]: which core runs what
+//! - [`nodes`]: real nodes instead
+//! - [`ssh`]: programs on them
 //! - [`dataplane`]: a running `uvn-dataplane`
 //! - [`process`]: programs on a node
 //! - [`probe`]: those of our own
@@ -48,6 +50,7 @@ pub mod machine;
 pub mod metric;
 pub mod mpi;
 pub mod netns;
+pub mod nodes;
 pub mod noise;
 pub mod plan;
 pub mod probe;
@@ -56,6 +59,7 @@ pub mod report;
 pub mod rig;
 pub mod run;
 pub mod shell;
+pub mod ssh;
 pub mod table;
 pub mod wire;
 pub mod workload;

@@ -5,9 +5,10 @@ use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use uvn_bench::error::RigError;
+use uvn_bench::nodes::Site;
 use uvn_bench::plan::{self, Section};
 use uvn_bench::report::{Report, Settings};
-use uvn_bench::{baseline, goals, html, netns, probe, run, table};
+use uvn_bench::{baseline, goals, html, netns, nodes, probe, run, ssh, table};
 
 /// Measures ways to carry users' packets side by side. Needs root; leaves nothing behind.
 #[derive(Parser)]
@@ -39,6 +40,8 @@ struct Arguments {
     /// An earlier report.json to compare with
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
+    #[command(flatten)]
+    site: nodes::Options,
 }
 
 #[derive(Subcommand)]
@@ -54,16 +57,35 @@ enum Command {
     /// Run on a node
     #[command(hide = true, subcommand)]
     Probe(probe::Probe),
+    /// Run a program on a node with an open connection
+    #[command(hide = true)]
+    Ssh(ssh::Words),
+    /// Run a program and end it with standard input
+    #[command(hide = true)]
+    Guard {
+        /// The program and its arguments
+        #[arg(last = true, required = true)]
+        words: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let result = match arguments.command {
+    let mut arguments = Arguments::parse();
+    let result = match arguments.command.take() {
         // Its parent reads what it writes.
         Some(Command::Probe(probe)) => probe::run(probe)
             .inspect_err(|error| println!("{error}"))
             .map_err(|error| RigError::program("probe", error)),
         Some(Command::Report { file, baseline }) => show(&file, baseline.as_deref()),
+        Some(Command::Ssh(words)) => Err(RigError::program("ssh", words.become_ssh())),
+        Some(Command::Guard { words }) => match ssh::guard(&words) {
+            Ok(code) => return code,
+            Err(error) => {
+                // Who waits for the program reads what it writes.
+                println!("{error}");
+                return ExitCode::FAILURE;
+            }
+        },
         None => measure(&arguments),
     };
     let _unless_stopping = netns::running();
@@ -77,47 +99,74 @@ fn main() -> ExitCode {
 }
 
 fn measure(arguments: &Arguments) -> Result<(), RigError> {
-    netns::prepare()?;
     let own = std::env::current_exe()
         .map_err(|source| RigError::Io { what: "find this program".into(), source })?;
-    let program = arguments.dataplane.clone().unwrap_or_else(|| own.with_file_name("uvn-dataplane"));
-    let built = own.ancestors().nth(2).unwrap_or(&own).join("bench");
-    let output = arguments.output.clone().unwrap_or(built);
     let earlier = arguments.baseline.as_deref().map(Report::read).transpose()?;
     let mut sections = plan(arguments);
-    let minutes = sections.iter().map(Section::takes).sum::<f64>() / 60.0;
-    let first = sections.first().ok_or_else(|| {
-        RigError::program("--contender, --workload", "nothing to measure: no name contains that")
-    })?;
-    let mut report = Report::new(Settings {
-        mtu: first.mtu,
-        rounds: first.rounds,
-        seconds: first.seconds,
-        nodes: first.nodes,
-        quick: arguments.quick,
-    });
-    let machine = &report.machine;
-    println!(
-        "kernel {}, {} cores, {}; about {minutes:.1} minutes",
-        machine.kernel, machine.cores, machine.cpu
-    );
-    for section in &sections {
-        println!("  {:4.1} min  {}", section.takes() / 60.0, section.title);
-    }
-    if machine.load_at_start > 1.0 {
-        println!("  load {}: other programs are running, which disturbs every figure", machine.load_at_start);
-    }
-    run::sections(&mut sections, &program, &mut report)?;
+    let mut report = if arguments.site.nodes.is_empty() {
+        netns::prepare()?;
+        let program = arguments.dataplane.clone().unwrap_or_else(|| own.with_file_name("uvn-dataplane"));
+        let mut report = Report::new(settings(&sections, arguments)?);
+        announce(&sections, &report);
+        run::sections(&mut sections, &program, &mut report)?;
+        report
+    } else {
+        netns::catch_signals()?;
+        sections.truncate(1);
+        measure_site(&sections, arguments)?
+    };
     if let (Some(earlier), Some(file)) = (earlier, &arguments.baseline) {
         report.baseline = Some(baseline::compare(&report, &earlier, &file.display().to_string()));
     }
     print(&report);
+    let built = own.ancestors().nth(2).unwrap_or(&own).join("bench");
+    let output = arguments.output.clone().unwrap_or(built);
     std::fs::create_dir_all(&output).map_err(|source| failed(&output, source))?;
     let path = output.join("report.json");
     let text = serde_json::to_string_pretty(&report).map_err(|error| failed(&path, error.into()))?;
     std::fs::write(&path, text + "\n").map_err(|source| failed(&path, source))?;
     println!("all samples: {}", path.display());
     write_page(&report, &path)
+}
+
+/// Real nodes do the first section's work, as far as it needs no rig.
+fn measure_site(sections: &[Section], arguments: &Arguments) -> Result<Report, RigError> {
+    let mut site = Site::open(&arguments.site)?;
+    site.retain(|name| chosen(&arguments.contender, &[name]));
+    let mut report = site.report(settings(sections, arguments)?)?;
+    let machine = &report.machine;
+    println!("kernel {}, {} cores, {}", machine.kernel, machine.cores, machine.cpu);
+    let workloads = sections.iter().flat_map(|section| &section.workloads);
+    site.measure(&workloads.map(AsRef::as_ref).collect::<Vec<_>>(), &mut report);
+    Ok(report)
+}
+
+fn settings(sections: &[Section], arguments: &Arguments) -> Result<Settings, RigError> {
+    let first = sections.first().ok_or_else(|| {
+        RigError::program("--contender, --workload", "nothing to measure: no name contains that")
+    })?;
+    Ok(Settings {
+        mtu: first.mtu,
+        rounds: first.rounds,
+        seconds: first.seconds,
+        nodes: first.nodes,
+        quick: arguments.quick,
+    })
+}
+
+fn announce(sections: &[Section], report: &Report) {
+    let minutes = sections.iter().map(Section::takes).sum::<f64>() / 60.0;
+    let machine = &report.machine;
+    println!(
+        "kernel {}, {} cores, {}; about {minutes:.1} minutes",
+        machine.kernel, machine.cores, machine.cpu
+    );
+    for section in sections {
+        println!("  {:4.1} min  {}", section.takes() / 60.0, section.title);
+    }
+    if machine.load_at_start > 1.0 {
+        println!("  load {}: other programs are running, which disturbs every figure", machine.load_at_start);
+    }
 }
 
 /// Shows what is in a file.
@@ -157,12 +206,11 @@ fn failed(path: &Path, source: std::io::Error) -> RigError {
 
 /// What is asked for: all that fits, less what the options leave out.
 fn plan(arguments: &Arguments) -> Vec<Section> {
-    let chosen = |wanted: &[String], names: &[&str]| {
-        wanted.is_empty() || wanted.iter().any(|part| names.iter().any(|name| name.contains(part.as_str())))
-    };
     let mut sections = if arguments.quick { plan::quick() } else { plan::full() };
     for section in &mut sections {
-        section.contenders.retain(|contender| chosen(&arguments.contender, &[contender.name()]));
+        if arguments.site.nodes.is_empty() {
+            section.contenders.retain(|contender| chosen(&arguments.contender, &[contender.name()]));
+        }
         section
             .workloads
             .retain(|workload| chosen(&arguments.workload, &[workload.group(), &workload.name()]));
@@ -171,4 +219,9 @@ fn plan(arguments: &Arguments) -> Vec<Section> {
     }
     sections.retain(|section| !section.contenders.is_empty() && !section.workloads.is_empty());
     sections
+}
+
+/// Whether one of the names contains one of the wanted parts; all do when nothing is wanted.
+fn chosen(wanted: &[String], names: &[&str]) -> bool {
+    wanted.is_empty() || wanted.iter().any(|part| names.iter().any(|name| name.contains(part.as_str())))
 }

@@ -117,6 +117,14 @@ pub fn prepare() -> Result<(), RigError> {
         return Err(RigError::NotRoot);
     }
     sweep();
+    catch_signals()
+}
+
+/// Has Ctrl-C (or SIGTERM, SIGHUP) remove what this process has made before it ends.
+///
+/// # Errors
+/// Signals cannot be caught.
+pub fn catch_signals() -> Result<(), RigError> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(|source| RigError::Io { what: "catch signals".into(), source })?;
@@ -130,7 +138,9 @@ pub fn prepare() -> Result<(), RigError> {
         while owners(TESTS).into_iter().any(is_alive) && Instant::now() < end {
             thread::sleep(Duration::from_millis(50));
         }
-        sweep();
+        if nix::unistd::geteuid().is_root() {
+            sweep();
+        }
         std::process::exit(128 + signal);
     });
     Ok(())

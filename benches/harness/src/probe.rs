@@ -10,9 +10,13 @@ mod connect;
 mod flood;
 mod pingpong;
 
+use crate::nodes::Look;
+use crate::noise::Load;
 use clap::Subcommand;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::thread;
+use std::time::Duration;
 
 /// A probe and its settings.
 #[derive(Debug, Subcommand)]
@@ -73,6 +77,27 @@ pub enum Probe {
         /// How long
         seconds: f64,
     },
+    /// Say what this machine is, and how it reaches another
+    Look {
+        /// The other
+        to: IpAddr,
+    },
+    /// Say how busy this machine is, and with what else
+    Load,
+}
+
+/// Runs `bind` until it succeeds, for two seconds at most: on another node the last probe may take a moment to go.
+fn patiently<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    const TRIES: u32 = 40;
+    for _ in 1..TRIES {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                thread::sleep(Duration::from_millis(50))
+            }
+            result => return result,
+        }
+    }
+    bind()
 }
 
 /// Runs one.
@@ -89,7 +114,14 @@ pub fn run(probe: Probe) -> io::Result<()> {
         Probe::Flood { to, seconds, rate } => flood::flood(to, seconds, rate),
         Probe::Accept { port, threads } => connect::accept(port, threads),
         Probe::Connect { to, threads, seconds } => connect::connect(to, threads, seconds),
+        Probe::Look { to } => print(&Look::here(to)),
+        Probe::Load => print(&Load::beside_session()),
     }
+}
+
+fn print(result: &impl serde::Serialize) -> io::Result<()> {
+    println!("{}", serde_json::to_string(result)?);
+    Ok(())
 }
 
 /// Tells the parent that this probe serves now.

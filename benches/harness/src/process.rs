@@ -2,6 +2,7 @@
 
 use crate::error::RigError;
 use crate::netns;
+use crate::ssh::Login;
 use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,9 +13,9 @@ use std::time::{Duration, Instant};
 /// Where a program runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// Its network namespace.
-    pub netns: String,
-    /// Its cores, as taskset writes them.
+    /// The node.
+    pub host: Host,
+    /// Its cores, as taskset writes them; all of a real node's.
     pub cores: String,
     /// Where the others reach it.
     pub address: IpAddr,
@@ -23,23 +24,42 @@ pub struct Place {
     pub round_robin: bool,
 }
 
+/// A node, here or elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Host {
+    /// A network namespace of this machine.
+    Netns(String),
+    /// A real node.
+    Ssh(Login),
+}
+
 impl Place {
-    /// A command that will run there. It keeps its process id: `ip netns exec`, taskset and chrt replace themselves.
+    /// A command that will run there. In a namespace it keeps its process id: `ip netns exec`, taskset and chrt replace
+    /// themselves.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.netns, "taskset", "-c", &self.cores]);
-        if self.round_robin {
-            command.args(["chrt", "--rr", "1"]);
+        match &self.host {
+            Host::Netns(netns) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", netns, "taskset", "-c", &self.cores]);
+                if self.round_robin {
+                    command.args(["chrt", "--rr", "1"]);
+                }
+                command.arg(program);
+                command
+            }
+            Host::Ssh(login) => login.command(program),
         }
-        command.arg(program);
-        command
     }
 
     /// One of our own probes that will run there; `arguments` begin with its name.
     #[must_use]
     pub fn probe(&self, arguments: &[&str]) -> Command {
-        let mut command = self.command(&own_program());
+        let own = match &self.host {
+            Host::Netns(_) => own_program(),
+            Host::Ssh(login) => login.program(),
+        };
+        let mut command = self.command(&own);
         command.arg("probe").args(arguments);
         command
     }
@@ -66,7 +86,8 @@ impl Process {
     pub fn start(name: &str, mut command: Command) -> Result<Process, RigError> {
         let running = netns::running();
         let mut child = command
-            .stdin(Stdio::null())
+            // It ends with us, however we end: who runs elsewhere is ended then.
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|source| RigError::Io { what: format!("start {name}"), source })?;
@@ -93,15 +114,18 @@ impl Process {
     /// The program ended first, or took longer than `patience`.
     pub fn wait_for(&self, text: &str, patience: Duration) -> Result<String, RigError> {
         let end = Instant::now() + patience;
+        let mut last = String::new();
         loop {
             match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(line) if line.contains(text) => return Ok(line),
-                Ok(_) => {}
+                Ok(line) => last = line,
                 Err(RecvTimeoutError::Timeout) => {
                     return Err(self.failed(format!("did not say {text:?} within {patience:?}")));
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(self.failed(format!("ended before it said {text:?}")));
+                    return Err(
+                        self.failed(format!("ended before it said {text:?}; its last line: {last:?}"))
+                    );
                 }
             }
         }
@@ -136,6 +160,15 @@ impl Process {
     /// Whether it has ended, and how.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
+    }
+
+    /// Ends its standard input, and waits for it to end by itself; kills it after `patience`.
+    pub fn end(mut self, patience: Duration) {
+        drop(self.child.stdin.take());
+        let end = Instant::now() + patience;
+        while self.ended().is_none() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     fn failed(&self, why: String) -> RigError {

@@ -190,6 +190,13 @@ impl Report {
         self.measurements.iter().find(same)
     }
 
+    /// Whether a contender failed a workload.
+    #[must_use]
+    pub fn has_missed(&self, contender: &str, workload: &str) -> bool {
+        let is_it = |one: &Missing| one.contender == contender && one.workload.as_deref() == Some(workload);
+        self.missing.iter().any(is_it)
+    }
+
     /// Notes why something was not measured, once.
     pub fn miss(&mut self, contender: &str, workload: Option<String>, why: impl ToString) {
         let missing = Missing { contender: contender.to_owned(), workload, why: why.to_string() };

@@ -6,7 +6,7 @@ use crate::crowd;
 use crate::error::RigError;
 use crate::noise::Watch;
 use crate::plan::Section;
-use crate::report::{ContenderInfo, Missing, Report};
+use crate::report::{ContenderInfo, Report};
 use crate::rig::NIC;
 use crate::wire;
 use crate::workload::Workload;
@@ -22,7 +22,7 @@ pub const REFERENCE: Contender = Contender::Kernel;
 /// # Errors
 /// The machine cannot tell about the wire. A contender that fails is only noted in the report.
 pub fn sections(sections: &mut [Section], program: &Path, report: &mut Report) -> Result<(), RigError> {
-    let mut progress = Progress::new(sections);
+    let mut progress = Progress::new(sections.iter().map(Section::takes).sum());
     for section in sections {
         let setups = set_up(section, program, report, &mut progress);
         for setup in &setups {
@@ -57,7 +57,7 @@ fn set_up(section: &Section, program: &Path, report: &mut Report, progress: &mut
 /// Notes who takes part.
 fn introduce(setup: &Setup, report: &mut Report) -> Result<(), RigError> {
     if report.offloads.is_null() {
-        report.offloads = wire::offloads(&setup.rig.node(0), NIC)?;
+        report.offloads = wire::offloads(Some(&setup.rig.node(0)), NIC)?;
     }
     let name = setup.contender.name();
     if !report.contenders.iter().any(|contender| contender.name == name) {
@@ -100,9 +100,7 @@ fn measure(section: &Section, workload: &dyn Workload, setup: &Setup, report: &m
         report.miss(contender, Some(name), why);
         return;
     }
-    let failed =
-        |missing: &Missing| missing.contender == contender && missing.workload.as_ref() == Some(&name);
-    if report.missing.iter().any(failed) {
+    if report.has_missed(contender, &name) {
         return;
     }
     setup.wake();
@@ -124,7 +122,7 @@ fn measure(section: &Section, workload: &dyn Workload, setup: &Setup, report: &m
 }
 
 /// A line that tells how far a run is: rewritten on a terminal, and otherwise written when a round or section begins.
-struct Progress {
+pub struct Progress {
     begin: Instant,
     total: f64,
     done: f64,
@@ -133,17 +131,20 @@ struct Progress {
 }
 
 impl Progress {
-    fn new(sections: &[Section]) -> Progress {
-        let total = sections.iter().map(Section::takes).sum();
+    /// Of work that takes about `total` seconds.
+    #[must_use]
+    pub fn new(total: f64) -> Progress {
         let terminal = std::io::stdout().is_terminal();
         Progress { begin: Instant::now(), total, done: 0.0, terminal, last: String::new() }
     }
 
-    fn done(&mut self, seconds: f64) {
+    /// So many seconds of it are done.
+    pub fn done(&mut self, seconds: f64) {
         self.done += seconds;
     }
 
-    fn show(&mut self, what: &str) {
+    /// Says what is being done.
+    pub fn show(&mut self, what: &str) {
         let percent = 100.0 * (self.done / self.total.max(0.1)).min(1.0);
         let line = format!("[{percent:3.0} %, {:4} s] {what}", self.begin.elapsed().as_secs());
         if self.terminal {
@@ -158,7 +159,8 @@ impl Progress {
         }
     }
 
-    fn clear(&self) {
+    /// It is over.
+    pub fn clear(&self) {
         if self.terminal {
             print!("\r\x1b[K");
         }

@@ -32,7 +32,7 @@ pub fn set_offloads(netns: &str, device: &str, gro: bool) -> Result<(), RigError
         set.args([feature, "off"]);
     }
     shell::read(set.args(["gro", word(gro)]))?;
-    let features = offloads(netns, device)?;
+    let features = offloads(Some(netns), device)?;
     let off = REPORTED_OFF.iter().map(|feature| (*feature, false));
     for (feature, active) in off.chain([(REPORTED_GRO, gro)]) {
         if features[feature]["active"] != Value::Bool(active) {
@@ -42,13 +42,20 @@ pub fn set_offloads(netns: &str, device: &str, gro: bool) -> Result<(), RigError
     Ok(())
 }
 
-/// What `ethtool -k` says about one end.
+/// What `ethtool -k` says about one end; None: about a device of this machine.
 ///
 /// # Errors
 /// ethtool failed or wrote something else than JSON.
-pub fn offloads(netns: &str, device: &str) -> Result<Value, RigError> {
-    let text =
-        shell::read(Command::new("ip").args(["netns", "exec", netns, "ethtool", "--json", "-k", device]))?;
+pub fn offloads(netns: Option<&str>, device: &str) -> Result<Value, RigError> {
+    let mut ethtool = netns.map_or_else(
+        || Command::new("ethtool"),
+        |netns| {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", netns, "ethtool"]);
+            command
+        },
+    );
+    let text = shell::read(ethtool.args(["--json", "-k", device]))?;
     let mut all: Vec<Value> =
         serde_json::from_str(&text).map_err(|error| RigError::program("ethtool --json -k", error))?;
     Ok(all.pop().unwrap_or_default())

@@ -9,8 +9,11 @@ pub mod udp;
 pub mod variant;
 
 use crate::contender::{Contender, Setup};
+use crate::cpu::SystemTime;
 use crate::error::RigError;
 use crate::metric::Metric;
+use crate::noise::Load;
+use crate::process::{Host, Place};
 use crate::report::X;
 use serde_json::Value;
 use std::time::Duration;
@@ -60,6 +63,11 @@ pub trait Workload {
         Ok(())
     }
 
+    /// The same between two places, wherever they are. None: it needs more than that.
+    fn between(&self, _client: &Place, _server: &Place, _seconds: f64) -> Option<Result<Values, RigError>> {
+        None
+    }
+
     /// Has traffic flow for about `seconds`.
     ///
     /// # Errors
@@ -72,6 +80,14 @@ pub trait Workload {
     }
 }
 
+/// Processor seconds that the machines of these places have spent since they started.
+fn busy(client: &Place, server: &Place) -> Result<f64, RigError> {
+    match (&client.host, &server.host) {
+        (Host::Netns(_), Host::Netns(_)) => Ok(SystemTime::now().busy),
+        _ => Ok(Load::at([client, server])?.map(|load| load.system.busy).iter().sum()),
+    }
+}
+
 /// How long a server may take to start.
 const START: Duration = Duration::from_secs(5);
 
@@ -80,7 +96,7 @@ fn patience(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds + 20.0)
 }
 
-fn json(program: &str, lines: &[String]) -> Result<Value, RigError> {
+pub(crate) fn json(program: &str, lines: &[String]) -> Result<Value, RigError> {
     let text = lines.join("\n");
     serde_json::from_str(&text).map_err(|error| RigError::program(program, format!("{error} in {text:?}")))
 }

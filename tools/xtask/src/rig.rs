@@ -8,7 +8,7 @@ use uvn_bench::cores::Cores;
 use uvn_bench::dataplane::Dataplane;
 use uvn_bench::error::RigError;
 use uvn_bench::netns::{self, Namespaces, ip};
-use uvn_bench::process::Place;
+use uvn_bench::process::{Host, Place};
 use uvn_bench::rig::{NIC, USERS};
 use uvn_bench::wire;
 
@@ -108,13 +108,18 @@ impl Rig {
     }
 
     fn place_in(&self, netns: String, node: usize) -> Place {
-        Place { netns, cores: self.cores[node].apps_list(), address: address(node), round_robin: false }
+        Place {
+            host: Host::Netns(netns),
+            cores: self.cores[node].apps_list(),
+            address: address(node),
+            round_robin: false,
+        }
     }
 
     fn start_dataplane(&self, program: &Path, node: usize) -> Result<Dataplane, RigError> {
         let core = self.cores[node].net;
         let place = Place {
-            netns: self.node(node),
+            host: Host::Netns(self.node(node)),
             cores: core.to_string(),
             address: address(node),
             round_robin: false,

@@ -4,7 +4,7 @@ use super::vni;
 use crate::cores::Cores;
 use crate::error::RigError;
 use crate::netns::ip;
-use crate::process::{Place, Process};
+use crate::process::{Host, Place, Process};
 use crate::rig::{NIC, Rig, overlay, underlay};
 use crate::shell;
 use std::fs::File;
@@ -51,7 +51,8 @@ impl Switch {
         // The polling thread pins itself. The main thread, which serves the endpoints, may go where there is room.
         let address = IpAddr::V4(underlay(node).0);
         let cores_list = cores.all().apps_list();
-        let place = Place { netns: rig.node(node), cores: cores_list, address, round_robin: false };
+        let place =
+            Place { host: Host::Netns(rig.node(node)), cores: cores_list, address, round_robin: false };
         let start = |program: &str, arguments: &[String]| -> Result<Process, RigError> {
             let mut command = place.command(program);
             command.args(arguments).env("OVS_RUNDIR", &directory).env("OVS_LOGDIR", &directory);

@@ -4,7 +4,7 @@ use super::{Ground, vni};
 use crate::cores::Cores;
 use crate::dataplane::Dataplane;
 use crate::error::RigError;
-use crate::process::Place;
+use crate::process::{Host, Place};
 use crate::rig::{NIC, Rig, overlay, overlays, underlay};
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ pub fn start(rig: &Rig, cores: &[Cores], ground: &Ground, path: &str) -> Result<
         // Its workers pin themselves; this puts its other thread out of the applications' way.
         let address = IpAddr::V4(underlay(node).0);
         let place = Place {
-            netns: rig.node(node),
+            host: Host::Netns(rig.node(node)),
             cores: core.to_string(),
             address,
             round_robin: ground.round_robin,

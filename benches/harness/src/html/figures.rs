@@ -10,7 +10,7 @@ use maud::{Markup, html};
 pub struct Panel<'a> {
     /// The heading.
     pub group: &'a str,
-    workload: &'a str,
+    workload: String,
     unit: &'a str,
     better: Better,
     axis: Option<&'a str>,
@@ -41,7 +41,7 @@ impl<'a> Panel<'a> {
 
     fn title(&self) -> String {
         let alone = self.measurements.first().filter(|_| self.places() == 1);
-        format!("{}, {}", alone.map_or(self.workload, |one| &one.workload), self.unit)
+        format!("{}, {}", alone.map_or(&self.workload, |one| &one.workload), self.unit)
     }
 
     fn direction(&self) -> &'static str {
@@ -56,14 +56,16 @@ impl<'a> Panel<'a> {
 pub fn panels(report: &Report) -> Vec<Panel<'_>> {
     let mut panels: Vec<Panel> = Vec::new();
     for one in &report.measurements {
-        let axis = one.x.as_ref().map(|x| x.axis.as_str());
-        let key = (one.group.as_str(), stem(one), one.unit.as_str(), axis);
-        match panels.iter_mut().find(|panel| (panel.group, panel.workload, panel.unit, panel.axis) == key) {
+        let (axis, workload) = (one.x.as_ref().map(|x| x.axis.as_str()), stem(one));
+        let key = (one.group.as_str(), one.unit.as_str(), axis);
+        let same =
+            |panel: &&mut Panel| (panel.group, panel.unit, panel.axis) == key && panel.workload == workload;
+        match panels.iter_mut().find(same) {
             Some(panel) => panel.measurements.push(one),
             None => panels.push(Panel {
                 group: key.0,
-                workload: key.1,
-                unit: key.2,
+                workload,
+                unit: key.1,
                 better: one.better,
                 axis,
                 measurements: vec![one],
@@ -78,10 +80,28 @@ pub fn panels(report: &Report) -> Vec<Panel<'_>> {
     panels
 }
 
-/// What the points of a curve have in common: their names without the last part, `8 B` in `1 ping-pong, 8 B`.
-fn stem(one: &Measurement) -> &str {
-    let stem = one.workload.rsplit_once(", ").filter(|_| one.x.is_some());
-    stem.map_or(&one.workload, |(stem, _)| stem)
+/// What the points of a curve have in common: their names without the part that says where they lie, `4 KiB` in
+/// `TCP ping-pong of 4 KiB`.
+fn stem(one: &Measurement) -> String {
+    let name = one.workload.as_str();
+    let Some(x) = &one.x else { return name.to_owned() };
+    let place = chart::quantity(x.value, &x.axis);
+    let is_apart = |at: &usize| {
+        let letter = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+        !letter(name[..*at].chars().next_back()) && !letter(name[*at + place.len()..].chars().next())
+    };
+    let Some(at) = name.rmatch_indices(&place).map(|(at, _)| at).find(is_apart) else {
+        return name.to_owned();
+    };
+    let before = name[..at].trim_end_matches([' ', ',']).trim_end_matches(" of");
+    // Its unit goes, too.
+    let after = &name[at + place.len()..];
+    let after = after.find([',', ':']).map_or("", |end| &after[end..]);
+    if before.is_empty() {
+        after.trim_start_matches([' ', ',', ':']).to_owned()
+    } else {
+        format!("{before}{after}")
+    }
 }
 
 /// The diagrams of a panel: bars, or curves and those of the ratios.
@@ -117,7 +137,7 @@ fn comparison(report: &Report, panel: &Panel, colours: &[usize]) -> Markup {
             let why = || {
                 report.missing.iter().find(|m| {
                     m.contender == contender.name
-                        && m.workload.as_deref().is_none_or(|name| name.starts_with(panel.workload))
+                        && m.workload.as_deref().is_none_or(|name| name == panel.workload)
                 })
             };
             let mark = match measured {
@@ -224,5 +244,34 @@ fn cell(report: &Report, panel: &Panel, one: &Measurement) -> Markup {
             (short(one.min)) ".." (short(one.max))
             @if one.noisy() > 0 { ", " (one.noisy()) " of " (one.samples.len()) " noisy" }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::X;
+
+    #[test]
+    fn points_of_a_curve_have_a_name_in_common() {
+        let stem = |workload: &str, axis: &str, value: f64| {
+            let x = Some(X { axis: axis.into(), value });
+            stem(&Measurement {
+                group: String::new(),
+                workload: workload.into(),
+                unit: String::new(),
+                better: Better::Lower,
+                x,
+                contender: String::new(),
+                samples: Vec::new(),
+                median: 0.0,
+                min: 0.0,
+                max: 0.0,
+            })
+        };
+        assert_eq!(stem("TCP ping-pong of 4 KiB", "bytes of a message", 4096.0), "TCP ping-pong");
+        assert_eq!(stem("28 ping-pongs, 8 B, MTU 9000", "bytes", 8.0), "28 ping-pongs, MTU 9000");
+        assert_eq!(stem("10 networks: one ping-pong", "networks", 10.0), "one ping-pong");
+        assert_eq!(stem("1 ping-pong", "networks", 10.0), "1 ping-pong");
     }
 }

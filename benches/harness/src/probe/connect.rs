@@ -1,6 +1,6 @@
 //! Connections one after the other: connect, one byte each way, close.
 
-use super::ready;
+use super::{patiently, ready};
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// # Errors
 /// The port cannot be opened.
 pub fn accept(port: u16, threads: usize) -> io::Result<()> {
-    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
+    let listener = patiently(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)))?;
     ready();
     thread::scope(|scope| {
         for _ in 0..threads {

@@ -1,8 +1,11 @@
 //! UDP packets per second: 64-byte datagrams, counted where they arrive.
 
-use super::ready;
+use super::{patiently, ready};
 use nix::sys::prctl;
-use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
+use nix::sys::socket::{
+    setsockopt,
+    sockopt::{RcvBuf, RcvBufForce},
+};
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::thread;
@@ -25,10 +28,13 @@ const SILENCE: Duration = Duration::from_millis(200);
 /// # Errors
 /// The port cannot be opened, or nothing comes for ten seconds.
 pub fn sink(port: u16, tell: bool) -> io::Result<()> {
-    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?;
+    let socket = patiently(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)))?;
     socket.set_read_timeout(Some(Duration::from_secs(10)))?;
     // Scheduling on few cores must not decide what is lost.
-    setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER)?;
+    if setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        // Not root: as much as the system allows everyone.
+        setsockopt(&socket, RcvBuf, &RECEIVE_BUFFER)?;
+    }
     ready();
     let mut datagram = [0; 2048];
     socket.recv(&mut datagram)?;

@@ -1,6 +1,6 @@
 //! Concurrent TCP ping-pongs: blocking sockets, a thread per connection on either side, as MPI ranks would be.
 
-use super::{busy_poll, ready};
+use super::{busy_poll, patiently, ready};
 use crate::cpu::SystemTime;
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -16,7 +16,7 @@ const MAX_BYTES: usize = 1 << 20;
 /// # Errors
 /// The port cannot be opened.
 pub fn pong(port: u16, busy_poll: bool) -> io::Result<()> {
-    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
+    let listener = patiently(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)))?;
     ready();
     for stream in listener.incoming() {
         let stream = stream?;

@@ -1,11 +1,10 @@
 //! Bulk TCP by iperf3.
 
-use super::{Label, START, Values, Workload, json, number, patience};
+use super::{Label, START, Values, Workload, busy, json, number, patience};
 use crate::contender::Setup;
-use crate::cpu::SystemTime;
 use crate::error::RigError;
 use crate::metric::Metric;
-use crate::process::Process;
+use crate::process::{Place, Process};
 
 const PORT: &str = "5201";
 
@@ -49,7 +48,16 @@ impl Workload for Bulk {
     }
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
-        let (client, server) = (setup.place(0), setup.place(1));
+        Ok(vec![(self.label(), self.send(&setup.place(0), &setup.place(1), seconds)?)])
+    }
+
+    fn between(&self, client: &Place, server: &Place, seconds: f64) -> Option<Result<Values, RigError>> {
+        Some(self.send(client, server, seconds))
+    }
+}
+
+impl Bulk {
+    fn send(&self, client: &Place, server: &Place, seconds: f64) -> Result<Values, RigError> {
         let mut serve = server.command("iperf3");
         serve.args(["--server", "--one-off", "--forceflush", "--port", PORT]);
         let serving = Process::start("iperf3 --server", serve)?;
@@ -68,9 +76,9 @@ impl Workload for Bulk {
                 send.arg("--bidir");
             }
         }
-        let before = SystemTime::now();
+        let before = busy(client, server)?;
         let report = Process::start("iperf3 --client", send)?.finish(patience(seconds))?;
-        let cpu = SystemTime::now().since(before).busy;
+        let cpu = busy(client, server)? - before;
         let end = &json("iperf3 --client", &report)?["end"];
         let sum = |name: &str| -> Result<(f64, f64), RigError> {
             let sum = &end[name];
@@ -82,6 +90,6 @@ impl Workload for Bulk {
             (rate, bytes) = (rate + back.0, bytes + back.1);
         }
         let cpu = (Metric::CPU_PER_GB, cpu / (bytes / 1e9).max(1e-6));
-        Ok(vec![(self.label(), vec![(Metric::GBPS, rate / 1e9), cpu])])
+        Ok(vec![(Metric::GBPS, rate / 1e9), cpu])
     }
 }

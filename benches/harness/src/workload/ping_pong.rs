@@ -1,10 +1,10 @@
 //! Concurrent TCP ping-pongs, as MPI ranks would play them.
 
-use super::{Label, START, Values, Workload, json, number, patience, size};
+use super::{Label, START, Values, Workload, busy, json, number, patience, size};
 use crate::contender::Setup;
 use crate::error::RigError;
 use crate::metric::Metric;
-use crate::process::{Place, Process};
+use crate::process::{Host, Place, Process};
 use crate::report::X;
 
 const PORT: u16 = 5301;
@@ -39,15 +39,24 @@ impl Workload for PingPong {
     }
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
+        Ok(vec![(self.label(), self.play(&setup.place(0), &setup.place(1), seconds)?)])
+    }
+
+    fn between(&self, client: &Place, server: &Place, seconds: f64) -> Option<Result<Values, RigError>> {
+        Some(self.play(client, server, seconds))
+    }
+}
+
+impl PingPong {
+    fn play(&self, client: &Place, server: &Place, seconds: f64) -> Result<Values, RigError> {
         let game = Game { bytes: self.bytes, connections: self.connections, busy_poll: self.busy_poll };
-        let played = game.play(&setup.place(0), &setup.place(1), seconds)?;
+        let played = game.play(client, server, seconds)?;
         let cpu = (Metric::CPU_PER_MILLION, played.cpu_per_message * 1e6);
         let rate = (Metric::KMSGS, played.rate / 1e3);
-        let values = match self.connections {
+        Ok(match self.connections {
             1 => vec![(Metric::P50, played.p50), (Metric::P99, played.p99), cpu],
             _ => vec![rate, (Metric::P50, played.p50), (Metric::P99, played.p99), cpu],
-        };
-        Ok(vec![(self.label(), values)])
+        })
     }
 }
 
@@ -61,6 +70,12 @@ pub struct Curve {
 impl Curve {
     /// From one byte to one MiB.
     pub const SIZES: [usize; 10] = [1, 8, 64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
+
+    fn play(&self, client: &Place, server: &Place, seconds: f64) -> Result<Values, RigError> {
+        let played = Game::of(self.bytes).play(client, server, seconds / 4.0)?;
+        let bandwidth = (Metric::GBPS, played.rate * self.bytes as f64 * 8.0 / 1e9);
+        Ok(vec![(Metric::P50, played.p50), (Metric::P99, played.p99), bandwidth])
+    }
 }
 
 impl Workload for Curve {
@@ -82,9 +97,11 @@ impl Workload for Curve {
     }
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
-        let played = Game::of(self.bytes).play(&setup.place(0), &setup.place(1), seconds / 4.0)?;
-        let bandwidth = (Metric::GBPS, played.rate * self.bytes as f64 * 8.0 / 1e9);
-        Ok(vec![(self.label(), vec![(Metric::P50, played.p50), (Metric::P99, played.p99), bandwidth])])
+        Ok(vec![(self.label(), self.play(&setup.place(0), &setup.place(1), seconds)?)])
+    }
+
+    fn between(&self, client: &Place, server: &Place, seconds: f64) -> Option<Result<Values, RigError>> {
+        Some(self.play(client, server, seconds))
     }
 }
 
@@ -137,14 +154,20 @@ impl Game {
         let mut ping = client.probe(&with(vec!["ping-pong"]));
         ping.arg(format!("{}:{PORT}", server.address));
         ping.args([self.connections.to_string(), self.bytes.to_string(), seconds.to_string()]);
+        let before = busy(client, server)?;
         let played = json(PING, &Process::start(PING, ping)?.finish(patience(seconds))?)?;
         let number = |name| number(PING, &played, name);
+        // The probe sees its own machine, and more closely: without its start.
+        let cpu = match server.host {
+            Host::Netns(_) => number("cpu_seconds")?,
+            Host::Ssh(_) => busy(client, server)? - before,
+        };
         let messages = number("messages")?.max(1.0);
         Ok(Played {
             rate: messages / number("seconds")?.max(1e-3),
             p50: number("p50_us")?,
             p99: number("p99_us")?,
-            cpu_per_message: number("cpu_seconds")? / messages,
+            cpu_per_message: cpu / messages,
         })
     }
 }

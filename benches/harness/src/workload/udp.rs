@@ -28,10 +28,17 @@ impl Workload for Flood {
     }
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
-        let counts = send(&setup.place(0), &setup.place(1), None, seconds)?;
-        let values = vec![(Metric::KPPS, counts.received_rate / 1e3), (Metric::LOSS, counts.lost)];
-        Ok(vec![(self.label(), values)])
+        Ok(vec![(self.label(), flood(&setup.place(0), &setup.place(1), seconds)?)])
     }
+
+    fn between(&self, client: &Place, server: &Place, seconds: f64) -> Option<Result<Values, RigError>> {
+        Some(flood(client, server, seconds))
+    }
+}
+
+fn flood(client: &Place, server: &Place, seconds: f64) -> Result<Values, RigError> {
+    let counts = send(client, server, None, seconds)?;
+    Ok(vec![(Metric::KPPS, counts.received_rate / 1e3), (Metric::LOSS, counts.lost)])
 }
 
 /// 64-byte datagrams at a rate that is the same for all: a part of what the kernel's VXLAN receives at full speed.
