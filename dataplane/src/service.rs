@@ -298,6 +298,9 @@ impl Service {
             if let Some(queues) = &mut self.queues {
                 // The in-kernel gear names the device by its index, which may be another's one day.
                 let vni = entry.network.vni;
+                if let Some(shortcut) = &queues.shortcut {
+                    entry.keep(&shortcut.traffic(vni));
+                }
                 if let Err(error) =
                     queues.revoke(vni).and_then(|()| queues.xdp.set_network(vni, Network::ENGINE))
                 {

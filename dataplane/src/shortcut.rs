@@ -25,6 +25,9 @@ use uvn_wire::xdp::{Address, Network, Own, Traffic, mac_key};
 /// Why a network or a NIC stays with the engine.
 #[derive(Debug, Error)]
 pub enum Declined {
+    /// It has no endpoint now.
+    #[error("its endpoint is lost: {0}")]
+    Lost(String),
     /// Its peers' MACs are not made from their addresses.
     #[error("it learns MACs")]
     Learning,
@@ -88,6 +91,10 @@ impl Shortcut {
     /// # Errors
     /// See [`Declined`]; nothing has changed.
     pub fn grant(&mut self, xdp: &mut Xdp, entry: &Entry) -> Result<Network, Declined> {
+        // Somebody else's device may have its name by now.
+        if let Some(fault) = &entry.fault {
+            return Err(Declined::Lost(fault.clone()));
+        }
         if entry.network.learning {
             return Err(Declined::Learning);
         }
@@ -162,8 +169,10 @@ impl Shortcut {
             Some((mac_key(Mac::of(*vtep)), zerocopy::transmute!(hop.outer.hop(hop.largest_inner())?)))
         });
         let owners = owners(tables, &tables.vteps).map(|(overlay, vtep)| (overlay.0, vtep.0));
-        self.owners.set(owners.collect())?;
-        self.hops.set(hops.collect())
+        // Both, whatever one says: who has gone must be gone from each.
+        let (owners, hops) = (owners.collect(), hops.collect());
+        let owners = self.owners.set(owners);
+        self.hops.set(hops).and(owners)
     }
 
     /// Whether it carries a network.

@@ -41,18 +41,30 @@ static SCRATCH: PerCpuArray<[u8; LONGEST]> = PerCpuArray::with_max_entries(1, 0)
 pub fn send(ctx: &TcContext) -> i32 {
     // SAFETY: the kernel's own context.
     let skb = unsafe { &*ctx.skb.skb };
-    match Outgoing::of(skb) {
-        None => TC_ACT_UNSPEC,
-        Some(outgoing) if outgoing.encapsulate(ctx) => {
+    let Some(outgoing) = Outgoing::of(skb) else { return TC_ACT_UNSPEC };
+    match outgoing.encapsulate(ctx) {
+        Written::All => {
+            outgoing.count();
             count(Verdict::Encapsulated);
             // SAFETY: a helper without pointers.
             unsafe { bpf_redirect(NIC.load(), 0) as i32 }
         }
-        Some(_) => {
+        Written::Nothing => TC_ACT_UNSPEC,
+        Written::Room => {
             count(Verdict::NoMemory);
             TC_ACT_SHOT
         }
     }
+}
+
+/// How far encapsulation came.
+enum Written {
+    /// The kernel made no room: not in a frame that is encapsulated already or is to be cut into IP fragments. The
+    /// frame is as it was.
+    Nothing,
+    /// There is room, and nothing in it.
+    Room,
+    All,
 }
 
 /// A frame that the engine would send to one VTEP.
@@ -62,6 +74,10 @@ struct Outgoing<'a> {
     ethernet: Ethernet,
     tos: u8,
     length: u32,
+    /// Up to the transport's payload.
+    headers: u32,
+    /// The transport's payload in each segment; 0: it is not to be cut.
+    segment: u32,
 }
 
 impl<'a> Outgoing<'a> {
@@ -89,19 +105,26 @@ impl<'a> Outgoing<'a> {
         if largest > hop.largest {
             return None;
         }
-        let segments = skb.gso_segs.max(1);
-        count_traffic(vni, |traffic| {
-            traffic.tx_frames += u64::from(segments);
-            traffic.tx_bytes += u64::from(skb.len) + u64::from(segments - 1) * u64::from(headers);
-        });
-        Some(Outgoing { vni, hop, ethernet: *inner.ethernet, tos: inner.tos, length: skb.len })
+        let (ethernet, tos, length, segment) = (*inner.ethernet, inner.tos, skb.len, skb.gso_size);
+        Some(Outgoing { vni, hop, ethernet, tos, length, headers, segment })
     }
 
-    /// Makes room and writes the headers. False if the frame is spoilt.
+    /// Counts its segments as the engine does. Who built the frame may have left their number out.
     #[inline(always)]
-    fn encapsulate(&self, ctx: &TcContext) -> bool {
+    fn count(&self) {
+        let payload = self.length - self.headers;
+        let segments = if self.segment == 0 { 1 } else { payload.div_ceil(self.segment).max(1) };
+        count_traffic(self.vni, |traffic| {
+            traffic.tx_frames += u64::from(segments);
+            traffic.tx_bytes += u64::from(self.length) + u64::from(segments - 1) * u64::from(self.headers);
+        });
+    }
+
+    /// Makes room and writes the headers.
+    #[inline(always)]
+    fn encapsulate(&self, ctx: &TcContext) -> Written {
         // Not on the stack, where the verifier wants words aligned.
-        let Some(headers) = SCRATCH.get_ptr_mut(0) else { return false };
+        let Some(headers) = SCRATCH.get_ptr_mut(0) else { return Written::Nothing };
         // SAFETY: this CPU's, and softirqs are off: nobody else uses it meanwhile.
         let headers = unsafe { &mut *headers };
         headers[..Hop::LONGEST].copy_from_slice(&self.hop.headers);
@@ -128,7 +151,7 @@ impl<'a> Outgoing<'a> {
         }
     }
 
-    /// Completes headers of `OUTER` bytes, and writes them.
+    /// Completes headers of `OUTER` bytes, makes room and writes them.
     #[inline(always)]
     fn write<const OUTER: usize>(
         &self,
@@ -136,7 +159,7 @@ impl<'a> Outgoing<'a> {
         headers: &mut [u8; LONGEST],
         source_port: u16,
         encap: u32,
-    ) -> bool {
+    ) -> Written {
         let upper = OUTER - UPPER;
         headers[upper..upper + 2].copy_from_slice(&source_port.to_be_bytes());
         let length = (self.length + UPPER as u32) as u16;
@@ -149,9 +172,14 @@ impl<'a> Outgoing<'a> {
         ) | (ethernet::HEADER as u64) << L2_SHIFT;
         // SAFETY: the kernel's own context.
         let room = unsafe { bpf_skb_adjust_room(ctx.skb.skb, OUTER as i32, ROOM_MAC, flags) };
-        let bytes = headers.as_ptr().cast();
+        if room != 0 {
+            return Written::Nothing;
+        }
+        let (bytes, length) = (headers.as_ptr().cast(), (OUTER + ethernet::HEADER) as u32);
         // SAFETY: the kernel's own context; `headers` holds as many bytes.
-        room == 0
-            && unsafe { bpf_skb_store_bytes(ctx.skb.skb, 0, bytes, (OUTER + ethernet::HEADER) as u32, 0) } == 0
+        match unsafe { bpf_skb_store_bytes(ctx.skb.skb, 0, bytes, length, 0) } {
+            0 => Written::All,
+            _ => Written::Room,
+        }
     }
 }

@@ -102,8 +102,13 @@ impl<'a> Inner<'a> {
                 if ip.version() != 6 {
                     return None;
                 }
+                let source = Address::ipv6(ip.source);
+                // The maps take it for the IPv4 address.
+                if source.is_mapped() {
+                    return None;
+                }
                 let length = ipv6::HEADER + usize::from(ip.payload_length.get());
-                (Address::ipv6(ip.source), ip.traffic_class(), ip.next_header, ipv6::HEADER, length)
+                (source, ip.traffic_class(), ip.next_header, ipv6::HEADER, length)
             }
             _ => return None,
         };

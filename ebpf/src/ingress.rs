@@ -35,13 +35,15 @@ pub fn strip(ctx: &XdpContext, frame: Frame, outer: &Outer, vxlan: &Vxlan, netwo
         return None;
     }
     let vni = vxlan.vni().get();
-    let strip = outer.plain(frame)?;
+    let strip = outer.strip(frame)?;
     let length = frame.length() - strip;
     let inner = Inner::of(frame, strip, length, PORT.load())?;
     // SAFETY: nobody writes to an entry in place: the loader replaces it.
     let owner = unsafe { OWNERS.get(inner.source) }?;
+    let source = mac_key(inner.ethernet.source);
     if mac_key(inner.ethernet.destination) != network.mac
-        || mac_key(inner.ethernet.source) != outer.endpoint_mac(strip)
+        || source == network.mac
+        || source != outer.endpoint_mac(strip)
         || *owner != outer.source
     {
         return None;
@@ -83,7 +85,10 @@ impl Outer {
     /// Length of all outer headers, if they are the plainest: no IPv4 options, sums that need no payload, lengths that
     /// fill the frame exactly.
     #[inline(always)]
-    fn plain(&self, frame: Frame) -> Option<usize> {
+    fn strip(&self, frame: Frame) -> Option<usize> {
+        if !self.plain {
+            return None;
+        }
         let strip = self.vxlan + vxlan::HEADER;
         let ip = match strip {
             STRIP_IPV4 => {

@@ -167,6 +167,8 @@ pub struct Outer {
     checksum: u16,
     /// Where the VXLAN header is, from the start of the frame.
     vxlan: usize,
+    /// Neither IPv4 options, nor IPv6 addresses that look like IPv4 ones.
+    plain: bool,
 }
 
 impl Outer {
@@ -174,7 +176,7 @@ impl Outer {
     /// and port.
     #[inline(always)]
     fn of(frame: Frame) -> Option<Outer> {
-        let (source, destination, tos, offset) = match frame.header::<Ethernet>(0)?.ethertype.get() {
+        let (source, destination, tos, offset, plain) = match frame.header::<Ethernet>(0)?.ethertype.get() {
             ethertype::IPV4 => {
                 let ip: &Ipv4 = frame.header(ethernet::HEADER)?;
                 let length = ip.header_length();
@@ -185,7 +187,8 @@ impl Outer {
                 {
                     return None;
                 }
-                (Address::ipv4(ip.source), Address::ipv4(ip.destination), ip.tos, ethernet::HEADER + length)
+                let (source, destination) = (Address::ipv4(ip.source), Address::ipv4(ip.destination));
+                (source, destination, ip.tos, ethernet::HEADER + length, length == ipv4::HEADER)
             }
             ethertype::IPV6 => {
                 let ip: &Ipv6 = frame.header(ethernet::HEADER)?;
@@ -193,7 +196,9 @@ impl Outer {
                     return None;
                 }
                 let offset = ethernet::HEADER + ipv6::HEADER;
-                (Address::ipv6(ip.source), Address::ipv6(ip.destination), ip.traffic_class(), offset)
+                let (source, destination) = (Address::ipv6(ip.source), Address::ipv6(ip.destination));
+                let plain = !source.is_mapped() && !destination.is_mapped();
+                (source, destination, ip.traffic_class(), offset, plain)
             }
             _ => return None,
         };
@@ -203,7 +208,7 @@ impl Outer {
         }
         LOCAL.get_ptr(destination)?;
         let (length, checksum) = (udp.length.get(), udp.checksum.get());
-        Some(Outer { source, tos, length, checksum, vxlan: offset + udp::HEADER })
+        Some(Outer { source, tos, length, checksum, vxlan: offset + udp::HEADER, plain })
     }
 
     /// The VXLAN header; if it is none, why the frame is dropped.

@@ -50,14 +50,19 @@ impl Counted {
 
     /// Frames that the XDP program has seen.
     pub fn seen(&self) -> u64 {
-        self.xdp.values().sum()
+        self.xdp.iter().filter(|(name, _)| name.starts_with("xdp_")).map(|(_, count)| count).sum()
     }
 
-    /// Whether every frame that the XDP program redirected has been counted by a worker.
+    /// Frames that the XDP program gave to either gear.
+    pub fn taken(&self) -> u64 {
+        self.verdict("xdp_redirected") + self.verdict("xdp_stripped")
+    }
+
+    /// Whether every frame that the XDP program gave to a gear has been counted there.
     fn is_settled(&self) -> bool {
         let received: u64 =
             self.drops.iter().filter(|(name, _)| name.starts_with("rx_")).map(|(_, count)| count).sum();
-        self.rx_frames + received + self.lost == self.verdict("xdp_redirected")
+        self.rx_frames + received + self.lost == self.taken()
     }
 
     /// What was counted since `before`.
@@ -176,12 +181,13 @@ impl Engine {
     /// Nothing was dropped or lost, and everything redirected was delivered.
     pub fn assert_no_drops(&self) {
         let counted = self.counted_since_ready();
-        let allowed = |name: &str| matches!(name, "xdp_pass" | "xdp_redirected");
+        let allowed =
+            |name: &str| matches!(name, "xdp_pass" | "xdp_redirected" | "xdp_stripped" | "tc_encapsulated");
         assert!(
             counted.drops.is_empty() && counted.lost == 0 && counted.xdp.keys().all(|name| allowed(name)),
             "{counted:?}"
         );
-        assert_eq!(counted.rx_frames, counted.verdict("xdp_redirected"));
+        assert_eq!(counted.rx_frames, counted.taken());
     }
 
     /// The state of a network.

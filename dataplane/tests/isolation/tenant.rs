@@ -75,7 +75,11 @@ fn cases() -> Vec<(&'static str, Vec<u8>, &'static str)> {
 
 #[test]
 fn a_tenant_cannot_forge() {
-    let rig = Rig::new();
+    GEARS.into_iter().for_each(forge);
+}
+
+fn forge(gear: &'static str) {
+    let rig = Rig::new(gear);
     let other = rig.engine.network(USERS[1]).counts;
     for (name, frame, reason) in cases() {
         let counted = rig.emit(&vec![frame; TIMES as usize]);
@@ -100,7 +104,11 @@ fn a_tenant_cannot_forge() {
 /// Whatever he sends: what leaves is his, under his VNI, to an allowed VTEP.
 #[test]
 fn three_thousand_changed_frames_of_a_tenant() {
-    let rig = Rig::new();
+    GEARS.into_iter().for_each(changed_frames_of_a_tenant);
+}
+
+fn changed_frames_of_a_tenant(gear: &'static str) {
+    let rig = Rig::new(gear);
     let good = to_b(Mac::of(A), A, B, 9);
     let mut random = content(3000 * 9, 0x6f_7574).into_iter();
     let mut random = || usize::from(random.next().unwrap());
@@ -131,6 +139,7 @@ fn three_thousand_changed_frames_of_a_tenant() {
         }
     }
     assert!(left > 300 && stayed > 300, "{left} left, {stayed} stayed");
+    assert_eq!(rig.engine.counted().verdict("tc_encapsulated") > 300, gear == "shortcut");
 }
 
 /// Nobody reads his endpoint any more: what he sends must not find another way.

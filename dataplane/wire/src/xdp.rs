@@ -106,6 +106,14 @@ impl Address {
         Address([0, 0, 0xffff_u32.to_be(), word])
     }
 
+    /// Whether it is the key of an IPv4 address, or of an IPv6 address that looks like one.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_mapped(self) -> bool {
+        let Address([a, b, c, _]) = self;
+        a | b == 0 && c == 0xffff_u32.to_be()
+    }
+
     /// The key of an IPv6 address.
     #[must_use]
     #[inline]

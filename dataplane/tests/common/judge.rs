@@ -1,0 +1,188 @@
+//! The in-kernel gear's XDP program and the engine's judge, side by side over the same tables.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use crate::cases::{A, A6, B, B6, C, D6, USERS};
+use crate::common::NetNs;
+use crate::common::cluster::v4;
+use aya::TestRunOptions;
+use aya::programs::{TestRun, Xdp as Program, loaded_programs};
+use aya_obj::programs::XdpAttachType;
+use hashbrown::HashMap;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use uvn_dataplane::config::{Cidr, Encapsulation, Network, Peers, Vtep};
+use uvn_dataplane::counters::Drop;
+use uvn_dataplane::decap::{decap, set_ecn};
+use uvn_dataplane::device::EndpointSource;
+use uvn_dataplane::networks::{Entry, Networks};
+use uvn_dataplane::outer::Outer;
+use uvn_dataplane::shortcut::Shortcut;
+use uvn_dataplane::tables::{Hop, Tables, Vteps};
+use uvn_dataplane::tap::Tap;
+use uvn_dataplane::xdp::Xdp;
+use uvn_wire::ethernet::Mac;
+use uvn_wire::vxlan::{PORT, Vni};
+
+pub const SETTINGS: Encapsulation = Encapsulation {
+    port: PORT,
+    ttl: 64,
+    dscp: uvn_dataplane::config::Dscp::Fixed(0),
+    df: true,
+    checksum: false,
+    ipv6_checksum: false,
+    strict_flags: true,
+};
+
+/// include/uapi/linux/bpf.h
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+
+/// What the two have in common.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Whether checksums over IPv6 must be there.
+    pub ipv6_checksum: bool,
+    /// These allow the VTEPs, our own among them, and not a list.
+    pub ranges: Vec<Cidr>,
+}
+
+impl Settings {
+    /// The whole subnets.
+    pub fn ranges() -> Settings {
+        let ranges = vec![Cidr { address: v4(0), prefix: 24 }, Cidr { address: A6, prefix: 96 }];
+        Settings { ranges, ..Settings::default() }
+    }
+}
+
+/// Who would carry a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// The XDP program takes it, and the engine would have, with the same result.
+    Gear,
+    /// It leaves it to the engine, which takes it.
+    Engine,
+    /// It is dropped, or is not ours.
+    Nobody,
+}
+
+pub struct Judges {
+    program: Program,
+    shortcut: Shortcut,
+    tables: Tables,
+    _xdp: Xdp,
+    _node: NetNs,
+}
+
+impl Judges {
+    /// Two networks on a NIC, both the gear's.
+    pub fn new(settings: &Settings) -> Judges {
+        let (node, outside) = (NetNs::new("judge"), NetNs::new("outside"));
+        node.veth("nic", &outside, "wire");
+        let encapsulation = Encapsulation { ipv6_checksum: settings.ipv6_checksum, ..SETTINGS };
+        let peer = |address: IpAddr, overlay: &[IpAddr]| Vtep { address, overlay: overlay.to_vec() };
+        let listed = vec![peer(B, &[B, B6]), peer(C, &[]), peer(D6, &[D6, v4(4)])];
+        let peers = Peers { vtep: listed, range: settings.ranges.clone() };
+        let vteps = Arc::new(Vteps::new(&peers).unwrap());
+        let hop = |vtep: IpAddr| {
+            let source = if vtep.is_ipv4() { A } else { A6 };
+            let outer = Outer::new(&encapsulation, Mac([2; 6]), Mac([4; 6]), source, vtep);
+            (vtep, Hop { outer, mtu: 1500 })
+        };
+        let mut networks = Networks::default();
+        for (number, vni) in USERS.iter().enumerate() {
+            let name = format!("u{number}");
+            let tap = node.run(|| Tap::open(&name, 1)).unwrap().remove(0);
+            node.ip(&format!("link set {name} up"));
+            let source = EndpointSource::take(vec![tap.as_fd().try_clone_to_owned().unwrap()], 1).unwrap();
+            networks.insert(Entry::new(network(*vni), Mac::of(A), source, 1));
+        }
+        let (by_slot, slots) = networks.tables(&vteps);
+        let tables = Tables {
+            epoch: 1,
+            encapsulation,
+            local: vec![A, A6],
+            vteps: vteps.clone(),
+            // Our own: the worst case, where ranges allow it.
+            hops: Arc::new([A, A6, B, C, D6].map(hop).into_iter().collect::<HashMap<_, _>>()),
+            networks: by_slot,
+            slots,
+        };
+        let (xdp, shortcut) = node.run(|| {
+            let mut xdp = Xdp::attach("nic", &encapsulation).unwrap();
+            let mut shortcut = Shortcut::attach(&mut xdp, "nic").unwrap();
+            xdp.set_local(&tables.local).unwrap();
+            let (exact, ranges) = vteps.listed();
+            xdp.set_vteps(&exact.collect::<Vec<_>>(), ranges).unwrap();
+            shortcut.follow(&tables).unwrap();
+            for (_, entry) in networks.iter() {
+                let network = shortcut.grant(&mut xdp, entry).unwrap();
+                xdp.set_network(entry.network.vni, network).unwrap();
+            }
+            (xdp, shortcut)
+        });
+        let shown = node.ip("link show nic");
+        let id = shown.split_once("prog/xdp id ").unwrap().1.split(' ').next().unwrap();
+        // Others come and go meanwhile.
+        let mut programs = loaded_programs().filter_map(Result::ok);
+        let info = programs.find(|info| info.id().to_string() == id).unwrap();
+        let program = Program::from_program_info(info, "uvn_xdp".into(), XdpAttachType::Interface).unwrap();
+        Judges { program, shortcut, tables, _xdp: xdp, _node: node }
+    }
+
+    /// Lets both judge a frame; fails where the program's word is not the engine's.
+    pub fn judge(&self, frame: &[u8]) -> Taken {
+        let mut out = vec![0; frame.len() + 256];
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+        let result = self.program.test_run(options).unwrap();
+        out.truncate(result.data_size_out as usize);
+        let judged = decap(&self.tables, frame, 0);
+        match (result.return_value, judged) {
+            (XDP_DROP, Ok(_)) => Taken::Engine,
+            (XDP_DROP, Err(_)) => Taken::Nobody,
+            // Not ours: cut short, perhaps.
+            (XDP_PASS, Err(rejected)) if out == frame => {
+                let not_ours = matches!(rejected.reason, Drop::NotOurs | Drop::RxLength);
+                assert!(not_ours, "{:?} passed: {frame:02x?}", rejected.reason);
+                Taken::Nobody
+            }
+            (XDP_PASS, Ok(received)) => {
+                let mut inner = frame[received.inner.clone()].to_vec();
+                if let Some(ecn) = received.ecn {
+                    set_ecn(&mut inner, ecn);
+                }
+                let network = self.tables.by_slot(received.slot).unwrap();
+                let expected = [&network.vni.get().to_ne_bytes()[..], &inner].concat();
+                assert_eq!(out, expected, "of {frame:02x?}");
+                assert_eq!(received.learn, None);
+                Taken::Gear
+            }
+            (action, judged) => {
+                panic!("XDP says {action} and the engine {judged:?}: {frame:02x?} became {out:02x?}")
+            }
+        }
+    }
+
+    /// Frames and bytes that the gear counted for each network.
+    pub fn traffic(&self) -> [(u64, u64); 2] {
+        USERS.map(|vni| {
+            let traffic = self.shortcut.traffic(Vni::new(vni).unwrap());
+            (traffic.rx_frames, traffic.rx_bytes)
+        })
+    }
+}
+
+fn network(vni: u32) -> Network {
+    Network {
+        vni: Vni::new(vni).unwrap(),
+        addresses: vec![Cidr { address: A, prefix: 24 }, Cidr { address: A6, prefix: 64 }],
+        device: None,
+        peers: vec![B],
+        group: None,
+        learning: false,
+        max_addresses: 16,
+        ageing: 300,
+        flood_rate: 1000,
+    }
+}
