@@ -9,6 +9,7 @@ use crate::baseline::{self, Baseline, Change, reference};
 use crate::chart::{self, short};
 use crate::goals::{self, Outcome, Verdict};
 use crate::report::{ContenderInfo, Report};
+use crate::table::contenders_of;
 use figures::Panel;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use std::collections::BTreeMap;
@@ -17,9 +18,10 @@ const STYLE: &str = include_str!("html/style.css");
 /// Paper shows what is folded on a screen.
 const UNFOLD_FOR_PRINT: &str = "addEventListener('beforeprint',()=>document.querySelectorAll('details')\
     .forEach(d=>d.open=true))";
-/// Colours by family: the baseline, the kernel's, ours, others'. Four of each but the first.
-const FAMILIES: [(&str, usize); 4] = [("raw", 0), ("kernel", 1), ("uvn", 5), ("engine", 5)];
-const OTHERS: usize = 9;
+/// Colours by family: the baseline, the kernel's, ours, others'. The first colour of each and how many it has.
+const FAMILIES: [(&str, usize, usize); 4] =
+    [("raw", 0, 1), ("kernel", 1, 4), ("uvn", 5, 5), ("engine", 5, 5)];
+const OTHERS: (usize, usize) = (10, 4);
 
 /// The whole page.
 #[must_use]
@@ -71,13 +73,12 @@ pub fn page(report: &Report) -> String {
 
 /// The colour of each contender, by the report's order.
 fn colours(report: &Report) -> Vec<usize> {
-    let mut taken = [0; OTHERS + 1];
+    let mut taken = [0; OTHERS.0 + 1];
     let next = |contender: &ContenderInfo| {
-        let family = FAMILIES.iter().find(|(name, _)| contender.name.starts_with(name));
-        let first = family.map_or(OTHERS, |(_, first)| *first);
-        let place = if first == 0 { 0 } else { taken[first] % 4 };
+        let family = FAMILIES.iter().find(|(name, ..)| contender.name.starts_with(name));
+        let (first, count) = family.map_or(OTHERS, |(_, first, count)| (*first, *count));
         taken[first] += 1;
-        first + place
+        first + (taken[first] - 1) % count
     };
     report.contenders.iter().map(next).collect()
 }
@@ -118,9 +119,9 @@ fn swatch(colour: usize) -> Markup {
 }
 
 fn legend(report: &Report, group: &str, colours: &[usize]) -> Markup {
-    let takes_part =
-        |name: &str| report.measurements.iter().any(|one| one.group == group && one.contender == name);
-    let shown = report.contenders.iter().zip(colours).filter(|(contender, _)| takes_part(&contender.name));
+    let names = contenders_of(report, group);
+    let all = report.contenders.iter().zip(colours);
+    let shown = all.filter(|(contender, _)| names.contains(&contender.name.as_str()));
     html! {
         p.legend {
             @for (contender, colour) in shown {
@@ -139,12 +140,16 @@ fn goals(report: &Report) -> Markup {
             " of " (outcomes.len()) " goals; this run did not measure the rest. Each is a ratio of medians. "
             "Nearly: what the number in brackets asks is reached."
         }
-        div.scroll {
-            table {
-                thead { tr { th { "" } th { "" } th.number { "measured" } th { "goal" } th.number { "medians" } th { "at its worst" } } }
-                tbody { @for outcome in &outcomes { (goal(outcome)) } }
+        @if outcomes.iter().any(|outcome| outcome.ratio.is_some()) {
+            div.scroll {
+                table {
+                    thead { tr { th { "" } th { "" } th.number { "measured" } th { "goal" } th.number { "medians" } th { "at its worst" } } }
+                    tbody { @for outcome in outcomes.iter().filter(|outcome| outcome.ratio.is_some()) { (goal(outcome)) } }
+                }
             }
         }
+        @let rest = outcomes.iter().filter(|outcome| outcome.ratio.is_none()).map(|outcome| &outcome.goal);
+        (list("Not measured", &rest.map(|goal| format!("{}: {}, {}", goal.who, goal.what, goal.limits())).collect::<Vec<_>>()))
     }
 }
 
@@ -152,10 +157,8 @@ fn goal(outcome: &Outcome) -> Markup {
     html! {
         tr {
             th { (outcome.goal.who) ": " (outcome.goal.what) }
-            td { @match outcome.verdict() {
-                Some(verdict) => span class=(verdict.word()) { (verdict.word()) },
-                None => span.none { "not measured" },
-            } }
+            @let verdict = outcome.verdict().map_or("", Verdict::word);
+            td class=(verdict) { (verdict) }
             td.number { @if let Some(ratio) = outcome.ratio { strong { (short(ratio)) } } }
             td.limit { (outcome.goal.limits()) }
             td.number { (outcome.medians()) }
@@ -195,11 +198,12 @@ fn missing(report: &Report) -> Markup {
 
 /// Every measurement of a group: a row per work and quantity, a column per contender.
 fn table(report: &Report, panels: &[Panel], group: &str) -> Markup {
+    let names = contenders_of(report, group);
     html! {
         div.scroll {
             table {
-                (head(report))
-                tbody { @for panel in panels.iter().filter(|panel| panel.group == group) { (figures::rows(report, panel)) } }
+                (head(&names))
+                tbody { @for panel in panels.iter().filter(|panel| panel.group == group) { (figures::rows(report, panel, &names)) } }
             }
         }
     }
@@ -225,7 +229,7 @@ fn compared(report: &Report, baseline: &Baseline) -> Markup {
             summary { "All changes" }
             div.scroll {
                 table {
-                    (head(report))
+                    (head(&report.contenders.iter().map(|contender| contender.name.as_str()).collect::<Vec<_>>()))
                     tbody {
                         @for work in baseline.works() {
                             tr {
@@ -251,8 +255,8 @@ fn changed(change: &Change) -> Markup {
 }
 
 /// A column per contender.
-fn head(report: &Report) -> Markup {
-    html! { thead { tr { th { "" } @for contender in &report.contenders { th.number { (contender.name) } } } } }
+fn head(contenders: &[&str]) -> Markup {
+    html! { thead { tr { th { "" } @for name in contenders { th.number { (name) } } } } }
 }
 
 fn list(title: &str, items: &[String]) -> Markup {
@@ -276,7 +280,7 @@ fn surroundings(report: &Report) -> Markup {
     baseline::flatten("", &serde_json::to_value(&report.offloads).unwrap_or_default(), &mut offloads);
     html! {
         (pairs(&values))
-        details { summary { "Offloads of the wire, verified" } (pairs(&offloads)) }
+        details { summary { "Offloads" } (pairs(&offloads)) }
     }
 }
 

@@ -22,7 +22,8 @@ pub fn print(report: &Report, reference: &str) {
 }
 
 /// Those who took part in a group.
-fn contenders_of<'a>(report: &'a Report, group: &str) -> Vec<&'a str> {
+#[must_use]
+pub fn contenders_of<'a>(report: &'a Report, group: &str) -> Vec<&'a str> {
     let took_part =
         |name: &&str| report.measurements.iter().any(|m| m.group == group && m.contender == *name);
     report.contenders.iter().map(|contender| contender.name.as_str()).filter(took_part).collect()

@@ -217,7 +217,7 @@ fn value(median: f64, ratio: Option<f64>) -> String {
 }
 
 /// A row per work, with a cell per contender.
-pub fn rows(report: &Report, panel: &Panel) -> Markup {
+pub fn rows(report: &Report, panel: &Panel, contenders: &[&str]) -> Markup {
     let mut names = Vec::new();
     for one in &panel.measurements {
         if !names.contains(&one.workload.as_str()) {
@@ -228,8 +228,8 @@ pub fn rows(report: &Report, panel: &Panel) -> Markup {
         @for name in names {
             tr {
                 th { (name) ", " (panel.unit) }
-                @for contender in &report.contenders {
-                    td.number { @for one in panel.of(&contender.name).filter(|one| one.workload == name) { (cell(report, panel, one)) } }
+                @for contender in contenders {
+                    td.number { @for one in panel.of(contender).filter(|one| one.workload == name) { (cell(report, panel, one)) } }
                 }
             }
         }
