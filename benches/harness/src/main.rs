@@ -210,6 +210,7 @@ fn plan(arguments: &Arguments) -> Vec<Section> {
     for section in &mut sections {
         if arguments.site.nodes.is_empty() {
             section.contenders.retain(|contender| chosen(&arguments.contender, &[contender.name()]));
+            section.absent.retain(|(contender, _)| chosen(&arguments.contender, &[contender.name()]));
         }
         section
             .workloads

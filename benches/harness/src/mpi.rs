@@ -8,7 +8,7 @@ use crate::error::RigError;
 use crate::metric::Metric;
 use crate::process::Process;
 use crate::report::X;
-use crate::rig::{NIC, underlay};
+use crate::rig::underlay;
 use crate::shell;
 use crate::workload::{Label, Values, Workload, size};
 use serde::Deserialize;
@@ -65,8 +65,8 @@ impl Job {
             ("orte_tmpdir_base", directory.to_string_lossy()),
             // Shared memory too: as each node has a host name of its own, ranks of different nodes have none in common.
             ("btl", "tcp,vader,self".into()),
-            ("btl_tcp_if_include", subnet(setup).into()),
-            ("oob_tcp_if_include", NIC.into()),
+            ("btl_tcp_if_include", subnet(setup.place(0).address).into()),
+            ("oob_tcp_if_include", subnet(underlay(0).0.into()).into()),
             ("mpi_yield_when_idle", "1".into()),
         ];
         for (name, value) in settings {
@@ -118,9 +118,9 @@ fn written(path: &Path, source: std::io::Error) -> RigError {
     RigError::Io { what: format!("write {}", path.display()), source }
 }
 
-/// The subnet of the addresses where ranks reach each other.
-fn subnet(setup: &Setup) -> String {
-    match setup.place(0).address {
+/// The subnet of an address, as mpirun takes it.
+fn subnet(address: IpAddr) -> String {
+    match address {
         IpAddr::V4(address) => {
             let [a, b, c, _] = address.octets();
             format!("{a}.{b}.{c}.0/24")

@@ -1,6 +1,7 @@
 //! Which contenders do which work, how often and how long.
 
 use crate::contender::Contender;
+use crate::cores::Cores;
 use crate::crowd;
 use crate::hpcc::Hpcc;
 use crate::mpi::{self, Job, Patterns};
@@ -12,10 +13,6 @@ use crate::workload::idle::Idle;
 use crate::workload::ping_pong::{Curve, PAGE, PingPong, SMALL};
 use crate::workload::udp;
 use crate::workload::variant::Variant;
-
-/// Who runs MPI jobs.
-const MPI: [Contender; 5] =
-    [Contender::Raw, Contender::Kernel, Contender::KernelTuned, Contender::Auto, Contender::Engine];
 
 /// About how many seconds it takes to set a contender up on a node, and to remove it.
 const SETUP_PER_NODE: f64 = 0.5;
@@ -34,6 +31,8 @@ pub struct Section {
     pub round_robin: bool,
     /// Who.
     pub contenders: Vec<Contender>,
+    /// Who cannot, and why.
+    pub absent: Vec<(Contender, &'static str)>,
     /// What.
     pub workloads: Vec<Box<dyn Workload>>,
     /// How often each takes its turn.
@@ -87,11 +86,23 @@ const PLACEMENTS: [Contender; 5] = [
     Contender::EngineShared,
 ];
 
-/// Those who carry jumbo frames: Open vSwitch's AF_XDP port takes none.
+/// Those who carry jumbo frames.
 const JUMBO: [Contender; 4] = [Contender::Raw, Contender::Kernel, Contender::Auto, Contender::Engine];
+const NO_JUMBO: (Contender, &str) = (Contender::OpenVswitch, "its AF_XDP port takes no jumbo frames");
+
+/// Those who run sixteen nodes on less than two cores each.
+const CROWDED: [Contender; 5] =
+    [Contender::Raw, Contender::Kernel, Contender::KernelTuned, Contender::Auto, Contender::Engine];
+const NO_CORES: (Contender, &str) = (
+    Contender::OpenVswitch,
+    "its polling threads, one per node, never sleep: on so few cores the nodes do not answer each other",
+);
 
 /// How often each takes its turn: enough for a median, and its spread.
 const ROUNDS: usize = 5;
+
+/// How long an MPI pattern runs with each of its lengths.
+const MPI_SECONDS: f64 = 0.2;
 
 /// The run of at most five minutes.
 #[must_use]
@@ -118,52 +129,44 @@ pub fn full() -> Vec<Section> {
     vec![
         two_nodes("two nodes, MTU 1500", &MAIN, everything(), 1.0),
         two_nodes("two nodes, other cores", &PLACEMENTS, on("other cores", essentials()), 1.0),
-        Section { mtu: 9000, ..two_nodes("two nodes, MTU 9000", &JUMBO, on("MTU 9000", jumbo()), 1.0) },
-        many_networks(ROUNDS),
-        mpi_two(ROUNDS),
-        mpi_sixteen(ROUNDS),
+        Section {
+            mtu: 9000,
+            absent: vec![NO_JUMBO],
+            ..two_nodes("two nodes, MTU 9000", &JUMBO, on("MTU 9000", jumbo()), 1.0)
+        },
+        many_networks(),
+        mpi_two(),
+        mpi_sixteen(),
     ]
 }
 
 /// One network and many.
-fn many_networks(rounds: usize) -> Section {
-    Section {
-        title: "many networks".into(),
-        nodes: 2,
-        mtu: 1500,
-        networks: crowd::NETWORKS.to_vec(),
-        round_robin: false,
-        contenders: vec![Contender::Kernel, Contender::Auto, Contender::Engine],
-        workloads: vec![bulk(1, Direction::Forth), ping_pong(1, SMALL), ping_pong(28, SMALL)],
-        rounds,
-        seconds: 1.0,
-    }
-}
-
-fn mpi(title: &str, nodes: usize, rounds: usize, workloads: Vec<Box<dyn Workload>>) -> Section {
-    Section {
-        title: title.into(),
-        nodes,
-        mtu: 1500,
-        networks: vec![1],
-        round_robin: true,
-        contenders: MPI.to_vec(),
-        workloads,
-        rounds,
-        seconds: 0.2,
-    }
-}
-
-/// Sixteen nodes with a rank each, and an application.
-fn mpi_sixteen(rounds: usize) -> Section {
-    let patterns = Patterns::new("MPI, 16 nodes", Job { nodes: 16, ranks: 1 }, mpi::ALL);
-    mpi("MPI on sixteen nodes", 16, rounds, vec![Box::new(patterns), Box::new(Hpcc)])
+fn many_networks() -> Section {
+    let contenders = [Contender::Kernel, Contender::Auto, Contender::Engine];
+    let workloads = vec![bulk(1, Direction::Forth), ping_pong(1, SMALL), ping_pong(28, SMALL)];
+    let networks = crowd::NETWORKS.to_vec();
+    Section { networks, ..two_nodes("many networks", &contenders, workloads, 1.0) }
 }
 
 /// Two nodes with many ranks each.
-fn mpi_two(rounds: usize) -> Section {
+fn mpi_two() -> Section {
     let patterns = Patterns::new("MPI, 2 nodes x 8 ranks", Job { nodes: 2, ranks: 8 }, mpi::PAIRS);
-    mpi("MPI on two nodes", 2, rounds, vec![Box::new(patterns)])
+    let section = two_nodes("MPI on two nodes", &MAIN, vec![Box::new(patterns)], MPI_SECONDS);
+    Section { round_robin: true, networks: vec![1], ..section }
+}
+
+/// Sixteen nodes with a rank each, and an application.
+fn mpi_sixteen() -> Section {
+    let job = Job { nodes: 16, ranks: 1 };
+    let (contenders, absent) = if Cores::of_this_machine(job.nodes)[0].shared() {
+        (&CROWDED[..], vec![NO_CORES])
+    } else {
+        (&MAIN[..], Vec::new())
+    };
+    let patterns = Patterns::new("MPI, 16 nodes", job, mpi::ALL);
+    let workloads: Vec<Box<dyn Workload>> = vec![Box::new(patterns), Box::new(Hpcc)];
+    let section = two_nodes("MPI on sixteen nodes", contenders, workloads, MPI_SECONDS);
+    Section { nodes: job.nodes, networks: vec![1], round_robin: true, absent, ..section }
 }
 
 /// A few figures for the demo.
@@ -186,6 +189,7 @@ fn two_nodes(
         networks: vec![2],
         round_robin: false,
         contenders: contenders.to_vec(),
+        absent: Vec::new(),
         workloads,
         rounds: ROUNDS,
         seconds,

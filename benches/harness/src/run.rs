@@ -40,6 +40,11 @@ pub fn sections(sections: &mut [Section], program: &Path, report: &mut Report) -
 fn set_up(section: &Section, program: &Path, report: &mut Report, progress: &mut Progress) -> Vec<Setup> {
     let mut setups = Vec::new();
     let Section { nodes, mtu, round_robin, .. } = *section;
+    for (contender, why) in &section.absent {
+        for workload in &section.workloads {
+            report.miss(contender.name(), Some(workload.name()), why);
+        }
+    }
     for &contender in &section.contenders {
         for &networks in &section.networks {
             progress.show(&format!("{}: setting up {}", section.title, contender.name()));
