@@ -11,10 +11,12 @@ use std::time::Instant;
 const QUANTUM: u32 = 32 << 10;
 /// What handing over a frame or super-frame costs, in bytes: one system call takes as long as copying so many.
 const DELIVERY_COST: usize = 4 << 10;
+/// What each frame costs beyond that: verifying and joining it, and in UDP the kernel takes them apart again.
+const FRAME_COST: usize = 512;
 
-/// What it costs to hand over frames of `bytes` bytes together, joined to `deliveries`.
-pub fn cost(deliveries: usize, bytes: usize) -> i64 {
-    (deliveries * DELIVERY_COST + bytes) as i64
+/// What it costs to hand over `frames` frames of `bytes` bytes together, joined to `deliveries`.
+pub fn cost(deliveries: usize, frames: usize, bytes: usize) -> i64 {
+    (deliveries * DELIVERY_COST + frames * FRAME_COST + bytes) as i64
 }
 
 /// A verified frame.

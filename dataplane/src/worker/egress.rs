@@ -17,9 +17,9 @@ use std::time::Instant;
 use uvn_wire::ethernet;
 use uvn_wire::packet::{self, Packet};
 
-/// What all endpoints together may send before the worker looks at its NIC again, in the unit of [`endpoints::cost`]: 57
-/// small frames, or 26 of 1500 bytes, or one super-frame.
-const TURN: i64 = 64 << 10;
+/// What all endpoints together may send before the worker looks at its NIC again, in the unit of [`endpoints::cost`]: 22
+/// small frames, or 10 of 1500 bytes, or one super-frame. The longer a turn, the longer everyone waits for his.
+const TURN: i64 = 24 << 10;
 /// An endpoint is read only while this many NIC frames are free, or half of all: a super-frame of 64 KiB in 536-byte
 /// segments.
 const ROOM: usize = 128;

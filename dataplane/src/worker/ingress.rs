@@ -17,7 +17,7 @@ use uvn_wire::ethernet::Mac;
 use uvn_wire::packet;
 use uvn_wire::vxlan::Vni;
 
-/// What may be handed to all endpoints together before the worker goes on, in the unit of [`arrivals::cost`]: 24 small
+/// What may be handed to all endpoints together before the worker goes on, in the unit of [`arrivals::cost`]: 21 small
 /// frames, or what makes one super-frame.
 pub(super) const TURN: i64 = 96 << 10;
 /// Batches taken off the NIC in one turn, at most: there is also something to be sent.
@@ -109,8 +109,8 @@ impl<N: Nic> Worker<N> {
         let offloads = self.endpoints.offloads(turn.slot);
         let (mut bytes, mut first) = (0, None);
         self.inner.clear();
-        // Bytes may be more than there is credit for, or super-frames would be cut short.
-        while arrivals::cost(self.gro.deliveries(), 0) < turn.credit
+        // Of a super-frame only the delivery must be covered, or it would be cut short; the rest may become a debt.
+        while arrivals::cost(self.gro.deliveries(), 0, 0) < turn.credit
             && batch.len() < BATCH
             && let Some(arrived) = self.arrivals.pop(turn.slot)
         {
@@ -123,7 +123,7 @@ impl<N: Nic> Worker<N> {
             batch.push(arrived.frame);
             self.inner.push(arrived.inner);
         }
-        let cost = arrivals::cost(self.gro.deliveries(), bytes);
+        let cost = arrivals::cost(self.gro.deliveries(), batch.len(), bytes);
         self.deliver(tables, &batch);
         for frame in batch.drain(..) {
             self.nic.release(frame);
