@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 /// How every name begins; the process's id follows.
 const PREFIX: &str = "uvn-rig-";
-/// The programs that make them.
-const OWNERS: [&str; 2] = ["xtask", "uvn-bench"];
+/// The programs that make them; a test program's name goes on.
+const OWNERS: [&str; 3] = ["xtask", "uvn-bench", "nodes-"];
 /// The same of what test programs make (`dataplane/tests/common/interrupt.rs`).
 const TESTS: &str = "uvn-test-";
 const NETNS: &str = "/run/netns";
@@ -149,7 +149,7 @@ pub fn catch_signals() -> Result<(), RigError> {
 /// Removes what processes left that are no more.
 fn sweep() {
     // Ids are used again: an owner is one of these programs.
-    let is_owner = |pid| program(pid).is_some_and(|name| OWNERS.contains(&name.as_str()));
+    let is_owner = |pid| program(pid).is_some_and(|name| OWNERS.iter().any(|owner| name.starts_with(owner)));
     for owner in owners(PREFIX).into_iter().filter(|owner| !is_owner(*owner)) {
         remove_of(PREFIX, owner);
     }

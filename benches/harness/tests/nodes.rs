@@ -4,8 +4,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Once;
 use std::thread;
 use std::time::{Duration, Instant};
+use uvn_bench::netns;
 use uvn_bench::process::{Host, Place, Process};
 use uvn_bench::report::Report;
 use uvn_bench::rig::{Rig, underlay};
@@ -23,6 +25,8 @@ struct Nodes {
 impl Nodes {
     fn new(tag: &str) -> Nodes {
         assert!(nix::unistd::geteuid().is_root(), "this makes network namespaces: run it as root");
+        static SIGNALS: Once = Once::new();
+        SIGNALS.call_once(|| netns::catch_signals().unwrap());
         let rig = Rig::new(tag, 2, 1500).unwrap();
         // sshd's own folder for unprivileged children; it is not on every machine that never ran one.
         fs::create_dir_all("/run/sshd").unwrap();
