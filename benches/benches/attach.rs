@@ -265,6 +265,7 @@ fn nic(path: DataPath) -> Nic {
         addresses: vec!["10.0.0.1/16".parse().unwrap(), "fd00::1/64".parse().unwrap()],
         path,
         reason: String::new(),
+        gear: Default::default(),
         port: 4789,
         group: None,
     }

@@ -19,7 +19,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use uvn_dataplane::config::Cidr;
+use uvn_dataplane::config::{Cidr, Path as Gear};
 use uvn_dataplane::toml_file::{self, ConfigError};
 use uvn_wire::vxlan;
 
@@ -109,13 +109,27 @@ pub struct Underlay {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PathChoice {
-    /// The data plane where it can, else kernel VXLAN.
+    /// The data plane where it can, in the gear that it chooses, else kernel VXLAN.
     #[default]
     Auto,
-    /// The data plane, or nothing.
+    /// The data plane, its engine alone, or nothing.
     Engine,
+    /// The data plane with its in-kernel gear, or nothing.
+    Shortcut,
     /// Kernel VXLAN.
     Kernel,
+}
+
+impl PathChoice {
+    /// The `path` of the data plane's own configuration.
+    #[must_use]
+    pub fn gear(self) -> Gear {
+        match self {
+            PathChoice::Engine => Gear::Engine,
+            PathChoice::Shortcut => Gear::Shortcut,
+            PathChoice::Auto | PathChoice::Kernel => Gear::Auto,
+        }
+    }
 }
 
 /// VNIs for a range of UIDs from 2^24 on: `first` is the first one's.

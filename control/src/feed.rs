@@ -104,6 +104,15 @@ pub struct Status {
     pub xdp: Option<String>,
     /// Whether the NIC and the data plane share the frames; None while it is not running.
     pub zero_copy: Option<bool>,
+    /// `shortcut`: its in-kernel gear takes what needs no decision; or `engine`. None while it is not running.
+    #[serde(default)]
+    pub gear: Option<String>,
+    /// Why that gear.
+    #[serde(default)]
+    pub gear_reason: Option<String>,
+    /// Networks that the in-kernel gear carries; the engine alone carries the others.
+    #[serde(default)]
+    pub shortcut: usize,
     /// Its worker threads, one per NIC queue.
     pub workers: usize,
     /// Networks that it carries.
@@ -236,10 +245,10 @@ impl Feed {
         matches!(self.state, State::Up { .. }) && self.pending.is_empty()
     }
 
-    /// Follows a change of the NIC or of the configuration. Another VTEP address or port takes a restart.
+    /// Follows a change of the NIC or of the configuration. Another VTEP address, port or gear takes a restart.
     pub fn follow(&mut self, nic: Nic, others: Others) {
-        let restart = (nic.vteps().first(), nic.port, &nic.name)
-            != (self.nic.vteps().first(), self.nic.port, &self.nic.name);
+        let restart = (nic.vteps().first(), nic.port, nic.gear, &nic.name)
+            != (self.nic.vteps().first(), self.nic.port, self.nic.gear, &self.nic.name);
         let renew =
             (&nic.addresses, nic.group, nic.queues) != (&self.nic.addresses, self.nic.group, self.nic.queues);
         let allow = others != self.others;
@@ -388,6 +397,8 @@ impl Feed {
             status.process = Some(pid);
         }
         (status.state, status.xdp, status.zero_copy) = (summary.state, summary.xdp, summary.zero_copy);
+        (status.gear, status.gear_reason) = (summary.gear, summary.gear_reason);
+        status.shortcut = summary.shortcut;
         (status.workers, status.networks) = (summary.workers.len(), summary.networks);
         if let Some(Reply::Counters { total, xdp, lost, .. }) = counters {
             (status.total, status.verdicts, status.lost) = (total, xdp, lost);

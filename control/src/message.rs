@@ -199,11 +199,11 @@ pub struct NicState {
     pub vteps: Vec<IpAddr>,
     /// UDP port.
     pub port: u16,
-    /// `engine` or `kernel`.
+    /// `engine` (uvn-dataplane, whatever its gear) or `kernel` (kernel VXLAN).
     pub path: String,
     /// Why that.
     pub reason: String,
-    /// Its engine; None: there is none.
+    /// Its data plane; None: there is none.
     pub engine: Option<feed::Status>,
 }
 

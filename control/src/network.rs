@@ -2,7 +2,7 @@
 
 use crate::config::Nat;
 use std::net::IpAddr;
-use uvn_dataplane::config::Cidr;
+use uvn_dataplane::config::{Cidr, Path as Gear};
 use uvn_wire::vxlan::Vni;
 
 /// Underlay NICs at most: an endpoint's name ends in one digit for its NIC.
@@ -44,6 +44,8 @@ pub struct Nic {
     pub path: DataPath,
     /// Why that: for `uvn status`.
     pub reason: String,
+    /// Which gear its data plane is to use.
+    pub gear: Gear,
     /// UDP port of VXLAN.
     pub port: u16,
     /// Underlay multicast group for broadcast and unknown frames.
@@ -153,6 +155,7 @@ mod tests {
             addresses: vec!["fd00::1/64".parse().unwrap(), "10.0.0.1/16".parse().unwrap()],
             path: DataPath::Engine,
             reason: String::new(),
+            gear: Gear::Auto,
             port: 4789,
             group: None,
         }

@@ -29,6 +29,7 @@ fn rules() -> String {
         addresses: vec!["127.0.0.1/8".parse().unwrap()],
         path: DataPath::Kernel,
         reason: String::new(),
+        gear: Default::default(),
         port: 4790,
         group: None,
     };

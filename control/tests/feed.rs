@@ -17,6 +17,7 @@ use uvn_control::feed::{Feed, FeedError, Others};
 use uvn_control::network::{DataPath, Network, Nic};
 use uvn_control::peers::Peers;
 use uvn_dataplane::client::Client;
+use uvn_dataplane::config::Path as Gear;
 use uvn_dataplane::tap::Tap;
 use uvn_wire::vxlan::Vni;
 
@@ -96,6 +97,7 @@ fn nic(address: &str) -> Nic {
         addresses: vec![address.parse().unwrap()],
         path: DataPath::Engine,
         reason: String::new(),
+        gear: Default::default(),
         port: 4789,
         group: None,
     }
@@ -254,7 +256,7 @@ fn a_network_without_an_endpoint_is_refused_and_the_others_are_not() {
 }
 
 #[test]
-fn peers_change_without_a_restart_and_addresses_with_one() {
+fn peers_change_without_a_restart_and_all_else_with_one() {
     let host = Host::new();
     let mut feed = host.started();
     feed.add(&network(1000)).unwrap();
@@ -276,4 +278,13 @@ fn peers_change_without_a_restart_and_addresses_with_one() {
     assert_ne!(pid(), process);
     let networks = Client::connect(Path::new("/run/uvn/em1.sock")).unwrap().networks().unwrap();
     assert_eq!(networks[0].addresses, moved.addresses);
+
+    let process = pid();
+    let engine = Nic { gear: Gear::Engine, ..moved.clone() };
+    feed.follow(engine, others(&moved, &nodes));
+    settle(&mut feed);
+    assert_ne!(pid(), process);
+    let status = feed.status();
+    assert_eq!((status.gear.as_deref(), status.gear_reason.as_deref()), (Some("engine"), Some("configured")));
+    assert_eq!((status.networks, status.shortcut), (1, 0));
 }

@@ -100,10 +100,12 @@ fn show(socket: &Path, as_json: bool) -> Result<(), Box<dyn Error>> {
     writeln!(out, "total      {}", in_words(&total))?;
     let xdp: Vec<String> = xdp.iter().map(|(name, count)| format!("{name} {count}")).collect();
     writeln!(out, "xdp        {}; lost at the sockets {lost}", xdp.join(", "))?;
+    let has_shortcut = summary.gear.as_deref() == Some("shortcut");
     for network in networks {
         let device = network.device.as_deref().unwrap_or("handed over");
+        let alone = if has_shortcut && !network.shortcut { " (engine alone)" } else { "" };
         let fault = network.fault.map(|fault| format!(" FAULT: {fault}")).unwrap_or_default();
-        writeln!(out, "network {:<8} {device:<15} {}{fault}", network.vni, in_words(&network.counts))?;
+        writeln!(out, "network {:<8} {device:<15} {}{alone}{fault}", network.vni, in_words(&network.counts))?;
     }
     for hop in hops {
         let mac = hop.mac.as_deref().unwrap_or("unresolved");
@@ -124,6 +126,9 @@ fn print_summary(out: &mut impl Write, summary: &Summary) -> std::io::Result<()>
     };
     writeln!(out, "{nic}: {state}, mtu {mtu}, mac {mac}, vtep {} port {port}", vtep.join(" "))?;
     writeln!(out, "xdp {xdp}, sockets {copies}, epoch {epoch}")?;
+    if let (Some(gear), Some(why)) = (&summary.gear, &summary.gear_reason) {
+        writeln!(out, "gear {gear}: {why}")?;
+    }
     writeln!(out, "{networks} networks, {hops} next hops, {unresolved} unresolved")?;
     for worker in &summary.workers {
         let core = worker.core.map_or_else(|| "any".into(), |core| core.to_string());

@@ -146,6 +146,9 @@ pub struct Summary {
     pub epoch: u64,
     /// How many networks there are.
     pub networks: usize,
+    /// How many of them the in-kernel gear carries.
+    #[serde(default)]
+    pub shortcut: usize,
     /// How many VTEPs have a next hop.
     pub hops: usize,
     /// How many VTEPs have been looked up and have none.

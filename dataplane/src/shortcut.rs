@@ -181,6 +181,12 @@ impl Shortcut {
         self.granted.contains_key(&vni)
     }
 
+    /// How many networks it carries.
+    #[must_use]
+    pub fn networks(&self) -> usize {
+        self.granted.len()
+    }
+
     /// What a network had since it was granted.
     #[must_use]
     pub fn traffic(&self, vni: Vni) -> Traffic {

@@ -33,7 +33,7 @@ impl TomlFile for Config {
                 "1 to 16 subnets such as \"10.0.0.0/16\", none overlapping another; the NIC has an address in them"
             }
             "nic" => "a network device's name: 1 to 15 bytes, no blank, no slash; each NIC once",
-            "path" => "\"auto\", \"engine\" or \"kernel\"",
+            "path" => "\"auto\", \"engine\", \"shortcut\" or \"kernel\"",
             "port" => "a UDP port, 1 to 65535; kernel VXLAN needs another one on each NIC",
             "group" => "a multicast address of a family that the subnets have",
             "vni" => "[[vni]] tables such as uids = \"16777216-16781311\", first = 60001",
@@ -266,7 +266,8 @@ pub(super) fn hints(config: &Config) -> Vec<String> {
     }
     let is_listed = !peers.nodes.is_empty() || peers.slurm.is_some();
     for (index, underlay) in config.underlays.iter().enumerate() {
-        if !is_listed && underlay.group.is_none() && underlay.path != PathChoice::Engine {
+        let may_be_kernel = matches!(underlay.path, PathChoice::Auto | PathChoice::Kernel);
+        if !is_listed && underlay.group.is_none() && may_be_kernel {
             hints.push(format!(
                 "underlay[{index}]: kernel VXLAN finds no other node: list them (peers.nodes, peers.slurm), or give a `group`"
             ));

@@ -141,7 +141,7 @@ fn syntax_types_and_unknown_keys() {
     refused(
         "path = \"kernel\"",
         "path = \"fast\"",
-        &["underlay[1].path: ", "\"auto\", \"engine\" or \"kernel\""],
+        &["underlay[1].path: ", "\"auto\", \"engine\", \"shortcut\" or \"kernel\""],
     );
     refused("default = \"deny\"", "default = \"no\"", &["off_subnet.default: ", "\"allow\" or \"deny\""]);
     refused("slurm = ", "slrum = ", &["peers.slrum: unknown field"]);

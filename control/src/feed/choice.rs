@@ -17,6 +17,7 @@ const INFINIBAND: u16 = 32;
 pub fn choose(configured: PathChoice, arphrd: u16, mtu: u32) -> (DataPath, String) {
     match (configured, arphrd) {
         (PathChoice::Engine, _) => (DataPath::Engine, "configured: path = \"engine\"".into()),
+        (PathChoice::Shortcut, _) => (DataPath::Engine, "configured: path = \"shortcut\"".into()),
         (PathChoice::Kernel, _) => (DataPath::Kernel, "configured: path = \"kernel\"".into()),
         (PathChoice::Auto, INFINIBAND) => (DataPath::Kernel, "InfiniBand: no AF_XDP on IPoIB".into()),
         (PathChoice::Auto, ETHERNET) if mtu > MAX_MTU as u32 => {
@@ -55,5 +56,6 @@ mod tests {
         // The engine says itself that it cannot.
         chosen(PathChoice::Engine, 32, 2044, DataPath::Engine, "configured");
         chosen(PathChoice::Engine, 1, 9000, DataPath::Engine, "configured");
+        chosen(PathChoice::Shortcut, 32, 2044, DataPath::Engine, "configured");
     }
 }

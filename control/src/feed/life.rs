@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use uvn_dataplane::client::Client;
-use uvn_dataplane::config::{Config, Peers};
+use uvn_dataplane::config::{Config, Path as Gear, Peers};
 use uvn_dataplane::message::{Reply, Request};
 use uvn_dataplane::toml_file;
 
@@ -195,6 +195,7 @@ impl Feed {
         struct File<'a> {
             nic: &'a str,
             vtep: Vec<IpAddr>,
+            path: Gear,
             socket: PathBuf,
             encapsulation: Encapsulation,
             peers: &'a Peers,
@@ -206,6 +207,7 @@ impl Feed {
         let file = File {
             nic: &self.nic.name,
             vtep: self.nic.vteps().into_iter().take(1).collect(),
+            path: self.nic.gear,
             socket: self.path("sock"),
             encapsulation: Encapsulation { port: self.nic.port },
             peers: &self.others.allowed,

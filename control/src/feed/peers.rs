@@ -146,6 +146,7 @@ mod tests {
             subnets: cidrs(subnets),
             path: DataPath::Engine,
             reason: String::new(),
+            gear: Default::default(),
             port: 4789,
             group: None,
         }

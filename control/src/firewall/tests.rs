@@ -20,6 +20,7 @@ fn nic(slot: u8, name: &str, path: DataPath, address: &str) -> Nic {
         addresses: vec![address.parse().unwrap()],
         path,
         reason: String::new(),
+        gear: Default::default(),
         port: 4789 + u16::from(slot),
         group: None,
     }

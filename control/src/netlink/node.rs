@@ -136,6 +136,7 @@ fn nic(slot: u8, underlay: &Underlay, device: &Device) -> Nic {
         addresses,
         path,
         reason,
+        gear: underlay.path.gear(),
         port: underlay.port,
         group: underlay.group,
     }

@@ -21,6 +21,7 @@ fn nic(slot: u8, path: DataPath, addresses: &[&str]) -> Nic {
         addresses: addresses.iter().map(|text| cidr(text)).collect(),
         path,
         reason: String::new(),
+        gear: Default::default(),
         port: 4789 + u16::from(slot),
         group: None,
     }

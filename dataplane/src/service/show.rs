@@ -47,6 +47,7 @@ impl Service {
             workers: workers.collect(),
             epoch: self.tables.epoch,
             networks: self.networks.len(),
+            shortcut: running.and_then(|queues| queues.shortcut.as_ref()).map_or(0, Shortcut::networks),
             hops: resolved.len(),
             unresolved: unresolved.len(),
             vteps: self.peers.vtep.len(),

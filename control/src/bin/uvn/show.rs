@@ -63,8 +63,12 @@ fn print_nic(out: &mut impl Write, nic: &NicState) -> std::io::Result<()> {
     let addresses: Vec<String> = nic.addresses.iter().map(ToString::to_string).collect();
     let NicState { name, mtu, port, path, reason, .. } = nic;
     writeln!(out, "{name}: {up}, mtu {mtu}, {}, port {port}", addresses.join(" "))?;
-    writeln!(out, "  path {path}: {reason}")?;
+    let carrier = if path == "kernel" { "kernel VXLAN" } else { "uvn-dataplane" };
+    writeln!(out, "  carried by {carrier}: {reason}")?;
     let Some(engine) = &nic.engine else { return Ok(()) };
+    if let (Some(gear), Some(why)) = (&engine.gear, &engine.gear_reason) {
+        writeln!(out, "  gear {gear}: {why}")?;
+    }
     let mode = engine.xdp.as_deref().unwrap_or("none");
     let copies = match engine.zero_copy {
         Some(true) => ", zero-copy",
@@ -74,8 +78,15 @@ fn print_nic(out: &mut impl Write, nic: &NicState) -> std::io::Result<()> {
     let feed::Status { state, workers, networks, restarts, total, lost, .. } = engine;
     writeln!(
         out,
-        "  engine {state}: xdp {mode}{copies}, {workers} workers, {networks} networks, {restarts} restarts"
+        "  data plane {state}: xdp {mode}{copies}, {workers} workers, {networks} networks, {restarts} restarts"
     )?;
+    let alone = networks.saturating_sub(engine.shortcut);
+    if engine.gear.as_deref() == Some("shortcut") && alone > 0 {
+        writeln!(
+            out,
+            "  the engine alone carries {alone} of them: `uvn-dataplane show` says which, its log why"
+        )?;
+    }
     let Counts { rx_frames, rx_bytes, tx_frames, tx_bytes, drops } = total;
     write!(
         out,
