@@ -77,8 +77,9 @@ impl Job {
         command.stderr(File::create(&log).map_err(|source| written(&log, source))?);
         Process::start(MPIRUN, command)?.finish(limit + STOP).map_err(|error| {
             let said = std::fs::read_to_string(&log).unwrap_or_default();
-            let what = program.first().unwrap_or(&MPIRUN);
-            RigError::program(what, format!("{}: {error}\n{}", self.name(), said.trim()))
+            let path = Path::new(program.first().unwrap_or(&MPIRUN));
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            RigError::program(&format!("{name}, {}", self.name()), format!("{error}\n{}", said.trim()))
         })
     }
 

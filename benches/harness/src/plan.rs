@@ -90,12 +90,12 @@ const PLACEMENTS: [Contender; 5] = [
 const JUMBO: [Contender; 4] = [Contender::Raw, Contender::Kernel, Contender::Auto, Contender::Engine];
 const NO_JUMBO: (Contender, &str) = (Contender::OpenVswitch, "its AF_XDP port takes no jumbo frames");
 
-/// Those who run sixteen nodes on less than two cores each.
+/// Those who run MPI jobs on nodes with less than two cores each.
 const CROWDED: [Contender; 5] =
     [Contender::Raw, Contender::Kernel, Contender::KernelTuned, Contender::Auto, Contender::Engine];
 const NO_CORES: (Contender, &str) = (
     Contender::OpenVswitch,
-    "its polling threads, one per node, never sleep: on so few cores the nodes do not answer each other",
+    "its polling threads, one per node, never sleep: with less than two cores per node jobs do not come to an end",
 );
 
 /// How often each takes its turn: enough for a median, and its spread.
@@ -150,22 +150,25 @@ fn many_networks() -> Section {
 
 /// Two nodes with many ranks each.
 fn mpi_two() -> Section {
-    let patterns = Patterns::new("MPI, 2 nodes x 8 ranks", Job { nodes: 2, ranks: 8 }, mpi::PAIRS);
-    let section = two_nodes("MPI on two nodes", &MAIN, vec![Box::new(patterns)], MPI_SECONDS);
-    Section { round_robin: true, networks: vec![1], ..section }
+    let job = Job { nodes: 2, ranks: 8 };
+    let patterns = Patterns::new("MPI, 2 nodes x 8 ranks", job, mpi::PAIRS);
+    mpi("MPI on two nodes", job, vec![Box::new(patterns)])
 }
 
 /// Sixteen nodes with a rank each, and an application.
 fn mpi_sixteen() -> Section {
     let job = Job { nodes: 16, ranks: 1 };
+    let patterns = Patterns::new("MPI, 16 nodes", job, mpi::ALL);
+    mpi("MPI on sixteen nodes", job, vec![Box::new(patterns), Box::new(Hpcc)])
+}
+
+fn mpi(title: &str, job: Job, workloads: Vec<Box<dyn Workload>>) -> Section {
     let (contenders, absent) = if Cores::of_this_machine(job.nodes)[0].shared() {
         (&CROWDED[..], vec![NO_CORES])
     } else {
         (&MAIN[..], Vec::new())
     };
-    let patterns = Patterns::new("MPI, 16 nodes", job, mpi::ALL);
-    let workloads: Vec<Box<dyn Workload>> = vec![Box::new(patterns), Box::new(Hpcc)];
-    let section = two_nodes("MPI on sixteen nodes", contenders, workloads, MPI_SECONDS);
+    let section = two_nodes(title, contenders, workloads, MPI_SECONDS);
     Section { nodes: job.nodes, networks: vec![1], round_robin: true, absent, ..section }
 }
 
