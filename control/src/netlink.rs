@@ -20,6 +20,7 @@ use reading::Names;
 use socket::{Refusal, Socket};
 use std::io;
 use thiserror::Error;
+use uvn_dataplane::link::{self, LinkError};
 use uvn_dataplane::tap::{Tap, TapError};
 
 /// Why the kernel's state could not be read or changed.
@@ -115,9 +116,8 @@ impl Netlink {
         let endpoints = (0..MAX_NICS).map(|slot| format!("{vrf}.{slot}"));
         let mut links = Vec::new();
         for name in std::iter::once(vrf.clone()).chain(endpoints) {
-            // Not by if_nametoindex: the ioctl behind it has modprobe look for a device that is not there.
-            if let Ok(link) = uvn_dataplane::link::get(&name) {
-                links.extend(self.socket.link(link.index)?);
+            if let Ok(index) = index(&name) {
+                links.extend(self.socket.link(index)?);
             }
         }
         let mut names: Names = links.iter().filter_map(named).collect();
@@ -296,5 +296,16 @@ fn advice(step: &Step, error: &io::Error) -> Option<&'static str> {
 }
 
 fn exists(device: &str) -> bool {
-    uvn_dataplane::link::get(device).is_ok()
+    index(device).is_ok()
+}
+
+/// A device's index. Not by if_nametoindex(3): the ioctl behind it has modprobe look for a device that is not there.
+///
+/// # Errors
+/// ENODEV, or the kernel's refusal.
+pub fn index(device: &str) -> io::Result<u32> {
+    link::get(device).map(|link| link.index).map_err(|error| match error {
+        LinkError::NotFound(_) => io::Error::from_raw_os_error(libc::ENODEV),
+        LinkError::Refused { source, .. } => source,
+    })
 }

@@ -10,7 +10,7 @@ use crate::demand::{Demand, UnknownLog};
 use crate::feed::{Feed, FeedError, Others};
 use crate::lease::state::{self, StateError};
 use crate::lease::{self, LeaseError, Leases};
-use crate::netlink::{Netlink, NetlinkError};
+use crate::netlink::{self, Netlink, NetlinkError};
 use crate::network::{DataPath, FIRST_TABLE, Network, Node, uid_of};
 use crate::peers::Peers;
 use crate::plan::{self, Item};
@@ -242,8 +242,7 @@ pub fn items(node: &Node, peers: &Peers, network: &Network) -> Vec<Item> {
 /// The indexes of a network's devices; None: one is missing.
 #[must_use]
 pub fn devices(node: &Node, network: &Network) -> Option<Devices> {
-    // By netlink: the ioctl behind if_nametoindex(3) has modprobe look for a device that is not there.
-    let index = |name: &str| Some(uvn_dataplane::link::get(name).ok()?.index);
+    let index = |name: &str| netlink::index(name).ok();
     let with_vtep = node.nics.iter().filter(|nic| !nic.vteps().is_empty());
     let mut endpoints = with_vtep.map(|nic| index(&network.endpoint(nic))).collect::<Option<Vec<u32>>>()?;
     endpoints.sort_unstable();

@@ -1,8 +1,8 @@
 //! What a data plane is told: networks and peers.
 
 use super::{AUDIT, FLOOD, Feed, FeedError, RETRY, State, Wanted};
+use crate::netlink;
 use nix::errno::Errno;
-use nix::net::if_::if_nametoindex;
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
@@ -167,10 +167,8 @@ impl Feed {
     fn offer(&self, network: &config::Network, device: &str) -> Result<(), FeedError> {
         let State::Up { client, .. } = &self.state else { return Err(self.down("it is starting")) };
         // Opening makes one that is not there: in the default VRF, where it must not be.
-        let index = || {
-            if_nametoindex(device)
-                .map_err(|errno| TapError::Create { name: device.into(), source: errno.into() })
-        };
+        let index =
+            || netlink::index(device).map_err(|source| TapError::Create { name: device.into(), source });
         let before = index()?;
         // As many as the device was made for.
         let queues = (self.nic.queues as usize).clamp(1, MAX_FDS);

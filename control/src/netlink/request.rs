@@ -1,5 +1,6 @@
 //! The rtnetlink messages that make and take away items.
 
+use super::index;
 use crate::plan::{Item, NAT_TABLE, RuleKind, Way};
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{
@@ -14,7 +15,6 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use nix::net::if_::if_nametoindex;
 use std::io;
 use std::net::IpAddr;
 use uvn_dataplane::config::Cidr;
@@ -39,7 +39,7 @@ pub fn create(item: &Item) -> io::Result<Option<(RouteNetlinkMessage, u16)>> {
             (NewLink(made(name, InfoKind::Vrf, InfoData::Vrf(vec![InfoVrf::TableId(*table)]))), NEW)
         }
         Item::Vxlan { name, vni, local, nic, port, group } => {
-            let data = vxlan(*vni, *local, if_nametoindex(nic.as_str())?, *port, *group);
+            let data = vxlan(*vni, *local, index(nic)?, *port, *group);
             (NewLink(made(name, InfoKind::Vxlan, InfoData::Vxlan(data))), NEW)
         }
         Item::Altname { device, name } => {
@@ -50,7 +50,7 @@ pub fn create(item: &Item) -> io::Result<Option<(RouteNetlinkMessage, u16)>> {
         Item::Mac { device, mac } => (SetLink(with(device, LinkAttribute::Address(mac.0.to_vec()))?), 0),
         Item::Mtu { device, mtu } => (SetLink(with(device, LinkAttribute::Mtu(*mtu))?), 0),
         Item::Master { device, vrf } => {
-            let vrf = if_nametoindex(vrf.as_str())?;
+            let vrf = index(vrf)?;
             (SetLink(with(device, LinkAttribute::Controller(vrf))?), 0)
         }
         Item::Up { device } => {
@@ -110,7 +110,7 @@ fn family(address: IpAddr) -> AddressFamily {
 
 fn link(device: &str) -> io::Result<LinkMessage> {
     let mut message = LinkMessage::default();
-    message.header.index = if_nametoindex(device)?;
+    message.header.index = index(device)?;
     Ok(message)
 }
 
@@ -151,7 +151,7 @@ fn address(device: &str, address: Cidr) -> io::Result<AddressMessage> {
     let mut message = AddressMessage::default();
     message.header.family = family(address.address);
     message.header.prefix_len = address.prefix;
-    message.header.index = if_nametoindex(device)?;
+    message.header.index = index(device)?;
     message.attributes.push(AddressAttribute::Local(address.address));
     message.attributes.push(AddressAttribute::Address(address.address));
     Ok(message)
@@ -195,11 +195,11 @@ fn route(table: u32, destination: Cidr, way: &Way, metric: u32) -> io::Result<Ro
         Way::Local { device } => {
             header.kind = RouteType::Local;
             header.scope = RouteScope::Host;
-            attributes.push(RouteAttribute::Oif(if_nametoindex(device.as_str())?));
+            attributes.push(RouteAttribute::Oif(index(device)?));
         }
         Way::Device { device, gateway, source } => {
             header.kind = RouteType::Unicast;
-            attributes.push(RouteAttribute::Oif(if_nametoindex(device.as_str())?));
+            attributes.push(RouteAttribute::Oif(index(device)?));
             attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
             match gateway {
                 Some(gateway) => attributes.push(RouteAttribute::Gateway((*gateway).into())),
@@ -245,7 +245,7 @@ fn rule(ipv4: bool, priority: u32, kind: RuleKind) -> RuleMessage {
 fn fdb(device: &str, mac: Mac, vtep: IpAddr) -> io::Result<NeighbourMessage> {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
-    message.header.ifindex = if_nametoindex(device)?;
+    message.header.ifindex = index(device)?;
     message.header.state = NeighbourState::Permanent;
     message.header.flags = NeighbourFlags::Own;
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
@@ -256,7 +256,7 @@ fn fdb(device: &str, mac: Mac, vtep: IpAddr) -> io::Result<NeighbourMessage> {
 fn neighbour(device: &str, address: IpAddr, mac: Mac) -> io::Result<NeighbourMessage> {
     let mut message = NeighbourMessage::default();
     message.header.family = family(address);
-    message.header.ifindex = if_nametoindex(device)?;
+    message.header.ifindex = index(device)?;
     message.header.state = NeighbourState::Permanent;
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
     message.attributes.push(NeighbourAttribute::Destination(address.into()));
