@@ -1,5 +1,7 @@
 //! Does this node do what it promises? Looks at the live state itself, and does not take `uvnd`'s word for it.
 
+mod around;
+
 use crate::binding::{self, Binding, Devices};
 use crate::client::Client;
 use crate::config::Config;
@@ -32,16 +34,18 @@ pub struct Finding {
     pub what: String,
     /// What helps.
     pub remedy: String,
+    /// uvn does what it promises, and something beside it calls for attention.
+    pub warning: bool,
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.what, self.remedy)
+        write!(f, "{}{}; {}", if self.warning { "warning: " } else { "" }, self.what, self.remedy)
     }
 }
 
 fn finding(what: impl fmt::Display, remedy: &str) -> Finding {
-    Finding { what: what.to_string(), remedy: remedy.into() }
+    Finding { what: what.to_string(), remedy: remedy.into(), warning: false }
 }
 
 const RESTART: &str = "restart uvnd: `systemctl restart uvnd`; users' networks live on";
@@ -62,6 +66,7 @@ pub fn check(file: &Path) -> Result<Vec<Finding>, Box<dyn Error>> {
         let again = look(&config)?;
         findings.retain(|finding| again.contains(finding));
     }
+    findings.extend(around::warnings(&config));
     Ok(findings)
 }
 

@@ -328,6 +328,8 @@ fn families_are_not_loaded() {
     let loaded = attempt();
     let loaded = succeeded(&loaded);
     assert!(loaded.contains("socket-smc") && loaded.contains("socket-pppoe"), "cannot be shown: {loaded:?}");
+    let warned = site.node().uvn(&["check"]);
+    assert!(warned.contains("loaded SMC") && warned.contains("loaded PPPOE"), "{warned}");
     site.node().sh(unload);
     site.conclude();
 }

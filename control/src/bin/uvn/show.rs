@@ -107,9 +107,9 @@ pub fn check(config: &Path, as_json: bool) -> Done {
         for finding in &findings {
             writeln!(out, "{finding}")?;
         }
-        if findings.is_empty() {
+        if findings.iter().all(|finding| finding.warning) {
             writeln!(out, "all is as it should be")?;
         }
     }
-    Ok(ExitCode::from(u8::from(!findings.is_empty())))
+    Ok(ExitCode::from(u8::from(findings.iter().any(|finding| !finding.warning))))
 }
