@@ -166,10 +166,34 @@ fn services_do_not_escape(desk: &Namespace) {
     alice.stop();
 }
 
+/// A data plane that somebody restarts is started once, and then carries what it did.
+fn data_plane_is_restarted(desk: &Namespace) {
+    let unit = "uvn-dataplane@em1";
+    let starts = || sh(&format!("journalctl -b --no-pager -o cat -u {unit}")).matches("Started ").count();
+    let carries = || {
+        let status: serde_json::Value = serde_json::from_str(&sh("uvn status --json")).unwrap();
+        let engine = &status["nics"][0]["engine"];
+        engine["state"] == "running" && engine["networks"] == 1
+    };
+    let alice = Session::open(desk, ALICE, NODE);
+    wait("data plane", Duration::from_secs(20), carries);
+    let before = starts();
+    assert!(before > 0, "the journal tells of no start");
+    for restart in 1..=3 {
+        sh(&format!("systemctl restart {unit}"));
+        wait("data plane after its restart", Duration::from_secs(30), carries);
+        assert_eq!(starts(), before + restart, "uvnd has restarted it, too");
+    }
+    drop(alice);
+    wait("end of the network", Duration::from_secs(20), || leases(ALICE).is_none());
+}
+
 #[test]
 #[ignore = "needs a kernel with VRF: cargo xtask guest"]
 fn services_of_the_users_systemd_are_inside() {
     let desk = install();
+    login::set_up_pam(Position::First);
+    data_plane_is_restarted(&desk);
     for position in [Position::First, Position::Last] {
         login::set_up_pam(position);
         services_are_inside(&desk);

@@ -42,6 +42,11 @@ impl Feed {
 
     fn launch(&mut self) -> Result<(), FeedError> {
         self.write_config()?;
+        // Somebody restarts it by hand: another start now would end what is coming up.
+        if process::has_job(&self.nic.name) {
+            self.state = State::Down(Instant::now() + PAUSE.0);
+            return Ok(());
+        }
         let started = Process::start(&self.nic.name, &self.path("toml"), &self.path("log"))?;
         if let State::Starting { process, .. } = &mut self.state {
             *process = Some(started);
@@ -156,36 +161,27 @@ impl Feed {
 
     /// Ends it in order, or kills it.
     pub(super) fn halt(&mut self) {
-        const END: Duration = Duration::from_secs(5);
         let before = std::mem::replace(&mut self.state, State::Down(Instant::now()));
         self.carried.clear();
         process::stop_unit(&self.nic.name);
-        match before {
-            State::Down(_) => {}
+        let process = match before {
+            State::Down(_) => None,
             State::Starting { process, client, .. } => {
                 if let Some(pid) = client.and_then(|client| client.process().ok()) {
                     process::signal(pid, Signal::SIGKILL);
                 }
-                if let Some(process) = process {
-                    process.abandon(&self.nic.name);
-                }
+                process
             }
             State::Up { process, client, pid, .. } => {
-                if !has_hung_up(client.as_fd()) {
-                    process::signal(pid, Signal::SIGTERM);
+                if let Err(error) = finish(&client, pid) {
+                    tracing::error!(nic = self.nic.name, %error, "the data plane does not end");
                 }
-                let end = Instant::now() + END;
-                while !has_hung_up(client.as_fd()) && Instant::now() < end {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                if !has_hung_up(client.as_fd()) {
-                    process::signal(pid, Signal::SIGKILL);
-                }
-                // It is ending: this reaps it.
-                if let Some(process) = process {
-                    process.abandon(&self.nic.name);
-                }
+                process
             }
+        };
+        // It has ended, or is about to: this reaps it.
+        if let Some(process) = process {
+            process.abandon(&self.nic.name);
         }
     }
 
@@ -246,22 +242,26 @@ pub fn left() -> Vec<String> {
 /// # Errors
 /// It does not end.
 pub fn end(nic: &str) -> io::Result<()> {
-    const END: Duration = Duration::from_secs(5);
     process::stop_unit(nic);
     let socket = Path::new(RUN).join(format!("{nic}.sock"));
     let Ok(client) = Client::connect_for(&socket, PATIENCE) else { return Ok(()) };
-    let pid = client.process()?;
+    finish(&client, client.process()?)
+}
+
+/// Ends the process at the other side of a connection in order, or kills it.
+fn finish(client: &Client, pid: i32) -> io::Result<()> {
+    const END: Duration = Duration::from_secs(5);
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        if has_hung_up(client.as_fd()) {
+            return Ok(());
+        }
         process::signal(pid, signal);
         let end = Instant::now() + END;
-        while Instant::now() < end {
-            if has_hung_up(client.as_fd()) {
-                return Ok(());
-            }
+        while !has_hung_up(client.as_fd()) && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
-    Err(io::ErrorKind::TimedOut.into())
+    if has_hung_up(client.as_fd()) { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
 }
 
 /// Whether nothing is to be read from a socket, and nobody has closed it.

@@ -88,6 +88,16 @@ pub(super) fn stop_unit(nic: &str) {
     }
 }
 
+/// Whether systemd is about to start or stop it, for whomever.
+pub(super) fn has_job(nic: &str) -> bool {
+    let job = || {
+        let mut command = Command::new("systemctl");
+        command.args(["show", "--property=Job", "--value", "--", &unit_of(nic)]).stdin(Stdio::null());
+        String::from_utf8(command.output().ok()?.stdout).ok()?.trim().parse().ok()
+    };
+    has_systemd() && job().is_some_and(|job: u32| job > 0)
+}
+
 /// Signals a data plane whose connection stands: it is the process that it says.
 pub(super) fn signal(process: i32, signal: Signal) {
     // Not a group, not everybody.
