@@ -255,7 +255,9 @@ impl Setup {
             for _ in 1..TRIES {
                 answer = answer.or_else(|_| greet());
             }
-            answer?;
+            answer.map_err(|error| {
+                RigError::program(&format!("node {}", node + 1), format!("no answer from it: {error}"))
+            })?;
         }
         Ok(())
     }
