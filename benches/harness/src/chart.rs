@@ -286,7 +286,7 @@ fn short_plain(value: f64, parts: f64) -> String {
 #[must_use]
 pub fn short(value: f64) -> String {
     match value.abs() {
-        v if v >= 1e6 => format!("{} M", short(value / 1e6)),
+        v if v >= 1e6 && v.is_finite() => format!("{} M", short(value / 1e6)),
         v if v > 0.0 && v < 0.0995 => short_plain(value, 10_f64.powi(1 - v.log10().floor() as i32)),
         v if v < 99.95 => table::short(value).trim_end_matches('0').trim_end_matches('.').to_owned(),
         _ => table::short(value),
@@ -326,6 +326,7 @@ mod tests {
             [0.0, 0.000_123, 0.5, 9.996, 12.34, 123.4, 2.5e6].map(short),
             ["0", "0.00012", "0.5", "10", "12.3", "123", "2.5 M"]
         );
+        assert_eq!(short(f64::INFINITY), "inf");
         assert_eq!([1.0, 1024.0, 1_048_576.0].map(|v| quantity(v, "message bytes")), ["1", "1 KiB", "1 MiB"]);
         assert_eq!(quantity(2048.0, "networks"), "2048");
     }

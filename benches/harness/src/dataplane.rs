@@ -13,8 +13,10 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a data plane may take to attach and to make its devices.
+/// How long a data plane may take to attach.
 const START: Duration = Duration::from_secs(20);
+/// How long it may take in addition for each of its networks, on busy cores.
+const NETWORK_START: Duration = Duration::from_millis(100);
 /// How long it may take to drain and detach.
 const STOP: Duration = Duration::from_secs(3);
 /// How long the kernel may take to remove one of its devices.
@@ -59,11 +61,12 @@ impl Dataplane {
     /// # Errors
     /// It ended, or took too long; the end of its log is in the error.
     pub fn wait(&mut self) -> Result<(), RigError> {
-        let end = Instant::now() + START;
+        let patience = START + self.networks * NETWORK_START;
+        let end = Instant::now() + patience;
         loop {
             let why = match self.show() {
                 Ok(show) if is_running(&show, self.networks) => return Ok(()),
-                Ok(show) => format!("not ready after {START:?}: {}", show["show"]),
+                Ok(show) => format!("not ready after {patience:?}: {}", show["show"]),
                 Err(error) => format!("does not answer: {error}"),
             };
             let why = match self.process.ended() {

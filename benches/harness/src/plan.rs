@@ -16,6 +16,8 @@ use crate::workload::variant::Variant;
 
 /// About how many seconds it takes to set a contender up on a node, and to remove it.
 const SETUP_PER_NODE: f64 = 0.5;
+/// The same for each network on it.
+const SETUP_PER_NETWORK: f64 = 0.01;
 
 /// Contenders that take turns on the same work, on the same kind of nodes.
 pub struct Section {
@@ -50,8 +52,9 @@ impl Section {
             fit.map(|workload| workload.takes(self.seconds)).sum()
         };
         let turns: f64 = self.contenders.iter().map(|&contender| self.rounds as f64 * round(contender)).sum();
-        let setup = (self.contenders.len() * self.nodes) as f64 * SETUP_PER_NODE;
-        self.networks.len() as f64 * (setup + turns)
+        let each = |networks: &usize| SETUP_PER_NODE + *networks as f64 * SETUP_PER_NETWORK;
+        let setup = (self.contenders.len() * self.nodes) as f64 * self.networks.iter().map(each).sum::<f64>();
+        setup + self.networks.len() as f64 * turns
     }
 
     /// Whether contenders take part with different numbers of networks.
@@ -145,7 +148,7 @@ fn many_networks() -> Section {
     let contenders = [Contender::Kernel, Contender::Auto, Contender::Engine];
     let workloads = vec![bulk(1, Direction::Forth), ping_pong(1, SMALL), ping_pong(28, SMALL)];
     let networks = crowd::NETWORKS.to_vec();
-    Section { networks, ..two_nodes("many networks", &contenders, workloads, 1.0) }
+    Section { networks, ..two_nodes("many networks", &contenders, workloads, 0.5) }
 }
 
 /// Two nodes with many ranks each.
