@@ -32,6 +32,8 @@ pub struct Cluster {
     pub users: Vec<NetNs>,
     /// Each node's VTEP address.
     pub vteps: Vec<IpAddr>,
+    /// Endpoints are in the nodes' own namespaces, where the in-kernel gear serves them.
+    together: bool,
     /// What is between them.
     _between: Option<NetNs>,
 }
@@ -52,7 +54,23 @@ impl Cluster {
     fn apart(vteps: &[IpAddr]) -> Cluster {
         let nodes = vteps.iter().map(|_| NetNs::new("node")).collect();
         let users = vteps.iter().map(|_| NetNs::new("user")).collect();
-        Cluster { nodes, users, vteps: vteps.to_vec(), _between: None }
+        Cluster { nodes, users, vteps: vteps.to_vec(), together: false, _between: None }
+    }
+
+    /// The endpoints in the nodes' own namespaces, on a subnet of their own.
+    pub fn together(mut self) -> Cluster {
+        self.together = true;
+        self
+    }
+
+    /// Where a user is, and his addresses there.
+    pub fn user(&self, node: usize) -> (&NetNs, [IpAddr; 2]) {
+        if !self.together {
+            return (&self.users[node], [V4[node], V6[node]]);
+        }
+        let last = node as u8 + 1;
+        let v6 = Ipv6Addr::new(0xfd00, 0x11, 0, 0, 0, 0, 0, last.into());
+        (&self.nodes[node], [Ipv4Addr::new(10, 1, 0, last).into(), v6.into()])
     }
 
     /// Two nodes with `em1` at both ends of a wire that has `queues` each way.
@@ -132,14 +150,17 @@ impl Cluster {
         let others = || (0..self.vteps.len()).filter(|other| *other != node);
         let vteps: Vec<String> = others()
             .map(|other| {
-                let (address, v4, v6) = (self.vteps[other], V4[other], V6[other]);
+                let (address, (_, [v4, v6])) = (self.vteps[other], self.user(other));
                 format!(r#"{{ address = "{address}", overlay = ["{v4}", "{v6}"] }}"#)
             })
             .collect();
         let peers: Vec<String> = others().map(|other| format!("\"{}\"", self.vteps[other])).collect();
         let network = settings.network.map_or(format!("peers = [{}]", peers.join(", ")), str::to_owned);
         let kind = if settings.veth { "veth" } else { "tap" };
-        let (sections, vteps, netns) = (settings.sections, vteps.join(", "), self.users[node].path());
+        let (sections, vteps) = (settings.sections, vteps.join(", "));
+        let (_, [v4, v6]) = self.user(node);
+        let netns =
+            if self.together { String::new() } else { format!("netns = {:?}", self.users[node].path()) };
         let config = format!(
             r#"
             nic = "em1"
@@ -152,14 +173,13 @@ impl Cluster {
             frames = 4096
             [[network]]
             vni = {VNI}
-            addresses = ["{}/24", "{}/64"]
+            addresses = ["{v4}/24", "{v6}/64"]
             {network}
             [network.device]
             name = "uvn"
             kind = "{kind}"
-            netns = "{netns}"
-            "#,
-            V4[node], V6[node]
+            {netns}
+            "#
         );
         let mut engine = Engine::start(&self.nodes[node], &config);
         // The user's kernel speaks at once (MLD); before there is a next hop that is dropped.
@@ -169,21 +189,22 @@ impl Cluster {
 
     /// Makes a kernel VXLAN device on a node, in the user's namespace.
     pub fn kernel(&self, node: usize, settings: &str, mac: Mac) {
-        let (here, user, own) = (&self.nodes[node], &self.users[node], self.vteps[node]);
+        let (here, (user, [v4, v6]), own) = (&self.nodes[node], self.user(node), self.vteps[node]);
         here.ip(&format!("link add uvn type vxlan id {VNI} dstport 4789 local {own} dev em1 {settings}"));
-        here.ip(&format!("link set uvn netns {}", user.name()));
+        if !self.together {
+            here.ip(&format!("link set uvn netns {}", user.name()));
+        }
         user.ip(&format!("link set uvn address {mac} mtu {}", self.mtu()));
         user.ip("link set uvn up");
-        user.ip(&format!("addr add {}/24 dev uvn", V4[node]));
-        user.ip(&format!("addr add {}/64 dev uvn nodad", V6[node]));
+        user.ip(&format!("addr add {v4}/24 dev uvn"));
+        user.ip(&format!("addr add {v6}/64 dev uvn nodad"));
     }
 
     /// Runs all kinds of traffic between two users, both ways, IPv4 and IPv6.
     pub fn talk(&self, first: usize, second: usize) {
-        for addresses in [V4, V6] {
-            let here = Place(&self.users[first], addresses[first]);
-            let there = Place(&self.users[second], addresses[second]);
-            traffic::all(here, there, self.mtu());
+        let ((here, own), (there, others)) = (self.user(first), self.user(second));
+        for (own, other) in own.into_iter().zip(others) {
+            traffic::all(Place(here, own), Place(there, other), self.mtu());
         }
     }
 }

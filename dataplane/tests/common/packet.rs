@@ -46,6 +46,24 @@ impl PacketSocket {
         setsockopt(&self.socket, RcvBufForce, &bytes).expect("root");
     }
 
+    /// From now on frames are sent with a virtio-net header in front (PACKET_VNET_HDR).
+    pub fn set_metadata(&self) {
+        /// include/uapi/linux/if_packet.h
+        const PACKET_VNET_HDR: libc::c_int = 15;
+        let on: libc::c_int = 1;
+        // SAFETY: the option takes an int.
+        let result = unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                PACKET_VNET_HDR,
+                (&raw const on).cast(),
+                size_of_val(&on) as libc::socklen_t,
+            )
+        };
+        assert_eq!(result, 0, "PACKET_VNET_HDR");
+    }
+
     /// Sends one frame of at least 14 bytes.
     pub fn send(&self, frame: &[u8]) {
         let sent = send(self.socket.as_raw_fd(), frame, MsgFlags::empty()).expect("the device is up");

@@ -3,6 +3,7 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use std::net::IpAddr;
 use uvn_dataplane::port::VnetHeader;
 
 /// What a frame says. `build` makes it one packet, `super_frame` one that is still to be cut.
@@ -63,6 +64,15 @@ impl Spec {
 
     fn destination(&self) -> Vec<u8> {
         self.address(self.addresses.1)
+    }
+
+    /// The address that ends so.
+    pub fn address_of(&self, last: u8) -> IpAddr {
+        let bytes = self.address(last);
+        match <[u8; 4]>::try_from(&bytes[..]) {
+            Ok(bytes) => bytes.into(),
+            Err(_) => <[u8; 16]>::try_from(&bytes[..]).expect("an address").into(),
+        }
     }
 
     fn address(&self, last: u8) -> Vec<u8> {

@@ -1,0 +1,108 @@
+//! The in-kernel gear with other ends: itself, the engine, kernel VXLAN. All kinds of traffic, content compared.
+//! Needs root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
+
+mod common;
+
+use common::cluster::{Cluster, Settings, V4, V6, VNI};
+use common::engine::Engine;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+use uvn_wire::ethernet::Mac;
+
+const GEAR: Settings = Settings { sections: "path = \"shortcut\"", network: None, veth: false };
+const ENGINE: Settings = Settings { sections: "path = \"engine\"", network: None, veth: false };
+const GEAR_V6: Settings = Settings {
+    sections: "path = \"shortcut\"\n[encapsulation]\nipv6_checksum = false",
+    network: None,
+    veth: false,
+};
+const ENGINE_V6: Settings = Settings {
+    sections: "path = \"engine\"\n[encapsulation]\nipv6_checksum = false",
+    network: None,
+    veth: false,
+};
+
+/// Nothing was dropped, and most of it never came to a worker.
+fn assert_in_gear(engine: &Engine) {
+    engine.assert_no_drops();
+    assert!(engine.network(VNI).shortcut);
+    let counted = engine.counted();
+    // Super-frames count once there; IP fragments and what is to be answered are the engine's.
+    let (stripped, redirected) = (counted.verdict("xdp_stripped"), counted.verdict("xdp_redirected"));
+    assert!(stripped > 2000 && stripped > 10 * redirected, "{counted:?}");
+    assert!(counted.verdict("tc_encapsulated") > 500, "{counted:?}");
+}
+
+/// Frames and bytes that each end has sent and the other has not received, whichever gear had them; once they stand still.
+fn missing(engines: &[Engine; 2]) -> [(u64, u64); 2] {
+    let look = || {
+        [(0, 1), (1, 0)].map(|(from, to)| {
+            let (from, to) = (engines[from].network(VNI).counts, engines[to].network(VNI).counts);
+            (from.tx_frames.wrapping_sub(to.rx_frames), from.tx_bytes.wrapping_sub(to.rx_bytes))
+        })
+    };
+    let start = Instant::now();
+    let mut before = look();
+    loop {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = look();
+        if now == before {
+            return now;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "they do not stand still: {now:?}");
+        before = now;
+    }
+}
+
+fn talk(vteps: &[IpAddr], settings: [&Settings; 2]) -> [Engine; 2] {
+    let cluster = Cluster::wired(vteps, 1).together();
+    let engines = [0, 1].map(|node| cluster.engine(node, settings[node]));
+    // The first one's kernel has spoken before there was a second one.
+    let before = missing(&engines);
+    cluster.talk(0, 1);
+    assert_eq!(missing(&engines), before, "what one has sent the other has received");
+    engines
+}
+
+#[test]
+fn both_ends_in_the_kernel() {
+    talk(&V4[..2], [&GEAR; 2]).iter().for_each(assert_in_gear);
+}
+
+#[test]
+fn both_ends_in_the_kernel_over_ipv6() {
+    talk(&V6[..2], [&GEAR_V6; 2]).iter().for_each(assert_in_gear);
+}
+
+#[test]
+fn the_engine_at_the_other_end() {
+    let [gear, engine] = talk(&V4[..2], [&GEAR, &ENGINE]);
+    assert_in_gear(&gear);
+    engine.assert_no_drops();
+    assert!(!engine.network(VNI).shortcut);
+    let counted = engine.counted();
+    assert_eq!((counted.verdict("xdp_stripped"), counted.verdict("tc_encapsulated")), (0, 0));
+}
+
+#[test]
+fn the_engine_at_the_other_end_over_ipv6() {
+    let [gear, engine] = talk(&V6[..2], [&GEAR_V6, &ENGINE_V6]);
+    assert_in_gear(&gear);
+    engine.assert_no_drops();
+}
+
+/// Without the checksum that a kernel computes unless it is told not to: to verify it is the engine's work.
+#[test]
+fn kernel_vxlan_at_the_other_end() {
+    for (vteps, settings, kernel) in [
+        (&V4[..2], &GEAR, "remote 10.0.0.1 noudpcsum"),
+        (&V6[..2], &GEAR_V6, "remote fd00:10::1 udp6zerocsumtx udp6zerocsumrx"),
+    ] {
+        let cluster = Cluster::wired(vteps, 1).together();
+        let engine = cluster.engine(0, settings);
+        cluster.kernel(1, kernel, Mac::of(vteps[1]));
+        cluster.talk(0, 1);
+        assert_in_gear(&engine);
+    }
+}
