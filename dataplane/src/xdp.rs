@@ -192,6 +192,16 @@ impl Xdp {
             .map_err(|source| XdpError::Map { map: "NETWORKS", source })
     }
 
+    /// Drops all networks' frames from now on, in both gears and directions.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn clear_networks(&mut self) -> Result<(), XdpError> {
+        let failed = |source| XdpError::Map { map: "NETWORKS", source };
+        let vnis: Vec<u32> = self.networks.keys().collect::<Result<_, _>>().map_err(failed)?;
+        vnis.iter().try_for_each(|vni| unless_missing(self.networks.remove(vni))).map_err(failed)
+    }
+
     /// Hands a queue's frames to this AF_XDP socket, until it is closed.
     ///
     /// # Errors

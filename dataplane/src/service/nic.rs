@@ -230,7 +230,11 @@ impl Service {
 
     /// Ends the workers and detaches the XDP program. Networks and their devices stay.
     pub(super) fn close_nic(&mut self) {
-        let Some(queues) = self.queues.take() else { return };
+        let Some(mut queues) = self.queues.take() else { return };
+        // Every tenant at once: to let go of thousands of programs takes the kernel a while.
+        if let Err(error) = queues.xdp.clear_networks() {
+            tracing::error!(%error, "the XDP program keeps a network until its end");
+        }
         for worker in &queues.workers {
             self.past.add(&worker.handle.status.counters);
         }

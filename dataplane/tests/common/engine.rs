@@ -140,7 +140,8 @@ impl Engine {
         self.client().ask(request, &[]).unwrap()
     }
 
-    fn summary(&self) -> Summary {
+    /// What it says of itself.
+    pub fn summary(&self) -> Summary {
         let Reply::Show(summary) = self.ask(&Request::Show) else { panic!("another reply") };
         *summary
     }
