@@ -7,9 +7,7 @@ use aya_ebpf::bindings::{
     __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
     BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_SHOT, TC_ACT_UNSPEC,
 };
-use aya_ebpf::helpers::{
-    bpf_get_hash_recalc, bpf_redirect, bpf_skb_adjust_room, bpf_skb_store_bytes,
-};
+use aya_ebpf::helpers::{bpf_get_hash_recalc, bpf_redirect, bpf_skb_adjust_room, bpf_skb_store_bytes};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::TcContext;
@@ -132,7 +130,8 @@ impl<'a> Outgoing<'a> {
         let hash = unsafe { bpf_get_hash_recalc(ctx.skb.skb) };
         // The upper half is as random as the lower one; dynamic ports (RFC 7348 section 5).
         let source_port = 0xc000 | (hash ^ hash >> 16) as u16 & 0x3fff;
-        let tos = self.tos & 3 | if self.hop.dscp == Hop::INHERIT { self.tos & 0xfc } else { self.hop.dscp as u8 };
+        let tos =
+            self.tos & 3 | if self.hop.dscp == Hop::INHERIT { self.tos & 0xfc } else { self.hop.dscp as u8 };
         if self.hop.length as usize == IPV4 {
             let length = (self.length + (IPV4 - IP) as u32) as u16;
             headers[IP + 1] = tos;

@@ -125,9 +125,8 @@ impl<'a> Inner<'a> {
             protocol::ICMP | protocol::ICMPV6 => udp::HEADER,
             _ => return None,
         };
-        let fits = transport >= udp::HEADER
-            && packet >= header + transport
-            && length >= ethernet::HEADER + packet;
+        let fits =
+            transport >= udp::HEADER && packet >= header + transport && length >= ethernet::HEADER + packet;
         fits.then_some(Inner { ethernet, source, tos, headers: ethernet::HEADER + header + transport })
     }
 }

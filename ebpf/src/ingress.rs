@@ -106,7 +106,8 @@ impl Outer {
         };
         let exact = ethernet::HEADER + ip == frame.length()
             && usize::from(self.length) + (self.vxlan - udp::HEADER) == frame.length();
-        (exact && self.checksum == 0 && (strip == STRIP_IPV4 || IPV6_ZERO_CHECKSUM.load() != 0)).then_some(strip)
+        (exact && self.checksum == 0 && (strip == STRIP_IPV4 || IPV6_ZERO_CHECKSUM.load() != 0))
+            .then_some(strip)
     }
 
     /// The MAC of the sending VTEP's endpoints ([`ethernet::Mac::of`]), as a key.

@@ -71,7 +71,8 @@ static HOPS: HashMap<[u32; 2], Hop> = HashMap::with_max_entries(xdp::VTEP_ENTRIE
 
 /// Traffic of the in-kernel gear by VNI.
 #[map]
-static TRAFFIC: PerCpuHashMap<u32, Traffic> = PerCpuHashMap::with_max_entries(xdp::VNI_ENTRIES, BPF_F_NO_PREALLOC);
+static TRAFFIC: PerCpuHashMap<u32, Traffic> =
+    PerCpuHashMap::with_max_entries(xdp::VNI_ENTRIES, BPF_F_NO_PREALLOC);
 
 /// Allowed outer sources.
 #[map]
