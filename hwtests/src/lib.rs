@@ -8,6 +8,7 @@
 //! - [`cluster`]: nodes, the switch between them, and hosts without uvn
 //! - [`node`]: uvnd, `uvn`, servers and probes on one node
 //! - [`reach`]: who answers whom, over TCP and UDP
+//! - [`path`]: tests for each data path, and which one a node has
 //! - [`sockets`]: whose sockets are where
 //! - [`escape`]: what a user may try to get out of his network
 #![allow(
@@ -21,6 +22,7 @@ pub mod cluster;
 pub mod escape;
 pub mod namespace;
 pub mod node;
+pub mod path;
 pub mod reach;
 pub mod sockets;
 

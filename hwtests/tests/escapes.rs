@@ -13,7 +13,7 @@ use uvn_hwtests::escape::{self, PORT, PORT6, protocol};
 use uvn_hwtests::namespace::text;
 use uvn_hwtests::node::program;
 use uvn_hwtests::reach::{Answer, parse};
-use uvn_hwtests::{Cluster, Daemon, Node, Server};
+use uvn_hwtests::{Cluster, Daemon, Node, Server, path};
 
 const ALICE: u32 = 1234;
 const BOB: u32 = 9876;
@@ -174,6 +174,8 @@ const SHOWN_WITH_ENGINE: [&str; 6] = [
 ];
 
 fn can_be_shown(path: &str, name: &str) -> bool {
+    // What the one gear does not take, the other does not either.
+    let path = if path == "shortcut" { "engine" } else { path };
     SHOWN_WITH_ENGINE.contains(&name)
         || !CANNOT_BE_SHOWN.iter().any(|(with, start, end, _)| {
             (with.is_empty() || *with == path) && name.starts_with(start) && name.ends_with(end)
@@ -198,20 +200,11 @@ fn every_attempt(path: &str) {
     let not_shown: Vec<_> =
         open.iter().filter(|(name, answer)| answer.is_err() && can_be_shown(path, name)).collect();
     assert!(not_shown.is_empty(), "no attempts, since they do not work without: {not_shown:#?}");
+    site.cluster.nodes.iter().for_each(|node| path::assert_used(node, path));
     site.conclude();
 }
 
-#[test]
-#[ignore = "needs a kernel with VRF: cargo xtask guest"]
-fn every_attempt_engine() {
-    every_attempt("engine");
-}
-
-#[test]
-#[ignore = "needs a kernel with VRF: cargo xtask guest"]
-fn every_attempt_kernel() {
-    every_attempt("kernel");
-}
+uvn_hwtests::with_paths!([engine, shortcut, kernel] { every_attempt });
 
 /// Bob's namespaces are his, whether he has a network or not.
 #[test]

@@ -1,5 +1,5 @@
-//! Who reaches whom: on localhost and across two nodes, by TCP and UDP, over IPv4 and IPv6; with the data plane below,
-//! and with kernel VXLAN.
+//! Who reaches whom: on localhost and across two nodes, by TCP and UDP, over IPv4 and IPv6; with either gear of the
+//! data plane below, and with kernel VXLAN.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use uvn_hwtests::cluster::OUTSIDE;
 use uvn_hwtests::node::Server;
 use uvn_hwtests::reach::Answer;
-use uvn_hwtests::{Cluster, Daemon, Node};
+use uvn_hwtests::{Cluster, Daemon, Node, path};
 
 /// Two ordinary users.
 const ALICE: u32 = 1234;
@@ -19,6 +19,7 @@ const ALICE_ALONE: u16 = 5003;
 struct Site {
     daemons: Vec<Daemon>,
     cluster: Cluster,
+    path: String,
 }
 
 impl Site {
@@ -26,15 +27,22 @@ impl Site {
         let cluster = Cluster::two();
         let config = cluster.config(path, more);
         let daemons = cluster.nodes.iter().map(|node| node.uvnd(&config)).collect();
-        Site { daemons, cluster }
+        Site { daemons, cluster, path: path.into() }
     }
 
-    /// uvnd is alive and finds nothing wrong.
+    /// uvnd is alive and finds nothing wrong; the data path is the one that was asked for.
     fn conclude(mut self) {
         self.daemons.iter_mut().for_each(Daemon::assert_alive);
         for node in self.cluster.pair() {
             node.uvn(&["check"]);
+            path::assert_chosen(node, &self.path);
         }
+    }
+
+    /// The same, and the users' frames went between the nodes by it.
+    fn conclude_used(self) {
+        self.cluster.pair().into_iter().for_each(|node| path::assert_used(node, &self.path));
+        self.conclude();
     }
 }
 
@@ -137,7 +145,7 @@ fn each_user_gets_his_own(path: &str) {
         assert!(foreign.is_empty(), "{uid}'s server was reached by {foreign:?}");
     }
     drop(servers);
-    site.conclude();
+    site.conclude_used();
 }
 
 /// With the data plane, nodes need not be listed one by one for IPv4: a range of VTEPs will do.
@@ -145,18 +153,18 @@ fn each_user_gets_his_own(path: &str) {
 #[ignore = "needs a kernel with VRF: cargo xtask guest"]
 fn nodes_of_a_range() {
     let cluster = Cluster::two();
-    let config = cluster.config("engine", "");
+    let config = cluster.config("auto", "");
     let (rest, _) = config.split_once("[peers]").unwrap();
     let config = format!("{rest}[peers]\nrange = [\"10.0.0.0/24\"]\n");
     let daemons = cluster.nodes.iter().map(|node| node.uvnd(&config)).collect();
-    let site = Site { daemons, cluster };
+    let site = Site { daemons, cluster, path: "auto".into() };
     site.cluster.attach(&[ALICE]);
     let [first, second] = site.cluster.pair();
     let _server = serve_everywhere(second, ALICE, &[5000]);
     let far = both(&second.addresses()[..1], 5000);
     let who = name(ALICE, first);
     assert_answer(&first.reach(ALICE, &who, &far), &far, &name(ALICE, second), &who);
-    site.conclude();
+    site.conclude_used();
 }
 
 /// A user's services are reached, and reach, under the node's real address.
@@ -178,7 +186,7 @@ fn services_have_the_nodes_address(path: &str) {
             );
         }
     }
-    site.conclude();
+    site.conclude_used();
 }
 
 /// Root's services are there on 127.0.0.1, on the own and on other nodes, whether or not the user has a session there.
@@ -199,7 +207,7 @@ fn root_services_are_reached(path: &str) {
     let answers = first.reach(ALICE, &who, &[near.clone(), far.clone()].concat());
     assert_answer(&answers, &near, &name(0, first), &who);
     assert_answer(&answers, &far, &name(0, second), &who);
-    site.conclude();
+    site.conclude_used();
 }
 
 /// Beyond the subnets with the node's address, if allowed; on the subnets, hosts without uvn only if listed.
@@ -282,26 +290,7 @@ fn without_a_network_no_socket(path: &str) {
     site.conclude();
 }
 
-/// The tests with one data path.
-macro_rules! suite {
-    ($path:ident: $($test:ident),* $(,)?) => {
-        mod $path {
-            $(
-                #[test]
-                #[ignore = "needs a kernel with VRF: cargo xtask guest"]
-                fn $test() {
-                    super::$test(stringify!($path));
-                }
-            )*
-        }
-    };
-}
-
-macro_rules! suites {
-    ($($path:ident),*) => {
-        $(suite!($path: each_user_gets_his_own, services_have_the_nodes_address, root_services_are_reached,
-            off_subnet_and_listed_hosts, off_subnet_denied, the_resolver_answers, without_a_network_no_socket);)*
-    };
-}
-
-suites!(engine, kernel);
+uvn_hwtests::with_paths!([engine, shortcut, kernel] {
+    each_user_gets_his_own, services_have_the_nodes_address, root_services_are_reached, off_subnet_and_listed_hosts,
+    off_subnet_denied, the_resolver_answers, without_a_network_no_socket,
+});

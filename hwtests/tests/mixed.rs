@@ -1,11 +1,10 @@
-//! Engines and kernel VXLAN side by side: between nodes, and on two NICs of a node. What becomes of networks when a NIC
-//! or its data plane changes or fails.
+//! Both gears of the data plane and kernel VXLAN side by side: between nodes, and on two NICs of a node. What becomes of
+//! networks when a NIC or its data plane changes or fails.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 #![allow(unsafe_code, reason = "a thread becomes an ordinary user; a TAP poses as InfiniBand")]
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6, UdpSocket};
@@ -13,6 +12,7 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 use uvn_hwtests::cluster::Layout;
 use uvn_hwtests::node::Server;
+use uvn_hwtests::path::{self, status};
 use uvn_hwtests::reach::Answer;
 use uvn_hwtests::{Cluster, Daemon, Node};
 
@@ -98,14 +98,8 @@ fn assert_nobody(answers: &BTreeMap<String, Answer>) {
     assert!(answered.is_empty(), "{answered:?}");
 }
 
-/// What `uvn status` says of a NIC.
-fn status(node: &Node, nic: &str) -> Value {
-    let status: Value = serde_json::from_str(&node.uvn(&["status", "--json"])).unwrap();
-    let nics = status["nics"].as_array().unwrap();
-    nics.iter().find(|state| state["name"] == nic).unwrap_or_else(|| panic!("{status}")).clone()
-}
-
-fn path(node: &Node, nic: &str) -> (String, String) {
+/// What carries a NIC's networks, and why.
+fn carrier(node: &Node, nic: &str) -> (String, String) {
     let state = status(node, nic);
     let text = |key: &str| state[key].as_str().unwrap().to_owned();
     (text("path"), text("reason"))
@@ -179,27 +173,30 @@ fn assert_flooded(site: &Site) {
     }
 }
 
-#[test]
-#[ignore = "needs a kernel with VRF: cargo xtask guest"]
-fn engine_and_kernel_nodes_talk() {
-    let site = Site::new(&["em1"], [&["engine"], &["kernel"]]);
-    site.cluster.attach(&[ALICE, BOB]);
-    assert_eq!(path(site.cluster.pair()[0], "em1").0, "engine");
-    assert_eq!(path(site.cluster.pair()[1], "em1").0, "kernel");
-    site.assert_connected();
-    assert_flooded(&site);
-    site.conclude();
-}
-
-#[test]
-#[ignore = "needs a kernel with VRF: cargo xtask guest"]
-fn broadcast_stays_in_the_network() {
-    for path in ["engine", "kernel"] {
-        let site = Site::new(&["em1"], [&[path], &[path]]);
+/// The nodes need not have the same data path.
+fn unlike_nodes_talk(path: &str) {
+    let others: &[&str] = if path == "shortcut" { &["engine", "kernel"] } else { &["kernel"] };
+    for other in others {
+        let site = Site::new(&["em1"], [&[path], &[other]]);
         site.cluster.attach(&[ALICE, BOB]);
+        site.assert_connected();
         assert_flooded(&site);
+        let [here, there] = site.cluster.pair();
+        // Kernel VXLAN sends UDP checksums, which only the engine verifies.
+        match *other {
+            "kernel" => path::assert_chosen(here, path),
+            _ => path::assert_used(here, path),
+        }
+        path::assert_used(there, other);
         site.conclude();
     }
+}
+
+fn broadcast_stays_in_the_network(path: &str) {
+    let site = Site::new(&["em1"], [&[path], &[path]]);
+    site.cluster.attach(&[ALICE, BOB]);
+    assert_flooded(&site);
+    site.conclude();
 }
 
 /// An underlay multicast group instead of lists: nodes find each other through it.
@@ -226,13 +223,14 @@ fn nodes_find_each_other_by_a_group() {
 fn two_nics_with_a_data_path_each() {
     let site = Site::new(&["em1", "em2"], [&["auto", "kernel"], &["engine", "engine"]]);
     let node = site.cluster.pair()[0];
-    assert_eq!(path(node, "em1"), ("engine".into(), "Ethernet".into()));
-    assert_eq!(path(node, "em2"), ("kernel".into(), "configured: path = \"kernel\"".into()));
+    assert_eq!(carrier(node, "em1"), ("engine".into(), "Ethernet".into()));
+    assert_eq!(carrier(node, "em2"), ("kernel".into(), "configured: path = \"kernel\"".into()));
     site.cluster.attach(&[ALICE, BOB]);
     let device = |nic: u8| node.sh(&format!("ip -d link show uvn{ALICE}.{nic}"));
     assert!(device(0).contains(" tun type tap"), "{}", device(0));
     assert!(device(1).contains(" vxlan id 1234"), "{}", device(1));
     site.assert_connected();
+    path::assert_used(node, "auto");
     site.conclude();
 }
 
@@ -265,8 +263,8 @@ fn ipoib_gets_kernel_vxlan() {
     let _ib0 = infiniband(node, "ib0");
     let underlay = "[[underlay]]\nnic = \"ib0\"\nsubnets = [\"10.9.0.0/24\"]\nport = 4790\n[peers]";
     let mut daemon = node.uvnd(&cluster.config("auto", "").replace("[peers]", underlay));
-    assert_eq!(path(node, "ib0"), ("kernel".into(), "InfiniBand: no AF_XDP on IPoIB".into()));
-    assert_eq!(path(node, "em1").0, "engine");
+    assert_eq!(carrier(node, "ib0"), ("kernel".into(), "InfiniBand: no AF_XDP on IPoIB".into()));
+    assert_eq!(carrier(node, "em1").0, "engine");
     node.uvn(&["attach", &ALICE.to_string()]);
     let device = node.sh(&format!("ip -d link show uvn{ALICE}.1"));
     assert!(
@@ -278,10 +276,8 @@ fn ipoib_gets_kernel_vxlan() {
 }
 
 /// Without its data plane a network carries nothing, by whatever way; when it is back, all is as before.
-#[test]
-#[ignore = "needs a kernel with VRF: cargo xtask guest"]
-fn a_killed_engine_cuts_off_and_comes_back() {
-    let site = Site::new(&["em1"], [&["engine"], &["engine"]]);
+fn a_killed_data_plane_cuts_off_and_comes_back(path: &str) {
+    let site = Site::new(&["em1"], [&[path], &[path]]);
     site.cluster.attach(&[ALICE, BOB]);
     let [here, there] = site.cluster.pair();
     site.assert_connected();
@@ -315,6 +311,7 @@ fn a_killed_engine_cuts_off_and_comes_back() {
     }
     drop((storage, server));
     site.assert_connected();
+    path::assert_used(here, path);
     site.conclude();
 }
 
@@ -326,74 +323,77 @@ fn dataplane(node: &Node) -> i32 {
     node.processes().into_iter().find(is_it).expect("a data plane")
 }
 
-#[test]
-#[ignore = "needs a kernel with VRF: cargo xtask guest"]
-fn a_nic_goes_down_and_comes_back() {
-    for path in ["engine", "kernel"] {
-        let site = Site::new(&["em1"], [&[path], &[path]]);
-        site.cluster.attach(&[ALICE, BOB]);
-        let [here, there] = site.cluster.pair();
-        site.assert_connected();
-        here.ip("link set em1 down");
-        let server = there.serve(ALICE, &name(ALICE, there), &everywhere(5000));
-        assert_nobody(&here.reach(ALICE, &name(ALICE, here), &of(there, 5000)));
-        drop(server);
-        // The kernel forgets IPv6 addresses and routes; the site's network configuration brings them back.
-        let nic = &here.nics()[0];
-        here.ip(&format!(
-            "link set em1 up\naddr add {}/64 dev em1 nodad\nroute replace default via 10.0.0.254\n\
-             route replace default via fd00:10::fe\n",
-            nic.v6
-        ));
-        if path == "engine" {
-            wait_until_running(here, "em1");
-        }
-        here.wait("endpoint with both addresses", PATIENCE, || {
-            here.sh(&format!("ip -6 addr show dev uvn{ALICE}.0")).contains(&nic.v6.to_string())
-        });
-        site.assert_connected();
-        site.conclude();
+fn a_nic_goes_down_and_comes_back(path: &str) {
+    let site = Site::new(&["em1"], [&[path], &[path]]);
+    site.cluster.attach(&[ALICE, BOB]);
+    let [here, there] = site.cluster.pair();
+    site.assert_connected();
+    here.ip("link set em1 down");
+    let server = there.serve(ALICE, &name(ALICE, there), &everywhere(5000));
+    assert_nobody(&here.reach(ALICE, &name(ALICE, here), &of(there, 5000)));
+    drop(server);
+    // The kernel forgets IPv6 addresses and routes; the site's network configuration brings them back.
+    let nic = &here.nics()[0];
+    here.ip(&format!(
+        "link set em1 up\naddr add {}/64 dev em1 nodad\nroute replace default via 10.0.0.254\n\
+         route replace default via fd00:10::fe\n",
+        nic.v6
+    ));
+    if path != "kernel" {
+        wait_until_running(here, "em1");
     }
+    here.wait("endpoint with both addresses", PATIENCE, || {
+        here.sh(&format!("ip -6 addr show dev uvn{ALICE}.0")).contains(&nic.v6.to_string())
+    });
+    site.assert_connected();
+    path::assert_used(here, path);
+    site.conclude();
 }
 
-#[test]
-#[ignore = "needs a kernel with VRF: cargo xtask guest"]
-fn mtu_and_address_are_followed() {
-    for path in ["engine", "kernel"] {
-        let site = Site::new(&["em1"], [&[path], &[path]]);
-        site.cluster.attach(&[ALICE, BOB]);
-        let [here, there] = site.cluster.pair();
-        let endpoint = format!("uvn{ALICE}.0");
-        for node in [here, there] {
-            node.ip("link set em1 mtu 1500");
-            node.wait("smaller endpoint", PATIENCE, || {
-                node.sh(&format!("ip link show {endpoint}")).contains("mtu 1450")
-            });
-        }
-        site.assert_connected();
-
-        here.ip("addr add 10.0.0.77/24 dev em1\naddr del 10.0.0.1/24 dev em1\naddr replace 10.0.0.77/24 dev em1\n");
-        here.ip("route replace default via 10.0.0.254");
-        for node in [here, there] {
-            let hosts = node.read("/etc/hosts").unwrap();
-            node.write("/etc/hosts", &hosts.replace("10.0.0.1 ", "10.0.0.77 "));
-            node.uvn(&["reload"]);
-        }
-        here.wait("endpoint with the new address", PATIENCE, || {
-            let shown = here.sh(&format!("ip -4 addr show dev {endpoint}"));
-            shown.contains("10.0.0.77/24") && !shown.contains("10.0.0.1/")
+fn mtu_and_address_are_followed(path: &str) {
+    let site = Site::new(&["em1"], [&[path], &[path]]);
+    site.cluster.attach(&[ALICE, BOB]);
+    let [here, there] = site.cluster.pair();
+    let endpoint = format!("uvn{ALICE}.0");
+    for node in [here, there] {
+        node.ip("link set em1 mtu 1500");
+        node.wait("smaller endpoint", PATIENCE, || {
+            node.sh(&format!("ip link show {endpoint}")).contains("mtu 1450")
         });
-        if path == "engine" {
-            wait_until_running(here, "em1");
-        }
-        let server = here.serve(ALICE, &name(ALICE, here), &everywhere(5000));
-        let targets = ["tcp:10.0.0.77:5000", "udp:10.0.0.77:5000", "tcp:[fd00:10::1]:5001"].map(String::from);
-        // The users' kernels believe a neighbour for up to 45 s (neigh_rand_reach_time), and then ask for some more.
-        there.wait("answer from the new address", Duration::from_secs(90), || {
-            let answers = there.reach(ALICE, &name(ALICE, there), &targets);
-            answers.values().all(|answer| *answer == Ok(name(ALICE, here)))
-        });
-        drop(server);
-        site.conclude();
     }
+    site.assert_connected();
+
+    here.ip(
+        "addr add 10.0.0.77/24 dev em1\naddr del 10.0.0.1/24 dev em1\naddr replace 10.0.0.77/24 dev em1\n",
+    );
+    here.ip("route replace default via 10.0.0.254");
+    for node in [here, there] {
+        let hosts = node.read("/etc/hosts").unwrap();
+        node.write("/etc/hosts", &hosts.replace("10.0.0.1 ", "10.0.0.77 "));
+        node.uvn(&["reload"]);
+    }
+    here.wait("endpoint with the new address", PATIENCE, || {
+        let shown = here.sh(&format!("ip -4 addr show dev {endpoint}"));
+        shown.contains("10.0.0.77/24") && !shown.contains("10.0.0.1/")
+    });
+    if path != "kernel" {
+        wait_until_running(here, "em1");
+    }
+    let server = here.serve(ALICE, &name(ALICE, here), &everywhere(5000));
+    let targets = ["tcp:10.0.0.77:5000", "udp:10.0.0.77:5000", "tcp:[fd00:10::1]:5001"].map(String::from);
+    // The users' kernels believe a neighbour for up to 45 s (neigh_rand_reach_time), and then ask for some more.
+    there.wait("answer from the new address", Duration::from_secs(90), || {
+        let answers = there.reach(ALICE, &name(ALICE, there), &targets);
+        answers.values().all(|answer| *answer == Ok(name(ALICE, here)))
+    });
+    drop(server);
+    site.conclude();
 }
+
+uvn_hwtests::with_paths!([engine, shortcut] {
+    unlike_nodes_talk, a_killed_data_plane_cuts_off_and_comes_back, broadcast_stays_in_the_network,
+    a_nic_goes_down_and_comes_back, mtu_and_address_are_followed,
+});
+uvn_hwtests::with_paths!([kernel] {
+    broadcast_stays_in_the_network, a_nic_goes_down_and_comes_back, mtu_and_address_are_followed,
+});

@@ -86,7 +86,7 @@ fn tests() -> Closing {
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]).stdout(Stdio::piped());
     let mut child = command.spawn().map_err(|error| format!("cannot run cargo: {error}"))?;
-    let (mut counts, mut runs) = ([0; 3], 0);
+    let (mut counts, mut runs) = ([0; 5], 0);
     for line in child.stdout.take().into_iter().flat_map(|output| BufReader::new(output).lines()) {
         let line = line.unwrap_or_default();
         println!("{line}");
@@ -96,16 +96,16 @@ fn tests() -> Closing {
         }
     }
     let status = child.wait().map_err(|error| format!("cargo: {error}"))?;
-    let [passed, failed, ignored] = counts;
+    let [passed, failed, ignored, ..] = counts;
     let line = format!("{passed} passed, {failed} failed, {ignored} ignored in {runs} programs");
     if status.success() { Ok(format!("ok: {line}")) } else { Err(format!("{line}; cargo: {status}")) }
 }
 
-/// Passed, failed and ignored in the closing line of one test program.
-pub fn counted(line: &str) -> Option<[u64; 3]> {
+/// Passed, failed, ignored, measured and left out in the closing line of one test program.
+pub fn counted(line: &str) -> Option<[u64; 5]> {
     let rest = line.strip_prefix("test result: ")?.split_once(". ")?.1;
-    let mut numbers = rest.split("; ").map_while(|part| part.split(' ').next()?.parse().ok());
-    Some([numbers.next()?, numbers.next()?, numbers.next()?])
+    let numbers = rest.split("; ").map_while(|part| part.split(' ').next()?.parse().ok());
+    numbers.collect::<Vec<u64>>().try_into().ok()
 }
 
 fn object() -> Closing {
@@ -135,11 +135,11 @@ mod tests {
     #[test]
     fn closing_lines_of_test_programs_are_counted() {
         let line =
-            "test result: ok. 8 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.00s";
-        assert_eq!(counted(line), Some([8, 1, 2]));
+            "test result: ok. 8 passed; 1 failed; 2 ignored; 0 measured; 7 filtered out; finished in 0.00s";
+        assert_eq!(counted(line), Some([8, 1, 2, 0, 7]));
         assert_eq!(
-            counted("test result: FAILED. 0 passed; 3 failed; 0 ignored; 0 measured"),
-            Some([0, 3, 0])
+            counted("test result: FAILED. 0 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out"),
+            Some([0, 3, 0, 0, 0])
         );
         assert_eq!(counted("test a::b ... ok"), None);
     }
