@@ -17,6 +17,7 @@
 //!
 //! - [`thread`]: its thread: core, spinning, sleeping, commands
 //! - [`xsk`]: a NIC queue through AF_XDP
+//! - [`slow_path`]: a NIC queue through a TAP, where the in-kernel gear has the NIC
 //! - [`tap`]: an endpoint through a TAP
 //! - [`xdp`]: loads and feeds the XDP program that stands before the workers
 //! - [`shortcut`]: loads and feeds the in-kernel gear, which carries what needs no decision past the workers
@@ -66,6 +67,7 @@ pub mod route;
 pub mod seqpacket;
 pub mod service;
 pub mod shortcut;
+pub mod slow_path;
 pub mod tables;
 pub mod tap;
 pub mod thread;

@@ -16,7 +16,7 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
+    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use thiserror::Error;
@@ -301,6 +301,30 @@ pub fn create_veth(name: &str, peer: &str, peer_netns: Option<BorrowedFd<'_>>) -
     ]));
     ask(name, "creation as a veth", RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
         .map(drop)
+}
+
+/// Makes a VXLAN device that takes no frame (an empty VNI filter), so that the kernel's GRO joins VXLAN to this port.
+///
+/// # Errors
+/// The kernel's refusal (EEXIST: a device has the name, or the port; EOPNOTSUPP: older than Linux 5.18).
+pub fn create_deaf_vxlan(name: &str, port: u16) -> Result<(), LinkError> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.into()));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Vxlan),
+        LinkInfo::Data(InfoData::Vxlan(vec![
+            InfoVxlan::CollectMetadata(true),
+            InfoVxlan::Vnifilter(true),
+            InfoVxlan::Port(port),
+        ])),
+    ]));
+    ask(
+        name,
+        "creation as a VXLAN device",
+        RouteNetlinkMessage::NewLink(message),
+        NLM_F_CREATE | NLM_F_EXCL,
+    )?;
+    set_up(name, true)
 }
 
 fn ask(

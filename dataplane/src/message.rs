@@ -130,9 +130,9 @@ pub struct Summary {
     pub vtep: Vec<IpAddr>,
     /// UDP port.
     pub port: u16,
-    /// `driver` or `generic`; None while not running.
+    /// `driver` or `generic`; None while not running, or in the in-kernel gear.
     pub xdp: Option<String>,
-    /// Whether the sockets are zero-copy; None while not running.
+    /// Whether the sockets are zero-copy; None while not running, or in the in-kernel gear.
     pub zero_copy: Option<bool>,
     /// `shortcut` (the in-kernel gear) or `engine`; None while not running.
     #[serde(default)]

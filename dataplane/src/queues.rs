@@ -2,15 +2,16 @@
 
 use crate::config::{Config, Path};
 use crate::cores;
-use crate::link::Link;
+use crate::link::{self, Link};
 use crate::networks::Entry;
 use crate::port::Nic;
 use crate::shortcut::{Declined, Shortcut};
+use crate::slow_path::{self, SlowPath};
 use crate::tables::Tables;
 use crate::thread::{self, Handle, Notifier, Settings};
 use crate::worker::{BATCH, Command};
 use crate::xdp::{Mode, Xdp, XdpError};
-use crate::xsk::{XskConfig, XskError, XskQueue};
+use crate::xsk::{self, XskConfig, XskError, XskQueue};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -62,19 +63,33 @@ pub struct Running {
 
 /// A NIC in use.
 pub struct Queues {
-    /// The XDP program.
+    /// The XDP program, or what the in-kernel gear shares with it.
     pub xdp: Xdp,
-    /// The in-kernel gear; after the XDP program, which is to go first.
+    /// The in-kernel gear.
     pub shortcut: Option<Shortcut>,
     /// Why there is an in-kernel gear, or none.
     pub gear_reason: String,
     /// In the order of the queues.
     pub workers: Vec<Running>,
-    /// Whether all sockets are zero-copy.
-    pub zero_copy: bool,
+    /// Whether all sockets are zero-copy; None in the in-kernel gear.
+    pub zero_copy: Option<bool>,
+}
+
+/// What every worker is started with.
+struct Engine<'a> {
+    config: &'a Config,
+    tables: &'a Arc<Tables>,
+    notifier: &'a Notifier,
+    started: Instant,
 }
 
 impl Queues {
+    /// The longest IP packet on the NIC that this can carry, bytes.
+    #[must_use]
+    pub fn max_mtu(&self) -> usize {
+        if self.shortcut.is_some() { slow_path::MAX_MTU } else { xsk::MAX_MTU }
+    }
+
     /// Attaches the XDP program and starts the workers. No VTEP address is ours yet: see [`Xdp::set_local`].
     ///
     /// # Errors
@@ -88,37 +103,52 @@ impl Queues {
         started: Instant,
     ) -> Result<Queues, QueuesError> {
         let cores = cores::choose(&link.name, &config.workers.cores, count as usize);
-        let mut xdp = Xdp::attach(&link.name, &config.encapsulation)?;
-        let (shortcut, gear_reason) = choose_gear(config, &mut xdp, &link.name)?;
-        let mut queues = Queues { xdp, shortcut, gear_reason, workers: Vec::new(), zero_copy: true };
+        let engine = Engine { config, tables, notifier, started };
+        let why = match wanted(config) {
+            Err(why) => why.to_owned(),
+            Ok(why) => match Queues::open_shortcut(&engine, link, count, why) {
+                Ok(queues) => return Ok(queues),
+                Err(error) if config.path == Path::Shortcut => return Err(error),
+                Err(error) => error.to_string(),
+            },
+        };
+        let xdp = Xdp::attach(&link.name, &config.encapsulation)?;
+        if let Some(Mode::Generic { refused }) = xdp.mode() {
+            tracing::warn!(nic = link.name, refused, "XDP in generic mode, which is slow");
+        }
+        tracing::info!(nic = link.name, queues = count, why, "NIC in use by the engine alone");
+        let mut queues =
+            Queues { xdp, shortcut: None, gear_reason: why, workers: Vec::new(), zero_copy: Some(true) };
         for (queue, core) in (0..count).zip(cores) {
-            if let Err(error) = queues.start(config, queue, core, tables, notifier, started) {
+            if let Err(error) = queues.start(&engine, queue, core) {
                 queues.stop();
                 return Err(error);
             }
         }
-        let mode = match queues.xdp.mode() {
-            Mode::Driver => "driver",
-            Mode::Generic { refused } => {
-                tracing::warn!(nic = link.name, refused, "XDP in generic mode, which is slow");
-                "generic"
-            }
-        };
-        let (gear, why) = (queues.gear(), &queues.gear_reason);
-        tracing::info!(nic = link.name, gear, why, "the gear of what needs no decision");
-        tracing::info!(nic = link.name, mode, zero_copy = queues.zero_copy, queues = count, "NIC in use");
         Ok(queues)
     }
 
-    fn start(
-        &mut self,
-        config: &Config,
-        queue: u32,
-        core: Option<usize>,
-        tables: &Arc<Tables>,
-        notifier: &Notifier,
-        started: Instant,
-    ) -> Result<(), QueuesError> {
+    /// The in-kernel gear, and workers that sleep until it leaves something over.
+    fn open_shortcut(engine: &Engine<'_>, link: &Link, count: u32, why: &str) -> Result<Queues, QueuesError> {
+        let settings = &engine.config.encapsulation;
+        let slow_paths = SlowPath::open(link.index, count as usize, BATCH).map_err(Declined::from)?;
+        let tap = link::get(&slow_path::device(link.index)).map_err(XdpError::from)?.index;
+        let mut xdp = Xdp::load(link.index, settings, tap)?;
+        let shortcut = Some(Shortcut::attach(&mut xdp, link, settings.port)?);
+        tracing::info!(nic = link.name, queues = count, why, "NIC in use by the in-kernel gear");
+        let mut queues =
+            Queues { xdp, shortcut, gear_reason: why.into(), workers: Vec::new(), zero_copy: None };
+        for (queue, slow_path) in (0..count).zip(slow_paths) {
+            if let Err(error) = queues.spawn(engine, slow_path, queue, None) {
+                queues.stop();
+                return Err(error);
+            }
+        }
+        Ok(queues)
+    }
+
+    fn start(&mut self, engine: &Engine<'_>, queue: u32, core: Option<usize>) -> Result<(), QueuesError> {
+        let config = engine.config;
         let busy_poll_us = Some(config.workers.busy_poll_us).filter(|time| *time > 0);
         let socket = XskQueue::open(&XskConfig {
             interface: config.nic.clone(),
@@ -130,17 +160,27 @@ impl Queues {
         if busy_poll_us.is_some() && !socket.busy_poll() {
             tracing::warn!(queue, "this kernel has no busy polling for AF_XDP (5.11 and later have)");
         }
-        self.zero_copy &= socket.zero_copy();
+        self.zero_copy = self.zero_copy.map(|all| all && socket.zero_copy());
         if let Some(fd) = socket.fd() {
             self.xdp.set_socket(queue, fd)?;
         }
+        self.spawn(engine, socket, queue, core)
+    }
+
+    fn spawn<N: Nic<Frame: Send> + Send + 'static>(
+        &mut self,
+        engine: &Engine<'_>,
+        nic: N,
+        queue: u32,
+        core: Option<usize>,
+    ) -> Result<(), QueuesError> {
         let settings = Settings {
             queue: queue as usize,
             core,
-            spin: Duration::from_micros(config.workers.spin_us.into()),
-            started,
+            spin: Duration::from_micros(engine.config.workers.spin_us.into()),
+            started: engine.started,
         };
-        let handle = thread::spawn(socket, settings, tables.clone(), notifier.clone())
+        let handle = thread::spawn(nic, settings, engine.tables.clone(), engine.notifier.clone())
             .map_err(|source| QueuesError::Thread { queue, source })?;
         self.workers.push(Running { handle, queue, core });
         Ok(())
@@ -215,21 +255,17 @@ impl Queues {
     }
 }
 
-/// The in-kernel gear, or none, and why.
-fn choose_gear(config: &Config, xdp: &mut Xdp, nic: &str) -> Result<(Option<Shortcut>, String), QueuesError> {
+/// Whether the in-kernel gear is wanted, and why; or why not.
+fn wanted(config: &Config) -> Result<&'static str, &'static str> {
     let sums = |vtep: &IpAddr| {
         if vtep.is_ipv4() { config.encapsulation.checksum } else { config.encapsulation.ipv6_checksum }
     };
-    if config.path == Path::Engine {
-        return Ok((None, "configured".into()));
-    }
-    if config.path == Path::Auto && config.vtep.iter().all(sums) {
-        return Ok((None, "outer UDP checksums are on, which only the engine computes".into()));
-    }
-    match Shortcut::attach(xdp, nic) {
-        Ok(shortcut) if config.path == Path::Shortcut => Ok((Some(shortcut), "configured".into())),
-        Ok(shortcut) => Ok((Some(shortcut), "frames stay in the kernel: no hand-over between cores".into())),
-        Err(declined) if config.path == Path::Shortcut => Err(declined.into()),
-        Err(declined) => Ok((None, declined.to_string())),
+    match config.path {
+        Path::Engine => Err("configured"),
+        Path::Shortcut => Ok("configured"),
+        Path::Auto if config.vtep.iter().all(sums) => {
+            Err("outer UDP checksums are on, which only the engine computes")
+        }
+        Path::Auto => Ok("frames stay in the kernel: no hand-over between cores"),
     }
 }

@@ -1,12 +1,14 @@
-//! The in-kernel gear: a tc program on every endpoint that encapsulates, one on the NIC that hands over what the XDP
-//! program has stripped. It takes what it can prove the engine would take, from maps that are filled here from the
-//! workers' tables; all else is the engine's as before.
+//! The in-kernel gear: a tc program on every endpoint that encapsulates, and one on the NIC that strips and hands over.
+//! They take what they can prove the engine would take, by maps that are filled here from the workers' tables; all else
+//! is the engine's, by the [`slow_path`].
 //!
 //! It lives as long as the [`Shortcut`]: its links are file descriptors and nothing is pinned. However the process ends,
-//! the endpoints' frames reach nobody and the NIC is the host's again.
+//! the endpoints' frames reach nobody. VXLAN to this port then reaches at most a device of ours that takes no frame: it
+//! is there because the kernel's GRO joins VXLAN frames only where a VXLAN device listens.
 
-use crate::link;
+use crate::link::{self, Link, LinkError};
 use crate::networks::Entry;
+use crate::slow_path::{self, SlowPathError};
 use crate::tables::{Tables, Vteps};
 use crate::xdp::{Xdp, XdpError, take, unless_missing};
 use aya::Pod;
@@ -37,6 +39,9 @@ pub enum Declined {
     /// The program cannot be attached.
     #[error("the kernel takes no tc program as a link (Linux 6.6 and later do): {0}")]
     Program(#[from] ProgramError),
+    /// The engine cannot have what is left over.
+    #[error(transparent)]
+    SlowPath(#[from] SlowPathError),
     /// A map cannot be filled.
     #[error(transparent)]
     Map(#[from] XdpError),
@@ -53,8 +58,10 @@ pub struct Shortcut {
     granted: Known<Vni, Granted>,
     /// What networks that have gone had.
     past: Traffic,
-    /// Detaches when it is closed.
-    _ingress: FdLink,
+    /// The device for GRO, if there is one.
+    gro: Option<String>,
+    /// Detach when they are closed.
+    _links: [FdLink; 2],
 }
 
 /// One network's egress.
@@ -66,14 +73,21 @@ struct Granted {
 }
 
 impl Shortcut {
-    /// Attaches to the NIC of `xdp`. It carries nothing until networks are granted.
+    /// Attaches to the NIC, for which `xdp` was loaded, and to the slow path's TAP. It carries nothing until networks
+    /// are granted.
     ///
     /// # Errors
     /// The kernel refuses, or is too old.
-    pub fn attach(xdp: &mut Xdp, nic: &str) -> Result<Shortcut, Declined> {
+    pub fn attach(xdp: &mut Xdp, nic: &Link, port: u16) -> Result<Shortcut, Declined> {
         let object = xdp.object();
-        program(object, "uvn_egress")?.load()?;
-        program(object, "uvn_ingress")?.load()?;
+        for name in ["uvn_egress", "uvn_ingress", "uvn_slow_path"] {
+            program(object, name)?.load()?;
+        }
+        let slow_path = slow_path::device(nic.index);
+        let links = [
+            link(program(object, "uvn_slow_path")?, &slow_path, TcAttachType::Ingress)?,
+            link(program(object, "uvn_ingress")?, &nic.name, TcAttachType::Ingress)?,
+        ];
         Ok(Shortcut {
             endpoints: take(object, "ENDPOINTS")?,
             addresses: take(object, "ADDRESSES")?,
@@ -82,11 +96,12 @@ impl Shortcut {
             traffic: take(object, "TRAFFIC")?,
             granted: Known::new(),
             past: Traffic::default(),
-            _ingress: link(program(object, "uvn_ingress")?, nic, TcAttachType::Ingress)?,
+            gro: join_frames(nic.index, port),
+            _links: links,
         })
     }
 
-    /// Takes over what a network's endpoint sends, and returns what the XDP program needs for the other direction.
+    /// Takes over what a network's endpoint sends, and returns what the other direction needs.
     ///
     /// # Errors
     /// See [`Declined`]; nothing has changed.
@@ -137,7 +152,7 @@ impl Shortcut {
             .map_err(|source| XdpError::Map { map: "ENDPOINTS", source })
     }
 
-    /// Lets go of a network, which the XDP program has none of any more.
+    /// Lets go of a network that has been taken out of [`Xdp::set_network`]'s map.
     pub fn revoke(&mut self, vni: Vni) {
         let Some(granted) = self.granted.remove(&vni) else { return };
         let traffic = self.traffic(vni);
@@ -150,7 +165,7 @@ impl Shortcut {
         let failed = addresses
             .chain([self.endpoints.remove(&endpoint), self.traffic.remove(&vni.get())])
             .filter_map(|result| unless_missing(result).err());
-        // What is left cannot be used: the XDP program's map has no such network.
+        // What is left cannot be used: the programs look for the network first.
         failed
             .for_each(|error| tracing::warn!(%vni, %error, "the in-kernel gear keeps an entry of a network"));
     }
@@ -203,6 +218,35 @@ impl Shortcut {
         let mut sum = self.past;
         self.granted.keys().for_each(|vni| add(&mut sum, &self.traffic(*vni)));
         sum
+    }
+}
+
+impl Drop for Shortcut {
+    fn drop(&mut self) {
+        if let Some(device) = &self.gro
+            && let Err(error) = link::delete(device)
+        {
+            tracing::debug!(%error, "the device for GRO is gone already");
+        }
+    }
+}
+
+/// Has GRO join VXLAN frames to this port. It works without, but slower.
+fn join_frames(nic: u32, port: u16) -> Option<String> {
+    let device = format!("gro-{nic}");
+    // A data plane that was killed has left it.
+    match link::delete(&device) {
+        Ok(()) | Err(LinkError::NotFound(_)) => {}
+        Err(error) => tracing::warn!(%error, "the device for GRO that is there"),
+    }
+    match link::create_deaf_vxlan(&device, port) {
+        Ok(()) => Some(device),
+        Err(error) => {
+            // It may be there, and not be up.
+            let _ = link::delete(&device);
+            tracing::warn!(%error, port, "received frames are not joined, unless another VXLAN device has the port");
+            None
+        }
     }
 }
 

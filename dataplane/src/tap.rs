@@ -138,6 +138,18 @@ impl Tap {
         Ok(Tap { fd, offloads: Offloads { tcp: true, udp } })
     }
 
+    /// Refuses super-frames and unfinished checksums: the kernel cuts and completes before it hands over.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub fn take_plain_frames(&self) -> Result<(), TapError> {
+        set_offloads(&self.fd, 0).map_err(|source| TapError::Setting {
+            name: self.name().unwrap_or_default(),
+            what: "offloads",
+            source,
+        })
+    }
+
     /// Its device's name now.
     ///
     /// # Errors

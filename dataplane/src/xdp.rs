@@ -1,4 +1,4 @@
-//! Loads the programs of `ebpf/`, attaches the XDP program to a NIC and fills its maps.
+//! Loads the programs of `ebpf/`, attaches the XDP program to a NIC and fills the maps that all of them share.
 //!
 //! The program lives as long as the [`Xdp`]: its link is a file descriptor and nothing is pinned. However the process
 //! ends, the NIC is the host's again, and VXLAN reaches nobody.
@@ -86,9 +86,10 @@ pub enum Mode {
     },
 }
 
-/// The attached program and its maps.
+/// The programs and their maps.
 pub struct Xdp {
-    mode: Mode,
+    /// Where the program runs, and what detaches it when it is closed. None: the in-kernel gear has the NIC.
+    attached: Option<(Mode, FdLink)>,
     local: Addresses,
     vteps: Addresses,
     prefixes: LpmTrie<MapData, [u32; 4], u8>,
@@ -98,8 +99,6 @@ pub struct Xdp {
     counters: PerCpuArray<MapData, u64>,
     /// The other programs and maps, for [`crate::shortcut`].
     object: Ebpf,
-    /// Detaches when it is closed.
-    _link: FdLink,
 }
 
 type Addresses = HashMap<MapData, [u32; 4], u8>;
@@ -112,19 +111,30 @@ impl Xdp {
     /// No such NIC, no privileges, another XDP program on it, or the kernel refuses both modes.
     pub fn attach(nic: &str, settings: &Encapsulation) -> Result<Xdp, XdpError> {
         let index = link::get(nic)?.index;
+        let mut xdp = Xdp::load(index, settings, 0)?;
+        let program: &mut Program =
+            xdp.object.program_mut("uvn_xdp").ok_or(ProgramError::NotLoaded)?.try_into()?;
+        program.load()?;
+        xdp.attached = Some(attach(program, nic, index)?);
+        Ok(xdp)
+    }
+
+    /// Makes the maps and programs for the NIC with this index, and attaches none. `engine` is the index of the TAP by
+    /// which the tc program hands frames to the engine.
+    ///
+    /// # Errors
+    /// No privileges.
+    pub fn load(index: u32, settings: &Encapsulation, engine: u32) -> Result<Xdp, XdpError> {
         // The object has no BTF to relocate; reading the kernel's would take a while.
         let mut object = EbpfLoader::new()
             .btf(None)
             .override_global("PORT", &settings.port, true)
             .override_global("NIC", &index, true)
+            .override_global("ENGINE", &engine, true)
             .override_global("IPV6_ZERO_CHECKSUM", &u8::from(!settings.ipv6_checksum), true)
             .load(OBJECT)?;
-        let program: &mut Program =
-            object.program_mut("uvn_xdp").ok_or(ProgramError::NotLoaded)?.try_into()?;
-        program.load()?;
-        let (link, mode) = attach(program, nic, index)?;
         Ok(Xdp {
-            mode,
+            attached: None,
             local: take(&mut object, "LOCAL")?,
             vteps: take(&mut object, "VTEPS")?,
             prefixes: take(&mut object, "VTEP_PREFIXES")?,
@@ -133,7 +143,6 @@ impl Xdp {
             unknown: take(&mut object, "UNKNOWN")?,
             counters: take(&mut object, "COUNTERS")?,
             object,
-            _link: link,
         })
     }
 
@@ -142,10 +151,10 @@ impl Xdp {
         &mut self.object
     }
 
-    /// Where the program runs.
+    /// Where the program runs; None in the in-kernel gear.
     #[must_use]
-    pub fn mode(&self) -> &Mode {
-        &self.mode
+    pub fn mode(&self) -> Option<&Mode> {
+        Some(&self.attached.as_ref()?.0)
     }
 
     /// Makes exactly these destinations ours: VTEP addresses and joined multicast groups.
@@ -261,7 +270,7 @@ impl Xdp {
 }
 
 /// Driver mode, or else generic mode.
-fn attach(program: &mut Program, nic: &str, index: u32) -> Result<(FdLink, Mode), XdpError> {
+fn attach(program: &mut Program, nic: &str, index: u32) -> Result<(Mode, FdLink), XdpError> {
     let (id, mode) = match program.attach_to_if_index(index, XdpMode::Driver) {
         Ok(id) => (id, Mode::Driver),
         Err(error) if is_busy(&error) => return Err(XdpError::Busy(nic.to_owned())),
@@ -275,7 +284,7 @@ fn attach(program: &mut Program, nic: &str, index: u32) -> Result<(FdLink, Mode)
         },
     };
     let link = program.take_link(id)?.try_into().map_err(|_| XdpError::NoLink(nic.to_owned()))?;
-    Ok((link, mode))
+    Ok((mode, link))
 }
 
 /// EBUSY: a program in this mode. EEXIST: one in the other mode (net/core/dev.c, dev_xdp_attach).

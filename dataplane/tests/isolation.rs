@@ -68,6 +68,9 @@ impl Rig {
         for vtep in [B, C, D6] {
             node.ip(&format!("neigh add {vtep} lladdr 02:00:00:00:00:02 nud permanent dev em1"));
         }
+        // Before the in-kernel gear takes the port for GRO: it works without.
+        let port = node.run(|| UdpSocket::bind(("::", PORT)).unwrap());
+        port.set_nonblocking(true).unwrap();
         let mut engine = Engine::start(
             &node,
             &format!(
@@ -110,8 +113,6 @@ impl Rig {
         engine.wait_for_hops();
         let carried = USERS.map(|vni| engine.network(vni).shortcut);
         assert_eq!(carried, [gear == "shortcut"; 2], "each has its gear");
-        let port = node.run(|| UdpSocket::bind(("::", PORT)).unwrap());
-        port.set_nonblocking(true).unwrap();
         let endpoints = places.map(|(netns, device)| PacketSocket::new(netns, &device));
         let (wire, host) = (PacketSocket::new(&outside, "wire"), PacketSocket::new(&node, "em1"));
         let mut netns = vec![node, outside];
@@ -138,11 +139,11 @@ impl Rig {
         iter::from_fn(|| self.wire.receive(timeout)).find(|frame| !is_report(frame))
     }
 
-    /// The next frame that the host gets. Those to an endpoint's MAC are on their way there, and no host's.
+    /// The next frame that the host gets. A packet socket sees what XDP left over; tc comes after it, so that there the
+    /// counters, the host's port and its answers must do.
     fn passed(&self, timeout: Duration) -> Option<Vec<u8>> {
-        let on_its_way = |frame: &[u8]| self.gear == "shortcut" && frame[..6] == Mac::of(A).0;
-        iter::from_fn(|| self.host.receive(timeout))
-            .find(|frame| frame[6..12] != self.nic.0 && !on_its_way(frame))
+        let passed = iter::from_fn(|| self.host.receive(timeout)).find(|frame| frame[6..12] != self.nic.0);
+        passed.filter(|_| self.gear == "engine")
     }
 
     /// The frames that a user has got, of which so many were counted.
@@ -169,7 +170,7 @@ impl Rig {
                 Counted { xdp: count("xdp_redirected"), rx_frames: TIMES, ..Counted::default() }
             }
             Fate::Delivered(_) => {
-                Counted { xdp: count("xdp_stripped"), rx_frames: TIMES, ..Counted::default() }
+                Counted { xdp: count("tc_stripped"), rx_frames: TIMES, ..Counted::default() }
             }
         };
         assert_eq!(counted, expected, "{name}");
@@ -180,7 +181,7 @@ impl Rig {
             assert_eq!(got.len() as u64, expected, "{name}: at user {user}");
             assert!(got.iter().all(|got| frame.ends_with(got)), "{name}: other content");
         }
-        if let Fate::Host = fate {
+        if let (Fate::Host, "engine") = (fate, self.gear) {
             for _ in 0..TIMES {
                 assert!(self.passed(PATIENCE).is_some(), "{name}");
             }
@@ -331,7 +332,7 @@ fn changed_frames(gear: &'static str) {
         let counted = rig.send(batch.iter().map(Vec::as_slice));
         let drops: u64 = counted.drops.values().sum();
         assert_eq!(counted.taken(), counted.rx_frames + drops, "{counted:?}");
-        assert_eq!(counted.verdict("xdp_stripped") > 0, gear == "shortcut", "{counted:?}");
+        assert_eq!(counted.verdict("tc_stripped") > 0, gear == "shortcut", "{counted:?}");
         let arrived: HashSet<Vec<u8>> = rig.arrived(0, counted.rx_frames).into_iter().collect();
         assert_eq!(arrived.len() as u64, counted.rx_frames);
         for frame in batch {

@@ -48,18 +48,6 @@ impl Frame {
         // bytes; the frame outlives this run of the program, and nothing writes to it while a header is in use.
         Some(unsafe { &*(start as *const T) })
     }
-
-    /// Writes over the header at `offset`. False if the frame ends before it does.
-    #[inline(always)]
-    pub fn set<T: Immutable + Unaligned>(self, offset: usize, header: T) -> bool {
-        let start = self.start + offset;
-        if start + size_of::<T>() > self.end {
-            return false;
-        }
-        // SAFETY: as for `header`; T needs no alignment.
-        unsafe { (start as *mut T).write(header) };
-        true
-    }
 }
 
 /// An inner frame of the plainest kind, which is nearly every one: unicast TCP, UDP or ICMP in an IP packet without

@@ -1,120 +1,186 @@
-//! The in-kernel gear, receiving: the XDP program strips the outer headers and notes the network in the frame's
-//! metadata; the NIC's GRO joins what is left; the tc program hands the result to the endpoint.
-//!
-//! On the way between the two a frame is nobody's: the host's stack takes no frame sent to an endpoint's MAC.
+//! The in-kernel gear, receiving. It runs after GRO, so that one frame here may be fifty on the wire: strips the outer
+//! headers and hands what is left to the endpoint.
 
 use crate::frame::{Frame, Inner};
-use crate::{IPV6_ZERO_CHECKSUM, NETWORKS, OWNERS, Outer, PORT, count, count_traffic};
-use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::helpers::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_meta};
-use aya_ebpf::programs::{TcContext, XdpContext};
+use crate::outer::Outer;
+use crate::{ENGINE, IPV6_ZERO_CHECKSUM, NETWORKS, OWNERS, PORT, count, count_traffic};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS, TC_ACT_SHOT,
+    TC_ACT_UNSPEC,
+};
+use aya_ebpf::helpers::{bpf_redirect, bpf_skb_adjust_room, bpf_skb_pull_data, bpf_skb_store_bytes};
+use aya_ebpf::programs::TcContext;
 use uvn_wire::checksum::update_u16;
-use uvn_wire::ethernet::{self, ethertype};
+use uvn_wire::ethernet::{self, Ethernet, ethertype};
 use uvn_wire::ipv4::{self, Ipv4};
 use uvn_wire::ipv6::{self, Ipv6};
 use uvn_wire::udp;
-use uvn_wire::vxlan::{self, Vxlan};
+use uvn_wire::vxlan;
 use uvn_wire::xdp::{Address, Network, Verdict, mac_key};
 
 /// UDP and VXLAN headers.
 const UPPER: usize = udp::HEADER + vxlan::HEADER;
-const STRIP_IPV4: usize = ethernet::HEADER + ipv4::HEADER + UPPER;
-const STRIP_IPV6: usize = ethernet::HEADER + ipv6::HEADER + UPPER;
+const OUTER_IPV4: usize = ethernet::HEADER + ipv4::HEADER + UPPER;
+const OUTER_IPV6: usize = ethernet::HEADER + ipv6::HEADER + UPPER;
+/// All headers that are looked at: IPv6 outside and inside, and TCP.
+const REACH: usize = OUTER_IPV6 + ethernet::HEADER + ipv6::HEADER + 20;
+/// bpf_skb_adjust_room: after the Ethernet header (enum bpf_adj_room_mode, include/uapi/linux/bpf.h).
+const ROOM_MAC: u32 = 1;
 
 const ECN_MASK: u8 = 3;
 const NOT_ECT: u8 = 0;
 const ECT_1: u8 = 1;
+const ECT_0: u8 = 2;
 const CE: u8 = 3;
 
-/// Leaves the inner frame of a frame for this network, with the VNI as its metadata. None if it is the engine's.
-///
-/// Its source address belongs to the sending VTEP, so that VTEP is an allowed one.
+/// The verdict on a frame of the NIC: on to the host's stack, to an endpoint, to the engine, or dropped.
 #[inline(always)]
-pub fn strip(ctx: &XdpContext, frame: Frame, outer: &Outer, vxlan: &Vxlan, network: &Network) -> Option<()> {
-    if network.endpoint == 0 || vxlan.has_reserved_bits() {
-        return None;
+pub fn receive(ctx: &TcContext) -> i32 {
+    // SAFETY: the kernel's own context.
+    let skb = unsafe { &*ctx.skb.skb };
+    if skb.vlan_present != 0 {
+        // The tag is not in the frame any more: it is another VLAN's.
+        count(Verdict::Pass);
+        return TC_ACT_UNSPEC;
     }
-    let vni = vxlan.vni().get();
-    let strip = outer.strip(frame)?;
-    let length = frame.length() - strip;
-    let inner = Inner::of(frame, strip, length, PORT.load())?;
-    // SAFETY: nobody writes to an entry in place: the loader replaces it.
-    let owner = unsafe { OWNERS.get(inner.source) }?;
-    let source = mac_key(inner.ethernet.source);
-    if mac_key(inner.ethernet.destination) != network.mac
-        || source == network.mac
-        || source != outer.endpoint_mac(strip)
-        || *owner != outer.source
-    {
-        return None;
+    let mut frame = Frame::of_skb(skb);
+    if frame.length() < REACH && skb.len as usize > frame.length() {
+        // Some drivers leave headers in the pages. SAFETY: the kernel's own context; `frame` is made anew.
+        unsafe { bpf_skb_pull_data(ctx.skb.skb, skb.len.min(REACH as u32)) };
+        frame = Frame::of_skb(skb);
     }
-    let mark_ce = match (outer.tos & ECN_MASK, inner.tos & ECN_MASK) {
-        (CE, NOT_ECT) => return None,
-        (CE, inner) => inner != CE,
-        // To be changed into ECT(1), which nobody sends.
-        (ECT_1, inner) if inner != ECT_1 && inner != NOT_ECT && inner != CE => return None,
-        _ => false,
+    let verdict = match Outer::of(frame) {
+        Err(verdict) => verdict,
+        Ok(outer) => match Incoming::of(&outer, skb) {
+            Some(incoming) => return incoming.hand_over(ctx),
+            None => outer.admit().err().unwrap_or(Verdict::Redirected),
+        },
     };
-    let ethertype = inner.ethernet.ethertype.get();
-    let tos = inner.tos;
-    if mark_ce && !set_ce(frame, strip + ethernet::HEADER, ethertype, tos) {
-        return None;
+    count(verdict);
+    match verdict {
+        Verdict::Pass => TC_ACT_UNSPEC,
+        // SAFETY: a helper without pointers.
+        Verdict::Redirected => unsafe { bpf_redirect(ENGINE.load(), 0) as i32 },
+        _ => TC_ACT_SHOT,
     }
-    // SAFETY: the kernel's own context. A driver without metadata refuses here, before anything was cut.
-    if unsafe { bpf_xdp_adjust_meta(ctx.ctx, -(size_of::<u32>() as i32)) } != 0 {
-        return None;
+}
+
+/// A frame that the engine would hand to its endpoint.
+struct Incoming {
+    vni: u32,
+    endpoint: u32,
+    /// Length of the outer headers.
+    outer: usize,
+    ethernet: Ethernet,
+    /// The inner ECN field becomes CE.
+    mark: Option<Mark>,
+    frames: u32,
+    bytes: u64,
+}
+
+/// The inner IP header's first words, marked CE.
+#[derive(Clone, Copy)]
+struct Mark {
+    tos: u8,
+    ipv4: bool,
+}
+
+impl Incoming {
+    /// None if it is the engine's. Its source address belongs to the sending VTEP, so that VTEP is an allowed one.
+    #[inline(always)]
+    fn of(outer: &Outer, skb: &__sk_buff) -> Option<Incoming> {
+        // SAFETY: nobody writes to an entry in place: the loader replaces it.
+        let network: &Network = unsafe { NETWORKS.get(outer.vni) }?;
+        if network.endpoint == 0
+            || outer.has_reserved_bits
+            || !outer.is_plain
+            || !outer.fills(skb.len as usize)
+        {
+            return None;
+        }
+        let length = skb.len as usize - outer.inner;
+        let inner = Inner::of(outer.frame, outer.inner, length, PORT.load())?;
+        // SAFETY: as above.
+        let owner = unsafe { OWNERS.get(inner.source) }?;
+        let source = mac_key(inner.ethernet.source);
+        if mac_key(inner.ethernet.destination) != network.mac
+            || source == network.mac
+            || source != outer.endpoint_mac()
+            || *owner != outer.source
+        {
+            return None;
+        }
+        // RFC 6040 section 4.2.
+        let mark = match (outer.tos & ECN_MASK, inner.tos & ECN_MASK) {
+            // To be dropped, and to be changed into ECT(1).
+            (CE, NOT_ECT) | (ECT_1, ECT_0) => return None,
+            (CE, inner) if inner != CE => true,
+            _ => false,
+        };
+        let ipv4 = inner.ethernet.ethertype.get() == ethertype::IPV4;
+        let frames = skb.gso_segs.max(1);
+        Some(Incoming {
+            vni: outer.vni,
+            endpoint: network.endpoint,
+            outer: outer.inner,
+            ethernet: *inner.ethernet,
+            mark: mark.then_some(Mark { tos: inner.tos, ipv4 }),
+            frames,
+            bytes: length as u64 + u64::from(frames - 1) * inner.headers as u64,
+        })
     }
-    let start = ctx.metadata();
-    if start + size_of::<u32>() > ctx.data() {
-        return None;
+
+    /// Strips the outer headers: their Ethernet header stays, and becomes the inner one.
+    #[inline(always)]
+    fn hand_over(&self, ctx: &TcContext) -> i32 {
+        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+        let skb = ctx.skb.skb;
+        let ethernet = (&raw const self.ethernet).cast();
+        let marked = self.mark.is_none_or(|mark| mark.set(ctx, self.outer + ethernet::HEADER));
+        // SAFETY: the kernel's own context; what is written is a whole Ethernet header.
+        let stripped = marked
+            && unsafe { bpf_skb_adjust_room(skb, -(self.outer as i32), ROOM_MAC, flags) } == 0
+            && unsafe { bpf_skb_store_bytes(skb, 0, ethernet, ethernet::HEADER as u32, 0) } == 0;
+        if !stripped {
+            count(Verdict::NoMemory);
+            return TC_ACT_SHOT;
+        }
+        count(Verdict::Stripped);
+        count_traffic(self.vni, |traffic| {
+            traffic.rx_frames += u64::from(self.frames);
+            traffic.rx_bytes += self.bytes;
+        });
+        // SAFETY: a helper without pointers.
+        unsafe { bpf_redirect(self.endpoint, u64::from(BPF_F_INGRESS)) as i32 }
     }
-    // SAFETY: the metadata was just found to hold these four bytes, which are aligned to four.
-    unsafe { (start as *mut u32).write(vni) };
-    // SAFETY: the kernel's own context; it moves the metadata along.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, strip as i32) } != 0 {
-        return None;
-    }
-    count_traffic(vni, |traffic| {
-        traffic.rx_frames += 1;
-        traffic.rx_bytes += length as u64;
-    });
-    Some(())
 }
 
 impl Outer {
-    /// Length of all outer headers, if they are the plainest: no IPv4 options, sums that need no payload, lengths that
-    /// fill the frame exactly.
+    /// Whether plain outer headers have sums that need no payload, and lengths that fill the frame exactly.
     #[inline(always)]
-    fn strip(&self, frame: Frame) -> Option<usize> {
-        if !self.plain {
-            return None;
-        }
-        let strip = self.vxlan + vxlan::HEADER;
-        let ip = match strip {
-            STRIP_IPV4 => {
-                let ip: &Ipv4 = frame.header(ethernet::HEADER)?;
-                if !is_valid(frame) {
-                    return None;
-                }
-                usize::from(ip.total_length.get())
-            }
-            STRIP_IPV6 => {
-                let ip: &Ipv6 = frame.header(ethernet::HEADER)?;
-                ipv6::HEADER + usize::from(ip.payload_length.get())
-            }
-            _ => return None,
+    fn fills(&self, length: usize) -> bool {
+        let ip = match self.inner {
+            OUTER_IPV4 => match self.frame.header::<Ipv4>(ethernet::HEADER) {
+                Some(ip) if is_valid(self.frame) => usize::from(ip.total_length.get()),
+                _ => return false,
+            },
+            OUTER_IPV6 if IPV6_ZERO_CHECKSUM.load() != 0 => match self.frame.header::<Ipv6>(ethernet::HEADER)
+            {
+                Some(ip) => ipv6::HEADER + usize::from(ip.payload_length.get()),
+                None => return false,
+            },
+            _ => return false,
         };
-        let exact = ethernet::HEADER + ip == frame.length()
-            && usize::from(self.length) + (self.vxlan - udp::HEADER) == frame.length();
-        (exact && self.checksum == 0 && (strip == STRIP_IPV4 || IPV6_ZERO_CHECKSUM.load() != 0))
-            .then_some(strip)
+        self.checksum == 0
+            && ethernet::HEADER + ip == length
+            && self.inner - UPPER + usize::from(self.length) == length
     }
 
     /// The MAC of the sending VTEP's endpoints ([`ethernet::Mac::of`]), as a key.
     #[inline(always)]
-    fn endpoint_mac(&self, strip: usize) -> [u32; 2] {
+    fn endpoint_mac(&self) -> [u32; 2] {
         let Address([.., low]) = self.source;
-        let kind = if strip == STRIP_IPV4 { 0x75 } else { 0x76 };
+        let kind = if self.inner == OUTER_IPV4 { 0x75 } else { 0x76 };
         let [a, b, c, d] = low.to_ne_bytes();
         [u32::from_ne_bytes([0x02, kind, a, b]), u32::from_ne_bytes([c, d, 0, 0])]
     }
@@ -126,48 +192,28 @@ fn is_valid(frame: Frame) -> bool {
     let Some(words) = frame.header::<[[u8; 4]; 5]>(ethernet::HEADER) else { return false };
     let sum: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
     (sum & 0xffff) + (sum >> 16) == 0xffff
 }
 
-/// Sets an inner packet's ECN field to CE (RFC 6040 section 4.2).
-#[inline(always)]
-fn set_ce(frame: Frame, offset: usize, ethertype: u16, tos: u8) -> bool {
-    if ethertype == ethertype::IPV4 {
+impl Mark {
+    /// Sets the ECN field of the IP header at `offset` to CE. False if the kernel has no memory for that.
+    #[inline(always)]
+    fn set(self, ctx: &TcContext, offset: usize) -> bool {
+        let store = |offset: usize, bytes: [u8; 2]| {
+            // SAFETY: the kernel's own context; two bytes.
+            unsafe { bpf_skb_store_bytes(ctx.skb.skb, offset as u32, bytes.as_ptr().cast(), 2, 0) == 0 }
+        };
+        // SAFETY: the kernel's own context.
+        let frame = Frame::of_skb(unsafe { &*ctx.skb.skb });
+        let Some(old) = frame.header::<[u8; 2]>(offset) else { return false };
+        if !self.ipv4 {
+            return store(offset, [old[0], old[1] | CE << 4]);
+        }
         let Some(ip) = frame.header::<Ipv4>(offset) else { return false };
-        let mut new = *ip;
-        new.tos = tos | CE;
-        let word = |tos| u16::from_be_bytes([ipv4::VERSION_IHL, tos]);
-        new.checksum = update_u16(ip.checksum.get(), word(tos), word(tos | CE)).into();
-        frame.set(offset, new)
-    } else {
-        let Some(ip) = frame.header::<Ipv6>(offset) else { return false };
-        let mut new = *ip;
-        new.set_traffic_class(tos | CE);
-        frame.set(offset, new)
-    }
-}
-
-/// Hands a stripped frame to its endpoint; leaves all others alone.
-#[inline(always)]
-pub fn hand_over(ctx: &TcContext) -> i32 {
-    // SAFETY: the kernel's own context.
-    let (start, end) = unsafe { ((*ctx.skb.skb).data_meta as usize, (*ctx.skb.skb).data as usize) };
-    if start + size_of::<u32>() > end {
-        return TC_ACT_UNSPEC;
-    }
-    // SAFETY: the metadata was just found to hold these four bytes, which are aligned to four.
-    let vni = unsafe { (start as *const u32).read() };
-    // SAFETY: nobody writes to an entry in place: the loader replaces it.
-    match unsafe { NETWORKS.get(vni) } {
-        Some(network) if network.endpoint != 0 => {
-            // SAFETY: a helper without pointers.
-            unsafe { bpf_redirect(network.endpoint, u64::from(BPF_F_INGRESS)) as i32 }
-        }
-        _ => {
-            count(Verdict::Revoked);
-            TC_ACT_SHOT
-        }
+        let new = [old[0], self.tos | CE];
+        let sum = update_u16(ip.checksum.get(), u16::from_be_bytes(*old), u16::from_be_bytes(new));
+        store(offset, new) && store(offset + 10, sum.to_be_bytes())
     }
 }

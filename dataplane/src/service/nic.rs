@@ -113,22 +113,32 @@ impl Service {
         };
         let (nic, up, running, mtu) = (&now.name, now.up, now.running, now.mtu);
         tracing::info!(nic, up, running, mtu, "the NIC's state");
-        if mtu > MAX_MTU as u32 {
-            tracing::warn!(nic, mtu, used = MAX_MTU, "the NIC's MTU is more than can be used");
+        if mtu as usize > self.max_mtu() {
+            tracing::warn!(nic, mtu, used = self.max_mtu(), "the NIC's MTU is more than can be used");
         }
         if before.is_some_and(|before| before.mtu != now.mtu) {
-            let mtu = self.endpoint_mtu();
-            for (_, entry) in self.networks.iter() {
-                if let Err(error) = entry.source.set_mtu(mtu) {
-                    tracing::error!(vni = %entry.network.vni, %error, "the endpoint's MTU does not follow the NIC's");
-                }
+            self.set_mtus();
+        }
+    }
+
+    /// Has every endpoint follow the NIC's MTU.
+    fn set_mtus(&self) {
+        let mtu = self.endpoint_mtu();
+        for (_, entry) in self.networks.iter() {
+            if let Err(error) = entry.source.set_mtu(mtu) {
+                tracing::error!(vni = %entry.network.vni, %error, "the endpoint's MTU does not follow the NIC's");
             }
         }
     }
 
+    /// The longest IP packet on the NIC that the gear in use can carry, bytes.
+    fn max_mtu(&self) -> usize {
+        self.queues.as_ref().map_or(MAX_MTU, Queues::max_mtu)
+    }
+
     /// The MTU of the underlay as far as it can be used, bytes.
     fn nic_mtu(&self) -> usize {
-        self.link.as_ref().map_or(1500, |link| link.mtu as usize).min(MAX_MTU)
+        self.link.as_ref().map_or(1500, |link| link.mtu as usize).min(self.max_mtu())
     }
 
     /// The MTU of every endpoint, bytes.
@@ -162,8 +172,13 @@ impl Service {
         let opened = Queues::open(&self.config, &link, count, &self.tables, &self.notifier, self.started);
         let result = opened.map_err(|error| error.to_string()).and_then(|queues| {
             self.networks.set_workers(queues.workers.len());
+            let before = self.max_mtu();
             self.queues = Some(queues);
             self.hops_changed = true;
+            if self.max_mtu() != before && link.mtu as usize > MAX_MTU {
+                self.underlay.set_nic(Some((link.index, self.nic_mtu())));
+                self.set_mtus();
+            }
             self.attach_all();
             self.commit().map_err(|stuck| stuck.to_string())?;
             self.fill_maps()

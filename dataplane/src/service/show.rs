@@ -37,11 +37,11 @@ impl Service {
             mac: self.link.as_ref().and_then(|link| link.mac).map(|mac| mac.to_string()).unwrap_or_default(),
             vtep: self.config.vtep.clone(),
             port: self.config.encapsulation.port,
-            xdp: running.map(|queues| match queues.xdp.mode() {
+            xdp: running.and_then(|queues| queues.xdp.mode()).map(|mode| match mode {
                 Mode::Driver => "driver".into(),
                 Mode::Generic { .. } => "generic".into(),
             }),
-            zero_copy: running.map(|queues| queues.zero_copy),
+            zero_copy: running.and_then(|queues| queues.zero_copy),
             gear: running.map(|queues| queues.gear().into()),
             gear_reason: running.map(|queues| queues.gear_reason.clone()),
             workers: workers.collect(),

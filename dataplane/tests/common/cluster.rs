@@ -164,6 +164,7 @@ impl Cluster {
         let config = format!(
             r#"
             nic = "em1"
+            path = "engine"
             vtep = ["{own}"]
             {sections}
             [peers]

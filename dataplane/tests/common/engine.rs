@@ -50,12 +50,16 @@ impl Counted {
 
     /// Frames that the XDP program has seen.
     pub fn seen(&self) -> u64 {
-        self.xdp.iter().filter(|(name, _)| name.starts_with("xdp_")).map(|(_, count)| count).sum()
+        self.xdp
+            .iter()
+            .filter(|(name, _)| name.starts_with("xdp_") || *name == "tc_stripped")
+            .map(|(_, count)| count)
+            .sum()
     }
 
     /// Frames that the XDP program gave to either gear.
     pub fn taken(&self) -> u64 {
-        self.verdict("xdp_redirected") + self.verdict("xdp_stripped")
+        self.verdict("xdp_redirected") + self.verdict("tc_stripped")
     }
 
     /// Whether every frame that the XDP program gave to a gear has been counted there.
@@ -111,7 +115,8 @@ impl Engine {
         }
         // It answers when all is set up.
         let summary = engine.summary();
-        assert_eq!((summary.state.as_str(), summary.xdp.as_deref()), ("running", Some("driver")));
+        assert_eq!(summary.state, "running");
+        assert_ne!(summary.xdp.as_deref(), Some("generic"));
         engine
     }
 
@@ -183,7 +188,7 @@ impl Engine {
     pub fn assert_no_drops(&self) {
         let counted = self.counted_since_ready();
         let allowed =
-            |name: &str| matches!(name, "xdp_pass" | "xdp_redirected" | "xdp_stripped" | "tc_encapsulated");
+            |name: &str| matches!(name, "xdp_pass" | "xdp_redirected" | "tc_stripped" | "tc_encapsulated");
         assert!(
             counted.drops.is_empty() && counted.lost == 0 && counted.xdp.keys().all(|name| allowed(name)),
             "{counted:?}"

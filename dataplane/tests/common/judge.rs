@@ -1,12 +1,11 @@
-//! The in-kernel gear's XDP program and the engine's judge, side by side over the same tables.
+//! The in-kernel gear's program on the NIC and the engine's judge, side by side over the same tables.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use crate::cases::{A, A6, B, B6, C, D6, USERS};
 use crate::common::NetNs;
 use crate::common::cluster::v4;
 use aya::TestRunOptions;
-use aya::programs::{TestRun, Xdp as Program, loaded_programs};
-use aya_obj::programs::XdpAttachType;
+use aya::programs::{SchedClassifier, TcAttachType, TestRun};
 use hashbrown::HashMap;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -15,9 +14,11 @@ use uvn_dataplane::config::{Cidr, Encapsulation, Network, Peers, Vtep};
 use uvn_dataplane::counters::Drop;
 use uvn_dataplane::decap::{decap, set_ecn};
 use uvn_dataplane::device::EndpointSource;
+use uvn_dataplane::link;
 use uvn_dataplane::networks::{Entry, Networks};
 use uvn_dataplane::outer::Outer;
 use uvn_dataplane::shortcut::Shortcut;
+use uvn_dataplane::slow_path::{self, SlowPath};
 use uvn_dataplane::tables::{Hop, Tables, Vteps};
 use uvn_dataplane::tap::Tap;
 use uvn_dataplane::xdp::Xdp;
@@ -34,9 +35,10 @@ pub const SETTINGS: Encapsulation = Encapsulation {
     strict_flags: true,
 };
 
-/// include/uapi/linux/bpf.h
-const XDP_DROP: u32 = 1;
-const XDP_PASS: u32 = 2;
+/// include/uapi/linux/pkt_cls.h
+const TC_ACT_UNSPEC: i32 = -1;
+const TC_ACT_SHOT: i32 = 2;
+const TC_ACT_REDIRECT: i32 = 7;
 
 /// What the two have in common.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -58,7 +60,7 @@ impl Settings {
 /// Who would carry a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Taken {
-    /// The XDP program takes it, and the engine would have, with the same result.
+    /// The program takes it, and the engine would have, with the same result.
     Gear,
     /// It leaves it to the engine, which takes it.
     Engine,
@@ -67,10 +69,11 @@ pub enum Taken {
 }
 
 pub struct Judges {
-    program: Program,
+    program: SchedClassifier,
     shortcut: Shortcut,
     tables: Tables,
     _xdp: Xdp,
+    _slow_path: Vec<SlowPath>,
     _node: NetNs,
 }
 
@@ -108,9 +111,12 @@ impl Judges {
             networks: by_slot,
             slots,
         };
-        let (xdp, shortcut) = node.run(|| {
-            let mut xdp = Xdp::attach("nic", &encapsulation).unwrap();
-            let mut shortcut = Shortcut::attach(&mut xdp, "nic").unwrap();
+        let (xdp, shortcut, slow_path, program) = node.run(|| {
+            let nic = link::get("nic").unwrap();
+            let slow_path = SlowPath::open(nic.index, 1, 1).unwrap();
+            let tap = link::get(&slow_path::device(nic.index)).unwrap().index;
+            let mut xdp = Xdp::load(nic.index, &encapsulation, tap).unwrap();
+            let mut shortcut = Shortcut::attach(&mut xdp, &nic, PORT).unwrap();
             xdp.set_local(&tables.local).unwrap();
             let (exact, ranges) = vteps.listed();
             xdp.set_vteps(&exact.collect::<Vec<_>>(), ranges).unwrap();
@@ -119,47 +125,50 @@ impl Judges {
                 let network = shortcut.grant(&mut xdp, entry).unwrap();
                 xdp.set_network(entry.network.vni, network).unwrap();
             }
-            (xdp, shortcut)
+            let (_, mut programs) = SchedClassifier::query_tcx("nic", TcAttachType::Ingress).unwrap();
+            let program =
+                SchedClassifier::from_program_info(programs.remove(0), "uvn_ingress".into()).unwrap();
+            (xdp, shortcut, slow_path, program)
         });
-        let shown = node.ip("link show nic");
-        let id = shown.split_once("prog/xdp id ").unwrap().1.split(' ').next().unwrap();
-        // Others come and go meanwhile.
-        let mut programs = loaded_programs().filter_map(Result::ok);
-        let info = programs.find(|info| info.id().to_string() == id).unwrap();
-        let program = Program::from_program_info(info, "uvn_xdp".into(), XdpAttachType::Interface).unwrap();
-        Judges { program, shortcut, tables, _xdp: xdp, _node: node }
+        Judges { program, shortcut, tables, _xdp: xdp, _slow_path: slow_path, _node: node }
     }
 
     /// Lets both judge a frame; fails where the program's word is not the engine's.
     pub fn judge(&self, frame: &[u8]) -> Taken {
+        let before = self.traffic();
         let mut out = vec![0; frame.len() + 256];
         let options =
             TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
         let result = self.program.test_run(options).unwrap();
         out.truncate(result.data_size_out as usize);
         let judged = decap(&self.tables, frame, 0);
-        match (result.return_value, judged) {
-            (XDP_DROP, Ok(_)) => Taken::Engine,
-            (XDP_DROP, Err(_)) => Taken::Nobody,
+        match (result.return_value as i32, judged) {
+            // To the engine's TAP.
+            (TC_ACT_REDIRECT, judged) if out == frame => match judged {
+                Ok(_) => Taken::Engine,
+                Err(_) => Taken::Nobody,
+            },
+            (TC_ACT_SHOT, Err(_)) => Taken::Nobody,
             // Not ours: cut short, perhaps.
-            (XDP_PASS, Err(rejected)) if out == frame => {
+            (TC_ACT_UNSPEC, Err(rejected)) if out == frame => {
                 let not_ours = matches!(rejected.reason, Drop::NotOurs | Drop::RxLength);
                 assert!(not_ours, "{:?} passed: {frame:02x?}", rejected.reason);
                 Taken::Nobody
             }
-            (XDP_PASS, Ok(received)) => {
+            (TC_ACT_REDIRECT, Ok(received)) => {
                 let mut inner = frame[received.inner.clone()].to_vec();
                 if let Some(ecn) = received.ecn {
                     set_ecn(&mut inner, ecn);
                 }
-                let network = self.tables.by_slot(received.slot).unwrap();
-                let expected = [&network.vni.get().to_ne_bytes()[..], &inner].concat();
-                assert_eq!(out, expected, "of {frame:02x?}");
+                assert_eq!(out, inner, "of {frame:02x?}");
                 assert_eq!(received.learn, None);
+                let network = self.tables.by_slot(received.slot).unwrap();
+                let grown = USERS[usize::from(self.traffic()[0] == before[0])];
+                assert_eq!(network.vni.get(), grown, "of {frame:02x?}");
                 Taken::Gear
             }
             (action, judged) => {
-                panic!("XDP says {action} and the engine {judged:?}: {frame:02x?} became {out:02x?}")
+                panic!("tc says {action} and the engine {judged:?}: {frame:02x?} became {out:02x?}")
             }
         }
     }

@@ -92,7 +92,7 @@ impl Rig {
     pub fn command(&self, networks: &str) -> Command {
         let file = self.directory.join("em1.toml");
         let text = format!(
-            "nic = \"em1\"\nvtep = [\"10.0.0.1\"]\nsocket = \"{}\"\n[peers]\nvtep = [{{ address = \"10.0.0.2\" }}]\n\
+            "nic = \"em1\"\npath = \"engine\"\nvtep = [\"10.0.0.1\"]\nsocket = \"{}\"\n[peers]\nvtep = [{{ address = \"10.0.0.2\" }}]\n\
              [workers]\nframes = 512\n{networks}",
             self.socket().display()
         );

@@ -145,7 +145,7 @@ fn changed_frames_of_a_tenant(gear: &'static str) {
 /// Nobody reads his endpoint any more: what he sends must not find another way.
 #[test]
 fn a_killed_data_plane_leaves_a_tenant_no_way_out() {
-    for kind in ["tap", "veth"] {
+    for (gear, kind) in [("engine", "tap"), ("engine", "veth"), ("shortcut", "tap")] {
         let (node, outside, user) = (NetNs::new("node"), NetNs::new("outside"), NetNs::new("user"));
         node.veth("em1", &outside, "wire");
         node.ip(&format!("addr add {A}/24 dev em1"));
@@ -156,6 +156,7 @@ fn a_killed_data_plane_leaves_a_tenant_no_way_out() {
         let config = format!(
             r#"
             nic = "em1"
+            path = "{gear}"
             vtep = ["{A}"]
             peers.vtep = [{{ address = "{B}" }}]
             [[network]]

@@ -32,6 +32,7 @@ impl TwoUsers {
             let mut config = format!(
                 r#"
                 nic = "em1"
+                path = "engine"
                 vtep = ["{own}"]
                 peers.vtep = [{{ address = "{peer}", overlay = ["{peer}", "{peer6}"] }}]
                 "#

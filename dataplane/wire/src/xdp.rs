@@ -25,7 +25,7 @@ pub const UNKNOWN_ENTRIES: u32 = 1024;
 pub enum Verdict {
     /// Not ours: the kernel has it.
     Pass,
-    /// Handed to the queue's AF_XDP socket.
+    /// Handed to the engine: to the queue's AF_XDP socket, or in the in-kernel gear to its TAP.
     Redirected,
     /// Dropped: no whole UDP payload with a VXLAN header.
     BadLength,
@@ -37,19 +37,18 @@ pub enum Verdict {
     UnknownVtep,
     /// Dropped: the queue has no AF_XDP socket.
     NoSocket,
-    /// In-kernel gear, received: verified, stripped of its outer headers and passed on.
+    /// In-kernel gear, received: verified, stripped of its outer headers and handed to its endpoint, as a super-frame
+    /// perhaps.
     Stripped,
-    /// In-kernel gear, received: dropped between the two programs, since its network has gone meanwhile.
-    Revoked,
     /// In-kernel gear, sent: encapsulated and handed to the NIC, as a super-frame perhaps.
     Encapsulated,
-    /// In-kernel gear, sent: dropped, for the kernel had no memory for the outer headers.
+    /// In-kernel gear: dropped, for the kernel had no memory to change its headers.
     NoMemory,
 }
 
 impl Verdict {
     /// Every verdict, in the order of the counters.
-    pub const ALL: [Verdict; 11] = [
+    pub const ALL: [Verdict; 10] = [
         Verdict::Pass,
         Verdict::Redirected,
         Verdict::BadLength,
@@ -58,7 +57,6 @@ impl Verdict {
         Verdict::UnknownVtep,
         Verdict::NoSocket,
         Verdict::Stripped,
-        Verdict::Revoked,
         Verdict::Encapsulated,
         Verdict::NoMemory,
     ];
@@ -74,8 +72,7 @@ impl Verdict {
             Verdict::UnknownVni => "xdp_unknown_vni",
             Verdict::UnknownVtep => "xdp_unknown_vtep",
             Verdict::NoSocket => "xdp_no_socket",
-            Verdict::Stripped => "xdp_stripped",
-            Verdict::Revoked => "tc_revoked",
+            Verdict::Stripped => "tc_stripped",
             Verdict::Encapsulated => "tc_encapsulated",
             Verdict::NoMemory => "tc_no_memory",
         }
