@@ -18,12 +18,14 @@ use std::time::Duration;
 use uvn_benches::{HERE, THERE, encapsulated, tables, udp};
 use uvn_dataplane::config::{self, Encapsulation};
 use uvn_dataplane::device::EndpointSource;
+use uvn_dataplane::link;
 use uvn_dataplane::networks::Entry;
 use uvn_dataplane::shortcut::Shortcut;
+use uvn_dataplane::slow_path::SlowPath;
 use uvn_dataplane::tap::Tap;
 use uvn_dataplane::xdp::Xdp;
 use uvn_wire::ethernet::Mac;
-use uvn_wire::vxlan::Vni;
+use uvn_wire::vxlan::{self, Vni};
 use uvn_wire::xdp::Network;
 
 /// Networks and VTEPs in the maps.
@@ -49,7 +51,13 @@ fn main() {
     let mut xdp = Xdp::attach("em1", &Encapsulation::default()).unwrap();
     xdp.set_local(&[HERE]).unwrap();
     engine(&mut criterion, &mut xdp);
-    match Shortcut::attach(&mut xdp, "em1") {
+    drop(xdp);
+    let nic = link::get("em1").unwrap();
+    // The engine's end of what is left over.
+    let _tap = SlowPath::open(nic.index, 1, 1).unwrap();
+    let mut xdp = Xdp::load(nic.index, &Encapsulation::default(), nic.index).unwrap();
+    xdp.set_local(&[HERE]).unwrap();
+    match Shortcut::attach(&mut xdp, &nic, vxlan::PORT) {
         Ok(shortcut) => in_kernel(&mut criterion, &mut xdp, shortcut),
         Err(error) => println!("the in-kernel gear is not measured: {error}"),
     }
@@ -83,14 +91,13 @@ fn in_kernel(c: &mut Criterion, xdp: &mut Xdp, mut shortcut: Shortcut) {
         serde_json::from_str(r#"{"vni": 1, "addresses": ["10.0.0.1/16"]}"#).unwrap();
     let entry = Entry::new(network, Mac::of(HERE), source, 1);
     let granted = shortcut.grant(xdp, &entry).unwrap();
-    let nic = on_nic();
-    let egress = SchedClassifier::from_program_info(beside(&nic, "uvn_egress"), "uvn_egress".into()).unwrap();
-    let program = Program::from_program_info(nic, "uvn_xdp".into(), XdpAttachType::Interface).unwrap();
+    let program =
+        |name: &str| SchedClassifier::from_program_info(by_name(name), name.to_owned().into()).unwrap();
+    let (egress, ingress) = (program("uvn_egress"), program("uvn_ingress"));
     let mut skb = [0; IFINDEX + 4];
     skb[IFINDEX..].copy_from_slice(&granted.endpoint.to_ne_bytes());
     let not_ours = udp(THERE, HERE, 64);
-    once(c, "xdp_once", "nothing", &program, (&not_ours, None), XDP_PASS);
-    once(c, "tc_once", "nothing", &egress, (&not_ours, Some(&skb)), TC_ACT_UNSPEC);
+    once(c, "tc_once", "nothing", &egress, (&not_ours, None), TC_ACT_UNSPEC);
     for entries in ENTRIES {
         fill(xdp, entries);
         xdp.set_network(Vni::new(1).unwrap(), granted).unwrap();
@@ -98,7 +105,7 @@ fn in_kernel(c: &mut Criterion, xdp: &mut Xdp, mut shortcut: Shortcut) {
         for length in [64, 1450] {
             let name = format!("{length}_bytes_{entries}_entries");
             let incoming = encapsulated(1, &udp(THERE, HERE, length));
-            once(c, "xdp_once", &format!("strip_{name}"), &program, (&incoming, None), XDP_PASS);
+            once(c, "tc_once", &format!("strip_{name}"), &ingress, (&incoming, None), TC_ACT_REDIRECT);
             let outgoing = udp(HERE, THERE, length);
             once(c, "tc_once", &format!("encap_{name}"), &egress, (&outgoing, Some(&skb)), TC_ACT_REDIRECT);
         }
@@ -121,13 +128,13 @@ fn on_nic() -> ProgramInfo {
     loaded_programs().flatten().find(|info| info.id() == id).unwrap()
 }
 
-/// Another program of the same object: by its name, and the maps that they share.
-fn beside(one: &ProgramInfo, name: &str) -> ProgramInfo {
-    let maps = |info: &ProgramInfo| info.map_ids().unwrap().unwrap();
-    let own = maps(one);
-    let same =
-        |info: &ProgramInfo| info.name_as_str() == Some(name) && maps(info).iter().any(|id| own.contains(id));
-    loaded_programs().flatten().find(same).unwrap()
+/// The newest program of this name.
+fn by_name(name: &str) -> ProgramInfo {
+    loaded_programs()
+        .flatten()
+        .filter(|info| info.name_as_str() == Some(name))
+        .max_by_key(ProgramInfo::id)
+        .unwrap()
 }
 
 /// Runs a program and returns the mean of `repeat` runs.

@@ -303,7 +303,7 @@ fn errors_have_their_exit_codes() {
     };
     let (code, said) = run("frames = 512", "frames = 500");
     assert_eq!(code, Some(2));
-    assert!(said.contains("em1.toml:7: workers.frames: 500; allowed: a power of two"), "{said}");
+    assert!(said.contains("em1.toml:8: workers.frames: 500; allowed: a power of two"), "{said}");
     let (code, said) = run("nic = \"em1\"", "nic = \"em9\"");
     assert_eq!(code, Some(1));
     assert!(said.contains("`em9`"), "{said}");
