@@ -29,7 +29,7 @@ fn assert_in_gear(engine: &Engine) {
     assert!(engine.network(VNI).shortcut);
     let counted = engine.counted();
     // Super-frames count once there; IP fragments and what is to be answered are the engine's.
-    let (stripped, redirected) = (counted.verdict("xdp_stripped"), counted.verdict("xdp_redirected"));
+    let (stripped, redirected) = (counted.verdict("tc_stripped"), counted.verdict("xdp_redirected"));
     assert!(stripped > 2000 && stripped > 10 * redirected, "{counted:?}");
     assert!(counted.verdict("tc_encapsulated") > 500, "{counted:?}");
 }
@@ -88,7 +88,7 @@ fn the_engine_at_the_other_end() {
     engine.assert_no_drops();
     assert!(!engine.network(VNI).shortcut);
     let counted = engine.counted();
-    assert_eq!((counted.verdict("xdp_stripped"), counted.verdict("tc_encapsulated")), (0, 0));
+    assert_eq!((counted.verdict("tc_stripped"), counted.verdict("tc_encapsulated")), (0, 0));
 }
 
 #[test]

@@ -158,13 +158,14 @@ impl Cluster {
         let network = settings.network.map_or(format!("peers = [{}]", peers.join(", ")), str::to_owned);
         let kind = if settings.veth { "veth" } else { "tap" };
         let (sections, vteps) = (settings.sections, vteps.join(", "));
+        let path = if sections.contains("path = ") { "" } else { "path = \"engine\"" };
         let (_, [v4, v6]) = self.user(node);
         let netns =
             if self.together { String::new() } else { format!("netns = {:?}", self.users[node].path()) };
         let config = format!(
             r#"
             nic = "em1"
-            path = "engine"
+            {path}
             vtep = ["{own}"]
             {sections}
             [peers]

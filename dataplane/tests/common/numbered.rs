@@ -127,7 +127,7 @@ impl Numbered {
         let start = Instant::now();
         let is_carried = || {
             let counted = self.engine().counted();
-            counted.verdict("xdp_stripped").min(counted.verdict("tc_encapsulated")) > 10
+            counted.verdict("tc_stripped").min(counted.verdict("tc_encapsulated")) > 10
         };
         while !is_carried() {
             assert!(start.elapsed() < PATIENCE, "not in the gear: {:?}", self.engine().counted());
