@@ -5,8 +5,8 @@ use crate::frame::{Frame, Inner};
 use crate::outer::Outer;
 use crate::{ENGINE, IPV6_ZERO_CHECKSUM, NETWORKS, OWNERS, PORT, count, count_traffic};
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS, TC_ACT_SHOT,
-    TC_ACT_UNSPEC,
+    __sk_buff, BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO,
+    BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC,
 };
 use aya_ebpf::helpers::{bpf_redirect, bpf_skb_adjust_room, bpf_skb_pull_data, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
@@ -72,17 +72,12 @@ struct Incoming {
     /// Length of the outer headers.
     outer: usize,
     ethernet: Ethernet,
-    /// The inner ECN field becomes CE.
-    mark: Option<Mark>,
+    /// The inner packet is IPv4, not IPv6.
+    ipv4: bool,
+    /// The inner TOS of a packet whose ECN field becomes CE.
+    mark: Option<u8>,
     frames: u32,
     bytes: u64,
-}
-
-/// The inner IP header's first words, marked CE.
-#[derive(Clone, Copy)]
-struct Mark {
-    tos: u8,
-    ipv4: bool,
 }
 
 impl Incoming {
@@ -124,7 +119,8 @@ impl Incoming {
             endpoint: network.endpoint,
             outer: outer.inner,
             ethernet: *inner.ethernet,
-            mark: mark.then_some(Mark { tos: inner.tos, ipv4 }),
+            ipv4,
+            mark: mark.then_some(inner.tos),
             frames,
             bytes: length as u64 + u64::from(frames - 1) * inner.headers as u64,
         })
@@ -133,10 +129,11 @@ impl Incoming {
     /// Strips the outer headers: their Ethernet header stays, and becomes the inner one.
     #[inline(always)]
     fn hand_over(&self, ctx: &TcContext) -> i32 {
-        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+        let family = if self.ipv4 { BPF_F_ADJ_ROOM_DECAP_L3_IPV4 } else { BPF_F_ADJ_ROOM_DECAP_L3_IPV6 };
+        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET | family);
         let skb = ctx.skb.skb;
         let ethernet = (&raw const self.ethernet).cast();
-        let marked = self.mark.is_none_or(|mark| mark.set(ctx, self.outer + ethernet::HEADER));
+        let marked = self.mark.is_none_or(|tos| set_ce(ctx, self.outer + ethernet::HEADER, tos, self.ipv4));
         // SAFETY: the kernel's own context; what is written is a whole Ethernet header.
         let stripped = marked
             && unsafe { bpf_skb_adjust_room(skb, -(self.outer as i32), ROOM_MAC, flags) } == 0
@@ -197,23 +194,21 @@ fn is_valid(frame: Frame) -> bool {
     (sum & 0xffff) + (sum >> 16) == 0xffff
 }
 
-impl Mark {
-    /// Sets the ECN field of the IP header at `offset` to CE. False if the kernel has no memory for that.
-    #[inline(always)]
-    fn set(self, ctx: &TcContext, offset: usize) -> bool {
-        let store = |offset: usize, bytes: [u8; 2]| {
-            // SAFETY: the kernel's own context; two bytes.
-            unsafe { bpf_skb_store_bytes(ctx.skb.skb, offset as u32, bytes.as_ptr().cast(), 2, 0) == 0 }
-        };
-        // SAFETY: the kernel's own context.
-        let frame = Frame::of_skb(unsafe { &*ctx.skb.skb });
-        let Some(old) = frame.header::<[u8; 2]>(offset) else { return false };
-        if !self.ipv4 {
-            return store(offset, [old[0], old[1] | CE << 4]);
-        }
-        let Some(ip) = frame.header::<Ipv4>(offset) else { return false };
-        let new = [old[0], self.tos | CE];
-        let sum = update_u16(ip.checksum.get(), u16::from_be_bytes(*old), u16::from_be_bytes(new));
-        store(offset, new) && store(offset + 10, sum.to_be_bytes())
+/// Sets the ECN field of the IP header at `offset` to CE. False if the kernel has no memory for that.
+#[inline(always)]
+fn set_ce(ctx: &TcContext, offset: usize, tos: u8, ipv4: bool) -> bool {
+    let store = |offset: usize, bytes: [u8; 2]| {
+        // SAFETY: the kernel's own context; two bytes.
+        unsafe { bpf_skb_store_bytes(ctx.skb.skb, offset as u32, bytes.as_ptr().cast(), 2, 0) == 0 }
+    };
+    // SAFETY: the kernel's own context.
+    let frame = Frame::of_skb(unsafe { &*ctx.skb.skb });
+    let Some(old) = frame.header::<[u8; 2]>(offset) else { return false };
+    if !ipv4 {
+        return store(offset, [old[0], old[1] | CE << 4]);
     }
+    let Some(ip) = frame.header::<Ipv4>(offset) else { return false };
+    let new = [old[0], tos | CE];
+    let sum = update_u16(ip.checksum.get(), u16::from_be_bytes(*old), u16::from_be_bytes(new));
+    store(offset, new) && store(offset + 10, sum.to_be_bytes())
 }
