@@ -90,10 +90,10 @@ pub fn assert_used(node: &Node, path: &str) {
     let data_plane = &state["engine"];
     let frames = |verdict: &str| data_plane["verdicts"][verdict].as_u64().unwrap();
     if data_plane["gear"] == "shortcut" {
-        assert!(frames("xdp_stripped") > 0 && frames("tc_encapsulated") > 0, "{}: {state}", node.name());
+        assert!(frames("tc_stripped") > 0 && frames("tc_encapsulated") > 0, "{}: {state}", node.name());
         assert_eq!(frames("tc_no_memory"), 0, "{}: {state}", node.name());
     } else if data_plane["gear"] == "engine" {
         assert!(frames("xdp_redirected") > 0, "{}: {state}", node.name());
-        assert_eq!(frames("xdp_stripped") + frames("tc_encapsulated"), 0, "{}: {state}", node.name());
+        assert_eq!(frames("tc_stripped") + frames("tc_encapsulated"), 0, "{}: {state}", node.name());
     }
 }
