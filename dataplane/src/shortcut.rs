@@ -12,17 +12,17 @@ use crate::slow_path::{self, SlowPathError};
 use crate::tables::{Tables, Vteps};
 use crate::xdp::{Xdp, XdpError, take, unless_missing};
 use aya::Pod;
-use aya::maps::{HashMap, MapData, PerCpuHashMap};
+use aya::maps::{HashMap, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::links::FdLink;
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
-use std::collections::HashMap as Known;
+use std::collections::{HashMap as Known, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
 use thiserror::Error;
 use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::Vni;
-use uvn_wire::xdp::{Address, Network, Own, Traffic, mac_key};
+use uvn_wire::xdp::{self, Address, Network, Traffic, mac_key};
 
 /// Why a network or a NIC stays with the engine.
 #[derive(Debug, Error)]
@@ -36,6 +36,9 @@ pub enum Declined {
     /// The endpoint is a veth pair, or in another network namespace than the NIC.
     #[error("its endpoint is no TAP in the NIC's network namespace")]
     Elsewhere,
+    /// No room for its counters.
+    #[error("{} networks have it already", xdp::TRAFFIC_ENTRIES)]
+    Full,
     /// The program cannot be attached.
     #[error("the kernel takes no tc program as a link (Linux 6.6 and later do): {0}")]
     Program(#[from] ProgramError),
@@ -50,10 +53,10 @@ pub enum Declined {
 /// The programs and their maps.
 pub struct Shortcut {
     endpoints: HashMap<MapData, u32, u32>,
-    addresses: HashMap<MapData, [u32; 6], u8>,
     owners: Mirrored<[u32; 4], [u32; 4]>,
     hops: Mirrored<[u32; 2], [u32; 22]>,
-    traffic: PerCpuHashMap<MapData, u32, [u64; 4]>,
+    /// By slot.
+    traffic: PerCpuArray<MapData, [u64; 4]>,
     /// The networks that it carries.
     granted: Known<Vni, Granted>,
     /// What networks that have gone had.
@@ -67,7 +70,8 @@ pub struct Shortcut {
 /// One network's egress.
 struct Granted {
     endpoint: u32,
-    own: Vec<Own>,
+    /// Its place among the counters.
+    slot: u32,
     /// Detaches when it is closed.
     _egress: FdLink,
 }
@@ -90,7 +94,6 @@ impl Shortcut {
         ];
         Ok(Shortcut {
             endpoints: take(object, "ENDPOINTS")?,
-            addresses: take(object, "ADDRESSES")?,
             owners: Mirrored::new("OWNERS", take(object, "OWNERS")?),
             hops: Mirrored::new("HOPS", take(object, "HOPS")?),
             traffic: take(object, "TRAFFIC")?,
@@ -116,37 +119,31 @@ impl Shortcut {
         let vni = entry.network.vni;
         let Some(device) = entry.source.device_here() else { return Err(Declined::Elsewhere) };
         let endpoint = link::get(&device).map_err(XdpError::from)?.index;
-        let own: Vec<Own> = entry
-            .network
-            .addresses
-            .iter()
-            .map(|cidr| Own { address: cidr.address.into(), vni: vni.get(), padding: 0 })
-            .collect();
-        let result = self
-            .fill(vni, endpoint, &own)
-            .map_err(Declined::from)
-            .and_then(|()| Ok(link(program(xdp.object(), "uvn_egress")?, &device, TcAttachType::Egress)?));
-        match result {
+        let taken: HashSet<u32> = self.granted.values().map(|granted| granted.slot).collect();
+        let slot = (0..xdp::TRAFFIC_ENTRIES).find(|slot| !taken.contains(slot)).ok_or(Declined::Full)?;
+        let mut addresses = entry.network.addresses.iter().map(|cidr| Address::from(cidr.address));
+        let first = addresses.next().ok_or(Declined::Elsewhere)?;
+        let addresses = [first; Network::ADDRESSES].map(|first| addresses.next().unwrap_or(first));
+        self.fill(vni, endpoint, slot)?;
+        match program(xdp.object(), "uvn_egress")
+            .and_then(|egress| link(egress, &device, TcAttachType::Egress))
+        {
             Ok(egress) => {
-                self.granted.insert(vni, Granted { endpoint, own, _egress: egress });
-                Ok(Network { endpoint, mac: mac_key(entry.mac) })
+                self.granted.insert(vni, Granted { endpoint, slot, _egress: egress });
+                Ok(Network { endpoint, mac: mac_key(entry.mac), slot, addresses })
             }
-            Err(declined) => {
-                self.clear(vni, endpoint, &own);
-                Err(declined)
+            Err(error) => {
+                self.clear(vni, endpoint);
+                Err(error.into())
             }
         }
     }
 
-    fn fill(&mut self, vni: Vni, endpoint: u32, own: &[Own]) -> Result<(), XdpError> {
+    fn fill(&mut self, vni: Vni, endpoint: u32, slot: u32) -> Result<(), XdpError> {
         // One element for each possible CPU.
-        let zero = aya::maps::PerCpuValues::try_from(vec![[0; 4]; aya::util::nr_cpus().unwrap_or(1)])
+        let zero = PerCpuValues::try_from(vec![[0; 4]; aya::util::nr_cpus().unwrap_or(1)])
             .map_err(|source| XdpError::Map { map: "TRAFFIC", source: source.into() })?;
-        self.traffic.insert(vni.get(), zero, 0).map_err(|source| XdpError::Map { map: "TRAFFIC", source })?;
-        for own in own {
-            let key: [u32; 6] = zerocopy::transmute!(*own);
-            self.addresses.insert(key, 0, 0).map_err(|source| XdpError::Map { map: "ADDRESSES", source })?;
-        }
+        self.traffic.set(slot, zero, 0).map_err(|source| XdpError::Map { map: "TRAFFIC", source })?;
         self.endpoints
             .insert(endpoint, vni.get(), 0)
             .map_err(|source| XdpError::Map { map: "ENDPOINTS", source })
@@ -154,20 +151,17 @@ impl Shortcut {
 
     /// Lets go of a network that has been taken out of [`Xdp::set_network`]'s map.
     pub fn revoke(&mut self, vni: Vni) {
-        let Some(granted) = self.granted.remove(&vni) else { return };
         let traffic = self.traffic(vni);
+        let Some(granted) = self.granted.remove(&vni) else { return };
         add(&mut self.past, &traffic);
-        self.clear(vni, granted.endpoint, &granted.own);
+        self.clear(vni, granted.endpoint);
     }
 
-    fn clear(&mut self, vni: Vni, endpoint: u32, own: &[Own]) {
-        let addresses = own.iter().map(|own| self.addresses.remove(&zerocopy::transmute!(*own)));
-        let failed = addresses
-            .chain([self.endpoints.remove(&endpoint), self.traffic.remove(&vni.get())])
-            .filter_map(|result| unless_missing(result).err());
-        // What is left cannot be used: the programs look for the network first.
-        failed
-            .for_each(|error| tracing::warn!(%vni, %error, "the in-kernel gear keeps an entry of a network"));
+    fn clear(&mut self, vni: Vni, endpoint: u32) {
+        if let Err(error) = unless_missing(self.endpoints.remove(&endpoint)) {
+            // It cannot be used: the programs look for the network next.
+            tracing::warn!(%vni, %error, "the in-kernel gear keeps an entry of a network");
+        }
     }
 
     /// Follows the next hops and the VTEPs of new tables.
@@ -206,7 +200,8 @@ impl Shortcut {
     #[must_use]
     pub fn traffic(&self, vni: Vni) -> Traffic {
         let mut sum = Traffic::default();
-        if let Ok(values) = self.traffic.get(&vni.get(), 0) {
+        let granted = self.granted.get(&vni);
+        if let Some(Ok(values)) = granted.map(|granted| self.traffic.get(&granted.slot, 0)) {
             values.iter().for_each(|words| add(&mut sum, &zerocopy::transmute!(*words)));
         }
         sum

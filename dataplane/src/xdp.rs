@@ -93,7 +93,7 @@ pub struct Xdp {
     local: Addresses,
     vteps: Addresses,
     prefixes: LpmTrie<MapData, [u32; 4], u8>,
-    networks: HashMap<MapData, u32, [u32; 3]>,
+    networks: HashMap<MapData, u32, [u32; 20]>,
     sockets: XskMap<MapData>,
     unknown: PerCpuHashMap<MapData, u32, [u64; 3]>,
     counters: PerCpuArray<MapData, u64>,
@@ -181,7 +181,7 @@ impl Xdp {
     /// # Errors
     /// More than [`xdp::VNI_ENTRIES`], or the kernel refuses.
     pub fn set_network(&mut self, vni: Vni, network: Network) -> Result<(), XdpError> {
-        let value: [u32; 3] = zerocopy::transmute!(network);
+        let value: [u32; 20] = zerocopy::transmute!(network);
         self.networks.insert(vni.get(), value, 0).map_err(|source| match errno(&source) {
             Some(libc::E2BIG) => XdpError::Full {
                 map: "NETWORKS",

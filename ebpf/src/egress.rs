@@ -2,7 +2,7 @@
 //! kernel or the hardware cuts it.
 
 use crate::frame::{Frame, Inner};
-use crate::{ADDRESSES, ENDPOINTS, HOPS, NETWORKS, NIC, PORT, count, count_traffic};
+use crate::{ENDPOINTS, HOPS, NETWORKS, NIC, PORT, count, count_traffic};
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
     BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_SHOT, TC_ACT_UNSPEC,
@@ -16,7 +16,7 @@ use uvn_wire::ipv4;
 use uvn_wire::ipv6;
 use uvn_wire::udp;
 use uvn_wire::vxlan;
-use uvn_wire::xdp::{Hop, Own, Verdict, mac_key};
+use uvn_wire::xdp::{Hop, Verdict, mac_key};
 
 /// bpf_skb_adjust_room: after the Ethernet header (enum bpf_adj_room_mode, include/uapi/linux/bpf.h).
 const ROOM_MAC: u32 = 1;
@@ -68,6 +68,8 @@ enum Written {
 /// A frame that the engine would send to one VTEP.
 struct Outgoing<'a> {
     vni: u32,
+    /// The network's place among the counters.
+    slot: u32,
     hop: &'a Hop,
     ethernet: Ethernet,
     tos: u8,
@@ -97,14 +99,16 @@ impl<'a> Outgoing<'a> {
         }
         // SAFETY: as above.
         let hop = unsafe { HOPS.get(mac_key(inner.ethernet.destination))? };
-        ADDRESSES.get_ptr(Own { address: inner.source, vni, padding: 0 })?;
+        if !network.addresses.contains(&inner.source) {
+            return None;
+        }
         let headers = inner.headers as u32;
         let largest = if skb.gso_size > 0 { headers + skb.gso_size } else { skb.len };
         if largest > hop.largest {
             return None;
         }
         let (ethernet, tos, length, segment) = (*inner.ethernet, inner.tos, skb.len, skb.gso_size);
-        Some(Outgoing { vni, hop, ethernet, tos, length, headers, segment })
+        Some(Outgoing { vni, slot: network.slot, hop, ethernet, tos, length, headers, segment })
     }
 
     /// Counts its segments as the engine does. Who built the frame may have left their number out.
@@ -112,7 +116,7 @@ impl<'a> Outgoing<'a> {
     fn count(&self) {
         let payload = self.length - self.headers;
         let segments = if self.segment == 0 { 1 } else { payload.div_ceil(self.segment).max(1) };
-        count_traffic(self.vni, |traffic| {
+        count_traffic(self.slot, |traffic| {
             traffic.tx_frames += u64::from(segments);
             traffic.tx_bytes += u64::from(self.length) + u64::from(segments - 1) * u64::from(self.headers);
         });

@@ -67,7 +67,8 @@ pub fn receive(ctx: &TcContext) -> i32 {
 
 /// A frame that the engine would hand to its endpoint.
 struct Incoming {
-    vni: u32,
+    /// The network's place among the counters.
+    slot: u32,
     endpoint: u32,
     /// Length of the outer headers.
     outer: usize,
@@ -115,7 +116,7 @@ impl Incoming {
         let ipv4 = inner.ethernet.ethertype.get() == ethertype::IPV4;
         let frames = skb.gso_segs.max(1);
         Some(Incoming {
-            vni: outer.vni,
+            slot: network.slot,
             endpoint: network.endpoint,
             outer: outer.inner,
             ethernet: *inner.ethernet,
@@ -143,7 +144,7 @@ impl Incoming {
             return TC_ACT_SHOT;
         }
         count(Verdict::Stripped);
-        count_traffic(self.vni, |traffic| {
+        count_traffic(self.slot, |traffic| {
             traffic.rx_frames += u64::from(self.frames);
             traffic.rx_bytes += self.bytes;
         });

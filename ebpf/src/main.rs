@@ -25,10 +25,10 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::{classifier, map, xdp};
-use aya_ebpf::maps::{HashMap, LpmTrie, LruPerCpuHashMap, PerCpuArray, PerCpuHashMap, XskMap};
+use aya_ebpf::maps::{HashMap, LpmTrie, LruPerCpuHashMap, PerCpuArray, XskMap};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use uvn_wire::vxlan;
-use uvn_wire::xdp::{self, Address, Hop, Network, Own, Traffic, Unknown, Verdict};
+use uvn_wire::xdp::{self, Address, Hop, Network, Traffic, Unknown, Verdict};
 
 /// UDP port that is ours. The loader sets it.
 #[unsafe(no_mangle)]
@@ -58,10 +58,6 @@ static NETWORKS: HashMap<u32, Network> = HashMap::with_max_entries(xdp::VNI_ENTR
 #[map]
 static ENDPOINTS: HashMap<u32, u32> = HashMap::with_max_entries(xdp::VNI_ENTRIES, BPF_F_NO_PREALLOC);
 
-/// The overlay addresses of those endpoints.
-#[map]
-static ADDRESSES: HashMap<Own, u8> = HashMap::with_max_entries(xdp::OVERLAY_ENTRIES, BPF_F_NO_PREALLOC);
-
 /// The allowed VTEP of each overlay address.
 #[map]
 static OWNERS: HashMap<Address, Address> = HashMap::with_max_entries(xdp::OVERLAY_ENTRIES, BPF_F_NO_PREALLOC);
@@ -70,10 +66,9 @@ static OWNERS: HashMap<Address, Address> = HashMap::with_max_entries(xdp::OVERLA
 #[map]
 static HOPS: HashMap<[u32; 2], Hop> = HashMap::with_max_entries(xdp::VTEP_ENTRIES, BPF_F_NO_PREALLOC);
 
-/// Traffic of the in-kernel gear by VNI.
+/// Traffic of the in-kernel gear, by [`Network::slot`].
 #[map]
-static TRAFFIC: PerCpuHashMap<u32, Traffic> =
-    PerCpuHashMap::with_max_entries(xdp::VNI_ENTRIES, BPF_F_NO_PREALLOC);
+static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(xdp::TRAFFIC_ENTRIES, 0);
 
 /// Allowed outer sources.
 #[map]
@@ -144,8 +139,8 @@ pub fn count(verdict: Verdict) {
 
 /// Lets `add` count for a network.
 #[inline(always)]
-pub fn count_traffic(vni: u32, add: impl FnOnce(&mut Traffic)) {
-    if let Some(traffic) = TRAFFIC.get_ptr_mut(vni) {
+pub fn count_traffic(slot: u32, add: impl FnOnce(&mut Traffic)) {
+    if let Some(traffic) = TRAFFIC.get_ptr_mut(slot) {
         // SAFETY: as for `count`.
         add(unsafe { &mut *traffic });
     }

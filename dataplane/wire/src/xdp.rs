@@ -12,7 +12,9 @@ pub const VTEP_ENTRIES: u32 = 16_384;
 pub const PREFIX_ENTRIES: u32 = 1024;
 /// VNIs on this NIC.
 pub const VNI_ENTRIES: u32 = 16_384;
-/// Overlay addresses: of VTEPs, and of this node's endpoints.
+/// Networks that the in-kernel gear carries; their counters take 32 bytes of every CPU each.
+pub const TRAFFIC_ENTRIES: u32 = 2048;
+/// Overlay addresses of VTEPs.
 pub const OVERLAY_ENTRIES: u32 = 4 * VTEP_ENTRIES;
 /// NIC queues.
 pub const QUEUE_ENTRIES: u32 = 256;
@@ -149,23 +151,18 @@ pub struct Network {
     pub endpoint: u32,
     /// The endpoint's MAC, as [`mac_key`].
     pub mac: [u32; 2],
+    /// Its place among the [`Traffic`] counters.
+    pub slot: u32,
+    /// The endpoint's overlay addresses, one repeated where there are fewer; what has another source is the engine's.
+    pub addresses: [Address; Network::ADDRESSES],
 }
 
 impl Network {
     /// The engine alone carries it.
-    pub const ENGINE: Network = Network { endpoint: 0, mac: [0; 2] };
-}
-
-/// An overlay address of one of this node's endpoints, as a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable)]
-#[repr(C, align(8))]
-pub struct Own {
-    /// The address.
-    pub address: Address,
-    /// The network.
-    pub vni: u32,
-    /// Fills up: the verifier wants words of eight bytes aligned.
-    pub padding: u32,
+    pub const ENGINE: Network =
+        Network { endpoint: 0, mac: [0; 2], slot: 0, addresses: [Address([0; 4]); Network::ADDRESSES] };
+    /// As many addresses does the in-kernel gear know of an endpoint.
+    pub const ADDRESSES: usize = 4;
 }
 
 /// How to send to one VTEP. The key is the MAC of its endpoints, as [`mac_key`].
@@ -246,8 +243,7 @@ mod tests {
     #[test]
     fn nothing_has_hidden_padding() {
         assert_eq!(size_of::<Unknown>(), 24);
-        assert_eq!(size_of::<Network>(), 12);
-        assert_eq!(size_of::<Own>(), 24);
+        assert_eq!(size_of::<Network>(), 80);
         assert_eq!(size_of::<Hop>(), 88);
         assert_eq!(size_of::<Traffic>(), 32);
     }
