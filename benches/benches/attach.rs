@@ -2,7 +2,7 @@
 //! `-- 1 50` for other numbers of them than 1, 10, 100 and 1000.
 //!
 //! It takes the daemon's steps, in a network namespace of its own: lease and state file, comparison with the kernel, the
-//! kernel's objects, the data plane. Needs root, and `uvn-dataplane` beside it (`cargo build --release`). Where the
+//! kernel's objects, the data plane. Needs root, and a release of `uvn-dataplane` in the PATH. Where the
 //! kernel has no VRF, a TAP stands for the VRF device, and the table says so. Socket binding and relay are not in it.
 #![allow(
     clippy::unwrap_used,
