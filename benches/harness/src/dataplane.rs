@@ -22,7 +22,7 @@ const STOP: Duration = Duration::from_secs(3);
 /// How long the kernel may take to remove one of its devices.
 const REMOVE: Duration = Duration::from_millis(50);
 /// The XDP program's verdicts that are not drops.
-const NO_DROPS: [&str; 2] = ["xdp_pass", "xdp_redirected"];
+const NO_DROPS: [&str; 4] = ["xdp_pass", "xdp_redirected", "tc_stripped", "tc_encapsulated"];
 
 /// One node's running data plane. Dropping it stops it as a service manager would.
 pub struct Dataplane {
@@ -101,13 +101,17 @@ impl Dataplane {
     pub fn summary(&self) -> Result<String, RigError> {
         let show = &self.show()?["show"];
         let text = |name: &str| show[name].as_str().unwrap_or("?").to_owned();
-        let copy = if show["zero_copy"] == true { "zero-copy" } else { "copy" };
+        // The in-kernel gear has neither.
+        let driver = show["xdp"].as_str().map(|mode| {
+            let copy = if show["zero_copy"] == true { "zero-copy" } else { "copy" };
+            format!(": XDP in {mode} mode, AF_XDP in {copy} mode")
+        });
         Ok(format!(
-            "{} ({}); {}: XDP in {} mode, AF_XDP in {copy} mode, {} networks",
+            "{} ({}); {}{}, {} networks",
             text("gear"),
             text("gear_reason"),
             text("state"),
-            text("xdp"),
+            driver.unwrap_or_default(),
             show["networks"],
         ))
     }
