@@ -60,7 +60,7 @@ pub enum Path {
     Auto,
     /// The engine: workers between AF_XDP sockets and endpoints.
     Engine,
-    /// The in-kernel gear, or the NIC is not put to use: tc programs on the endpoints, XDP and tc on the NIC.
+    /// The in-kernel gear, or the NIC is not put to use: tc programs on the endpoints and on the NIC.
     Shortcut,
 }
 

@@ -177,7 +177,7 @@ impl Shortcut {
         let hops = tables.hops.iter().filter(|(vtep, _)| reachable(vtep)).filter_map(|(vtep, hop)| {
             Some((mac_key(Mac::of(*vtep)), zerocopy::transmute!(hop.outer.hop(hop.largest_inner())?)))
         });
-        let owners = owners(tables, &tables.vteps).map(|(overlay, vtep)| (overlay.0, vtep.0));
+        let owners = owners(tables).map(|(overlay, vtep)| (overlay.0, vtep.0));
         // Both, whatever one says: who has gone must be gone from each.
         let (owners, hops) = (owners.collect(), hops.collect());
         let owners = self.owners.set(owners);
@@ -246,8 +246,9 @@ fn join_frames(nic: u32, port: u16) -> Option<String> {
 }
 
 /// The overlay addresses of the VTEPs, and the addresses of VTEPs in use that only a range allows.
-fn owners<'a>(tables: &'a Tables, vteps: &'a Vteps) -> impl Iterator<Item = (Address, Address)> + 'a {
-    let ranged = tables.hops.keys().filter(|vtep| vteps.of_overlay(**vtep) == Some(**vtep));
+fn owners(tables: &Tables) -> impl Iterator<Item = (Address, Address)> + '_ {
+    let vteps: &Vteps = &tables.vteps;
+    let ranged = tables.hops.keys().filter(move |vtep| vteps.of_overlay(**vtep) == Some(**vtep));
     vteps
         .overlay()
         .chain(ranged.map(|vtep| (*vtep, *vtep)))
