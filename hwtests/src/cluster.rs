@@ -4,6 +4,7 @@ use crate::namespace::Namespace;
 use crate::node::{Nic, Node};
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 /// The off-subnet host's addresses.
 pub const OUTSIDE: (Ipv4Addr, Ipv6Addr) =
@@ -14,6 +15,8 @@ const ROUTER: u8 = 254;
 const STORAGE: u8 = 200;
 /// Bytes of an IP packet on the wire: the users keep 1500.
 const MTU: u32 = 1600;
+/// For what the kernel does by itself.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// What veth must not do: unfinished checksums do not survive XDP, and 64 KiB frames cross no real wire.
 const OFF: &str = "tso off gso off tx off";
 
@@ -70,6 +73,7 @@ impl Cluster {
         for number in 1..=layout.nodes {
             cluster.add_node(number);
         }
+        cluster.nodes.iter().for_each(wait_for_links);
         cluster
     }
 
@@ -180,6 +184,15 @@ impl Cluster {
             host.holder(),
         ));
         host.sh(&format!("ethtool -K {nic} {OFF}"));
+    }
+}
+
+/// Waits until the kernel takes a node's NICs for up: it does so up to seconds later, and only then gives them their
+/// link-local addresses and routes.
+fn wait_for_links(node: &Node) {
+    for nic in node.nics() {
+        let state = format!("/sys/class/net/{}/operstate", nic.name);
+        node.wait("carrier", PATIENCE, || node.read(&state).is_some_and(|state| state.trim() == "up"));
     }
 }
 
