@@ -35,6 +35,7 @@
 //! - [`networks`]: the networks, what was learned in them, and their tables
 //! - [`device`]: endpoint devices, made or handed over
 //! - [`queues`], [`cores`]: the XDP program and the workers of a NIC, and the cores they run on
+//! - [`napi`]: the NIC's receive processing in threads, where that pays
 //! - [`underlay`], [`route`]: next hops, from the kernel's routes and neighbours
 //! - [`link`]: network devices by name: rtnetlink, ethtool, namespaces
 #![deny(unsafe_code)]
@@ -55,6 +56,7 @@ pub mod gso;
 pub mod link;
 pub mod memory;
 pub mod message;
+pub mod napi;
 pub mod networks;
 pub mod outer;
 pub mod port;

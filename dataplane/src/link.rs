@@ -3,6 +3,7 @@
 // ethtool and setns have no safe interface.
 #![allow(unsafe_code)]
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
@@ -10,8 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
@@ -70,9 +71,17 @@ pub struct Link {
 /// # Errors
 /// The kernel's refusal with its errno, or a failure of the socket.
 pub fn netlink_request(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    netlink_exchange(NETLINK_ROUTE, message, flags)
+}
+
+/// The same with any netlink protocol.
+pub(crate) fn netlink_exchange<M>(protocol: isize, message: M, flags: u16) -> io::Result<Vec<M>>
+where
+    M: NetlinkSerializable + NetlinkDeserializable + Clone + fmt::Debug,
+{
     const DUMP_TRIES: u32 = 5;
 
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
 
@@ -94,7 +103,10 @@ pub fn netlink_request(message: RouteNetlinkMessage, flags: u16) -> io::Result<V
 }
 
 /// Everything up to the end of the answer to request `sequence`; None if the dump was inconsistent.
-fn read_answers(socket: &Socket, sequence: u32) -> io::Result<Option<Vec<RouteNetlinkMessage>>> {
+fn read_answers<M>(socket: &Socket, sequence: u32) -> io::Result<Option<Vec<M>>>
+where
+    M: NetlinkDeserializable + fmt::Debug,
+{
     /// NLM_F_DUMP_INTR (include/uapi/linux/netlink.h).
     const INCONSISTENT: u16 = 0x10;
 
@@ -112,10 +124,10 @@ fn read_answers(socket: &Socket, sequence: u32) -> io::Result<Option<Vec<RouteNe
         let mut rest = buffer.as_slice();
         while let Some((length, this)) = split_message(rest) {
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-            let answer = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(this) {
+            let answer = match NetlinkMessage::<M>::deserialize(this) {
                 Ok(answer) => answer,
                 Err(error) => {
-                    tracing::warn!(%error, "rtnetlink message not understood, left out");
+                    tracing::warn!(%error, "netlink message not understood, left out");
                     continue;
                 }
             };

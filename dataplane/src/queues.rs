@@ -3,6 +3,7 @@
 use crate::config::{Config, Path};
 use crate::cores;
 use crate::link::{self, Link};
+use crate::napi::Napi;
 use crate::networks::Entry;
 use crate::port::Nic;
 use crate::shortcut::{Declined, Shortcut};
@@ -67,8 +68,10 @@ pub struct Queues {
     pub xdp: Xdp,
     /// The in-kernel gear.
     pub shortcut: Option<Shortcut>,
+    /// Where the NIC's receive processing runs, in the in-kernel gear.
+    pub napi: Option<Napi>,
     /// Why there is an in-kernel gear, or none.
-    pub gear_reason: String,
+    why: String,
     /// In the order of the queues.
     pub workers: Vec<Running>,
     /// Whether all sockets are zero-copy; None in the in-kernel gear.
@@ -106,7 +109,7 @@ impl Queues {
         let engine = Engine { config, tables, notifier, started };
         let why = match wanted(config) {
             Err(why) => why.to_owned(),
-            Ok(why) => match Queues::open_shortcut(&engine, link, count, why) {
+            Ok(why) => match Queues::open_shortcut(&engine, link, &cores, why) {
                 Ok(queues) => return Ok(queues),
                 Err(error) if config.path == Path::Shortcut => return Err(error),
                 Err(error) => error.to_string(),
@@ -118,7 +121,7 @@ impl Queues {
         }
         tracing::info!(nic = link.name, queues = count, why, "NIC in use by the engine alone");
         let mut queues =
-            Queues { xdp, shortcut: None, gear_reason: why, workers: Vec::new(), zero_copy: Some(true) };
+            Queues { xdp, shortcut: None, napi: None, why, workers: Vec::new(), zero_copy: Some(true) };
         for (queue, core) in (0..count).zip(cores) {
             if let Err(error) = queues.start(&engine, queue, core) {
                 queues.stop();
@@ -129,16 +132,24 @@ impl Queues {
     }
 
     /// The in-kernel gear, and workers that sleep until it leaves something over.
-    fn open_shortcut(engine: &Engine<'_>, link: &Link, count: u32, why: &str) -> Result<Queues, QueuesError> {
+    fn open_shortcut(
+        engine: &Engine<'_>,
+        link: &Link,
+        cores: &[Option<usize>],
+        why: &str,
+    ) -> Result<Queues, QueuesError> {
         let settings = &engine.config.encapsulation;
-        let slow_paths = SlowPath::open(link.index, count as usize, BATCH).map_err(Declined::from)?;
+        let slow_paths = SlowPath::open(link.index, cores.len(), BATCH).map_err(Declined::from)?;
         let tap = link::get(&slow_path::device(link.index)).map_err(XdpError::from)?.index;
         let mut xdp = Xdp::load(link.index, settings, tap)?;
         let shortcut = Some(Shortcut::attach(&mut xdp, link, settings.port)?);
-        tracing::info!(nic = link.name, queues = count, why, "NIC in use by the in-kernel gear");
+        tracing::info!(nic = link.name, queues = cores.len(), why, "NIC in use by the in-kernel gear");
+        let napi = Napi::open(link, cores.iter().copied().flatten().collect())
+            .inspect_err(|error| tracing::info!(%error, "the NIC's receive processing stays where it is"))
+            .ok();
         let mut queues =
-            Queues { xdp, shortcut, gear_reason: why.into(), workers: Vec::new(), zero_copy: None };
-        for (queue, slow_path) in (0..count).zip(slow_paths) {
+            Queues { xdp, shortcut, napi, why: why.into(), workers: Vec::new(), zero_copy: None };
+        for (queue, slow_path) in (0..).zip(slow_paths) {
             if let Err(error) = queues.spawn(engine, slow_path, queue, None) {
                 queues.stop();
                 return Err(error);
@@ -186,10 +197,29 @@ impl Queues {
         Ok(())
     }
 
+    /// Lets the NIC's receive processing follow the traffic.
+    pub fn follow_traffic(&mut self, now: Instant) {
+        if let Some(napi) = &mut self.napi
+            && let Err(error) = napi.step(now)
+        {
+            tracing::warn!(%error, "the NIC's receive processing does not follow the traffic any more");
+            self.napi = None;
+        }
+    }
+
     /// `shortcut` or `engine`.
     #[must_use]
     pub fn gear(&self) -> &'static str {
         if self.shortcut.is_some() { "shortcut" } else { "engine" }
+    }
+
+    /// Why this gear, and where the NIC's receive processing runs if not in the usual place.
+    #[must_use]
+    pub fn gear_reason(&self) -> String {
+        let threads = self.napi.as_ref().is_some_and(Napi::threads);
+        let napi =
+            if threads { "; receiving in threads on the workers' cores, which carries more now" } else { "" };
+        format!("{}{napi}", self.why)
     }
 
     /// Lets a network's frames through: the last step of a grant.

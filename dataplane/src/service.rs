@@ -201,7 +201,8 @@ impl Service {
         let mut tick = Instant::now() + TICK;
         loop {
             let busy = self.control.as_ref().is_some_and(Control::has_work);
-            let wait = if busy { Duration::ZERO } else { tick.saturating_duration_since(Instant::now()) };
+            let due = self.napi_due().map_or(tick, |due| due.min(tick));
+            let wait = if busy { Duration::ZERO } else { due.saturating_duration_since(Instant::now()) };
             match self.poll.poll(&mut events, Some(wait)) {
                 Err(source) if source.kind() != io::ErrorKind::Interrupted => {
                     self.stop();
@@ -237,12 +238,21 @@ impl Service {
                 }
             }
             let now = Instant::now();
+            if (now >= tick || self.napi_due().is_some_and(|due| now >= due))
+                && let Some(queues) = &mut self.queues
+            {
+                queues.follow_traffic(now);
+            }
             if now >= tick {
                 tick = now + TICK;
                 self.tick(now);
             }
             self.publish();
         }
+    }
+
+    fn napi_due(&self) -> Option<Instant> {
+        self.queues.as_ref()?.napi.as_ref()?.due()
     }
 
     /// What depends on time.

@@ -43,7 +43,7 @@ impl Service {
             }),
             zero_copy: running.and_then(|queues| queues.zero_copy),
             gear: running.map(|queues| queues.gear().into()),
-            gear_reason: running.map(|queues| queues.gear_reason.clone()),
+            gear_reason: running.map(|queues| queues.gear_reason()),
             workers: workers.collect(),
             epoch: self.tables.epoch,
             networks: self.networks.len(),

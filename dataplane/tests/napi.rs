@@ -1,0 +1,132 @@
+//! The NIC's receive processing in threads, with the kernel's own threads.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::NetNs;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, unshare};
+use nix::unistd::Pid;
+use std::fs::{read_to_string, write};
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+use uvn_dataplane::link;
+use uvn_dataplane::napi::{Napi, NapiError, threads};
+
+const SWITCH: &str = "/sys/class/net/em1/threaded";
+
+/// Runs on a node whose NIC has NAPI, as a veth has while GRO is on, with its own /sys. `there` is the wire's other end.
+fn on_a_node(label: &str, test: impl FnOnce(&NetNs) + Send) {
+    let [here, there] = ["a", "b"].map(|node| NetNs::new(&format!("{label}-{node}")));
+    here.veth("em1", &there, "em1");
+    here.ip("addr add 10.0.0.1/24 dev em1");
+    there.ip("addr add 10.0.0.2/24 dev em1");
+    here.command("ethtool").args(["-K", "em1", "gro", "on"]).status().unwrap();
+    here.run(|| {
+        let none: Option<&str> = None;
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).unwrap();
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).unwrap();
+        test(&there);
+    });
+}
+
+fn open() -> Result<Napi, NapiError> {
+    Napi::open(&link::get("em1").unwrap(), vec![first_core()])
+}
+
+fn cores(pid: i32) -> Vec<usize> {
+    let set = sched_getaffinity(Pid::from_raw(pid)).unwrap();
+    (0..CpuSet::count()).filter(|core| set.is_set(*core).unwrap()).collect()
+}
+
+fn first_core() -> usize {
+    cores(0)[0]
+}
+
+fn is_threaded() -> bool {
+    read_to_string(SWITCH).unwrap().trim() == "1"
+}
+
+#[test]
+fn threads_run_on_the_networking_cores_and_go_with_the_data_plane() {
+    on_a_node("napi", |_| {
+        let mut napi = open().unwrap();
+        assert!(!is_threaded());
+        napi.set(true).unwrap();
+        assert!(is_threaded());
+        let threads = threads(link::get("em1").unwrap().index).unwrap();
+        assert!(!threads.is_empty());
+        for pid in threads {
+            assert_eq!(cores(pid), [first_core()]);
+        }
+        drop(napi);
+        assert!(!is_threaded());
+    });
+}
+
+#[test]
+fn what_a_killed_data_plane_left_is_taken_back() {
+    on_a_node("napi-left", |_| {
+        let mut napi = open().unwrap();
+        napi.set(true).unwrap();
+        std::mem::forget(napi);
+        assert!(is_threaded());
+        open().unwrap();
+        assert!(!is_threaded());
+    });
+}
+
+#[test]
+fn what_somebody_else_has_set_stays() {
+    on_a_node("napi-other", |_| {
+        write(SWITCH, "1").unwrap();
+        // A machine of one core has no other place for them.
+        if cores(0).len() > 1 {
+            assert!(matches!(open(), Err(NapiError::SetByOthers(_))));
+            assert!(is_threaded());
+        }
+    });
+}
+
+#[test]
+fn another_namespaces_sys_is_not_believed() {
+    let netns = NetNs::new("napi-sys");
+    netns.ip("link add wire0 type veth peer name wire1");
+    netns.run(|| {
+        let result = Napi::open(&link::get("wire0").unwrap(), vec![0]);
+        assert!(matches!(result, Err(NapiError::File { .. })), "{result:?}");
+    });
+}
+
+#[test]
+fn messages_both_ways_begin_a_trial_and_a_flood_does_not() {
+    on_a_node("napi-trial", |there| {
+        let [here, there] = [("10.0.0.1:9", None), ("10.0.0.2:9", Some(there))].map(|(address, netns)| {
+            netns
+                .map_or_else(|| UdpSocket::bind(address), |netns| netns.run(|| UdpSocket::bind(address)))
+                .unwrap()
+        });
+        let mut napi = open().unwrap();
+        let mut now = Instant::now();
+        napi.step(now).unwrap();
+        // A thousand in a hundredth of a second, by the clock that it is given.
+        let mut pass = |back: bool| {
+            for _ in 0..1_000 {
+                here.send_to(b"to", "10.0.0.2:9").unwrap();
+                if back {
+                    there.send_to(b"fro", "10.0.0.1:9").unwrap();
+                }
+            }
+            now += Duration::from_millis(10);
+            napi.step(now).unwrap();
+            napi.due().is_some()
+        };
+        assert!(!pass(false), "a flood");
+        assert!(pass(true));
+        assert!(pass(true));
+        assert!(is_threaded(), "its second turn is with threads");
+        assert!(!pass(false));
+        assert!(!is_threaded());
+    });
+}
