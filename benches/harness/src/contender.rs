@@ -113,7 +113,9 @@ impl Contender {
             Contender::Kernel => "a VXLAN device per user, GRO on; application cores only",
             Contender::KernelAllCores => "the same; applications may use the networking cores too",
             Contender::KernelTuned => "as kernel VXLAN; the wire's NAPI in threads on the networking cores",
-            Contender::Auto => "uvn in the gear of its choice, its worker on the networking core",
+            Contender::Auto => {
+                "uvn in the gear of its choice; on the networking core its worker, or the NIC's threads while ranks gain from them"
+            }
             Contender::AutoAllCores => "the same; applications may use the networking cores too",
             Contender::Engine => "uvn by AF_XDP alone, its worker on the networking core",
             Contender::EngineNapi => "the same; the wire's NAPI in threads on the application cores",
@@ -164,6 +166,12 @@ impl Contender {
             Contender::EngineNapi => Napi::ApplicationCore,
             _ => Napi::Sender,
         }
+    }
+
+    /// Whether it may work in another way once it has seen the traffic for a second.
+    #[must_use]
+    pub const fn follows_traffic(self) -> bool {
+        matches!(self, Contender::Auto | Contender::AutoAllCores)
     }
 
     /// Whether no program of its own carries the packets.

@@ -13,7 +13,8 @@ pub const SMALL: usize = 8;
 /// Payload bytes of middling messages: three packets or so.
 pub const PAGE: usize = 4096;
 
-/// Seconds that many ping-pongs play before they are measured: who follows the traffic looks at it once a second.
+/// Seconds that many ping-pongs play before they are measured where the data plane follows the traffic, at which it
+/// looks once a second. All others carry the same with and without.
 const WARM_UP: f64 = 1.5;
 
 /// Ping-pongs between the first node and the second.
@@ -41,12 +42,12 @@ impl Workload for PingPong {
         if self.connections == 1 { "one ping-pong" } else { "many ranks" }
     }
 
-    fn takes(&self, seconds: f64) -> f64 {
-        seconds + 0.2 + if self.connections == 1 { 0.0 } else { WARM_UP + 0.2 }
-    }
-
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
-        Ok(vec![(self.label(), self.play(&setup.place(0), &setup.place(1), seconds)?)])
+        let (client, server) = (setup.place(0), setup.place(1));
+        if self.connections > 1 && setup.contender.follows_traffic() {
+            self.game().play(&client, &server, WARM_UP)?;
+        }
+        Ok(vec![(self.label(), self.play(&client, &server, seconds)?)])
     }
 
     fn between(&self, client: &Place, server: &Place, seconds: f64) -> Option<Result<Values, RigError>> {
@@ -55,12 +56,12 @@ impl Workload for PingPong {
 }
 
 impl PingPong {
+    const fn game(&self) -> Game {
+        Game { bytes: self.bytes, connections: self.connections, busy_poll: self.busy_poll }
+    }
+
     fn play(&self, client: &Place, server: &Place, seconds: f64) -> Result<Values, RigError> {
-        let game = Game { bytes: self.bytes, connections: self.connections, busy_poll: self.busy_poll };
-        if self.connections > 1 {
-            game.play(client, server, WARM_UP)?;
-        }
-        let played = game.play(client, server, seconds)?;
+        let played = self.game().play(client, server, seconds)?;
         let cpu = (Metric::CPU_PER_MILLION, played.cpu_per_message * 1e6);
         let rate = (Metric::KMSGS, played.rate / 1e3);
         Ok(match self.connections {
