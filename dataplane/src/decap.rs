@@ -7,6 +7,7 @@ use crate::tables::{Network, Tables};
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use uvn_wire::checksum::{self, Sum};
+use uvn_wire::ecn;
 use uvn_wire::ethernet::{self, Ethernet, Mac, ethertype};
 use uvn_wire::ipv4::{self, Ipv4, protocol};
 use uvn_wire::ipv6::{self, Ipv6};
@@ -69,7 +70,7 @@ pub fn decap(tables: &Tables, frame: &[u8], now: u32) -> Result<Received, Reject
 /// What the outer headers say.
 struct Outer<'a> {
     source: IpAddr,
-    ecn: u8,
+    tos: u8,
     /// After the UDP header, without Ethernet padding.
     payload: &'a [u8],
     /// Where in the frame the payload begins.
@@ -118,7 +119,7 @@ impl<'a> Outer<'a> {
             return Err(Drop::OuterChecksum);
         }
         let offset = ethernet::HEADER + header + udp::HEADER;
-        Ok(Outer { source, ecn: tos & ECN_MASK, payload, offset })
+        Ok(Outer { source, tos, payload, offset })
     }
 
     fn udp<'b>(tables: &Tables, datagram: &'b [u8], pseudo: Sum, ipv6: bool) -> Result<&'b [u8], Drop> {
@@ -165,7 +166,11 @@ fn verify(
             {
                 return Err(Drop::RxNested);
             }
-            ecn(outer.ecn, ip.tos() & ECN_MASK)?
+            match ecn::decap(outer.tos, ip.tos()) {
+                ecn::Decap::Keep => None,
+                ecn::Decap::Set(field) => Some(field),
+                ecn::Decap::Drop => return Err(Drop::Ecn),
+            }
         }
         Packet::Arp(arp) => {
             let sender = arp.sender();
@@ -202,33 +207,17 @@ fn source_mac(network: &Network, vtep: IpAddr, source: Mac, now: u32) -> Result<
     })
 }
 
-const ECN_MASK: u8 = 3;
-const NOT_ECT: u8 = 0;
-const ECT_1: u8 = 1;
-const ECT_0: u8 = 2;
-const CE: u8 = 3;
-
-/// RFC 6040 section 4.2, figure 4: the inner ECN field after decapsulation, if it changes.
-fn ecn(outer: u8, inner: u8) -> Result<Option<u8>, Drop> {
-    match (inner, outer) {
-        (NOT_ECT, CE) => Err(Drop::Ecn),
-        (ECT_0 | ECT_1, CE) => Ok(Some(CE)),
-        (ECT_0, ECT_1) => Ok(Some(ECT_1)),
-        _ => Ok(None),
-    }
-}
-
 /// Sets the ECN field of an inner frame that passed [`decap`].
 pub fn set_ecn(inner: &mut [u8], ecn: u8) {
     let Ok((ethernet, packet)) = Ethernet::mut_from_prefix(inner) else { return };
     if ethernet.ethertype.get() == ethertype::IPV4 {
         if let Ok((ip, _)) = Ipv4::mut_from_prefix(packet) {
             let old = u16::from_be_bytes([ip.version_ihl, ip.tos]);
-            ip.tos = ip.tos & !ECN_MASK | ecn;
+            ip.tos = ip.tos & !ecn::MASK | ecn;
             let new = u16::from_be_bytes([ip.version_ihl, ip.tos]);
             ip.checksum = checksum::update_u16(ip.checksum.get(), old, new).into();
         }
     } else if let Ok((ip, _)) = Ipv6::mut_from_prefix(packet) {
-        ip.set_traffic_class(ip.traffic_class() & !ECN_MASK | ecn);
+        ip.set_traffic_class(ip.traffic_class() & !ecn::MASK | ecn);
     }
 }

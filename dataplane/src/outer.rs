@@ -13,20 +13,16 @@ use std::net::IpAddr;
 use uvn_wire::checksum::Sum;
 use uvn_wire::ethernet::{self, Mac, ethertype};
 use uvn_wire::ipv4;
-use uvn_wire::ipv6;
 use uvn_wire::udp;
-use uvn_wire::vxlan::{self, Vni};
+use uvn_wire::vxlan::{self, OVER_IPV4, OVER_IPV6, UPPER, Vni};
 use uvn_wire::xdp;
 
 const IP: usize = ethernet::HEADER;
-/// UDP and VXLAN headers.
-const UPPER: usize = udp::HEADER + vxlan::HEADER;
-const LONGEST: usize = IP + ipv6::HEADER + UPPER;
 
 /// Bytes that encapsulation adds to an inner frame on the wire, outer Ethernet header included: 50 or 70.
 #[must_use]
 pub const fn overhead(vtep: IpAddr) -> usize {
-    IP + UPPER + if vtep.is_ipv4() { ipv4::HEADER } else { ipv6::HEADER }
+    if vtep.is_ipv4() { OVER_IPV4 } else { OVER_IPV6 }
 }
 
 /// The MTU of an endpoint over an underlay with IP MTU `mtu`: the outer headers after Ethernet and the inner Ethernet
@@ -39,7 +35,7 @@ pub const fn endpoint_mtu(mtu: usize, vtep: IpAddr) -> usize {
 /// See the module's text.
 #[derive(Debug, Clone)]
 pub struct Outer {
-    bytes: [u8; LONGEST],
+    bytes: [u8; OVER_IPV6],
     length: usize,
     /// IPv4: the header's sum without total length and TOS. IPv6: unused.
     ip_sum: Sum,
@@ -64,7 +60,7 @@ impl Outer {
     /// Both addresses are of one family; a caller that mixes them gets the destination's with a zero source.
     #[must_use]
     pub fn new(settings: &Encapsulation, nic: Mac, hop: Mac, source: IpAddr, destination: IpAddr) -> Outer {
-        let mut bytes = [0; LONGEST];
+        let mut bytes = [0; OVER_IPV6];
         bytes[..6].copy_from_slice(&hop.0);
         bytes[6..12].copy_from_slice(&nic.0);
         let (length, ethertype, ip_sum, pseudo, checksum) = match destination {
@@ -80,7 +76,7 @@ impl Outer {
                 bytes[IP + 16..IP + 20].copy_from_slice(&destination);
                 let sum = Sum::of(&bytes[IP..IP + ipv4::HEADER]);
                 let pseudo = Sum::pseudo_v4(source, destination, ipv4::protocol::UDP, 0);
-                (IP + ipv4::HEADER + UPPER, ethertype::IPV4, sum, pseudo, settings.checksum)
+                (OVER_IPV4, ethertype::IPV4, sum, pseudo, settings.checksum)
             }
             IpAddr::V6(destination) => {
                 let source = if let IpAddr::V6(source) = source { source.octets() } else { [0; 16] };
@@ -91,7 +87,7 @@ impl Outer {
                 bytes[IP + 8..IP + 24].copy_from_slice(&source);
                 bytes[IP + 24..IP + 40].copy_from_slice(&destination);
                 let pseudo = Sum::pseudo_v6(&source, &destination, ipv4::protocol::UDP, 0);
-                (LONGEST, ethertype::IPV6, Sum::ZERO, pseudo, settings.ipv6_checksum)
+                (OVER_IPV6, ethertype::IPV6, Sum::ZERO, pseudo, settings.ipv6_checksum)
             }
         };
         bytes[12..14].copy_from_slice(&ethertype.to_be_bytes());
@@ -143,7 +139,7 @@ impl Outer {
         let tos = dscp | patch.inner_tos & 0x03;
         let upper = self.length - UPPER;
         let udp_length = (total - upper) as u16;
-        if upper == IP + ipv4::HEADER {
+        if self.length == OVER_IPV4 {
             packet[IP + 1] = tos;
             packet[IP + 2..IP + 4].copy_from_slice(&ip_length.to_be_bytes());
             let sum = self.ip_sum + Sum::u16(u16::from(tos)) + Sum::u16(ip_length);

@@ -2,6 +2,7 @@
 //! kernel or the hardware cuts it.
 
 use crate::frame::{Frame, Inner};
+use crate::outer::ROOM_MAC;
 use crate::{ENDPOINTS, HOPS, NETWORKS, NIC, PORT, count, count_traffic};
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
@@ -12,23 +13,14 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::TcContext;
 use uvn_wire::ethernet::{self, Ethernet};
-use uvn_wire::ipv4;
-use uvn_wire::ipv6;
-use uvn_wire::udp;
-use uvn_wire::vxlan;
+use uvn_wire::vxlan::{OVER_IPV4, OVER_IPV6, UPPER};
 use uvn_wire::xdp::{Hop, Verdict, mac_key};
 
-/// bpf_skb_adjust_room: after the Ethernet header (enum bpf_adj_room_mode, include/uapi/linux/bpf.h).
-const ROOM_MAC: u32 = 1;
-/// Where it finds the length of the inner Ethernet header (BPF_ADJ_ROOM_ENCAP_L2_SHIFT).
+/// Where bpf_skb_adjust_room finds the length of the inner Ethernet header (BPF_ADJ_ROOM_ENCAP_L2_SHIFT).
 const L2_SHIFT: u32 = 56;
-/// UDP and VXLAN headers.
-const UPPER: usize = udp::HEADER + vxlan::HEADER;
 const IP: usize = ethernet::HEADER;
-const IPV4: usize = IP + ipv4::HEADER + UPPER;
-const IPV6: usize = IP + ipv6::HEADER + UPPER;
 /// Outer headers and the inner Ethernet header.
-const LONGEST: usize = Hop::LONGEST + ethernet::HEADER;
+const LONGEST: usize = OVER_IPV6 + ethernet::HEADER;
 
 /// Where headers are put together.
 #[map]
@@ -129,28 +121,28 @@ impl<'a> Outgoing<'a> {
         let Some(headers) = SCRATCH.get_ptr_mut(0) else { return Written::Nothing };
         // SAFETY: this CPU's, and softirqs are off: nobody else uses it meanwhile.
         let headers = unsafe { &mut *headers };
-        headers[..Hop::LONGEST].copy_from_slice(&self.hop.headers);
+        headers[..OVER_IPV6].copy_from_slice(&self.hop.headers);
         // SAFETY: the kernel's own context.
         let hash = unsafe { bpf_get_hash_recalc(ctx.skb.skb) };
         // The upper half is as random as the lower one; dynamic ports (RFC 7348 section 5).
         let source_port = 0xc000 | (hash ^ hash >> 16) as u16 & 0x3fff;
         let tos =
             self.tos & 3 | if self.hop.dscp == Hop::INHERIT { self.tos & 0xfc } else { self.hop.dscp as u8 };
-        if self.hop.length as usize == IPV4 {
-            let length = (self.length + (IPV4 - IP) as u32) as u16;
+        if self.hop.length as usize == OVER_IPV4 {
+            let length = (self.length + (OVER_IPV4 - IP) as u32) as u16;
             headers[IP + 1] = tos;
             headers[IP + 2..IP + 4].copy_from_slice(&length.to_be_bytes());
             let sum = self.hop.ip_sum + u32::from(tos) + u32::from(length);
             let sum = (sum & 0xffff) + (sum >> 16);
             let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
             headers[IP + 10..IP + 12].copy_from_slice(&sum.to_be_bytes());
-            self.write::<IPV4>(ctx, headers, source_port, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4)
+            self.write::<OVER_IPV4>(ctx, headers, source_port, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4)
         } else {
             headers[IP] = 0x60 | tos >> 4;
             headers[IP + 1] = tos << 4;
             let length = (self.length + UPPER as u32) as u16;
             headers[IP + 4..IP + 6].copy_from_slice(&length.to_be_bytes());
-            self.write::<IPV6>(ctx, headers, source_port, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6)
+            self.write::<OVER_IPV6>(ctx, headers, source_port, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6)
         }
     }
 

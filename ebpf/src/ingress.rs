@@ -2,7 +2,7 @@
 //! headers and hands what is left to the endpoint.
 
 use crate::frame::{Frame, Inner};
-use crate::outer::Outer;
+use crate::outer::{Outer, ROOM_MAC};
 use crate::{ENGINE, IPV6_ZERO_CHECKSUM, NETWORKS, OWNERS, PORT, count, count_traffic};
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO,
@@ -11,27 +11,15 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::{bpf_redirect, bpf_skb_adjust_room, bpf_skb_pull_data, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
 use uvn_wire::checksum::update_u16;
+use uvn_wire::ecn;
 use uvn_wire::ethernet::{self, Ethernet, ethertype};
-use uvn_wire::ipv4::{self, Ipv4};
+use uvn_wire::ipv4::Ipv4;
 use uvn_wire::ipv6::{self, Ipv6};
-use uvn_wire::udp;
-use uvn_wire::vxlan;
+use uvn_wire::vxlan::{OVER_IPV4, OVER_IPV6, UPPER};
 use uvn_wire::xdp::{Address, Network, Verdict, mac_key};
 
-/// UDP and VXLAN headers.
-const UPPER: usize = udp::HEADER + vxlan::HEADER;
-const OUTER_IPV4: usize = ethernet::HEADER + ipv4::HEADER + UPPER;
-const OUTER_IPV6: usize = ethernet::HEADER + ipv6::HEADER + UPPER;
 /// All headers that are looked at: IPv6 outside and inside, and TCP.
-const REACH: usize = OUTER_IPV6 + ethernet::HEADER + ipv6::HEADER + 20;
-/// bpf_skb_adjust_room: after the Ethernet header (enum bpf_adj_room_mode, include/uapi/linux/bpf.h).
-const ROOM_MAC: u32 = 1;
-
-const ECN_MASK: u8 = 3;
-const NOT_ECT: u8 = 0;
-const ECT_1: u8 = 1;
-const ECT_0: u8 = 2;
-const CE: u8 = 3;
+const REACH: usize = OVER_IPV6 + ethernet::HEADER + ipv6::HEADER + 20;
 
 /// The verdict on a frame of the NIC: on to the host's stack, to an endpoint, to the engine, or dropped.
 #[inline(always)]
@@ -106,12 +94,10 @@ impl Incoming {
         {
             return None;
         }
-        // RFC 6040 section 4.2.
-        let mark = match (outer.tos & ECN_MASK, inner.tos & ECN_MASK) {
-            // To be dropped, and to be changed into ECT(1).
-            (CE, NOT_ECT) | (ECT_1, ECT_0) => return None,
-            (CE, inner) if inner != CE => true,
-            _ => false,
+        let mark = match ecn::decap(outer.tos, inner.tos) {
+            ecn::Decap::Keep => None,
+            ecn::Decap::Set(ecn::CE) => Some(inner.tos),
+            ecn::Decap::Set(_) | ecn::Decap::Drop => return None,
         };
         let ipv4 = inner.ethernet.ethertype.get() == ethertype::IPV4;
         let frames = skb.gso_segs.max(1);
@@ -121,7 +107,7 @@ impl Incoming {
             outer: outer.inner,
             ethernet: *inner.ethernet,
             ipv4,
-            mark: mark.then_some(inner.tos),
+            mark,
             frames,
             bytes: length as u64 + u64::from(frames - 1) * inner.headers as u64,
         })
@@ -158,15 +144,16 @@ impl Outer {
     #[inline(always)]
     fn fills(&self, length: usize) -> bool {
         let ip = match self.inner {
-            OUTER_IPV4 => match self.frame.header::<Ipv4>(ethernet::HEADER) {
+            OVER_IPV4 => match self.frame.header::<Ipv4>(ethernet::HEADER) {
                 Some(ip) if is_valid(self.frame) => usize::from(ip.total_length.get()),
                 _ => return false,
             },
-            OUTER_IPV6 if IPV6_ZERO_CHECKSUM.load() != 0 => match self.frame.header::<Ipv6>(ethernet::HEADER)
-            {
-                Some(ip) => ipv6::HEADER + usize::from(ip.payload_length.get()),
-                None => return false,
-            },
+            OVER_IPV6 if IPV6_ZERO_CHECKSUM.load() != 0 => {
+                match self.frame.header::<Ipv6>(ethernet::HEADER) {
+                    Some(ip) => ipv6::HEADER + usize::from(ip.payload_length.get()),
+                    None => return false,
+                }
+            }
             _ => return false,
         };
         self.checksum == 0
@@ -178,7 +165,7 @@ impl Outer {
     #[inline(always)]
     fn endpoint_mac(&self) -> [u32; 2] {
         let Address([.., low]) = self.source;
-        let kind = if self.inner == OUTER_IPV4 { 0x75 } else { 0x76 };
+        let kind = if self.inner == OVER_IPV4 { 0x75 } else { 0x76 };
         let [a, b, c, d] = low.to_ne_bytes();
         [u32::from_ne_bytes([0x02, kind, a, b]), u32::from_ne_bytes([c, d, 0, 0])]
     }
@@ -206,10 +193,10 @@ fn set_ce(ctx: &TcContext, offset: usize, tos: u8, ipv4: bool) -> bool {
     let frame = Frame::of_skb(unsafe { &*ctx.skb.skb });
     let Some(old) = frame.header::<[u8; 2]>(offset) else { return false };
     if !ipv4 {
-        return store(offset, [old[0], old[1] | CE << 4]);
+        return store(offset, [old[0], old[1] | ecn::CE << 4]);
     }
     let Some(ip) = frame.header::<Ipv4>(offset) else { return false };
-    let new = [old[0], tos | CE];
+    let new = [old[0], tos | ecn::CE];
     let sum = update_u16(ip.checksum.get(), u16::from_be_bytes(*old), u16::from_be_bytes(new));
     store(offset, new) && store(offset + 10, sum.to_be_bytes())
 }

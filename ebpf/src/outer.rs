@@ -12,6 +12,10 @@ use uvn_wire::udp::{self, Udp};
 use uvn_wire::vxlan::{self, Vxlan};
 use uvn_wire::xdp::{Address, Unknown, Verdict};
 
+/// Where bpf_skb_adjust_room puts or takes them: after the Ethernet header (enum bpf_adj_room_mode,
+/// include/uapi/linux/bpf.h).
+pub const ROOM_MAC: u32 = 1;
+
 /// The outer headers of a frame that is ours.
 pub struct Outer {
     /// All bytes within reach.
@@ -44,7 +48,7 @@ impl Outer {
     pub fn of(frame: Frame) -> Result<Outer, Verdict> {
         let (source, tos, offset, is_plain, udp) = Outer::udp(frame).ok_or(Verdict::Pass)?;
         let (length, checksum) = (udp.length.get(), udp.checksum.get());
-        if usize::from(length) < udp::HEADER + vxlan::HEADER {
+        if usize::from(length) < vxlan::UPPER {
             return Err(Verdict::BadLength);
         }
         let vxlan: &Vxlan = frame.header(offset).ok_or(Verdict::BadLength)?;

@@ -3,6 +3,7 @@
 //! - [`ethernet`]: MAC addresses, the Ethernet header (IEEE 802.3)
 //! - [`arp`]: ARP for IPv4 (RFC 826)
 //! - [`ipv4`], [`ipv6`]: network headers (RFC 791, RFC 8200)
+//! - [`ecn`]: congestion marks on tunnelled packets (RFC 6040)
 //! - [`tcp`], [`udp`]: transport headers (RFC 9293, RFC 768)
 //! - [`icmp`]: "too big" and neighbour discovery (RFC 792, RFC 4443, RFC 4861)
 //! - [`vxlan`]: VNIs, the VXLAN header (RFC 7348 section 5)
@@ -15,6 +16,7 @@
 pub mod arp;
 pub mod cgroup;
 pub mod checksum;
+pub mod ecn;
 pub mod ethernet;
 pub mod icmp;
 pub mod ipv4;

@@ -1,5 +1,6 @@
 //! VXLAN header (RFC 7348 section 5) and the VNI.
 
+use crate::{ethernet, ipv4, ipv6, udp};
 use core::fmt;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -7,6 +8,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const PORT: u16 = 4789;
 /// Length of the VXLAN header.
 pub const HEADER: usize = 8;
+/// Length of the UDP and VXLAN headers.
+pub const UPPER: usize = udp::HEADER + HEADER;
+/// Length of all outer headers, Ethernet's included, over IPv4: without options.
+pub const OVER_IPV4: usize = ethernet::HEADER + ipv4::HEADER + UPPER;
+/// The same over IPv6.
+pub const OVER_IPV6: usize = ethernet::HEADER + ipv6::HEADER + UPPER;
 /// The I flag: the VNI is valid. All other flag bits are reserved.
 pub const FLAG_VNI: u8 = 0x08;
 

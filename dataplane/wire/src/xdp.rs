@@ -1,6 +1,7 @@
 //! What the programs of `ebpf/uvn-ebpf.o` and their loader agree on: verdicts, and the keys, values and sizes of the maps.
 
 use crate::ethernet::Mac;
+use crate::vxlan;
 use core::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -170,10 +171,10 @@ impl Network {
 #[repr(C)]
 pub struct Hop {
     /// The outer headers, all but what differs from frame to frame; an IPv4 one's leave the end unused.
-    pub headers: [u8; Hop::LONGEST],
+    pub headers: [u8; vxlan::OVER_IPV6],
     /// Fills up to the next word.
     pub padding: [u8; 2],
-    /// Length of the headers: 50 or 70.
+    /// Length of the headers: [`vxlan::OVER_IPV4`] or [`vxlan::OVER_IPV6`].
     pub length: u32,
     /// The longest inner frame that fits the path.
     pub largest: u32,
@@ -184,8 +185,6 @@ pub struct Hop {
 }
 
 impl Hop {
-    /// Outer headers over IPv6.
-    pub const LONGEST: usize = 70;
     /// Copy the inner DSCP.
     pub const INHERIT: u32 = u32::MAX;
 }
