@@ -117,7 +117,8 @@ impl Napi {
     /// The kernel refuses to; then there are no threads.
     pub fn step(&mut self, now: Instant) -> Result<(), NapiError> {
         let was_trying = self.trial.is_trying();
-        let threads = self.trial.step(now, self.load());
+        let load = self.load();
+        let threads = self.trial.step(now, load, || programs(&self.cores));
         self.due = self.trial.is_trying().then(|| now + TURN);
         if threads != self.threads {
             self.set(threads)?;
@@ -177,6 +178,18 @@ impl Drop for Napi {
             tracing::debug!(%error, "the NIC's receive processing stays in threads");
         }
     }
+}
+
+/// Seconds that programs have had on these cores, as part of the cores: user and nice (proc_stat(5)).
+fn programs(cores: &[usize]) -> f64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let of = |core: &usize| {
+        let line = stat.lines().find_map(|line| line.strip_prefix(&format!("cpu{core} ")))?;
+        line.split_whitespace().take(2).map(|ticks| ticks.parse::<f64>().ok()).sum::<Option<f64>>()
+    };
+    /// USER_HZ (include/asm-generic/param.h).
+    const TICKS: f64 = 100.0;
+    cores.iter().filter_map(of).sum::<f64>() / TICKS / cores.len().max(1) as f64
 }
 
 fn read(path: &str) -> Result<String, NapiError> {

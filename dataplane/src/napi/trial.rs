@@ -1,7 +1,8 @@
 //! When threads pay: tried out on the traffic itself, by turns without and with them.
 //!
 //! Only many messages that go both ways are worth a try. A transfer or a flood goes one way, and its neighbours would
-//! pay for it: each of their messages then wakes a thread.
+//! pay for it: each of their messages then wakes a thread. And only on cores where no programs run: those would keep the
+//! threads waiting, even for a turn.
 
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,8 @@ use std::time::{Duration, Instant};
 const MESSAGES: f64 = 20_000.0;
 /// The greater direction has at most so many times the bytes of the lesser.
 const BALANCE: u64 = 3;
+/// The part of the cores' time that programs may have.
+const PROGRAMS: f64 = 0.25;
 /// How long a turn is. The rate of 28 ranks differs by 3 % from turn to turn.
 pub const TURN: Duration = Duration::from_millis(60);
 /// Without, with, without, with.
@@ -32,10 +35,31 @@ pub struct Load {
     pub tx_bytes: u64,
 }
 
+impl Load {
+    fn since(self, before: Load) -> Load {
+        Load {
+            rx_packets: self.rx_packets.saturating_sub(before.rx_packets),
+            rx_bytes: self.rx_bytes.saturating_sub(before.rx_bytes),
+            tx_packets: self.tx_packets.saturating_sub(before.tx_packets),
+            tx_bytes: self.tx_bytes.saturating_sub(before.tx_bytes),
+        }
+    }
+
+    fn messages(self) -> u64 {
+        self.rx_packets.min(self.tx_packets)
+    }
+
+    fn is_balanced(self) -> bool {
+        self.rx_bytes.max(self.tx_bytes) <= BALANCE * self.rx_bytes.min(self.tx_bytes)
+    }
+}
+
 /// Decides whether threads are used.
 #[derive(Debug, Default)]
 pub struct Trial {
     before: Option<(Instant, Load)>,
+    /// Seconds that programs have had on the cores, when that was last looked at.
+    programs: Option<f64>,
     state: State,
 }
 
@@ -58,20 +82,19 @@ struct Outcome {
 }
 
 impl Trial {
-    /// Takes what the NIC has carried up to now; says whether threads are to be used from now on.
-    pub fn step(&mut self, now: Instant, load: Load) -> bool {
-        let before = self.before.replace((now, load));
-        let Some((then, before)) = before else { return false };
+    /// Takes what the NIC has carried up to now; says whether threads are to be used from now on. `programs` says how many
+    /// seconds programs have had on the threads' cores, as part of the cores, and is asked only if it matters.
+    pub fn step(&mut self, now: Instant, load: Load, programs: impl FnOnce() -> f64) -> bool {
+        let Some((then, before)) = self.before.replace((now, load)) else { return false };
         let seconds = now.saturating_duration_since(then).as_secs_f64().max(1e-6);
-        let rx_bytes = load.rx_bytes.saturating_sub(before.rx_bytes);
-        let tx_bytes = load.tx_bytes.saturating_sub(before.tx_bytes);
-        let packets = load
-            .rx_packets
-            .saturating_sub(before.rx_packets)
-            .min(load.tx_packets.saturating_sub(before.tx_packets));
         let least = if self.state == State::Quiet { MESSAGES } else { MESSAGES / 2.0 };
-        let balanced = rx_bytes.max(tx_bytes) <= BALANCE * rx_bytes.min(tx_bytes);
-        if !balanced || (packets as f64) < least * seconds {
+        let carried = load.since(before);
+        if !carried.is_balanced() || (carried.messages() as f64) < least * seconds {
+            (self.state, self.programs) = (State::Quiet, None);
+            return false;
+        }
+        let programs = programs();
+        if self.programs.replace(programs).is_some_and(|before| programs - before > PROGRAMS * seconds) {
             self.state = State::Quiet;
             return false;
         }
@@ -82,7 +105,7 @@ impl Trial {
             }
             State::Settled(outcome) => return outcome.threads,
             State::Trying { rates, last } => {
-                rates.push((rx_bytes + tx_bytes) as f64 / seconds);
+                rates.push((carried.rx_bytes + carried.tx_bytes) as f64 / seconds);
                 if rates.len() < TURNS {
                     return rates.len() % 2 == 1;
                 }
@@ -115,12 +138,16 @@ mod tests {
         now: Instant,
         load: Load,
         threads: bool,
+        /// The part of the cores' time that programs have, and what they had so far.
+        programs: f64,
+        had: f64,
     }
 
     impl Bench {
         fn new() -> Bench {
             let (trial, load) = (Trial::default(), Load::default());
-            let mut bench = Bench { trial, now: Instant::now(), load, threads: false };
+            let now = Instant::now();
+            let mut bench = Bench { trial, now, load, threads: false, programs: 0.1, had: 0.0 };
             bench.pass(Duration::from_secs(1), [0, 0], 0);
             bench
         }
@@ -133,7 +160,8 @@ mod tests {
             self.load.tx_packets += tx;
             self.load.rx_bytes += rx * bytes;
             self.load.tx_bytes += tx * bytes;
-            self.threads = self.trial.step(self.now, self.load);
+            self.had += self.programs * time.as_secs_f64();
+            self.threads = self.trial.step(self.now, self.load, || self.had);
         }
 
         /// So long, in turns, with a rate for either setting.
@@ -179,6 +207,22 @@ mod tests {
         assert!(bench.threads);
         // And back again, within 10 s of that.
         bench.run(Duration::from_secs(320), 100_000, 90_000);
+        assert!(!bench.threads);
+    }
+
+    #[test]
+    fn cores_with_programs_on_them_are_left_to_those() {
+        let mut bench = Bench::new();
+        bench.programs = 0.4;
+        for _ in 0..100 {
+            bench.run(TURN, 100_000, 150_000);
+            assert!(!bench.threads, "not even for a turn");
+        }
+        bench.programs = 0.1;
+        bench.run(Duration::from_secs(3), 100_000, 150_000);
+        assert!(bench.threads);
+        bench.programs = 0.4;
+        bench.run(Duration::from_secs(1), 100_000, 150_000);
         assert!(!bench.threads);
     }
 
