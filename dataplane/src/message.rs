@@ -140,6 +140,9 @@ pub struct Summary {
     /// Why.
     #[serde(default)]
     pub gear_reason: Option<String>,
+    /// Whether the NIC's receive processing runs in threads on the workers' cores now.
+    #[serde(default)]
+    pub receive_threads: bool,
     /// One per NIC queue.
     pub workers: Vec<WorkerState>,
     /// Epoch of the newest tables.

@@ -213,10 +213,16 @@ impl Queues {
         if self.shortcut.is_some() { "shortcut" } else { "engine" }
     }
 
+    /// Whether the NIC's receive processing runs in threads on the workers' cores.
+    #[must_use]
+    pub fn receives_in_threads(&self) -> bool {
+        self.napi.as_ref().is_some_and(Napi::threads)
+    }
+
     /// Why this gear, and where the NIC's receive processing runs if not in the usual place.
     #[must_use]
     pub fn gear_reason(&self) -> String {
-        let threads = self.napi.as_ref().is_some_and(Napi::threads);
+        let threads = self.receives_in_threads();
         let napi =
             if threads { "; receiving in threads on the workers' cores, which carries more now" } else { "" };
         format!("{}{napi}", self.why)

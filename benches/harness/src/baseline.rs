@@ -270,7 +270,12 @@ mod tests {
         let mut report = Report::new(Settings { mtu: 1500, ..Settings::default() });
         let bulk = Bulk { streams: 1, direction: Direction::Forth };
         for (name, samples) in [("raw", raw), (REFERENCE.name(), kernel)] {
-            report.contenders.push(ContenderInfo { name: name.into(), about: String::new(), gear: None });
+            report.contenders.push(ContenderInfo {
+                name: name.into(),
+                about: String::new(),
+                gear: None,
+                threads: Vec::new(),
+            });
             samples.into_iter().for_each(|value| report.add(&bulk.label(), name, Metric::GBPS, value, None));
         }
         report

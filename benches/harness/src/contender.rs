@@ -339,6 +339,12 @@ impl Setup {
         }
     }
 
+    /// Whether one of its data planes has the NIC receive in threads now.
+    #[must_use]
+    pub fn receives_in_threads(&self) -> bool {
+        self.dataplanes.iter().any(Dataplane::receives_in_threads)
+    }
+
     /// How its programs drive the NIC, in one line; None where there are none.
     ///
     /// # Errors

@@ -116,6 +116,12 @@ impl Dataplane {
         ))
     }
 
+    /// Whether it has the NIC receive in threads now.
+    #[must_use]
+    pub fn receives_in_threads(&self) -> bool {
+        self.show().is_ok_and(|show| show["show"]["receive_threads"] == true)
+    }
+
     /// Every drop counter by name, the workers' and the XDP program's; what is zero may be missing.
     ///
     /// # Errors

@@ -259,7 +259,12 @@ mod tests {
     fn the_worst_direction_decides() {
         let mut report = Report::new(Settings::default());
         for name in [KERNEL, AUTO] {
-            report.contenders.push(ContenderInfo { name: name.into(), about: String::new(), gear: None });
+            report.contenders.push(ContenderInfo {
+                name: name.into(),
+                about: String::new(),
+                gear: None,
+                threads: Vec::new(),
+            });
         }
         for (direction, kernel, own) in [(Direction::Forth, 4.0, 8.0), (Direction::Back, 4.0, 5.0)] {
             let bulk = Bulk { streams: 1, direction };

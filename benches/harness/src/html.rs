@@ -103,7 +103,7 @@ fn contenders(report: &Report, colours: &[usize]) -> Markup {
                 dt { (swatch(*colour)) (contender.name) }
                 dd {
                     (contender.about)
-                    @if let Some(gear) = &contender.gear { p.gear { (gear) } }
+                    @for way in contender.ways() { p.gear { (way) } }
                 }
             }
         }

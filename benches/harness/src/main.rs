@@ -183,7 +183,7 @@ fn show(file: &Path, earlier: Option<&Path>) -> Result<(), RigError> {
 fn print(report: &Report) {
     for contender in &report.contenders {
         println!("  {:<18} {}", contender.name, contender.about);
-        contender.gear.iter().for_each(|gear| println!("  {:<18} {gear}", ""));
+        contender.ways().for_each(|way| println!("  {:<18} {way}", ""));
     }
     table::print(report, baseline::reference(report).unwrap_or_default());
     goals::print(report);

@@ -277,7 +277,7 @@ fn contender(overlay: &Overlay, insides: &[Inside], nodes: &[Node]) -> Contender
         about += &format!(", by `{}`", command.join(" "));
     }
     Contender {
-        info: ContenderInfo { name: overlay.name.clone(), about, gear: None },
+        info: ContenderInfo { name: overlay.name.clone(), about, gear: None, threads: Vec::new() },
         places: nodes.iter().zip(&overlay.addresses).map(place).collect(),
     }
 }

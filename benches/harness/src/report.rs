@@ -58,6 +58,18 @@ pub struct ContenderInfo {
     /// How it drives the NIC, and why so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gear: Option<String>,
+    /// The workloads in which it had the NIC receive in threads, as it chose.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub threads: Vec<String>,
+}
+
+impl ContenderInfo {
+    /// How it worked, in lines.
+    pub fn ways(&self) -> impl Iterator<Item = String> {
+        let threads = (!self.threads.is_empty())
+            .then(|| format!("receiving in threads on the networking core: {}", self.threads.join("; ")));
+        self.gear.clone().into_iter().chain(threads)
+    }
 }
 
 /// What was not measured, or not to the end.
@@ -195,6 +207,14 @@ impl Report {
     pub fn has_missed(&self, contender: &str, workload: &str) -> bool {
         let is_it = |one: &Missing| one.contender == contender && one.workload.as_deref() == Some(workload);
         self.missing.iter().any(is_it)
+    }
+
+    /// Notes that a contender had the NIC receive in threads in a workload.
+    pub fn note_threads(&mut self, contender: &str, workload: &str) {
+        let named = self.contenders.iter_mut().find(|info| info.name == contender);
+        if let Some(info) = named.filter(|info| !info.threads.iter().any(|name| name == workload)) {
+            info.threads.push(workload.to_owned());
+        }
     }
 
     /// Notes why something was not measured, once.

@@ -68,7 +68,7 @@ fn introduce(setup: &Setup, report: &mut Report) -> Result<(), RigError> {
     if !report.contenders.iter().any(|contender| contender.name == name) {
         let about = setup.contender.about().to_owned();
         let gear = setup.gear().unwrap_or_else(|error| Some(format!("it does not tell how: {error}")));
-        report.contenders.push(ContenderInfo { name: name.to_owned(), about, gear });
+        report.contenders.push(ContenderInfo { name: name.to_owned(), about, gear, threads: Vec::new() });
     }
     Ok(())
 }
@@ -111,6 +111,9 @@ fn measure(section: &Section, workload: &dyn Workload, setup: &Setup, report: &m
     setup.wake();
     let watch = Watch::start();
     let outcome = workload.run(setup, section.seconds);
+    if setup.contender.follows_traffic() && setup.receives_in_threads() {
+        report.note_threads(contender, &name);
+    }
     setup.rest();
     match outcome {
         Ok(measured) => {

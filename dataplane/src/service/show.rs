@@ -4,6 +4,7 @@ use super::Service;
 use crate::message::{Counts, HopState, NetworkState, Reply, Residency, Summary, UnknownVni, WorkerState};
 use crate::networks::Entry;
 use crate::protocol::{Code, Failure, fitting};
+use crate::queues::Queues;
 use crate::shortcut::Shortcut;
 use crate::worker::{Command, Report};
 use crate::xdp::Mode;
@@ -44,6 +45,7 @@ impl Service {
             zero_copy: running.and_then(|queues| queues.zero_copy),
             gear: running.map(|queues| queues.gear().into()),
             gear_reason: running.map(|queues| queues.gear_reason()),
+            receive_threads: running.is_some_and(Queues::receives_in_threads),
             workers: workers.collect(),
             epoch: self.tables.epoch,
             networks: self.networks.len(),

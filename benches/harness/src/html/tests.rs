@@ -26,7 +26,12 @@ fn report() -> Report {
     let mut report = Report::new(Settings { mtu: 1500, rounds: 3, seconds: 1.0, nodes: 2, quick: true });
     for name in ["raw", "kernel VXLAN", ODD] {
         let gear = (name == ODD).then(|| "in-kernel: <why>".to_owned());
-        report.contenders.push(ContenderInfo { name: name.into(), about: "about & so on".into(), gear });
+        report.contenders.push(ContenderInfo {
+            name: name.into(),
+            about: "about & so on".into(),
+            gear,
+            threads: Vec::new(),
+        });
         for (workload, at) in [("TCP, 8 B", 8.0), ("TCP, 4 KiB", 4096.0), ("TCP, 1 MiB", 1_048_576.0)] {
             report.measurements.push(measurement(workload, "us p50", name, Some(at), &[4.125, 5.125, 7.125]));
         }
