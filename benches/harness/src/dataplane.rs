@@ -1,6 +1,7 @@
 //! A running `uvn-dataplane`.
 
 use crate::error::RigError;
+use crate::netns;
 use crate::process::{Place, Process};
 use crate::shell::{self, ShellError};
 use nix::sys::signal::{Signal, kill};
@@ -89,6 +90,8 @@ impl Dataplane {
     /// # Errors
     /// It does not answer.
     pub fn show(&self) -> Result<Value, ShellError> {
+        // Who waits for it asks again and again; not behind the back of the removal.
+        drop(netns::running());
         let mut show = Command::new(&self.program);
         let text = shell::read(show.arg("show").arg("--json").arg("--socket").arg(&self.socket))?;
         Ok(serde_json::from_str(&text).unwrap_or_default())

@@ -22,7 +22,7 @@ struct Arguments {
     /// Only contenders whose name contains this; may be repeated
     #[arg(long, value_name = "NAME")]
     contender: Vec<String>,
-    /// Only workloads whose group or name contains this; may be repeated
+    /// Only workloads whose section, group or name contains this; may be repeated
     #[arg(long, value_name = "NAME")]
     workload: Vec<String>,
     /// How often each contender takes its turn
@@ -214,7 +214,7 @@ fn plan(arguments: &Arguments) -> Vec<Section> {
         }
         section
             .workloads
-            .retain(|workload| chosen(&arguments.workload, &[workload.group(), &workload.name()]));
+            .retain(|work| chosen(&arguments.workload, &[&section.title, work.group(), &work.name()]));
         section.rounds = arguments.rounds.unwrap_or(section.rounds);
         section.seconds = arguments.seconds.unwrap_or(section.seconds);
     }

@@ -13,7 +13,6 @@ use crate::shell;
 use crate::workload::{Label, Values, Workload, size};
 use serde::Deserialize;
 use std::fmt::Write;
-use std::fs::File;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -73,14 +72,9 @@ impl Job {
             command.args(["--mca", name, &value]);
         }
         command.args(program);
-        let log = directory.join("mpirun.log");
-        command.stderr(File::create(&log).map_err(|source| written(&log, source))?);
-        Process::start(MPIRUN, command)?.finish(limit + STOP).map_err(|error| {
-            let said = std::fs::read_to_string(&log).unwrap_or_default();
-            let path = Path::new(program.first().unwrap_or(&MPIRUN));
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            RigError::program(&format!("{name}, {}", self.name()), format!("{error}\n{}", said.trim()))
-        })
+        let path = Path::new(program.first().unwrap_or(&MPIRUN));
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        Process::start_quietly(&format!("{name}, {}", self.name()), command)?.finish(limit + STOP)
     }
 
     /// mpirun's list of nodes, by underlay address, and of the ranks that each takes.

@@ -3,9 +3,11 @@
 //! Whatever is made here carries a name with this process's id. So it is found and removed when the [`Namespaces`] are
 //! dropped, on Ctrl-C, and by the next run after a crash.
 
+use crate::cpu::ProcessTime;
 use crate::error::RigError;
 use crate::shell;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +23,8 @@ const OWNERS: [&str; 3] = ["xtask", "uvn-bench", "nodes-"];
 /// The same of what test programs make (`dataplane/tests/common/interrupt.rs`).
 const TESTS: &str = "uvn-test-";
 const NETNS: &str = "/run/netns";
+/// Where MPI's ranks share memory, in files with their host's name, which is a namespace's.
+const SHARED_MEMORY: &str = "/dev/shm";
 
 /// Network namespaces and a folder under one name. Dropping it removes them, with the processes and links in them.
 pub struct Namespaces {
@@ -141,6 +145,7 @@ pub fn catch_signals() -> Result<(), RigError> {
         if nix::unistd::geteuid().is_root() {
             sweep();
         }
+        end_children();
         std::process::exit(128 + signal);
     });
     Ok(())
@@ -191,8 +196,8 @@ fn remove_of(prefix: &str, owner: impl std::fmt::Display) {
     remove_folders(|name| name.starts_with(&beginning));
 }
 
-/// Removes every namespace whose name begins so, with its processes and links. Goes on past errors: what cannot be
-/// removed is named.
+/// Removes every namespace whose name begins so, with its processes, links and shared memory. Goes on past errors: what
+/// cannot be removed is named.
 fn remove(beginning: &str) {
     let namespaces: Vec<String> =
         names_in(Path::new(NETNS)).into_iter().filter(|name| name.starts_with(beginning)).collect();
@@ -205,15 +210,38 @@ fn remove(beginning: &str) {
             eprintln!("left behind: {error}");
         }
     }
+    remove_entries(Path::new(SHARED_MEMORY), |name| name.contains(beginning));
 }
 
-/// Removes the folders whose name is one of ours. Goes on past errors: what cannot be removed is named.
+/// Removes the folders whose name is one of ours.
 fn remove_folders(ours: impl Fn(&str) -> bool) {
-    let temporary = std::env::temp_dir();
-    for name in names_in(&temporary).into_iter().filter(|name| ours(name)) {
-        if let Err(error) = std::fs::remove_dir_all(temporary.join(&name)) {
-            eprintln!("left behind: {}: {error}", temporary.join(&name).display());
+    remove_entries(&std::env::temp_dir(), ours);
+}
+
+/// Removes the files and folders whose name is one of ours. Goes on past errors: what cannot be removed is named.
+fn remove_entries(directory: &Path, ours: impl Fn(&str) -> bool) {
+    for path in names_in(directory).into_iter().filter(|name| ours(name)).map(|name| directory.join(name)) {
+        let removed =
+            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        if let Err(error) = removed {
+            eprintln!("left behind: {}: {error}", path.display());
         }
+    }
+}
+
+/// Ends the processes that we have started, and waits for that: the kernel takes seconds to let go of a data plane with
+/// a thousand networks.
+fn end_children() {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let own = std::process::id() as i32;
+    let pids = names_in(Path::new("/proc")).into_iter().filter_map(|name| name.parse().ok());
+    for pid in pids.filter(|&pid| ProcessTime::of(pid).is_some_and(|process| process.parent == own)) {
+        let _already_gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    let end = Instant::now() + PATIENCE;
+    // An error: there is none left.
+    while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok() && Instant::now() < end {
+        thread::sleep(Duration::from_millis(10));
     }
 }
 

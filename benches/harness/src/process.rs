@@ -3,8 +3,11 @@
 use crate::error::RigError;
 use crate::netns;
 use crate::ssh::Login;
-use std::io::{BufRead, BufReader};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
 use std::net::IpAddr;
+use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -76,6 +79,8 @@ pub struct Process {
     name: String,
     child: Child,
     lines: Receiver<String>,
+    /// What it writes to standard error, if that is kept from the terminal.
+    errors: Option<File>,
 }
 
 impl Process {
@@ -99,7 +104,22 @@ impl Process {
                 lines.map(|line| sender.send(line)).take_while(Result::is_ok).count()
             });
         }
-        Ok(Process { name: name.to_owned(), child, lines })
+        Ok(Process { name: name.to_owned(), child, lines, errors: None })
+    }
+
+    /// As [`Process::start`]; what it writes to standard error is told only where it fails. For programs that complain
+    /// when they, or those they talk to, are ended.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_quietly(name: &str, mut command: Command) -> Result<Process, RigError> {
+        let failed = |source: io::Error| RigError::Io { what: format!("start {name}"), source };
+        let memory = memfd_create(c"stderr", MFdFlags::MFD_CLOEXEC).map_err(|errno| failed(errno.into()))?;
+        let errors = File::from(memory);
+        command.stderr(errors.try_clone().map_err(failed)?);
+        let mut process = Process::start(name, command)?;
+        process.errors = Some(errors);
+        Ok(process)
     }
 
     /// Its process id.
@@ -172,7 +192,12 @@ impl Process {
     }
 
     fn failed(&self, why: String) -> RigError {
-        RigError::Program { what: self.name.clone(), why }
+        let mut errors = [0; 1 << 14];
+        // At an offset: where the program goes on writing stays as it is.
+        let read =
+            self.errors.as_ref().and_then(|file| file.read_at(&mut errors, 0).ok()).unwrap_or_default();
+        let why = format!("{why}\n{}", String::from_utf8_lossy(&errors[..read]));
+        RigError::Program { what: self.name.clone(), why: why.trim_end().to_owned() }
     }
 }
 
@@ -180,5 +205,19 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _already_ended = self.child.kill();
         let _status = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quiet_program_that_fails_is_quoted() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo said; echo complained >&2; exit 3"]);
+        let quiet = Process::start_quietly("sh", command).unwrap();
+        let error = quiet.finish(Duration::from_secs(10)).unwrap_err().to_string();
+        assert_eq!(error, "sh: exit status: 3: said\ncomplained");
     }
 }

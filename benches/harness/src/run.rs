@@ -4,6 +4,7 @@
 use crate::contender::{Contender, Ground, Setup};
 use crate::crowd;
 use crate::error::RigError;
+use crate::netns;
 use crate::noise::Watch;
 use crate::plan::Section;
 use crate::report::{ContenderInfo, Report};
@@ -153,6 +154,7 @@ impl Progress {
 
     /// Says what is being done.
     pub fn show(&mut self, what: &str) {
+        let _unless_stopping = netns::running();
         let percent = 100.0 * (self.done / self.total.max(0.1)).min(1.0);
         let line = format!("[{percent:3.0} %, {:4} s] {what}", self.begin.elapsed().as_secs());
         if self.terminal {

@@ -60,7 +60,7 @@ impl Bulk {
     fn send(&self, client: &Place, server: &Place, seconds: f64) -> Result<Values, RigError> {
         let mut serve = server.command("iperf3");
         serve.args(["--server", "--one-off", "--forceflush", "--port", PORT]);
-        let serving = Process::start("iperf3 --server", serve)?;
+        let serving = Process::start_quietly("iperf3 --server", serve)?;
         serving.wait_for("Server listening", START)?;
         let mut send = client.command("iperf3");
         send.args(["--client", &server.address.to_string(), "--port", PORT, "--json"]);
@@ -77,7 +77,7 @@ impl Bulk {
             }
         }
         let before = busy(client, server)?;
-        let report = Process::start("iperf3 --client", send)?.finish(patience(seconds))?;
+        let report = Process::start_quietly("iperf3 --client", send)?.finish(patience(seconds))?;
         let cpu = busy(client, server)? - before;
         let end = &json("iperf3 --client", &report)?["end"];
         let sum = |name: &str| -> Result<(f64, f64), RigError> {

@@ -86,25 +86,25 @@ fn udp(client: &Place, server: &Place, seconds: f64) -> Result<[Process; 2], Rig
     let own = process::own_program();
     let mut sink = meek(server);
     sink.args([&own, "probe", "sink", "--tell", &PORT.to_string()]);
-    let sink = Process::start("probe sink", sink)?;
+    let sink = Process::start_quietly("probe sink", sink)?;
     sink.wait_for("ready", START)?;
     let to = format!("{}:{PORT}", server.address);
     let mut flood = meek(client);
     flood.args([&own, "probe", "flood", &to, &(seconds + SPARE).to_string()]);
-    Ok([Process::start("probe flood", flood)?, sink])
+    Ok([Process::start_quietly("probe flood", flood)?, sink])
 }
 
 fn tcp(client: &Place, server: &Place, seconds: f64) -> Result<[Process; 2], RigError> {
     let port = PORT.to_string();
     let mut serve = meek(server);
     serve.args(["iperf3", "--server", "--one-off", "--forceflush", "--port", &port]);
-    let serving = Process::start("iperf3 --server", serve)?;
+    let serving = Process::start_quietly("iperf3 --server", serve)?;
     serving.wait_for("Server listening", START)?;
     let time = (seconds + SPARE).ceil().to_string();
     let mut send = meek(client);
     send.args(["iperf3", "--client", &server.address.to_string(), "--port", &port]);
     send.args(["--parallel", "8", "--time", &time]);
-    Ok([Process::start("iperf3 --client", send)?, serving])
+    Ok([Process::start_quietly("iperf3 --client", send)?, serving])
 }
 
 /// A command that gives way to others there; program and arguments are to be added.
