@@ -110,9 +110,12 @@ pub struct Status {
     /// Why that gear.
     #[serde(default)]
     pub gear_reason: Option<String>,
-    /// Networks that the in-kernel gear carries; the engine alone carries the others.
+    /// Networks that the in-kernel gear carries; the engine carries the others.
     #[serde(default)]
     pub shortcut: usize,
+    /// Networks that the engine carries until the in-kernel gear takes them over.
+    #[serde(default)]
+    pub waiting: usize,
     /// Its worker threads, one per NIC queue.
     pub workers: usize,
     /// Networks that it carries.
@@ -398,7 +401,7 @@ impl Feed {
         }
         (status.state, status.xdp, status.zero_copy) = (summary.state, summary.xdp, summary.zero_copy);
         (status.gear, status.gear_reason) = (summary.gear, summary.gear_reason);
-        status.shortcut = summary.shortcut;
+        (status.shortcut, status.waiting) = (summary.shortcut, summary.waiting);
         (status.workers, status.networks) = (summary.workers.len(), summary.networks);
         if let Some(Reply::Counters { total, xdp, lost, .. }) = counters {
             (status.total, status.verdicts, status.lost) = (total, xdp, lost);

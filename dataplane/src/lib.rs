@@ -36,6 +36,7 @@
 //! - [`device`]: endpoint devices, made or handed over
 //! - [`queues`], [`cores`]: the XDP program and the workers of a NIC, and the cores they run on
 //! - [`napi`]: the NIC's receive processing in threads, where that pays
+//! - [`waiting`]: the networks that the in-kernel gear is still to take over
 //! - [`underlay`], [`route`]: next hops, from the kernel's routes and neighbours
 //! - [`link`]: network devices by name: rtnetlink, ethtool, namespaces
 #![deny(unsafe_code)]
@@ -76,6 +77,7 @@ pub mod thread;
 pub mod toml_file;
 pub mod underlay;
 pub mod veth;
+pub mod waiting;
 pub mod worker;
 pub mod xdp;
 pub mod xsk;

@@ -103,9 +103,15 @@ fn show(socket: &Path, as_json: bool) -> Result<(), Box<dyn Error>> {
     let has_shortcut = summary.gear.as_deref() == Some("shortcut");
     for network in networks {
         let device = network.device.as_deref().unwrap_or("handed over");
-        let alone = if has_shortcut && !network.shortcut { " (engine alone)" } else { "" };
+        let gear = if !has_shortcut || network.shortcut {
+            ""
+        } else if network.waiting {
+            " (engine until the shortcut takes over)"
+        } else {
+            " (engine alone)"
+        };
         let fault = network.fault.map(|fault| format!(" FAULT: {fault}")).unwrap_or_default();
-        writeln!(out, "network {:<8} {device:<15} {}{alone}{fault}", network.vni, in_words(&network.counts))?;
+        writeln!(out, "network {:<8} {device:<15} {}{gear}{fault}", network.vni, in_words(&network.counts))?;
     }
     for hop in hops {
         let mac = hop.mac.as_deref().unwrap_or("unresolved");
@@ -129,7 +135,11 @@ fn print_summary(out: &mut impl Write, summary: &Summary) -> std::io::Result<()>
     if let (Some(gear), Some(why)) = (&summary.gear, &summary.gear_reason) {
         writeln!(out, "gear {gear}: {why}")?;
     }
-    writeln!(out, "{networks} networks, {hops} next hops, {unresolved} unresolved")?;
+    let gears = match summary.gear.as_deref() {
+        Some("shortcut") => format!(" ({} in the shortcut, {} to follow)", summary.shortcut, summary.waiting),
+        _ => String::new(),
+    };
+    writeln!(out, "{networks} networks{gears}, {hops} next hops, {unresolved} unresolved")?;
     for worker in &summary.workers {
         let core = worker.core.map_or_else(|| "any".into(), |core| core.to_string());
         writeln!(out, "worker of queue {} on core {core}, epoch {}", worker.queue, worker.epoch)?;

@@ -152,6 +152,9 @@ pub struct Summary {
     /// How many of them the in-kernel gear carries.
     #[serde(default)]
     pub shortcut: usize,
+    /// How many the engine carries until the in-kernel gear takes them over. The others are the engine's alone.
+    #[serde(default)]
+    pub waiting: usize,
     /// How many VTEPs have a next hop.
     pub hops: usize,
     /// How many VTEPs have been looked up and have none.
@@ -195,6 +198,9 @@ pub struct NetworkState {
     /// Whether the in-kernel gear carries it.
     #[serde(default)]
     pub shortcut: bool,
+    /// Whether the in-kernel gear is still to take it over.
+    #[serde(default)]
+    pub waiting: bool,
     /// Its share of the counters, over all workers and the in-kernel gear.
     pub counts: Counts,
 }

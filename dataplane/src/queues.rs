@@ -4,12 +4,13 @@ use crate::config::{Config, Path};
 use crate::cores;
 use crate::link::{self, Link};
 use crate::napi::Napi;
-use crate::networks::Entry;
+use crate::networks::Networks;
 use crate::port::Nic;
 use crate::shortcut::{Declined, Shortcut};
 use crate::slow_path::{self, SlowPath};
 use crate::tables::Tables;
 use crate::thread::{self, Handle, Notifier, Settings};
+use crate::waiting::Waiting;
 use crate::worker::{BATCH, Command};
 use crate::xdp::{Mode, Xdp, XdpError};
 use crate::xsk::{self, XskConfig, XskError, XskQueue};
@@ -72,6 +73,8 @@ pub struct Queues {
     pub napi: Option<Napi>,
     /// Why there is an in-kernel gear, or none.
     why: String,
+    /// The networks that the in-kernel gear has not taken over yet.
+    pub waiting: Waiting,
     /// In the order of the queues.
     pub workers: Vec<Running>,
     /// Whether all sockets are zero-copy; None in the in-kernel gear.
@@ -120,8 +123,9 @@ impl Queues {
             tracing::warn!(nic = link.name, refused, "XDP in generic mode, which is slow");
         }
         tracing::info!(nic = link.name, queues = count, why, "NIC in use by the engine alone");
-        let mut queues =
-            Queues { xdp, shortcut: None, napi: None, why, workers: Vec::new(), zero_copy: Some(true) };
+        let waiting = Waiting::new(started);
+        let (workers, zero_copy) = (Vec::new(), Some(true));
+        let mut queues = Queues { xdp, shortcut: None, napi: None, why, waiting, workers, zero_copy };
         for (queue, core) in (0..count).zip(cores) {
             if let Err(error) = queues.start(&engine, queue, core) {
                 queues.stop();
@@ -147,8 +151,8 @@ impl Queues {
         let napi = Napi::open(link, cores.iter().copied().flatten().collect())
             .inspect_err(|error| tracing::info!(%error, "the NIC's receive processing stays where it is"))
             .ok();
-        let mut queues =
-            Queues { xdp, shortcut, napi, why: why.into(), workers: Vec::new(), zero_copy: None };
+        let (why, waiting, workers) = (why.into(), Waiting::new(engine.started), Vec::new());
+        let mut queues = Queues { xdp, shortcut, napi, why, waiting, workers, zero_copy: None };
         for (queue, slow_path) in (0..).zip(slow_paths) {
             if let Err(error) = queues.spawn(engine, slow_path, queue, None) {
                 queues.stop();
@@ -228,21 +232,37 @@ impl Queues {
         format!("{}{napi}", self.why)
     }
 
-    /// Lets a network's frames through: the last step of a grant.
+    /// Lets a network's frames through, by the engine: the last step of a grant. The in-kernel gear takes it over later,
+    /// see [`Queues::upgrade`].
     ///
     /// # Errors
     /// The XDP program's map is full, or the kernel refuses.
-    pub fn grant(&mut self, entry: &Entry) -> Result<(), XdpError> {
-        let vni = entry.network.vni;
-        let network = match self.shortcut.as_mut().map(|shortcut| shortcut.grant(&mut self.xdp, entry)) {
-            None => Network::ENGINE,
-            Some(Ok(network)) => network,
-            Some(Err(declined)) => {
-                tracing::info!(%vni, why = %declined, "the engine alone carries this network");
-                Network::ENGINE
-            }
-        };
-        self.xdp.set_network(vni, network)
+    pub fn grant(&mut self, vni: Vni) -> Result<(), XdpError> {
+        self.xdp.set_network(vni, Network::ENGINE)?;
+        if self.shortcut.is_some() {
+            self.waiting.add(vni, Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Has the in-kernel gear take over the next network that waits for it, if it is time. The engine has its frames
+    /// until both directions change at once, by the map of networks; none is lost, those that the engine still holds
+    /// come late.
+    pub fn upgrade(&mut self, networks: &Networks) {
+        let Some(vni) = self.waiting.take(Instant::now()) else { return };
+        let (Some(shortcut), Some((_, entry))) = (&mut self.shortcut, networks.get(vni)) else { return };
+        // Between the last change of the map and this one lies the grace period of a grant: what the map used for
+        // another network, and may use for this one, no program still reads.
+        let granted = shortcut.grant(&mut self.xdp, entry).and_then(|network| {
+            self.xdp.set_network(vni, network).map_err(|error| {
+                shortcut.revoke(vni);
+                error.into()
+            })
+        });
+        if let Err(declined) = granted {
+            tracing::info!(%vni, why = %declined, "the engine alone carries this network");
+        }
+        self.waiting.pause(Instant::now());
     }
 
     /// Drops a network's frames from now on: the first step of a revocation.
@@ -250,6 +270,7 @@ impl Queues {
     /// # Errors
     /// The kernel refuses.
     pub fn revoke(&mut self, vni: Vni) -> Result<(), XdpError> {
+        self.waiting.remove(vni, Instant::now());
         let removed = self.xdp.remove_network(vni);
         if let Some(shortcut) = &mut self.shortcut {
             shortcut.revoke(vni);

@@ -201,7 +201,8 @@ impl Service {
         let mut tick = Instant::now() + TICK;
         loop {
             let busy = self.control.as_ref().is_some_and(Control::has_work);
-            let due = self.napi_due().map_or(tick, |due| due.min(tick));
+            let upgrade = self.queues.as_ref().and_then(|queues| queues.waiting.due());
+            let due = [upgrade, self.napi_due()].into_iter().flatten().fold(tick, Instant::min);
             let wait = if busy { Duration::ZERO } else { due.saturating_duration_since(Instant::now()) };
             match self.poll.poll(&mut events, Some(wait)) {
                 Err(source) if source.kind() != io::ErrorKind::Interrupted => {
@@ -236,6 +237,8 @@ impl Service {
                 if let Some(control) = &mut self.control {
                     control.answer(connection, answer);
                 }
+            } else if let Some(queues) = &mut self.queues {
+                queues.upgrade(&self.networks);
             }
             let now = Instant::now();
             if (now >= tick || self.napi_due().is_some_and(|due| now >= due))

@@ -111,6 +111,7 @@ impl Rig {
             engine.client().add_network(&network, &[tap.as_fd()]).unwrap();
         }
         engine.wait_for_hops();
+        engine.wait_for_gear();
         let carried = USERS.map(|vni| engine.network(vni).shortcut);
         assert_eq!(carried, [gear == "shortcut"; 2], "each has its gear");
         let endpoints = places.map(|(netns, device)| PacketSocket::new(netns, &device));

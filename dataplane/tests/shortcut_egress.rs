@@ -90,6 +90,7 @@ impl Rig {
         };
         engine.client().add_network(&network, &[tap.as_fd()]).unwrap();
         engine.wait_for_hops();
+        engine.wait_for_gear();
         assert!(engine.network(VNI).shortcut);
         let (endpoint, wire) = (PacketSocket::new(node, "uvn"), PacketSocket::new(outside, "wire"));
         endpoint.set_metadata();

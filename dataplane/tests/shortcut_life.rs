@@ -12,9 +12,11 @@ use common::NetNs;
 use common::cluster::v4;
 use common::packet::PacketSocket;
 use numbered::{Numbered, OVERLAY, VNI};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 use uvn_dataplane::config::Vtep;
 use uvn_dataplane::message::Request;
+use uvn_wire::ethernet::Mac;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -124,6 +126,7 @@ fn the_nic_goes_comes_and_changes_under_traffic() {
     );
     rig.wire();
     until("running", || engine.summary().state == "running");
+    engine.wait_for_gear();
     assert!(engine.network(VNI).shortcut);
     rig.flow(|rig| rig.assert_open("on another NIC"));
 }
@@ -157,6 +160,7 @@ fn an_endpoint_is_deleted_under_traffic() {
     until("absent", || rig.engine().summary().state == "absent");
     rig.wire();
     until("running", || rig.engine().summary().state == "running");
+    rig.engine().wait_for_gear();
     let stranger = PacketSocket::new(&rig.node, "u1234");
     let (before, count) = (rig.engine().counted(), 10);
     (0..count).for_each(|number| stranger.send(&rig.outgoing(number)));
@@ -194,9 +198,66 @@ fn what_it_does_not_carry() {
     ] {
         let text = format!("vni = {vni}\naddresses = [\"10.7.0.1/24\"]\n{more}");
         rig.engine().client().add_network(&toml::from_str(&text).unwrap(), &[]).unwrap();
+        rig.engine().wait_for_gear();
         assert!(!rig.engine().network(vni).shortcut, "{vni}");
     }
     assert!(rig.engine().network(VNI).shortcut);
+}
+
+/// The gear takes over one after the other, while the engine carries all of them; the last is under traffic then.
+#[test]
+fn two_hundred_networks_wait_for_nothing() {
+    let rig = Numbered::new("path = \"shortcut\"");
+    let client = rig.engine().client();
+    client.remove_network(VNI).unwrap();
+    let mut networks: Vec<(u32, IpAddr)> =
+        (1..=200).map(|number| (u32::from(number), [10, 8, number, 1].into())).collect();
+    networks.push((VNI, OVERLAY[0]));
+    for (vni, address) in &networks {
+        let text = format!("vni = {vni}\naddresses = [\"{address}/24\"]\ndevice = {{ name = \"u{vni}\" }}\n");
+        client.add_network(&toml::from_str(&text).unwrap(), &[]).unwrap();
+    }
+    // The last in turn.
+    let last = rig.engine().network(VNI);
+    assert!(last.waiting && !last.shortcut, "it has waited for the gear");
+    assert!(rig.engine().summary().waiting > 0);
+    // The host answers, and would ask for the neighbour from another network's address.
+    rig.node.ip(&format!("neigh replace {} lladdr {} nud permanent dev u1234", OVERLAY[1], Mac::of(v4(2))));
+    rig.send_each(&networks);
+    until("a frame for each", || {
+        client.networks().unwrap().iter().all(|network| network.counts.rx_frames > 0)
+    });
+    let mut carried = 0;
+    rig.assert_complete(|| {
+        let engine = rig.engine();
+        if carried == 0 && engine.network(VNI).shortcut {
+            carried = engine.counted().verdict("tc_encapsulated") + 100;
+        }
+        carried > 0 && engine.counted().verdict("tc_encapsulated") >= carried
+    });
+    rig.engine().wait_for_gear();
+    assert!(client.networks().unwrap().iter().all(|network| network.shortcut && !network.waiting));
+}
+
+/// Those that go while they wait, and those whose endpoint does.
+#[test]
+fn who_waits_may_go() {
+    let rig = Numbered::new("path = \"shortcut\"");
+    let client = rig.engine().client();
+    for vni in 1..=40 {
+        let text =
+            format!("vni = {vni}\naddresses = [\"10.8.{vni}.1/24\"]\ndevice = {{ name = \"u{vni}\" }}\n");
+        client.add_network(&toml::from_str(&text).unwrap(), &[]).unwrap();
+    }
+    assert!(rig.engine().network(40).waiting);
+    rig.node.ip("link del u39");
+    client.remove_network(40).unwrap();
+    rig.engine().wait_for_gear();
+    let states = client.networks().unwrap();
+    let alone: Vec<u32> =
+        states.iter().filter(|network| !network.shortcut).map(|network| network.vni).collect();
+    assert_eq!((states.len(), alone), (40, vec![39]));
+    until("the fault", || rig.engine().network(39).fault.is_some());
 }
 
 /// Not more of them: the kernel takes 10 to 60 ms for each program, as busy as it is (synchronize_rcu in tcx_entry_sync).

@@ -2,6 +2,7 @@
 
 use crate::namespace::Namespace;
 use crate::node::{Nic, Node};
+use crate::path::wait_for_gear;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -84,12 +85,13 @@ impl Cluster {
         [first, second]
     }
 
-    /// Gives these users their networks on every node.
+    /// Gives these users their networks on every node, each in the gear in which it stays.
     pub fn attach(&self, uids: &[u32]) {
         for node in &self.nodes {
             for uid in uids {
                 node.uvn(&["attach", &uid.to_string()]);
             }
+            wait_for_gear(node);
         }
     }
 

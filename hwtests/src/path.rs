@@ -3,6 +3,10 @@
 use crate::node::Node;
 use serde_json::Value;
 use std::io::Write;
+use std::time::Duration;
+
+/// How long the shortcut may take to have the networks of a test, in an emulated guest.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Whether the kernel has tc programs as links, which the in-kernel gear takes: Linux 6.6.
 #[must_use]
@@ -56,6 +60,16 @@ pub fn status(node: &Node, nic: &str) -> Value {
     let status: Value = serde_json::from_str(&node.uvn(&["status", "--json"])).unwrap();
     let nics = status["nics"].as_array().unwrap();
     nics.iter().find(|state| state["name"] == nic).unwrap_or_else(|| panic!("{status}")).clone()
+}
+
+/// Waits until the shortcut of each NIC of a node has taken over every network that it can have.
+pub fn wait_for_gear(node: &Node) {
+    for nic in node.nics() {
+        let what = format!("end of networks that wait for the shortcut of {}", nic.name);
+        node.wait(&what, PATIENCE, || {
+            status(node, &nic.name)["engine"]["waiting"].as_u64().unwrap_or(0) == 0
+        });
+    }
 }
 
 /// Panics unless a node's first NIC has the data path that was asked for.

@@ -45,6 +45,7 @@ impl Site {
         for node in &site.cluster.nodes {
             node.uvn(&["attach", &ALICE.to_string()]);
             node.uvn(&["attach", &BOB.to_string()]);
+            path::wait_for_gear(node);
             // ping sockets for everybody, as systemd has it; Bob's subordinate UIDs.
             node.write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
             node.write("/proc/sys/net/ipv4/tcp_fastopen", "3");

@@ -115,6 +115,7 @@ fn wait_until_running(node: &Node, nic: &str) {
         let engine = &status(node, nic)["engine"];
         engine["state"] == "running" && engine["networks"] == 2
     });
+    path::wait_for_gear(node);
 }
 
 /// Runs `work` as a user on a node.

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 /// How long a data plane may take to attach.
 const START: Duration = Duration::from_secs(20);
-/// How long it may take in addition for each of its networks, on busy cores.
+/// How long it may take in addition for each of its networks, on busy cores: the kernel's grace period for each that the
+/// in-kernel gear takes over, and the pause before it.
 const NETWORK_START: Duration = Duration::from_millis(100);
 /// How long it may take to drain and detach.
 const STOP: Duration = Duration::from_secs(3);
@@ -57,7 +58,7 @@ impl Dataplane {
         Ok(Dataplane { process, program: program.into(), socket, log, networks })
     }
 
-    /// Waits until it is running with all its networks.
+    /// Waits until it is running with all its networks, each in the gear in which it stays.
     ///
     /// # Errors
     /// It ended, or took too long; the end of its log is in the error.
@@ -110,12 +111,13 @@ impl Dataplane {
             format!(": XDP in {mode} mode, AF_XDP in {copy} mode")
         });
         Ok(format!(
-            "{} ({}); {}{}, {} networks",
+            "{} ({}); {}{}, {} networks, {} of them in the in-kernel gear",
             text("gear"),
             text("gear_reason"),
             text("state"),
             driver.unwrap_or_default(),
             show["networks"],
+            show["shortcut"],
         ))
     }
 
@@ -162,5 +164,6 @@ impl Drop for Dataplane {
 }
 
 fn is_running(show: &Value, networks: u32) -> bool {
-    show["show"]["state"] == "running" && show["show"]["networks"] == networks
+    let show = &show["show"];
+    show["state"] == "running" && show["networks"] == networks && show["waiting"] == 0
 }

@@ -223,7 +223,7 @@ impl Service {
         self.filter_vteps()?;
         let Some(queues) = &mut self.queues else { return Ok(()) };
         for (_, entry) in Networks::iter(&self.networks) {
-            queues.grant(entry).map_err(|error| error.to_string())?;
+            queues.grant(entry.network.vni).map_err(|error| error.to_string())?;
         }
         self.filter_local()
     }

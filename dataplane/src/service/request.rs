@@ -123,7 +123,7 @@ impl Service {
         }
     }
 
-    /// Puts a network to work: endpoint, tables, then the XDP map.
+    /// Puts a network to work, in the engine: endpoint, tables, then the XDP map.
     fn grant(&mut self, vni: Vni) -> Result<u64, Failure> {
         if let (Some(queues), Some((slot, entry))) = (&self.queues, self.networks.get(vni)) {
             let endpoints = entry.source.endpoints(queues.workers.len()).map_err(failed)?;
@@ -134,8 +134,7 @@ impl Service {
         self.follow_listed()?;
         let epoch = self.commit()?;
         if let Some(queues) = &mut self.queues {
-            let Some((_, entry)) = self.networks.get(vni) else { return Err(missing(vni.get())) };
-            queues.grant(entry).map_err(failed)?;
+            queues.grant(vni).map_err(failed)?;
         }
         Ok(epoch)
     }

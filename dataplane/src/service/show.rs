@@ -50,6 +50,7 @@ impl Service {
             epoch: self.tables.epoch,
             networks: self.networks.len(),
             shortcut: running.and_then(|queues| queues.shortcut.as_ref()).map_or(0, Shortcut::networks),
+            waiting: running.map_or(0, |queues| queues.waiting.len()),
             hops: resolved.len(),
             unresolved: unresolved.len(),
             vteps: self.peers.vtep.len(),
@@ -65,10 +66,10 @@ impl Service {
             .filter(|entry| entry.network.vni.get() >= from)
             .collect();
         entries.sort_by_key(|entry| entry.network.vni);
-        let shortcut = self.queues.as_ref().and_then(|queues| queues.shortcut.as_ref());
-        let count = fitting(entries.iter().map(|entry| state_of(entry, shortcut))).max(1);
+        let queues = self.queues.as_ref();
+        let count = fitting(entries.iter().map(|entry| state_of(entry, queues))).max(1);
         let next = entries.get(count).map(|entry| entry.network.vni.get());
-        let networks = entries.into_iter().take(count).map(|entry| state_of(entry, shortcut)).collect();
+        let networks = entries.into_iter().take(count).map(|entry| state_of(entry, queues)).collect();
         Reply::Networks { networks, next }
     }
 
@@ -157,15 +158,17 @@ impl Service {
     }
 }
 
-fn state_of(entry: &Entry, shortcut: Option<&Shortcut>) -> NetworkState {
+fn state_of(entry: &Entry, queues: Option<&Queues>) -> NetworkState {
     /// A list of thousands would leave no room for others.
     const FLOOD_SHOWN: usize = 16;
+    let vni = entry.network.vni;
+    let shortcut = queues.and_then(|queues| queues.shortcut.as_ref());
     let mut counts = entry.counts();
     if let Some(shortcut) = shortcut {
-        counts.add_traffic(&shortcut.traffic(entry.network.vni));
+        counts.add_traffic(&shortcut.traffic(vni));
     }
     NetworkState {
-        vni: entry.network.vni.get(),
+        vni: vni.get(),
         addresses: entry.network.addresses.clone(),
         mac: entry.mac.to_string(),
         device: entry.source.made().map(|device| device.name.clone()),
@@ -173,7 +176,8 @@ fn state_of(entry: &Entry, shortcut: Option<&Shortcut>) -> NetworkState {
         flood: entry.flood().take(FLOOD_SHOWN).collect(),
         flood_count: entry.flood().count(),
         learned: entry.learned(),
-        shortcut: shortcut.is_some_and(|shortcut| shortcut.carries(entry.network.vni)),
+        shortcut: shortcut.is_some_and(|shortcut| shortcut.carries(vni)),
+        waiting: queues.is_some_and(|queues| queues.waiting.contains(vni)),
         counts,
     }
 }

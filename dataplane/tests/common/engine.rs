@@ -16,7 +16,7 @@ use uvn_dataplane::message::{NetworkState, Reply, Request, Summary};
 /// How long it may take to start, or to count what has arrived.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take to end after SIGTERM.
-const END: Duration = Duration::from_secs(5);
+const END: Duration = Duration::from_secs(30);
 
 /// A running data plane. Ends with SIGTERM when it is dropped; if the test failed, its log is printed.
 pub struct Engine {
@@ -89,9 +89,16 @@ impl Counted {
 }
 
 impl Engine {
-    /// Starts it in `netns` and waits until it runs with all its networks. `config` is the text of its file, without
-    /// the control socket.
+    /// Starts it in `netns` and waits until it runs with all its networks, each in the gear in which it stays. `config`
+    /// is the text of its file, without the control socket.
     pub fn start(netns: &NetNs, config: &str) -> Engine {
+        let engine = Engine::launch(netns, config);
+        engine.wait_for_gear();
+        engine
+    }
+
+    /// The same, when it answers: the engine may still carry what the in-kernel gear will.
+    pub fn launch(netns: &NetNs, config: &str) -> Engine {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Relaxed);
         let directory = std::env::temp_dir().join(format!("{}engine-{number}", interrupt::prefix()));
@@ -118,6 +125,25 @@ impl Engine {
         assert_eq!(summary.state, "running");
         assert_ne!(summary.xdp.as_deref(), Some("generic"));
         engine
+    }
+
+    /// Waits until the in-kernel gear has taken over every network that it can have.
+    pub fn wait_for_gear(&self) {
+        /// The kernel's grace period, on a busy machine, and the pause.
+        const EACH: Duration = Duration::from_millis(200);
+
+        let (start, mut summary) = (Instant::now(), self.summary());
+        let patience = PATIENCE + EACH * summary.waiting as u32;
+        while summary.waiting > 0 {
+            if start.elapsed() > patience {
+                let networks = self.client().networks().unwrap();
+                let waiting: Vec<u32> =
+                    networks.iter().filter(|network| network.waiting).map(|network| network.vni).collect();
+                panic!("after {patience:?} the in-kernel gear has not taken over {waiting:?}: {summary:?}");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+            summary = self.summary();
+        }
     }
 
     /// Waits until it knows the next hop of every VTEP and group that its networks list. What it dropped until then

@@ -95,7 +95,8 @@ impl Numbered {
         self.node.veth("em1", &self.outside, "wire");
         self.node.run(|| link::disable_tx_offloads("em1")).unwrap();
         self.node.ip(&format!("addr add {}/24 dev em1", v4(1)));
-        self.node.ip(&format!("neigh add {} lladdr 02:00:00:00:00:02 nud permanent dev em1", v4(2)));
+        // The data plane may have asked for it already.
+        self.node.ip(&format!("neigh replace {} lladdr 02:00:00:00:00:02 nud permanent dev em1", v4(2)));
     }
 
     /// Starts the data plane.
@@ -119,6 +120,60 @@ impl Numbered {
         PacketSocket::new(&self.outside, "wire").send(&frame);
     }
 
+    /// Sends these networks' endpoints one frame each from the wire.
+    pub fn send_each(&self, endpoints: &[(u32, IpAddr)]) {
+        let (wire, nic) = self.outer_end();
+        for (vni, address) in endpoints {
+            wire.send(&incoming(nic, *vni, *address, 0));
+        }
+    }
+
+    /// The wire's other end, and the NIC's MAC.
+    fn outer_end(&self) -> (PacketSocket, Mac) {
+        let nic = self.node.run(|| link::get("em1")).unwrap().mac.unwrap();
+        (PacketSocket::new(&self.outside, "wire"), nic)
+    }
+
+    /// Datagrams go both ways until `done`: each of them arrives, and once.
+    #[track_caller]
+    pub fn assert_complete(&self, mut done: impl FnMut() -> bool) {
+        let socket = |port: u16| {
+            let socket = self.node.run(|| UdpSocket::bind((OVERLAY[0], port)).unwrap());
+            socket.set_nonblocking(true).unwrap();
+            socket
+        };
+        let (user, sender, (wire, nic)) = (socket(9), socket(0), self.outer_end());
+        wire.set_buffer(16 << 20);
+        let (mut arrived, mut sent) = ([const { Vec::new() }; 2], 0);
+        let take = |arrived: &mut [Vec<u64>; 2]| {
+            let mut buffer = [0; 64];
+            while let Ok(length) = user.recv(&mut buffer) {
+                arrived[0].extend(number(&buffer[..length]));
+            }
+            while let Some(frame) = wire.receive(Duration::ZERO) {
+                arrived[1].extend(sent_number(&frame));
+            }
+        };
+        while !done() {
+            for _ in 0..10 {
+                wire.send(&incoming(nic, VNI, OVERLAY[0], sent));
+                sender.send_to(&payload(sent), (OVERLAY[1], 9)).unwrap();
+                sent += 1;
+                std::thread::sleep(Duration::from_millis(1));
+                take(&mut arrived);
+            }
+        }
+        let start = Instant::now();
+        while arrived.iter().any(|numbers| numbers.len() < sent as usize) && start.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(5));
+            take(&mut arrived);
+        }
+        for (way, numbers) in arrived.iter_mut().enumerate() {
+            numbers.sort_unstable();
+            assert_eq!(*numbers, (0..sent).collect::<Vec<_>>(), "way {way}");
+        }
+    }
+
     /// Has both directions flow, and once they do, in the gear that was chosen, runs `work`.
     pub fn flow(&mut self, work: impl FnOnce(&mut Numbered)) {
         self.flow = Arc::default();
@@ -137,10 +192,7 @@ impl Numbered {
     }
 
     fn threads(&self) -> Vec<JoinHandle<()>> {
-        let links = self.node.run(link::list).unwrap();
-        let nic = links.iter().find(|link| link.name == "em1").and_then(|link| link.mac).unwrap();
-        let wire = || PacketSocket::new(&self.outside, "wire");
-        let (attacker, capture) = (wire(), wire());
+        let ((attacker, nic), (capture, _)) = (self.outer_end(), self.outer_end());
         let bind = |address: IpAddr, port: u16| {
             let socket = self.node.run(|| UdpSocket::bind((address, port)).unwrap());
             socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
@@ -164,9 +216,7 @@ impl Numbered {
                 let number = flow.next[0].fetch_add(1, SeqCst);
                 // To the user's address, and to the host's.
                 for to in [OVERLAY[0], v4(1)] {
-                    let inner = inner((2, OVERLAY[1]), (1, to), number);
-                    let frame = vxlan(&Encapsulation::default(), v4(2), v4(1), VNI, 0, &inner);
-                    attacker.try_send(&[&nic.0, &frame[6..]].concat());
+                    attacker.try_send(&incoming(nic, VNI, to, number));
                 }
                 std::thread::sleep(Duration::from_micros(300));
             })),
@@ -184,12 +234,13 @@ impl Numbered {
             })),
             spawn(Box::new(move |flow| {
                 let Some(frame) = capture.receive(Duration::from_millis(20)) else { return };
-                let Some(number) = number(&frame).filter(|_| frame[12..14] == [8, 0]) else { return };
-                match (&frame[26..30], frame[23], &frame[36..38]) {
-                    ([10, 0, 0, 1], 17, [0x12, 0xb5]) => drop(flow.seen[1].fetch_max(number + 1, SeqCst)),
-                    ([10, 1, 0, 1], ..) => drop(flow.leaked.fetch_add(1, SeqCst)),
-                    // Ours, or the host's answers to it.
-                    _ => {}
+                if let Some(number) = sent_number(&frame) {
+                    flow.seen[1].fetch_max(number + 1, SeqCst);
+                } else if number(&frame).is_some()
+                    && frame[12..14] == [8, 0]
+                    && frame[26..30] == [10, 1, 0, 1]
+                {
+                    flow.leaked.fetch_add(1, SeqCst);
                 }
             })),
             spawn(Box::new(move |flow| {
@@ -245,6 +296,20 @@ fn payload(number: u64) -> Vec<u8> {
 fn number(bytes: &[u8]) -> Option<u64> {
     let (rest, number) = bytes.split_last_chunk::<8>()?;
     rest.ends_with(MARK).then(|| u64::from_be_bytes(*number))
+}
+
+/// The number in a frame that the node has sent, with outer headers.
+fn sent_number(frame: &[u8]) -> Option<u64> {
+    let number = number(frame).filter(|_| frame[12..14] == [8, 0])?;
+    let is_ours = frame[26..30] == [10, 0, 0, 1] && frame[23] == 17 && frame[36..38] == [0x12, 0xb5];
+    is_ours.then_some(number)
+}
+
+/// A frame of the peer to an endpoint of the node whose NIC has this MAC.
+fn incoming(nic: Mac, vni: u32, to: IpAddr, number: u64) -> Vec<u8> {
+    let inner = inner((2, OVERLAY[1]), (1, to), number);
+    let frame = vxlan(&Encapsulation::default(), v4(2), v4(1), vni, 0, &inner);
+    [&nic.0, &frame[6..]].concat()
 }
 
 fn inner((from, source): (u8, IpAddr), (to, destination): (u8, IpAddr), number: u64) -> Vec<u8> {

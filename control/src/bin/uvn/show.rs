@@ -80,12 +80,17 @@ fn print_nic(out: &mut impl Write, nic: &NicState) -> std::io::Result<()> {
         out,
         "  data plane {state}: xdp {mode}{copies}, {workers} workers, {networks} networks, {restarts} restarts"
     )?;
-    let alone = networks.saturating_sub(engine.shortcut);
-    if engine.gear.as_deref() == Some("shortcut") && alone > 0 {
-        writeln!(
-            out,
-            "  the engine alone carries {alone} of them: `uvn-dataplane show` says which, its log why"
-        )?;
+    if engine.gear.as_deref() == Some("shortcut") {
+        if engine.waiting > 0 {
+            writeln!(out, "  the engine carries {} of them until the shortcut takes over", engine.waiting)?;
+        }
+        let alone = networks.saturating_sub(engine.shortcut + engine.waiting);
+        if alone > 0 {
+            writeln!(
+                out,
+                "  the engine alone carries {alone} of them: `uvn-dataplane show` says which, its log why"
+            )?;
+        }
     }
     let Counts { rx_frames, rx_bytes, tx_frames, tx_bytes, drops } = total;
     write!(
