@@ -9,6 +9,8 @@ pub const NETWORKS: [usize; 4] = [1, 10, 200, 1000];
 
 const GROUP: &str = "many networks";
 const RELATIVE: &str = "many networks, relative to one";
+/// Of that group.
+pub const UNIT: &str = "x one network";
 /// Quantities whose ratio to that of one network is worth a line.
 const RELATED: [&str; 3] = ["Gb/s", "us p50", "k msgs/s"];
 
@@ -39,7 +41,7 @@ pub fn relate(report: &mut Report) {
         let alone = report.find(&name(workload, 1), &measured.unit, &measured.contender);
         let Some(alone) = alone.filter(|_| networks > 1).cloned() else { continue };
         let label = labelled(RELATIVE, &format!("{workload}, {}", measured.unit), networks);
-        let metric = Metric { unit: "of one network", better: measured.better };
+        let metric = Metric { unit: UNIT, better: measured.better };
         for (among, alone) in measured.samples.into_iter().zip(alone.samples) {
             if alone.value > 0.0 {
                 let why = among.why.or(alone.why);
@@ -69,7 +71,7 @@ mod tests {
         relate(&mut report);
         assert_eq!(report.measurements.len(), 5);
         let name = name(&format!("{}, Gb/s", Flood.name()), 200);
-        let related = report.find(&name, "of one network", "raw").unwrap();
+        let related = report.find(&name, UNIT, "raw").unwrap();
         let values: Vec<(f64, bool)> = related.samples.iter().map(|s| (s.value, s.noisy)).collect();
         assert_eq!(values, [(1.5, false), (0.5, true)]);
         assert_eq!(related.x.as_ref().unwrap().value, 200.0);

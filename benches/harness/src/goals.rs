@@ -1,7 +1,9 @@
 //! What uvn must reach against the others of the same run.
 
 use crate::chart::short;
+use crate::crowd;
 use crate::metric::Better;
+use crate::mpi;
 use crate::report::{Measurement, Report};
 use Bound::{AtLeast, AtMost};
 
@@ -29,20 +31,16 @@ pub const GOALS: &[Goal] = &[
     goal(AUTO, "bulk TCP, any direction and streams", bulk, RAW, AtLeast(0.9)),
     goal(AUTO, "processor time per GB", |m| m.unit == "CPU s/GB", KERNEL, AtMost(1.0)),
     goal(AUTO, "processor time per million messages", |m| m.unit == "CPU s/M msgs", KERNEL, AtMost(1.0)),
-    goal(AUTO, "MPI, time of any pattern and size", mpi, KERNEL, AtMost(1.0)),
-    goal(AUTO, "MPI, time of any pattern and size", mpi, RAW, AtMost(1.1)),
+    goal(AUTO, "MPI on 16 nodes, time of any pattern and size", mpi, KERNEL, AtMost(1.0)),
+    goal(AUTO, "MPI on 16 nodes, time of any pattern and size", mpi, RAW, AtMost(1.1)),
     goal(AUTO, "p99 beside another user's flood, to alone", |m| m.unit == "x p99 alone", NONE, AtMost(2.0)),
     goal(AUTO, "p50 among many networks, to alone", |m| among(m, Better::Lower), NONE, AtMost(1.1)),
     goal(AUTO, "rates among many networks, to alone", |m| among(m, Better::Higher), NONE, AtLeast(0.91)),
     goal(AUTO, "idle, % of a core", |m| m.unit == "% of a core", NONE, AtMost(0.1)),
+    goal(AUTO, "UDP 64 B, packets received", flood, SWITCH, AtLeast(3.0)),
+    goal(AUTO, "bulk TCP, any direction and streams", bulk, SWITCH, AtLeast(3.0)),
     goal(ENGINE, "UDP 64 B, packets received", flood, KERNEL, AtLeast(2.0)),
-    goal(
-        ENGINE,
-        "UDP 64 B, loss at the same rate",
-        |m| m.unit == "% lost" && !at_full_speed(m),
-        KERNEL,
-        AtMost(1.0),
-    ),
+    goal(ENGINE, "UDP 64 B, loss at the same rate", paced_loss, KERNEL, AtMost(1.0)),
     goal(ENGINE, "bulk TCP, any direction and streams", bulk, KERNEL, AtLeast(1.2)),
     goal(ENGINE, "UDP 64 B, packets received", flood, SWITCH, AtLeast(3.0)),
     goal(ENGINE, "bulk TCP, any direction and streams", bulk, SWITCH, AtLeast(3.0)),
@@ -118,20 +116,21 @@ fn bulk(measurement: &Measurement) -> bool {
     measurement.unit == "Gb/s" && measurement.group == "bulk"
 }
 
-fn at_full_speed(measurement: &Measurement) -> bool {
-    measurement.workload.ends_with("at full speed")
+fn flood(measurement: &Measurement) -> bool {
+    measurement.unit == "kpps received" && measurement.group == "UDP"
 }
 
-fn flood(measurement: &Measurement) -> bool {
-    measurement.unit == "kpps received" && at_full_speed(measurement)
+fn paced_loss(measurement: &Measurement) -> bool {
+    let at_full_speed = measurement.workload.ends_with("at full speed");
+    measurement.unit == "% lost" && measurement.group == "UDP" && !at_full_speed
 }
 
 fn among(measurement: &Measurement, better: Better) -> bool {
-    measurement.unit == "of one network" && measurement.better == better
+    measurement.unit == crowd::UNIT && measurement.better == better
 }
 
 fn mpi(measurement: &Measurement) -> bool {
-    measurement.unit == "us p50" && measurement.group.starts_with("MPI")
+    measurement.unit == "us p50" && measurement.group == mpi::SIXTEEN_NODES
 }
 
 impl Goal {

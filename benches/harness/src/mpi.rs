@@ -127,6 +127,9 @@ fn subnet(address: IpAddr) -> String {
 /// A pattern of `patterns.c` and its messages' lengths.
 pub type Pattern = (&'static str, &'static [usize]);
 
+/// The heading of the patterns on sixteen nodes.
+pub const SIXTEEN_NODES: &str = "MPI, 16 nodes";
+
 /// What sixteen nodes with a rank each exchange: goals of the data plane.
 pub const ALL: &[Pattern] = &[
     ("pingpong", &[8, 4096, 65536]),

@@ -161,7 +161,7 @@ fn mpi_two() -> Section {
 /// Sixteen nodes with a rank each, and an application.
 fn mpi_sixteen() -> Section {
     let job = Job { nodes: 16, ranks: 1 };
-    let patterns = Patterns::new("MPI, 16 nodes", job, mpi::ALL);
+    let patterns = Patterns::new(mpi::SIXTEEN_NODES, job, mpi::ALL);
     mpi("MPI on sixteen nodes", job, vec![Box::new(patterns), Box::new(Hpcc)])
 }
 
