@@ -3,24 +3,23 @@
 
 #[path = "common/frames.rs"]
 mod frames;
+#[path = "common/tables.rs"]
+mod tables;
 
 use crossbeam::channel::unbounded;
 use frames::{udp, vxlan};
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Instant;
-use uvn_dataplane::config::{Encapsulation, Peers, Vtep};
+use tables::{A, B};
+use uvn_dataplane::config::{Encapsulation, Vtep};
 use uvn_dataplane::counters::{Counters, Drop};
 use uvn_dataplane::memory::{self, MemoryNic, User, Wire};
-use uvn_dataplane::outer::Outer;
 use uvn_dataplane::port::{Offloads, VnetHeader};
-use uvn_dataplane::tables::{Hop, Network, Tables, Vteps};
+use uvn_dataplane::tables::{Network, Tables};
 use uvn_dataplane::worker::Worker;
 use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::Vni;
 
-const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-const B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
 /// UMEM frames: half of them to send, half to receive.
 const FRAMES: u32 = 1024;
 /// What one endpoint takes until the user reads.
@@ -38,11 +37,8 @@ struct Node {
     now: Instant,
 }
 
-fn tables(users: u32) -> Tables {
-    let encapsulation = Encapsulation::default();
-    let vtep = vec![Vtep { address: B, overlay: vec![] }];
-    let outer = Outer::new(&encapsulation, Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2]), A, B);
-    let network = |slot| Network {
+fn network(slot: u32) -> Network {
+    Network {
         vni: vni(slot),
         mac: Mac::of(A),
         addresses: vec!["10.0.0.1/24".parse().unwrap()],
@@ -51,16 +47,11 @@ fn tables(users: u32) -> Tables {
         learning: false,
         fdb: Default::default(),
         counters: [Counters::default()].into(),
-    };
-    Tables {
-        epoch: 1,
-        encapsulation,
-        local: vec![A],
-        vteps: Arc::new(Vteps::new(&Peers { vtep, range: vec![] }).unwrap()),
-        hops: Arc::new([(B, Hop { outer, mtu: 1500 })].into_iter().collect()),
-        slots: (0..users).map(|slot| (vni(slot), slot)).collect(),
-        networks: (0..users).map(|slot| Some(Arc::new(network(slot)))).collect(),
     }
+}
+
+fn tables(users: u32) -> Tables {
+    tables::tables(vec![Vtep { address: B, overlay: vec![] }], (0..users).map(network).collect())
 }
 
 fn vni(slot: u32) -> Vni {

@@ -15,7 +15,7 @@ mod users;
 
 use cases::{A, A6, B, B6, C, D6, Fate, USERS, edited, genuine, inner_cases, outer_cases, reply, wrapped};
 use common::NetNs;
-use common::cluster::{v4, v6};
+use common::cluster::{network, v4, v6};
 use common::engine::{Counted, Engine};
 use common::packet::PacketSocket;
 use common::traffic::content;
@@ -25,11 +25,10 @@ use std::iter;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
-use uvn_dataplane::config::{Cidr, Network};
 use uvn_dataplane::tap::Tap;
 use uvn_wire::ethernet::{Mac, ethertype};
 use uvn_wire::ipv4::protocol;
-use uvn_wire::vxlan::{PORT, Vni};
+use uvn_wire::vxlan::PORT;
 
 /// How often each crafted frame is sent.
 const TIMES: u64 = 3;
@@ -97,17 +96,7 @@ impl Rig {
             user.run(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap());
             let tap = user.run(|| Tap::open(device, 1)).unwrap().remove(0);
             user.ip(&format!("link set {device} up"));
-            let network = Network {
-                vni: Vni::new(*vni).unwrap(),
-                addresses: vec![Cidr { address: A, prefix: 24 }, Cidr { address: A6, prefix: 64 }],
-                device: None,
-                peers: vec![B],
-                group: None,
-                learning: false,
-                max_addresses: 16,
-                ageing: 300,
-                flood_rate: 1000,
-            };
+            let network = network(*vni, [A, A6], B);
             engine.client().add_network(&network, &[tap.as_fd()]).unwrap();
         }
         engine.wait_for_hops();

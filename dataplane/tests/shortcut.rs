@@ -14,15 +14,12 @@ use cases::{A, A6, B, B6, D6, Fate, USERS, edited, genuine, inner_cases, outer_c
 use common::cluster::v4;
 use common::traffic::content;
 use frames::{ethernet, ip, udp, vxlan};
-use judge::{Judges, Settings, Taken};
+use judge::{Judges, Settings, Taken, encapsulation};
 use std::net::IpAddr;
 use uvn_dataplane::config::Encapsulation;
 use uvn_wire::checksum::Sum;
 use uvn_wire::ethernet::Mac;
 use uvn_wire::ipv4::protocol;
-
-/// Zero checksums, IPv6 too: the outer frames that need no look at the payload.
-const SETTINGS: Encapsulation = judge::SETTINGS;
 
 /// Inner frames from one VTEP's endpoint to ours: TCP, UDP and ICMP of one family.
 fn plain(vtep: IpAddr, from: IpAddr, to: IpAddr, tos: u8) -> [(&'static str, Vec<u8>); 3] {
@@ -49,7 +46,7 @@ fn good(tos: u8, outer_tos: u8) -> Vec<(String, Vec<u8>)> {
     for (vtep, local, from) in [(B, A, [B, B6]), (D6, A6, [v4(4), D6])] {
         for (from, to) in from.into_iter().zip([A, A6]) {
             for (name, inner) in plain(vtep, from, to, tos) {
-                let frame = vxlan(&SETTINGS, vtep, local, USERS[0], outer_tos, &inner);
+                let frame = vxlan(&encapsulation(), vtep, local, USERS[0], outer_tos, &inner);
                 frames.push((format!("{name} from {from} over {vtep}"), frame));
             }
         }
@@ -65,7 +62,7 @@ fn plain_frames_are_taken() {
     }
     // To the other user, too, and only for what is his.
     let inner = genuine();
-    assert_eq!(judges.judge(&vxlan(&SETTINGS, B, A, USERS[1], 0, &inner)), Taken::Gear);
+    assert_eq!(judges.judge(&vxlan(&encapsulation(), B, A, USERS[1], 0, &inner)), Taken::Gear);
     let traffic = judges.traffic();
     assert_eq!(
         traffic,
@@ -86,7 +83,7 @@ fn settings_that_need_the_engine() {
         let [(_, inner), ..] = plain(vtep, from, if from.is_ipv4() { A } else { A6 }, 0);
         let checksum = Encapsulation { checksum: true, ..default };
         assert_eq!(judges.judge(&vxlan(&checksum, vtep, local, USERS[0], 0, &inner)), Taken::Engine);
-        let zero = vxlan(&SETTINGS, vtep, local, USERS[0], 0, &inner);
+        let zero = vxlan(&encapsulation(), vtep, local, USERS[0], 0, &inner);
         assert_eq!(judges.judge(&zero), if vtep.is_ipv4() { Taken::Gear } else { Taken::Nobody });
     }
 }
@@ -168,8 +165,9 @@ fn look_alikes() {
         IpAddr::V4(address) => IpAddr::V6(address.to_ipv6_mapped()),
         address => address,
     };
-    let frame =
-        |source: IpAddr, local: IpAddr, inner: &[u8]| vxlan(&SETTINGS, source, local, USERS[0], 0, inner);
+    let frame = |source: IpAddr, local: IpAddr, inner: &[u8]| {
+        vxlan(&encapsulation(), source, local, USERS[0], 0, inner)
+    };
     let [(_, from_b), ..] = plain(B, B, A, 0);
     let [(_, from_d), ..] = plain(D6, D6, A6, 0);
     // The MAC of an IPv6 VTEP with B's address as its last four bytes.

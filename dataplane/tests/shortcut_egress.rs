@@ -6,14 +6,14 @@ mod common;
 mod frames;
 
 use common::NetNs;
-use common::cluster::{v4, v6};
+use common::cluster::{network, v4, v6};
 use common::engine::Engine;
 use common::packet::PacketSocket;
 use frames::{Spec, bytes};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
-use uvn_dataplane::config::{Cidr, Dscp, Encapsulation, Network};
+use uvn_dataplane::config::{Dscp, Encapsulation};
 use uvn_dataplane::link;
 use uvn_dataplane::outer::{Outer, Patch};
 use uvn_dataplane::port::VnetHeader;
@@ -77,17 +77,7 @@ impl Rig {
         );
         let tap = node.run(|| Tap::open("uvn", 1)).unwrap().remove(0);
         node.ip("link set uvn mtu 9000 up");
-        let network = Network {
-            vni: Vni::new(VNI).unwrap(),
-            addresses: vec![Cidr { address: v4(1), prefix: 24 }, Cidr { address: overlay(1), prefix: 64 }],
-            device: None,
-            peers: vec![vteps[1]],
-            group: None,
-            learning: false,
-            max_addresses: 16,
-            ageing: 300,
-            flood_rate: 1000,
-        };
+        let network = network(VNI, [v4(1), overlay(1)], vteps[1]);
         engine.client().add_network(&network, &[tap.as_fd()]).unwrap();
         engine.wait_for_hops();
         engine.wait_for_gear();

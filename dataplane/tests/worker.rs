@@ -3,12 +3,15 @@
 
 #[path = "common/frames.rs"]
 mod frames;
+#[path = "common/tables.rs"]
+mod tables;
 
 use crossbeam::channel::{Receiver, unbounded};
 use frames::{arp_request, ethernet, solicitation, udp, vxlan};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tables::{A, B};
 use uvn_dataplane::config::{Encapsulation, Peers, Vtep};
 use uvn_dataplane::counters::{Counters, Drop};
 use uvn_dataplane::endpoints::LEARNED_RATE;
@@ -23,8 +26,6 @@ use uvn_wire::vxlan::Vni;
 use zerocopy::FromBytes;
 
 const VNI: u32 = 1234;
-const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-const B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
 const C: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 3));
 const A6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1));
 const B6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2));
@@ -48,18 +49,8 @@ fn network() -> Network {
 
 /// Node A's tables: B (with an IPv6 address) and C are VTEPs; only B's next hop is known.
 fn tables(network: Network) -> Tables {
-    let encapsulation = Encapsulation::default();
-    let vtep = vec![Vtep { address: B, overlay: vec![B, B6] }, Vtep { address: C, overlay: vec![] }];
-    let outer = Outer::new(&encapsulation, Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2]), A, B);
-    Tables {
-        epoch: 1,
-        encapsulation,
-        local: vec![A],
-        vteps: Arc::new(Vteps::new(&Peers { vtep, range: vec![] }).unwrap()),
-        hops: Arc::new([(B, Hop { outer, mtu: 1500 })].into_iter().collect()),
-        slots: [(network.vni, 0)].into_iter().collect(),
-        networks: vec![Some(Arc::new(network))],
-    }
+    let vteps = vec![Vtep { address: B, overlay: vec![B, B6] }, Vtep { address: C, overlay: vec![] }];
+    tables::tables(vteps, vec![network])
 }
 
 struct Node {

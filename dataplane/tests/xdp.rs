@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
-use uvn_dataplane::config::{Cidr, Dscp, Encapsulation};
+use uvn_dataplane::config::{Cidr, Encapsulation};
 use uvn_dataplane::port::Nic;
 use uvn_dataplane::xdp::{Mode, Xdp, XdpError};
 use uvn_dataplane::xsk::{XskConfig, XskQueue};
@@ -23,15 +23,6 @@ use uvn_wire::xdp::Verdict::{
 };
 use zerocopy::IntoBytes;
 
-const SETTINGS: Encapsulation = Encapsulation {
-    port: PORT,
-    ttl: 64,
-    dscp: Dscp::Fixed(0),
-    df: true,
-    checksum: false,
-    ipv6_checksum: true,
-    strict_flags: true,
-};
 const VNI: u32 = 0x01_0203;
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -57,7 +48,7 @@ impl Rig {
         node.veth("nic", &outside, "wire");
         node.ip(&format!("link set nic mtu {mtu}"));
         outside.ip(&format!("link set wire mtu {mtu}"));
-        let mut xdp = node.run(|| Xdp::attach("nic", &SETTINGS)).unwrap();
+        let mut xdp = node.run(|| Xdp::attach("nic", &Encapsulation::default())).unwrap();
         xdp.set_local(&addresses(&["10.0.0.1", "fd00::1", "239.1.1.1"])).unwrap();
         xdp.set_vteps(&addresses(&["10.0.0.2", "fd00::2"]), &prefixes(&["10.9.0.0/16", "fd00:9::/96"]))
             .unwrap();
@@ -487,13 +478,15 @@ fn one_program_per_nic_and_none_after_drop() {
     let rig = Rig::new("busy", 1500);
     let attached = |node: &NetNs| node.ip("-d link show nic").contains("prog/xdp");
     assert!(attached(&rig.node));
-    let Err(error) = rig.node.run(|| Xdp::attach("nic", &SETTINGS)) else { panic!("attached twice") };
+    let Err(error) = rig.node.run(|| Xdp::attach("nic", &Encapsulation::default())) else {
+        panic!("attached twice")
+    };
     assert!(matches!(&error, XdpError::Busy(nic) if nic == "nic"), "{error}");
     assert!(attached(&rig.node));
     let Rig { xdp, node, .. } = rig;
     drop(xdp);
     assert!(!attached(&node));
-    assert!(node.run(|| Xdp::attach("nic", &SETTINGS)).is_ok());
+    assert!(node.run(|| Xdp::attach("nic", &Encapsulation::default())).is_ok());
 }
 
 struct Killed(Child);
@@ -510,7 +503,7 @@ impl Drop for Killed {
 fn a_killed_process_leaves_the_nic_to_the_host() {
     const HOLD: &str = "UVN_TEST_HOLD";
     if std::env::var_os(HOLD).is_some() {
-        let mut xdp = Xdp::attach("nic", &SETTINGS).unwrap();
+        let mut xdp = Xdp::attach("nic", &Encapsulation::default()).unwrap();
         xdp.set_local(&addresses(&["10.0.0.1"])).unwrap();
         println!("\nattached");
         loop {
@@ -531,12 +524,14 @@ fn a_killed_process_leaves_the_nic_to_the_host() {
     until("detaching", || !node.ip("-d link show nic").contains("prog/xdp"));
     wire.send(&frame);
     assert_eq!(host.receive(PATIENCE), Some(frame));
-    assert!(node.run(|| Xdp::attach("nic", &SETTINGS)).is_ok());
+    assert!(node.run(|| Xdp::attach("nic", &Encapsulation::default())).is_ok());
 }
 
 #[test]
 fn a_nic_that_is_not_there_is_named() {
     let node = NetNs::new("missing");
-    let Err(error) = node.run(|| Xdp::attach("em9", &SETTINGS)) else { panic!("attached to nothing") };
+    let Err(error) = node.run(|| Xdp::attach("em9", &Encapsulation::default())) else {
+        panic!("attached to nothing")
+    };
     assert_eq!(error.to_string(), "no network device named `em9` in this network namespace");
 }

@@ -5,6 +5,7 @@ use super::NetNs;
 use super::engine::Engine;
 use super::traffic::{self, Place};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use uvn_dataplane::config::Network;
 use uvn_dataplane::link;
 use uvn_wire::ethernet::Mac;
 
@@ -22,6 +23,12 @@ pub const fn v4(last: u8) -> IpAddr {
 /// A node's IPv6 address.
 pub const fn v6(last: u16) -> IpAddr {
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, last))
+}
+
+/// A user's network with his IPv4 address and his IPv6 address on an endpoint, and one peer.
+pub fn network(vni: u32, [v4, v6]: [IpAddr; 2], peer: IpAddr) -> Network {
+    let text = format!(r#"{{"vni": {vni}, "addresses": ["{v4}/24", "{v6}/64"], "peers": ["{peer}"]}}"#);
+    serde_json::from_str(&text).unwrap()
 }
 
 /// Cluster on one underlay, each with the same user in a namespace beside it.

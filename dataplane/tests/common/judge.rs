@@ -3,14 +3,14 @@
 
 use crate::cases::{A, A6, B, B6, C, D6, USERS};
 use crate::common::NetNs;
-use crate::common::cluster::v4;
+use crate::common::cluster::{network, v4};
 use aya::TestRunOptions;
 use aya::programs::{SchedClassifier, TcAttachType, TestRun};
 use hashbrown::HashMap;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use uvn_dataplane::config::{Cidr, Encapsulation, Network, Peers, Vtep};
+use uvn_dataplane::config::{Cidr, Encapsulation, Peers, Vtep};
 use uvn_dataplane::counters::Drop;
 use uvn_dataplane::decap::{decap, set_ecn};
 use uvn_dataplane::device::EndpointSource;
@@ -25,15 +25,10 @@ use uvn_dataplane::xdp::Xdp;
 use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::{PORT, Vni};
 
-pub const SETTINGS: Encapsulation = Encapsulation {
-    port: PORT,
-    ttl: 64,
-    dscp: uvn_dataplane::config::Dscp::Fixed(0),
-    df: true,
-    checksum: false,
-    ipv6_checksum: false,
-    strict_flags: true,
-};
+/// Zero checksums, IPv6 too: the outer frames that need no look at the payload.
+pub fn encapsulation() -> Encapsulation {
+    Encapsulation { ipv6_checksum: false, ..Encapsulation::default() }
+}
 
 /// include/uapi/linux/pkt_cls.h
 const TC_ACT_UNSPEC: i32 = -1;
@@ -82,7 +77,7 @@ impl Judges {
     pub fn new(settings: &Settings) -> Judges {
         let (node, outside) = (NetNs::new("judge"), NetNs::new("outside"));
         node.veth("nic", &outside, "wire");
-        let encapsulation = Encapsulation { ipv6_checksum: settings.ipv6_checksum, ..SETTINGS };
+        let encapsulation = Encapsulation { ipv6_checksum: settings.ipv6_checksum, ..encapsulation() };
         let peer = |address: IpAddr, overlay: &[IpAddr]| Vtep { address, overlay: overlay.to_vec() };
         let listed = vec![peer(B, &[B, B6]), peer(C, &[]), peer(D6, &[D6, v4(4)])];
         let peers = Peers { vtep: listed, range: settings.ranges.clone() };
@@ -98,7 +93,7 @@ impl Judges {
             let tap = node.run(|| Tap::open(&name, 1)).unwrap().remove(0);
             node.ip(&format!("link set {name} up"));
             let source = EndpointSource::take(vec![tap.as_fd().try_clone_to_owned().unwrap()], 1).unwrap();
-            networks.insert(Entry::new(network(*vni), Mac::of(A), source, 1));
+            networks.insert(Entry::new(network(*vni, [A, A6], B), Mac::of(A), source, 1));
         }
         let (by_slot, slots) = networks.tables(&vteps);
         let tables = Tables {
@@ -179,19 +174,5 @@ impl Judges {
             let traffic = self.shortcut.traffic(Vni::new(vni).unwrap());
             (traffic.rx_frames, traffic.rx_bytes)
         })
-    }
-}
-
-fn network(vni: u32) -> Network {
-    Network {
-        vni: Vni::new(vni).unwrap(),
-        addresses: vec![Cidr { address: A, prefix: 24 }, Cidr { address: A6, prefix: 64 }],
-        device: None,
-        peers: vec![B],
-        group: None,
-        learning: false,
-        max_addresses: 16,
-        ageing: 300,
-        flood_rate: 1000,
     }
 }
