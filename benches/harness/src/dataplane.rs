@@ -1,6 +1,6 @@
 //! A running `uvn-dataplane`.
 
-use crate::error::RigError;
+use crate::error::{RigError, written};
 use crate::netns;
 use crate::process::{Place, Process};
 use crate::shell::{self, ShellError};
@@ -49,11 +49,10 @@ impl Dataplane {
         networks: u32,
     ) -> Result<Self, RigError> {
         let [socket, log, config] = ["sock", "log", "toml"].map(|ending| files.with_extension(ending));
-        let written = |source| RigError::Io { what: format!("write {}", config.display()), source };
         let socket_line = format!("socket = \"{}\"\n", socket.display());
-        std::fs::write(&config, socket_line + configuration).map_err(written)?;
+        std::fs::write(&config, socket_line + configuration).map_err(written(&config))?;
         let mut run = place.command(&program.to_string_lossy());
-        run.arg("run").arg("--config").arg(&config).stderr(File::create(&log).map_err(written)?);
+        run.arg("run").arg("--config").arg(&config).stderr(File::create(&log).map_err(written(&log))?);
         let process = Process::start("uvn-dataplane", run)?;
         Ok(Dataplane { process, program: program.into(), socket, log, networks })
     }
@@ -82,7 +81,7 @@ impl Dataplane {
             let log = std::fs::read_to_string(&self.log).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
             let tail = lines[lines.len().saturating_sub(15)..].join("\n");
-            return Err(RigError::Program { what: "uvn-dataplane".into(), why: format!("{why}\n{tail}") });
+            return Err(RigError::program("uvn-dataplane", format!("{why}\n{tail}")));
         }
     }
 

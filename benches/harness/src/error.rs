@@ -1,7 +1,11 @@
-//! Why something failed.
+//! Why something failed, and how a program says so.
 
+use crate::netns;
 use crate::shell::ShellError;
+use std::fmt::Display;
 use std::io;
+use std::path::Path;
+use std::process::ExitCode;
 
 /// A rig could not be made or used.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +45,32 @@ pub enum RigError {
 }
 
 impl RigError {
+    /// For `map_err`: `what` was tried, such as "write FILE".
+    pub fn io(what: impl Into<String>) -> impl Fn(io::Error) -> RigError {
+        let what = what.into();
+        move |source| RigError::Io { what: what.clone(), source }
+    }
+
     /// A program that did not do what it should.
     #[must_use]
     pub fn program(what: &str, why: impl ToString) -> RigError {
         RigError::Program { what: what.to_owned(), why: why.to_string() }
+    }
+}
+
+/// For `map_err`, where a file was to be written.
+pub fn written(path: &Path) -> impl Fn(io::Error) -> RigError {
+    RigError::io(format!("write {}", path.display()))
+}
+
+/// How a program ends with this result: it says why it failed, unless a signal is ending it anyway.
+pub fn exit_code(result: Result<(), impl Display>) -> ExitCode {
+    let _unless_stopping = netns::running();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! HPC Challenge, which runs its other benchmarks too; those of the network are measured as well.
 
 use crate::contender::Setup;
-use crate::error::RigError;
+use crate::error::{RigError, written};
 use crate::metric::Metric;
 use crate::mpi::Job;
 use crate::report::median;
@@ -40,8 +40,7 @@ impl Workload for Hpcc {
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
         let (input, output) = (setup.rig.directory().join(INPUT), setup.rig.directory().join(OUTPUT));
-        std::fs::write(&input, parameters())
-            .map_err(|source| RigError::Io { what: format!("write {}", input.display()), source })?;
+        std::fs::write(&input, parameters()).map_err(written(&input))?;
         // hpcc appends.
         let _first_time = std::fs::remove_file(&output);
         JOB.run(setup, &[PROGRAM], Duration::from_secs_f64(4.0 * self.takes(seconds)))?;
@@ -50,8 +49,7 @@ impl Workload for Hpcc {
 }
 
 fn read(output: &Path) -> Result<String, RigError> {
-    std::fs::read_to_string(output)
-        .map_err(|source| RigError::Io { what: format!("read {}", output.display()), source })
+    std::fs::read_to_string(output).map_err(RigError::io(format!("read {}", output.display())))
 }
 
 /// HPL's parameter file, and two lines of PTRANS. hpcc reads it by position: a line is a value and then anything.

@@ -4,7 +4,7 @@
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use uvn_bench::error::RigError;
+use uvn_bench::error::{RigError, exit_code, written};
 use uvn_bench::nodes::Site;
 use uvn_bench::plan::{self, Section};
 use uvn_bench::report::{Report, Settings};
@@ -88,19 +88,11 @@ fn main() -> ExitCode {
         },
         None => measure(&arguments),
     };
-    let _unless_stopping = netns::running();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(result)
 }
 
 fn measure(arguments: &Arguments) -> Result<(), RigError> {
-    let own = std::env::current_exe()
-        .map_err(|source| RigError::Io { what: "find this program".into(), source })?;
+    let own = std::env::current_exe().map_err(RigError::io("find this program"))?;
     let earlier = arguments.baseline.as_deref().map(Report::read).transpose()?;
     let mut sections = plan(arguments);
     let mut report = if arguments.site.nodes.is_empty() {
@@ -121,10 +113,10 @@ fn measure(arguments: &Arguments) -> Result<(), RigError> {
     print(&report);
     let built = own.ancestors().nth(2).unwrap_or(&own).join("bench");
     let output = arguments.output.clone().unwrap_or(built);
-    std::fs::create_dir_all(&output).map_err(|source| failed(&output, source))?;
+    std::fs::create_dir_all(&output).map_err(written(&output))?;
     let path = output.join("report.json");
-    let text = serde_json::to_string_pretty(&report).map_err(|error| failed(&path, error.into()))?;
-    std::fs::write(&path, text + "\n").map_err(|source| failed(&path, source))?;
+    let text = serde_json::to_string_pretty(&report).map_err(|error| written(&path)(error.into()))?;
+    std::fs::write(&path, text + "\n").map_err(written(&path))?;
     println!("all samples: {}", path.display());
     write_page(&report, &path)
 }
@@ -195,13 +187,9 @@ fn print(report: &Report) {
 /// Writes the page of a report.json beside it.
 fn write_page(report: &Report, json: &Path) -> Result<(), RigError> {
     let path = json.with_extension("html");
-    std::fs::write(&path, html::page(report)).map_err(|source| failed(&path, source))?;
+    std::fs::write(&path, html::page(report)).map_err(written(&path))?;
     println!("with diagrams: {}", path.display());
     Ok(())
-}
-
-fn failed(path: &Path, source: std::io::Error) -> RigError {
-    RigError::Io { what: format!("write {}", path.display()), source }
 }
 
 /// What is asked for: all that fits, less what the options leave out.

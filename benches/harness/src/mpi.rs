@@ -4,7 +4,7 @@
 //! [`Place::round_robin`](crate::process::Place) makes that hand the core on at once.
 
 use crate::contender::Setup;
-use crate::error::RigError;
+use crate::error::{RigError, written};
 use crate::metric::Metric;
 use crate::process::Process;
 use crate::report::X;
@@ -103,14 +103,9 @@ fn write_agent(setup: &Setup) -> Result<PathBuf, RigError> {
         let _infallible = writeln!(script, "{}) exec {} -c \"$*\" ;;", underlay(node).0, words.join(" "));
     }
     script += "esac\necho \"no node has the address $host\" >&2\nexit 1\n";
-    std::fs::write(&path, script).map_err(|source| written(&path, source))?;
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755))
-        .map_err(|source| written(&path, source))?;
+    std::fs::write(&path, script).map_err(written(&path))?;
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).map_err(written(&path))?;
     Ok(path)
-}
-
-fn written(path: &Path, source: std::io::Error) -> RigError {
-    RigError::Io { what: format!("write {}", path.display()), source }
 }
 
 /// The subnet of an address, as mpirun takes it.
@@ -187,7 +182,7 @@ impl Workload for Patterns {
         let Some(setup) = setups.first() else { return Ok(()) };
         let (source, program) =
             (setup.rig.directory().join("patterns.c"), setup.rig.directory().join(PROGRAM));
-        std::fs::write(&source, SOURCE).map_err(|error| written(&source, error))?;
+        std::fs::write(&source, SOURCE).map_err(written(&source))?;
         shell::read(Command::new("mpicc").args(["-O2", "-o"]).arg(&program).arg(&source))?;
         self.program = program;
         Ok(())

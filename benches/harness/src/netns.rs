@@ -42,7 +42,7 @@ impl Namespaces {
         let directory = std::env::temp_dir().join(&name);
         let _running = running();
         std::fs::create_dir_all(&directory)
-            .map_err(|source| RigError::Io { what: format!("create {}", directory.display()), source })?;
+            .map_err(RigError::io(format!("create {}", directory.display())))?;
         Ok(Namespaces { name, directory })
     }
 
@@ -131,7 +131,7 @@ pub fn prepare() -> Result<(), RigError> {
 pub fn catch_signals() -> Result<(), RigError> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
-        .map_err(|source| RigError::Io { what: "catch signals".into(), source })?;
+        .map_err(RigError::io("catch signals"))?;
     thread::spawn(move || {
         let Some(signal) = signals.forever().next() else { return };
         let _for_good = RUNNING.write();

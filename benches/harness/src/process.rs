@@ -5,7 +5,7 @@ use crate::netns;
 use crate::ssh::Login;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -95,7 +95,7 @@ impl Process {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .map_err(|source| RigError::Io { what: format!("start {name}"), source })?;
+            .map_err(RigError::io(format!("start {name}")))?;
         drop(running);
         let (sender, lines) = mpsc::channel();
         if let Some(output) = child.stdout.take() {
@@ -113,10 +113,10 @@ impl Process {
     /// # Errors
     /// It cannot be started.
     pub fn start_quietly(name: &str, mut command: Command) -> Result<Process, RigError> {
-        let failed = |source: io::Error| RigError::Io { what: format!("start {name}"), source };
+        let failed = RigError::io(format!("start {name}"));
         let memory = memfd_create(c"stderr", MFdFlags::MFD_CLOEXEC).map_err(|errno| failed(errno.into()))?;
         let errors = File::from(memory);
-        command.stderr(errors.try_clone().map_err(failed)?);
+        command.stderr(errors.try_clone().map_err(&failed)?);
         let mut process = Process::start(name, command)?;
         process.errors = Some(errors);
         Ok(process)
@@ -173,7 +173,7 @@ impl Process {
                 }
             }
         }
-        let status = self.child.wait().map_err(|source| RigError::Io { what: self.name.clone(), source })?;
+        let status = self.child.wait().map_err(RigError::io(&self.name))?;
         if status.success() { Ok(lines) } else { Err(self.failed(format!("{status}: {}", lines.join("\n")))) }
     }
 
@@ -197,7 +197,7 @@ impl Process {
         let read =
             self.errors.as_ref().and_then(|file| file.read_at(&mut errors, 0).ok()).unwrap_or_default();
         let why = format!("{why}\n{}", String::from_utf8_lossy(&errors[..read]));
-        RigError::Program { what: self.name.clone(), why: why.trim_end().to_owned() }
+        RigError::program(&self.name, why.trim_end())
     }
 }
 

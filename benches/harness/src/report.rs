@@ -136,8 +136,7 @@ impl Report {
     /// It cannot be read, or is none of this version.
     pub fn read(path: &Path) -> Result<Report, RigError> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| RigError::Io { what: format!("read {name}"), source })?;
+        let text = std::fs::read_to_string(path).map_err(RigError::io(format!("read {name}")))?;
         let json: serde_json::Value =
             serde_json::from_str(&text).map_err(|error| RigError::program(&name, error))?;
         if json["version"] != VERSION {

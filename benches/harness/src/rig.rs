@@ -3,7 +3,7 @@
 //! A user's endpoint is in its node's own namespace, as in production, where a VRF keeps it apart. Without one its
 //! addresses must not clash with the node's: it carries overlay addresses of another subnet.
 
-use crate::error::RigError;
+use crate::error::{RigError, written};
 use crate::netns::{Namespaces, ip};
 use crate::shell;
 use crate::wire;
@@ -69,8 +69,7 @@ impl Rig {
     /// The program failed; it says at which line.
     pub fn batch(&self, node: usize, program: &str, lines: &str) -> Result<(), RigError> {
         let file = self.directory().join(format!("{}.{program}", short(node)));
-        std::fs::write(&file, lines)
-            .map_err(|source| RigError::Io { what: format!("write {}", file.display()), source })?;
+        std::fs::write(&file, lines).map_err(written(&file))?;
         let mut command = Command::new(program);
         shell::read(command.args(["-n", &self.node(node), "-batch"]).arg(file))?;
         Ok(())

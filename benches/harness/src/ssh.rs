@@ -75,8 +75,7 @@ impl Node {
     }
 
     fn copy_program(&self) -> Result<(), RigError> {
-        let own = File::open(own_program())
-            .map_err(|source| RigError::Io { what: "open this program".into(), source })?;
+        let own = File::open(own_program()).map_err(RigError::io("open this program"))?;
         let path = self.login.program();
         let script = r#"cat > "$0" && chmod 755 "$0""#;
         let mut copy = self.login.ssh();

@@ -103,8 +103,5 @@ fn mac(netns: &str, device: &str) -> Result<String, RigError> {
     let text = shell::read(Command::new("ip").args(["-json", "-n", netns, "link", "show", "dev", device]))?;
     let links: Value = serde_json::from_str(&text).unwrap_or_default();
     let mac = links[0]["address"].as_str();
-    mac.map(str::to_owned).ok_or_else(|| RigError::Program {
-        what: "ip link show".into(),
-        why: format!("no address of {device}"),
-    })
+    mac.map(str::to_owned).ok_or_else(|| RigError::program("ip link show", format!("no address of {device}")))
 }

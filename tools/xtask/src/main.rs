@@ -29,7 +29,7 @@ use clap::Parser;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
-use uvn_bench::error::RigError;
+use uvn_bench::error::{RigError, exit_code};
 use uvn_bench::netns;
 
 /// Builds, shows, tests and measures uvn. Each command installs what it needs first.
@@ -84,14 +84,7 @@ fn main() -> ExitCode {
         },
         Xtask::Probe(probe) => probe::run(probe).map_err(Error::from),
     };
-    let _unless_stopping = netns::running();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(result)
 }
 
 fn show() -> Result<(), Error> {
