@@ -171,10 +171,13 @@ fn what_is_added_is_carried_also_after_a_crash() {
     assert_eq!(feed.networks(), vnis(&[1001]));
     assert_eq!(feed.status().restarts, 1);
 
-    // One that has just died costs a login some time, and no more.
+    // One that has just died costs a login some time, and no more; but on a busy machine.
     kill(Pid::from_raw(pid()), Signal::SIGKILL).unwrap();
     notice(&mut host, &mut feed);
-    feed.add(&network(1002)).unwrap();
+    let (added, end) = (network(1002), Instant::now() + PATIENCE);
+    while let Err(error) = feed.add(&added) {
+        assert!(matches!(error, FeedError::Down { .. }) && Instant::now() < end, "{error}");
+    }
     settle(&mut feed);
     assert_eq!(feed.networks(), vnis(&[1001, 1002]));
     feed.stop();
@@ -222,7 +225,7 @@ fn one_that_hangs_is_killed() {
     let start = Instant::now();
     let added = network(1001);
     assert!(matches!(feed.add(&added), Err(FeedError::Refused { .. } | FeedError::Down { .. })));
-    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
     // It stays wanted: whoever gives up removes it.
     settle(&mut feed);
     assert_ne!(pid(), hanging);

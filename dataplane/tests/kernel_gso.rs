@@ -50,7 +50,7 @@ impl Cutter {
     /// What the kernel makes of a super-frame.
     fn cut(&mut self, header: &VnetHeader, parts: &[IoSlice<'_>], expected: usize) -> Vec<Vec<u8>> {
         assert!(self.left.send(header, parts).expect("the TAP is there"), "the kernel takes {header:?}");
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(20);
         let mut frames = Vec::new();
         while frames.len() < expected && Instant::now() < deadline {
             match self.right.receive(&mut self.buffer).expect("the TAP is there") {

@@ -44,7 +44,8 @@ fn links_are_made_changed_and_deleted() {
     });
     there.run(|| link::set_up("veth1", true)).unwrap();
     here.run(|| {
-        assert!(link::get("veth0").unwrap().running);
+        // The kernel may take its time to find that the link is up.
+        wait_for("carrier", || link::get("veth0").unwrap().running);
         link::set_up("veth0", false).unwrap();
         assert!(!link::get("veth0").unwrap().up);
         link::delete("veth0").unwrap();

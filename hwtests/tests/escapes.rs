@@ -229,7 +229,7 @@ fn listeners_get_nothing_of_others() {
     let listen_on = |trick: &str, more: &[&str]| {
         let name = format!("bob/{trick}");
         let server = Server::probe(node, BOB, &[&["listen", trick, &name], more].concat());
-        node.wait("port", Duration::from_secs(5), || {
+        node.wait("port", Duration::from_secs(30), || {
             server.seen().iter().any(|line| line.starts_with("port "))
         });
         let port: u16 = server.seen()[0].strip_prefix("port ").unwrap().parse().unwrap();

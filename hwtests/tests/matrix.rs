@@ -283,7 +283,7 @@ fn without_a_network_no_socket(path: &str) {
     refused(node.reach(BOB, &name(BOB, node), &targets));
     // Nor does who had one.
     node.uvn(&["detach", &ALICE.to_string()]);
-    node.wait("end of the network", std::time::Duration::from_secs(15), || {
+    node.wait("end of the network", std::time::Duration::from_secs(60), || {
         !node.try_sh(&format!("ip link show uvn{ALICE}")).status.success()
     });
     refused(node.reach(ALICE, &name(ALICE, node), &targets));

@@ -57,7 +57,7 @@ impl Site {
     fn conclude(mut self) {
         for node in self.cluster.pair() {
             let list = || node.uvn(&["list", "--json"]);
-            node.wait("end of the networks", Duration::from_secs(20), || networks(&list()).is_empty());
+            node.wait("end of the networks", Duration::from_secs(60), || networks(&list()).is_empty());
             let left = node.sh("ip -brief link; ip -4 rule; ip -6 rule; ip -4 route show table all");
             assert!(!left.contains("uvn1234") && !left.contains("uvn5678"), "{}: {left}", node.name());
             node.uvn(&["check"]);
@@ -205,9 +205,9 @@ fn jobs_do_not_escape(site: &Site) {
 
 fn a_queued_job_starts(site: &Site) {
     let [n1, _] = site.cluster.pair();
-    let all = site.slurm.command(n1, BOB, "exec srun -N2 --exclusive sleep 4").spawn().unwrap();
+    let all = site.slurm.command(n1, BOB, "exec srun -N2 --exclusive sleep 8").spawn().unwrap();
     let all = Job { srun: all };
-    site.cluster.storage.wait("Bob's job", Duration::from_secs(20), || {
+    site.cluster.storage.wait("Bob's job", Duration::from_secs(60), || {
         site.cluster.storage.sh("squeue --noheader --states=R --format=%u").contains("u5678")
     });
     // slurmctld calls srun back when there is room.
@@ -295,14 +295,14 @@ fn a_job_whose_network_cannot_be_made_fails() {
         format!("printf '#!/bin/sh\\necho started\\n{reach}\\n' > job.sh; sbatch -w n2 -o job.out job.sh");
     site.slurm.run(n1, BOB, &script);
     let output = || std::fs::read_to_string(format!("/home/u{BOB}/job.out")).unwrap_or_default();
-    n1.wait("the reason", Duration::from_secs(30), || output().contains("uvn: this job has no network"));
+    n1.wait("the reason", Duration::from_secs(60), || output().contains("uvn: this job has no network"));
     site.slurm.wait_idle(&site.cluster);
     assert!(!output().contains("started"), "{}", output());
 
     // If the site prefers so, it starts; without any network.
     site.slurm.plugin("optional");
     site.slurm.run(n1, BOB, &script);
-    n1.wait("the job", Duration::from_secs(30), || output().contains(":6817 "));
+    n1.wait("the job", Duration::from_secs(60), || output().contains(":6817 "));
     assert!(output().contains("started") && output().contains("Operation not permitted"), "{}", output());
 
     site.slurm.plugin("required");

@@ -44,7 +44,7 @@ impl Site {
 
     fn conclude(mut self) {
         for node in self.cluster.pair() {
-            node.wait("end of the networks", Duration::from_secs(20), || {
+            node.wait("end of the networks", Duration::from_secs(60), || {
                 [ALICE, BOB].iter().all(|&uid| leases(node, uid).is_none())
             });
             let left = node.sh("ip -brief link; ip -4 rule; ip -6 rule; ip -4 route show table all");
@@ -112,7 +112,7 @@ fn sessions_are_inside_their_users_network() {
     alice.stop();
     bob.stop();
     drop(alice);
-    n1.wait("end of a session", Duration::from_secs(10), || leases(n1, ALICE) == Some(1));
+    n1.wait("end of a session", Duration::from_secs(60), || leases(n1, ALICE) == Some(1));
     drop((other, bob));
     // What was started on n2 goes on without a session, and holds the network.
     assert!(leases(n2, ALICE).is_some());

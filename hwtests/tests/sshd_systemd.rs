@@ -79,7 +79,7 @@ fn install() -> Namespace {
         "systemctl start uvnd && systemd-run --quiet --unit=test-sshd /usr/sbin/sshd -Df {}",
         sshd.display()
     ));
-    wait("sshd", Duration::from_secs(20), || sh("ss -Hltn").contains(":22 "));
+    wait("sshd", Duration::from_secs(60), || sh("ss -Hltn").contains(":22 "));
     [ALICE, BOB].into_iter().for_each(login::add);
     desk
 }
@@ -112,7 +112,7 @@ fn services_are_inside(desk: &Namespace) {
     let answers = alice.run(&ask);
     assert!(answers.len() == 2 && answers.iter().all(|answer| answer.contains(" ! ")), "{answers:?}");
     alice.run(&service(&format!("--unit=serve {probe} serve u{ALICE} tcp:0.0.0.0:{PORT}")));
-    wait("Alice's server", Duration::from_secs(10), || {
+    wait("Alice's server", Duration::from_secs(60), || {
         sh("ss -Hltn").contains(&format!("uvn{ALICE}:{PORT}"))
     });
     for (session, uid) in [(&mut alice, ALICE), (&mut bob, BOB)] {
@@ -133,7 +133,7 @@ fn services_are_inside(desk: &Namespace) {
     assert_eq!(answers, [format!("{address} = u{ALICE}")]);
     drop(alice);
     sh(&format!("systemctl stop user@{ALICE} user@{BOB}"));
-    wait("end of the networks", Duration::from_secs(20), || leases(ALICE).is_none() && leases(BOB).is_none());
+    wait("end of the networks", Duration::from_secs(60), || leases(ALICE).is_none() && leases(BOB).is_none());
 }
 
 /// What an ordinary user may try ([`escape`]) does not work beside the session either.
@@ -169,23 +169,27 @@ fn services_do_not_escape(desk: &Namespace) {
 /// A data plane that somebody restarts is started once, and then carries what it did.
 fn data_plane_is_restarted(desk: &Namespace) {
     let unit = "uvn-dataplane@em1";
-    let starts = || sh(&format!("journalctl -b --no-pager -o cat -u {unit}")).matches("Started ").count();
+    let starts = || {
+        sh(&format!("journalctl --sync; journalctl -b --no-pager -o cat -u {unit}"))
+            .matches("Started ")
+            .count()
+    };
     let carries = || {
         let status: serde_json::Value = serde_json::from_str(&sh("uvn status --json")).unwrap();
         let engine = &status["nics"][0]["engine"];
         engine["state"] == "running" && engine["networks"] == 1
     };
     let alice = Session::open(desk, ALICE, NODE);
-    wait("data plane", Duration::from_secs(20), carries);
+    wait("data plane", Duration::from_secs(60), carries);
     let before = starts();
     assert!(before > 0, "the journal tells of no start");
     for restart in 1..=3 {
         sh(&format!("systemctl restart {unit}"));
-        wait("data plane after its restart", Duration::from_secs(30), carries);
+        wait("data plane after its restart", Duration::from_secs(60), carries);
         assert_eq!(starts(), before + restart, "uvnd has restarted it, too");
     }
     drop(alice);
-    wait("end of the network", Duration::from_secs(20), || leases(ALICE).is_none());
+    wait("end of the network", Duration::from_secs(60), || leases(ALICE).is_none());
 }
 
 #[test]

@@ -240,6 +240,8 @@ impl Drop for Engine {
     fn drop(&mut self) {
         // `ip netns exec` became the program, so this is its pid; it is ours until it is waited for.
         let pid = Pid::from_raw(self.child.id().cast_signed());
+        let client = self.client.take().filter(|_| std::thread::panicking());
+        let last = client.and_then(|client| client.ask(&Request::Counters, &[]).ok());
         let _already_gone = kill(pid, Signal::SIGTERM);
         let start = Instant::now();
         let mut ended = false;
@@ -253,6 +255,7 @@ impl Drop for Engine {
             let _ = self.child.wait();
         }
         if !ended || std::thread::panicking() {
+            eprintln!("{last:?}");
             eprintln!("{}", std::fs::read_to_string(self.directory.join("log")).unwrap_or_default());
         }
         let _left = std::fs::remove_dir_all(&self.directory);

@@ -52,7 +52,7 @@ pub fn start(host: &Namespace) {
     let mut command = host.command("/usr/sbin/sshd");
     command.arg("-Def").arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     drop(command.spawn().unwrap());
-    host.wait("sshd", Duration::from_secs(20), || host.sh("ss -Hltn").contains(":22 "));
+    host.wait("sshd", Duration::from_secs(60), || host.sh("ss -Hltn").contains(":22 "));
 }
 
 /// Writes a host's sshd_config.
@@ -94,7 +94,7 @@ pub fn add(uid: u32) {
 pub fn ssh(from: &Namespace, user: &str, to: Ipv4Addr, script: &str) -> Command {
     let mut command = from.command("ssh");
     command.args(["-i", KEY, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
-    command.args(["-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20", "-T", &format!("{user}@{to}"), script]);
+    command.args(["-o", "LogLevel=ERROR", "-o", "ConnectTimeout=60", "-T", &format!("{user}@{to}"), script]);
     command.stdin(Stdio::null());
     command
 }
