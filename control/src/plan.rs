@@ -190,6 +190,9 @@ impl Build<'_> {
                 nic: nic.name.clone(),
                 port: nic.port,
                 group: nic.group,
+                // As the data plane does: its in-kernel gear takes no others over IPv4, and over IPv6 a sum of zero is
+                // for those who have agreed on it (RFC 6936 section 3).
+                checksum: vtep.is_ipv6(),
             },
         });
         let underlay = match nic.path {

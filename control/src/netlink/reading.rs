@@ -120,6 +120,8 @@ fn vxlan(name: &str, data: Option<&InfoData>, names: &Names) -> Option<Item> {
     let Some(InfoData::Vxlan(data)) = data else { return None };
     let mut local_address = None;
     let (mut id, mut below, mut udp, mut multicast) = (0, String::new(), 0, None);
+    // IPv4 and IPv6 have a setting each.
+    let mut sums = [true; 2];
     for attribute in data {
         match attribute {
             InfoVxlan::Id(vni) => id = *vni,
@@ -129,12 +131,15 @@ fn vxlan(name: &str, data: Option<&InfoData>, names: &Names) -> Option<Item> {
             InfoVxlan::Port(port) => udp = *port,
             InfoVxlan::Group(address) => multicast = Some((*address).into()),
             InfoVxlan::Group6(address) => multicast = Some((*address).into()),
+            InfoVxlan::UDPCsum(yes) => sums[0] = *yes,
+            InfoVxlan::UDPZeroCsumTX(no) => sums[1] = !no,
             _ => {}
         }
     }
     // Without one it is not as we make it, but ours by its name.
     let local = local_address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    Some(Item::Vxlan { name: name.into(), vni: id, local, nic: below, port: udp, group: multicast })
+    let checksum = sums[usize::from(local.is_ipv6())];
+    Some(Item::Vxlan { name: name.into(), vni: id, local, nic: below, port: udp, group: multicast, checksum })
 }
 
 /// An address; None if the kernel has made it itself (link-local).

@@ -38,8 +38,12 @@ pub fn create(item: &Item) -> io::Result<Option<(RouteNetlinkMessage, u16)>> {
         Item::Vrf { name, table } => {
             (NewLink(made(name, InfoKind::Vrf, InfoData::Vrf(vec![InfoVrf::TableId(*table)]))), NEW)
         }
-        Item::Vxlan { name, vni, local, nic, port, group } => {
-            let data = vxlan(*vni, *local, index(nic)?, *port, *group);
+        Item::Vxlan { name, vni, local, nic, port, group, checksum } => {
+            let mut data = vxlan(*vni, *local, index(nic)?, *port, *group);
+            data.push(match local {
+                IpAddr::V4(_) => InfoVxlan::UDPCsum(*checksum),
+                IpAddr::V6(_) => InfoVxlan::UDPZeroCsumTX(!checksum),
+            });
             (NewLink(made(name, InfoKind::Vxlan, InfoData::Vxlan(data))), NEW)
         }
         Item::Altname { device, name } => {

@@ -37,6 +37,8 @@ pub enum Item {
         port: u16,
         /// Multicast group for broadcast and unknown frames. With one, the device learns where MACs are.
         group: Option<IpAddr>,
+        /// Whether it sends outer UDP checksums.
+        checksum: bool,
     },
     /// A device's other name.
     Altname {
