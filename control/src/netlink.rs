@@ -22,6 +22,7 @@ use std::io;
 use thiserror::Error;
 use uvn_dataplane::link::{self, LinkError};
 use uvn_dataplane::tap::{Tap, TapError};
+use uvn_dataplane::{shortcut, slow_path};
 
 /// Why the kernel's state could not be read or changed.
 #[derive(Debug, Error)]
@@ -146,6 +147,19 @@ impl Netlink {
         });
         items.extend(routes.iter().filter_map(|route| reading::route_item(route, &names)));
         Ok(items)
+    }
+
+    /// Devices for GRO that data planes have left, which were killed and not started again; each with its NIC's index.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn left_for_gro(&self) -> Result<Vec<(u32, String)>, NetlinkError> {
+        let links = self.socket.links()?;
+        let is_tap = |link: &&LinkMessage| reading::kind_of(link).0 == Some(&InfoKind::Tun);
+        let taps: Vec<&str> = links.iter().filter(is_tap).filter_map(reading::name_of).collect();
+        let deaf = links.iter().filter(|link| reading::has_vni_filter(link)).filter_map(reading::name_of);
+        let ours = deaf.filter_map(|name| Some((shortcut::nic_of_gro(name)?, name.to_owned())));
+        Ok(ours.filter(|(nic, _)| !taps.contains(&slow_path::device(*nic).as_str())).collect())
     }
 
     /// Takes one step.

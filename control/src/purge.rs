@@ -13,6 +13,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use uvn_dataplane::link;
 
 /// How long `uvnd` may take to end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -63,6 +64,10 @@ pub fn purge(dry_run: bool) -> Purged {
     if Path::new(binding::PINS).exists() {
         purged.note(dry_run, "detach the socket programs", || Ok(Binding::remove(Path::new(binding::PINS))?));
     }
+    // Late: the kernel needs a moment to let go of the other devices of a data plane that had to be killed.
+    if let Err(error) = left_over(dry_run, &mut purged) {
+        purged.errors.push(error.to_string());
+    }
     purged.note(dry_run, format!("remove {RUN}"), || match fs::remove_dir_all(RUN) {
         Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy) => {
             Err(error.into())
@@ -103,6 +108,14 @@ fn networks(dry_run: bool, purged: &mut Purged) -> Result<(), Box<dyn Error>> {
         if dry_run {
             return Ok(());
         }
+    }
+    Ok(())
+}
+
+/// What data planes that were killed have left.
+fn left_over(dry_run: bool, purged: &mut Purged) -> Result<(), Box<dyn Error>> {
+    for (_, device) in Netlink::open()?.left_for_gro()? {
+        purged.note(dry_run, format!("delete {device}"), || Ok(link::delete(&device)?));
     }
     Ok(())
 }

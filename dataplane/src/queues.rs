@@ -6,7 +6,7 @@ use crate::link::{self, Link};
 use crate::napi::Napi;
 use crate::networks::Networks;
 use crate::port::Nic;
-use crate::shortcut::{Declined, Shortcut};
+use crate::shortcut::{self, Declined, Shortcut};
 use crate::slow_path::{self, SlowPath};
 use crate::tables::Tables;
 use crate::thread::{self, Handle, Notifier, Settings};
@@ -115,10 +115,15 @@ impl Queues {
             Ok(why) => match Queues::open_shortcut(&engine, link, &cores, why) {
                 Ok(queues) => return Ok(queues),
                 Err(error) if config.path == Path::Shortcut => return Err(error),
+                Err(QueuesError::Shortcut(declined)) => declined.to_string(),
                 Err(error) => error.to_string(),
             },
         };
         let xdp = Xdp::attach(&link.name, &config.encapsulation)?;
+        // One that runs beside this, by mistake, has its own.
+        if link::get(&slow_path::device(link.index)).is_err() {
+            shortcut::clear(link.index);
+        }
         if let Some(Mode::Generic { refused }) = xdp.mode() {
             tracing::warn!(nic = link.name, refused, "XDP in generic mode, which is slow");
         }

@@ -16,6 +16,7 @@ use aya::maps::{HashMap, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::links::FdLink;
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::sys::SyscallError;
 use std::collections::{HashMap as Known, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
@@ -23,6 +24,9 @@ use thiserror::Error;
 use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::Vni;
 use uvn_wire::xdp::{self, Address, Network, Traffic, mac_key};
+
+/// What the name of the device for GRO begins with; the NIC's index follows.
+const GRO: &str = "gro-";
 
 /// Why a network or a NIC stays with the engine.
 #[derive(Debug, Error)]
@@ -226,14 +230,38 @@ impl Drop for Shortcut {
     }
 }
 
-/// Has GRO join VXLAN frames to this port. It works without, but slower.
-fn join_frames(nic: u32, port: u16) -> Option<String> {
-    let device = format!("gro-{nic}");
-    // A data plane that was killed has left it.
-    match link::delete(&device) {
+/// Whether the kernel takes tc programs as links on a NIC, without which there is no in-kernel gear. Yes if it does not say.
+#[must_use]
+pub fn is_possible(nic: &str) -> bool {
+    match SchedClassifier::query_tcx(nic, TcAttachType::Ingress) {
+        Err(ProgramError::SyscallError(SyscallError { call: "bpf_prog_query", io_error })) => {
+            io_error.raw_os_error() != Some(libc::EINVAL)
+        }
+        _ => true,
+    }
+}
+
+/// Removes the device for GRO that a data plane of the NIC with index `nic` left when it was killed: in either gear it
+/// would only keep the port from others.
+pub fn clear(nic: u32) {
+    match link::delete(&format!("{GRO}{nic}")) {
         Ok(()) | Err(LinkError::NotFound(_)) => {}
         Err(error) => tracing::warn!(%error, "the device for GRO that is there"),
     }
+}
+
+/// The index of the NIC that a device for GRO was made for, by its name; None: it has none of ours. While a data plane
+/// uses it, the [`slow_path::device`] of that NIC is there, too.
+#[must_use]
+pub fn nic_of_gro(device: &str) -> Option<u32> {
+    let digits = device.strip_prefix(GRO)?;
+    digits.parse().ok().filter(|nic: &u32| nic.to_string() == digits)
+}
+
+/// Has GRO join VXLAN frames to this port. It works without, but slower.
+fn join_frames(nic: u32, port: u16) -> Option<String> {
+    let device = format!("{GRO}{nic}");
+    clear(nic);
     match link::create_deaf_vxlan(&device, port) {
         Ok(()) => Some(device),
         Err(error) => {

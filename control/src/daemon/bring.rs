@@ -2,12 +2,13 @@
 
 use super::networks::{Networks, RESYNC, RETRY, ROUNDS, devices};
 use crate::firewall;
-use crate::network::{DataPath, Network};
+use crate::network::{DataPath, Network, Nic};
 use crate::plan::{self, Item, Step};
 use crate::sysctl;
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::Instant;
+use uvn_dataplane::link;
 
 impl Networks {
     /// Brings everything to what it shall be, and goes on past errors. Returns the steps in the kernel.
@@ -39,8 +40,9 @@ impl Networks {
         }
     }
 
-    /// Kernel settings and packet filter.
+    /// Kernel settings, packet filter, and what keeps a port from kernel VXLAN.
     pub(super) fn settle(&mut self) {
+        self.free_ports();
         let record = Path::new(sysctl::RECORD);
         if let Err(error) = sysctl::apply(&self.node, record) {
             self.warn(error.to_string());
@@ -53,6 +55,20 @@ impl Networks {
         });
         if let Err(error) = applied {
             self.warn(error.to_string());
+        }
+    }
+
+    /// Takes away what a data plane that was killed has left on a NIC that is the kernel's now.
+    fn free_ports(&mut self) {
+        let kernel = |nic: &Nic| nic.path == DataPath::Kernel;
+        if !self.node.nics.iter().any(kernel) {
+            return;
+        }
+        for (index, device) in self.netlink.left_for_gro().unwrap_or_default() {
+            let is_in_the_way = self.node.nics.iter().any(|nic| kernel(nic) && nic.index == index);
+            if is_in_the_way && let Err(error) = link::delete(&device) {
+                self.warn(error.to_string());
+            }
         }
     }
 

@@ -44,6 +44,12 @@ pub fn kind_of(message: &LinkMessage) -> (Option<&InfoKind>, Option<&InfoData>) 
     })
 }
 
+/// Whether a device is a VXLAN one for the VNIs of a filter, such as [`uvn_dataplane::link::create_deaf_vxlan`] makes.
+pub fn has_vni_filter(message: &LinkMessage) -> bool {
+    let (Some(InfoKind::Vxlan), Some(InfoData::Vxlan(data))) = kind_of(message) else { return false };
+    data.contains(&InfoVxlan::CollectMetadata(true)) && data.contains(&InfoVxlan::Vnifilter(true))
+}
+
 /// The items of a device, without its addresses; none if it is not ours by name and kind.
 pub fn link(message: &LinkMessage, names: &Names) -> Vec<Item> {
     let Some(name) = name_of(message) else { return Vec::new() };

@@ -1,6 +1,7 @@
 //! Leases that end, files that cannot be written, and the end of it all.
 
 use super::*;
+use uvn_dataplane::link;
 
 #[test]
 #[ignore = "needs a kernel with VRF: cargo xtask guest"]
@@ -130,4 +131,24 @@ fn purge_leaves_nothing() {
         attach(node, ALICE);
         approve(node);
     }
+}
+
+/// What a killed data plane left goes; what only looks like it, or belongs to one that runs, stays.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn purge_removes_what_a_killed_data_plane_left() {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    node.within(|| {
+        for (device, port) in [("gro-77", 4790), ("gro-78", 4791), ("gro-x", 4792)] {
+            link::create_deaf_vxlan(device, port).unwrap();
+        }
+    });
+    node.ip("tuntap add slow-78 mode tap\nlink add gro-79 type dummy\nlink add gro-80 type vxlan id 5 dstport 4793\n");
+    let ours = |text: &str| text.lines().filter(|line| line.contains("gro-")).map(String::from).collect();
+    let planned: Vec<String> = ours(&node.uvn(&["purge", "--dry-run"]));
+    assert!(planned.len() == 1 && planned[0].contains("delete gro-77"), "{planned:?}");
+    node.uvn(&["purge"]);
+    let left: Vec<String> = ours(&node.sh("ls /sys/class/net"));
+    assert_eq!(left, ["gro-78", "gro-79", "gro-80", "gro-x"]);
 }
