@@ -10,7 +10,7 @@ mod peers;
 mod process;
 mod told;
 
-pub use choice::choose;
+pub use choice::{choose, obstacle};
 pub use life::{end, left};
 pub use peers::{MAX_BROADCAST, Others};
 
@@ -30,6 +30,7 @@ use thiserror::Error;
 use uvn_dataplane::client::{Client, ClientError};
 use uvn_dataplane::message::{Counts, Reply, Request, UnknownVni};
 use uvn_dataplane::tap::TapError;
+use uvn_dataplane::xsk::MAX_MTU;
 use uvn_wire::vxlan::Vni;
 
 /// Where the control sockets, the configurations and the logs are.
@@ -206,7 +207,7 @@ impl Feed {
     }
 
     /// Starts it, or takes over one that runs, and waits until it answers. For the start of uvnd: under `auto`, a NIC
-    /// that the engine cannot drive, or in generic mode only, is [`Feed::stop`]ped and left to the kernel.
+    /// that it cannot drive, or has a [`Feed::drawback`] on, is [`Feed::stop`]ped and left to the kernel.
     ///
     /// # Errors
     /// It does not start; the reason is its own.
@@ -224,9 +225,16 @@ impl Feed {
         }
     }
 
-    /// Why the engine is a bad choice for the NIC though it runs there; None: it is not. For `auto`.
+    /// Why the data plane is a bad choice for the NIC though it runs there; None: it is not. For `auto`.
     pub fn drawback(&mut self) -> Option<String> {
-        let generic = self.summary().is_some_and(|summary| summary.xdp.as_deref() == Some("generic"));
+        let summary = self.summary()?;
+        if self.nic.mtu as usize > MAX_MTU && summary.gear.as_deref() == Some("engine") {
+            let (mtu, why) = (self.nic.mtu, summary.gear_reason.unwrap_or_default());
+            return Some(format!(
+                "MTU {mtu} is more than the engine takes ({MAX_MTU}); no in-kernel gear: {why}"
+            ));
+        }
+        let generic = summary.xdp.as_deref() == Some("generic");
         generic.then(|| "its driver has no XDP; the engine would be slower than the kernel".into())
     }
 

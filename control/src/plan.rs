@@ -23,9 +23,9 @@ use crate::network::{DataPath, Exit, FIRST_TABLE, Network, Nic, Node};
 use item::AFTER_CREATES;
 use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use uvn_dataplane::config::Cidr;
+use uvn_dataplane::config::{Cidr, Path as Gear};
 use uvn_dataplane::outer::endpoint_mtu;
-use uvn_dataplane::xsk::MAX_MTU;
+use uvn_dataplane::{slow_path, xsk};
 use uvn_wire::ethernet::Mac;
 
 /// The table of the routes to networks' NAT addresses.
@@ -196,7 +196,7 @@ impl Build<'_> {
             },
         });
         let underlay = match nic.path {
-            DataPath::Engine => (nic.mtu as usize).min(MAX_MTU),
+            DataPath::Engine => (nic.mtu as usize).min(longest(nic.gear)),
             DataPath::Kernel => nic.mtu as usize,
         };
         let mtu = u32::try_from(endpoint_mtu(underlay, vtep)).unwrap_or(u32::MAX);
@@ -275,6 +275,15 @@ const ANYWHERE_V6: Cidr = Cidr { address: IpAddr::V6(Ipv6Addr::UNSPECIFIED), pre
 
 fn host(address: IpAddr) -> Cidr {
     Cidr { address, prefix: if address.is_ipv4() { 32 } else { 128 } }
+}
+
+/// The longest IP packet that a NIC's data plane takes, bytes. Under `auto`, a NIC with longer ones than the engine's has
+/// the in-kernel gear, or kernel VXLAN ([`crate::feed::choose`]).
+fn longest(gear: Gear) -> usize {
+    match gear {
+        Gear::Engine => xsk::MAX_MTU,
+        Gear::Auto | Gear::Shortcut => slow_path::MAX_MTU,
+    }
 }
 
 /// Without the bits beyond the prefix.

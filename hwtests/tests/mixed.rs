@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 #![allow(unsafe_code, reason = "a thread becomes an ordinary user; a TAP poses as InfiniBand")]
 
+#[path = "mixed/jumbo.rs"]
+mod jumbo;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;

@@ -6,6 +6,7 @@ use crate::feed::{Feed, Others};
 use crate::network::{DataPath, Network, Nic};
 use mio::Token;
 use std::collections::BTreeSet;
+use uvn_dataplane::xsk::MAX_MTU;
 
 impl Networks {
     /// Has each data plane carry the networks that it shall.
@@ -24,10 +25,11 @@ impl Networks {
         for nic in engines {
             let others = Others::new(&nic, &self.peers);
             let wanted = self.wanted();
-            if let Some(feed) = self.feeds.iter_mut().find(|feed| feed.nic().name == nic.name) {
-                feed.follow(nic, others);
-                feed.reconcile(wanted);
-            } else if let Err(error) = self.begin_feed(nic.clone(), others, wanted) {
+            let followed = match self.feeds.iter().position(|feed| feed.nic().name == nic.name) {
+                Some(at) => self.follow_feed(at, nic.clone(), others, wanted),
+                None => self.begin_feed(nic.clone(), others, wanted),
+            };
+            if let Err(error) = followed {
                 demoted |= self.demote(&nic, error);
             }
         }
@@ -36,6 +38,26 @@ impl Networks {
             self.settle();
             self.bring_all();
         }
+    }
+
+    /// Has a data plane follow its NIC. Under `auto` it is stopped if it has come up anew without the gear that the NIC's
+    /// MTU takes.
+    fn follow_feed(
+        &mut self,
+        at: usize,
+        nic: Nic,
+        others: Others,
+        wanted: Vec<Network>,
+    ) -> Result<(), String> {
+        let is_at_stake = self.is_auto(&nic) && nic.mtu as usize > MAX_MTU;
+        let Some(feed) = self.feeds.get_mut(at) else { return Ok(()) };
+        feed.follow(nic, others);
+        feed.reconcile(wanted);
+        let drawback = if is_at_stake { feed.drawback() } else { None };
+        drawback.map_or(Ok(()), |drawback| {
+            self.feeds.remove(at).stop();
+            Err(drawback)
+        })
     }
 
     /// Starts, or takes over, the data plane of a NIC.

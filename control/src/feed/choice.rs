@@ -2,32 +2,60 @@
 
 use crate::config::PathChoice;
 use crate::network::DataPath;
+use std::net::IpAddr;
 use uvn_dataplane::xsk::MAX_MTU;
+use uvn_dataplane::{shortcut, slow_path};
 
 /// ARPHRD_ETHER and ARPHRD_INFINIBAND (include/uapi/linux/if_arp.h).
 const ETHERNET: u16 = 1;
 const INFINIBAND: u16 = 32;
 
 /// The data path of a NIC, and the reason that `uvn status` shows. `configured` is the `path` of its `[[underlay]]`
-/// table, `arphrd` is the NIC's ARPHRD_* type, `mtu` its MTU in bytes.
+/// table, `arphrd` is the NIC's ARPHRD_* type, `mtu` its MTU in bytes; `shortcut` tells what keeps the in-kernel gear off
+/// it ([`obstacle`]), and is asked where the engine alone cannot go.
 ///
 /// IPoIB is told by its type: a generic XDP program and an AF_XDP socket bind to it without an error, and see no frame
 /// of use.
 #[must_use]
-pub fn choose(configured: PathChoice, arphrd: u16, mtu: u32) -> (DataPath, String) {
+pub fn choose(
+    configured: PathChoice,
+    arphrd: u16,
+    mtu: u32,
+    shortcut: impl FnOnce() -> Option<&'static str>,
+) -> (DataPath, String) {
+    /// What the in-kernel gear takes.
+    const LONGEST: u32 = slow_path::MAX_MTU as u32;
+
     match (configured, arphrd) {
         (PathChoice::Engine, _) => (DataPath::Engine, "configured: path = \"engine\"".into()),
         (PathChoice::Shortcut, _) => (DataPath::Engine, "configured: path = \"shortcut\"".into()),
         (PathChoice::Kernel, _) => (DataPath::Kernel, "configured: path = \"kernel\"".into()),
         (PathChoice::Auto, INFINIBAND) => (DataPath::Kernel, "InfiniBand: no AF_XDP on IPoIB".into()),
-        (PathChoice::Auto, ETHERNET) if mtu > MAX_MTU as u32 => {
-            (DataPath::Kernel, format!("MTU {mtu} is more than the engine takes ({MAX_MTU})"))
+        (PathChoice::Auto, ETHERNET) if mtu <= MAX_MTU as u32 => (DataPath::Engine, "Ethernet".into()),
+        (PathChoice::Auto, ETHERNET) if mtu > LONGEST => {
+            (DataPath::Kernel, format!("MTU {mtu} is more than the data plane takes ({LONGEST})"))
         }
-        (PathChoice::Auto, ETHERNET) => (DataPath::Engine, "Ethernet".into()),
+        (PathChoice::Auto, ETHERNET) => match shortcut() {
+            None => (DataPath::Engine, format!("Ethernet, with MTU {mtu} for the in-kernel gear")),
+            Some(obstacle) => {
+                let reason = format!("MTU {mtu} is more than the engine takes ({MAX_MTU}), and {obstacle}");
+                (DataPath::Kernel, reason)
+            }
+        },
         (PathChoice::Auto, other) => {
             (DataPath::Kernel, format!("not an Ethernet device (link type {other})"))
         }
     }
+}
+
+/// What keeps the in-kernel gear off a NIC; None: nothing that is known before it is tried. `vtep` is the address that
+/// the data plane is to have.
+#[must_use]
+pub fn obstacle(nic: &str, vtep: Option<IpAddr>) -> Option<&'static str> {
+    if vtep.is_some_and(|vtep| vtep.is_ipv6()) {
+        return Some("the in-kernel gear computes no outer UDP checksums, which IPv6 asks for");
+    }
+    (!shortcut::is_possible(nic)).then_some("the in-kernel gear needs Linux 6.6 or later")
 }
 
 #[cfg(test)]
@@ -36,7 +64,7 @@ mod tests {
 
     #[track_caller]
     fn chosen(configured: PathChoice, arphrd: u16, mtu: u32, path: DataPath, reason: &str) {
-        let (chosen, why) = choose(configured, arphrd, mtu);
+        let (chosen, why) = choose(configured, arphrd, mtu, || Some("no shortcut"));
         assert_eq!(chosen, path);
         assert!(why.contains(reason), "{why}");
     }
@@ -45,9 +73,26 @@ mod tests {
     fn auto_is_the_engine_where_it_can() {
         chosen(PathChoice::Auto, 1, 1500, DataPath::Engine, "Ethernet");
         chosen(PathChoice::Auto, 1, MAX_MTU as u32, DataPath::Engine, "Ethernet");
-        chosen(PathChoice::Auto, 1, 9000, DataPath::Kernel, "MTU 9000");
+        chosen(
+            PathChoice::Auto,
+            1,
+            9000,
+            DataPath::Kernel,
+            "MTU 9000 is more than the engine takes (3826), and no",
+        );
         chosen(PathChoice::Auto, 32, 2044, DataPath::Kernel, "IPoIB");
         chosen(PathChoice::Auto, 772, 65536, DataPath::Kernel, "link type 772");
+    }
+
+    #[test]
+    fn longer_packets_are_for_the_in_kernel_gear() {
+        for mtu in [MAX_MTU as u32 + 1, 9000, 9216] {
+            let (path, why) = choose(PathChoice::Auto, 1, mtu, || None);
+            assert_eq!((path, why.contains("in-kernel gear")), (DataPath::Engine, true), "{why}");
+        }
+        let (path, why) = choose(PathChoice::Auto, 1, 9217, || None);
+        assert_eq!((path, why.contains("9216")), (DataPath::Kernel, true), "{why}");
+        assert!(obstacle("lo", Some("fd00::1".parse().unwrap())).is_some());
     }
 
     #[test]

@@ -120,10 +120,11 @@ fn inside(underlay: &Underlay, address: IpAddr) -> bool {
 }
 
 fn nic(slot: u8, underlay: &Underlay, device: &Device) -> Nic {
-    let (path, reason) = feed::choose(underlay.path, device.arphrd, device.mtu);
     let mut addresses: Vec<Cidr> =
         device.addresses.iter().copied().filter(|cidr| inside(underlay, cidr.address)).collect();
     addresses.sort_by_key(|cidr| cidr.address.is_ipv6());
+    let obstacle = || feed::obstacle(&device.name, addresses.first().map(|cidr| cidr.address));
+    let (path, reason) = feed::choose(underlay.path, device.arphrd, device.mtu, obstacle);
     Nic {
         slot,
         name: device.name.clone(),

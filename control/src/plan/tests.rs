@@ -172,6 +172,36 @@ fn a_network_in_full() {
 }
 
 #[test]
+fn endpoints_have_the_longest_packets_that_their_nic_carries() {
+    let mtu = |path, gear, mtu| {
+        let mut this = this_node();
+        this.nics = vec![Nic { mtu, gear, ..nic(0, path, &["10.0.0.1/16"]) }];
+        let items = network(&this, &user(1234, 0));
+        items
+            .iter()
+            .find_map(|item| if let Item::Mtu { mtu, .. } = item { Some(*mtu) } else { None })
+            .unwrap()
+    };
+    assert_eq!(mtu(DataPath::Engine, Gear::Auto, 9000), 8950);
+    assert_eq!(mtu(DataPath::Engine, Gear::Shortcut, 20_000), 9216 - 50);
+    assert_eq!(mtu(DataPath::Engine, Gear::Engine, 9000), 3826 - 50);
+    assert_eq!(mtu(DataPath::Kernel, Gear::Engine, 20_000), 19_950);
+}
+
+#[test]
+fn only_over_ipv6_kernel_vxlan_sends_outer_checksums() {
+    let sent = |address| {
+        let mut this = this_node();
+        this.nics = vec![nic(0, DataPath::Kernel, &[address])];
+        let items = network(&this, &user(1234, 0));
+        items
+            .iter()
+            .find_map(|item| if let Item::Vxlan { checksum, .. } = item { Some(*checksum) } else { None })
+    };
+    assert_eq!((sent("10.0.0.1/16"), sent("fd00::1/64")), (Some(false), Some(true)));
+}
+
+#[test]
 fn off_subnet_is_not_for_everyone() {
     let mut this = this_node();
     let inside = Network { off_subnet: false, ..user(1234, 0) };

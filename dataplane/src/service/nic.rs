@@ -113,8 +113,9 @@ impl Service {
         };
         let (nic, up, running, mtu) = (&now.name, now.up, now.running, now.mtu);
         tracing::info!(nic, up, running, mtu, "the NIC's state");
-        if mtu as usize > self.max_mtu() {
-            tracing::warn!(nic, mtu, used = self.max_mtu(), "the NIC's MTU is more than can be used");
+        // Until a gear is chosen, nobody knows.
+        if let Some(used) = self.queues.as_ref().map(Queues::max_mtu).filter(|used| mtu as usize > *used) {
+            tracing::warn!(nic, mtu, used, "the NIC's MTU is more than can be used");
         }
         if before.is_some_and(|before| before.mtu != now.mtu) {
             self.set_mtus();
@@ -173,6 +174,15 @@ impl Service {
         let result = opened.map_err(|error| error.to_string()).and_then(|queues| {
             self.networks.set_workers(queues.workers.len());
             let before = self.max_mtu();
+            let used = queues.max_mtu();
+            if link.mtu as usize > used {
+                tracing::warn!(
+                    nic = link.name,
+                    mtu = link.mtu,
+                    used,
+                    "the NIC's MTU is more than can be used"
+                );
+            }
             self.queues = Some(queues);
             self.hops_changed = true;
             if self.max_mtu() != before && link.mtu as usize > MAX_MTU {
