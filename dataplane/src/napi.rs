@@ -90,8 +90,9 @@ impl Napi {
         let threaded = read(&napi.switch())?;
         if threaded.trim() != "0" {
             // A data plane that was killed has left its threads on these cores.
-            if napi.pids()?.iter().zip(napi.cores.iter().cycle()).any(|(pid, core)| affinity(*pid) != [*core])
-            {
+            let pids = napi.pids()?;
+            let left = pids.iter().zip(napi.cores.iter().cycle()).all(|(pid, core)| affinity(*pid) == [*core]);
+            if pids.is_empty() || napi.cores.is_empty() || !left {
                 return Err(NapiError::SetByOthers(napi.switch()));
             }
             napi.set(false)?;
