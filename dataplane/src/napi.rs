@@ -23,7 +23,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Instant;
 use thiserror::Error;
 pub use trial::TURN;
-use trial::{Load, Trial};
+use trial::{Load, Programs, Trial};
 
 /// Why a NIC's receive processing stays where it is.
 #[derive(Debug, Error)]
@@ -91,7 +91,8 @@ impl Napi {
         if threaded.trim() != "0" {
             // A data plane that was killed has left its threads on these cores.
             let pids = napi.pids()?;
-            let left = pids.iter().zip(napi.cores.iter().cycle()).all(|(pid, core)| affinity(*pid) == [*core]);
+            let left =
+                pids.iter().zip(napi.cores.iter().cycle()).all(|(pid, core)| affinity(*pid) == [*core]);
             if pids.is_empty() || napi.cores.is_empty() || !left {
                 return Err(NapiError::SetByOthers(napi.switch()));
             }
@@ -181,16 +182,22 @@ impl Drop for Napi {
     }
 }
 
-/// Seconds that programs have had on these cores, as part of the cores: user and nice (proc_stat(5)).
-fn programs(cores: &[usize]) -> f64 {
-    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let of = |core: &usize| {
-        let line = stat.lines().find_map(|line| line.strip_prefix(&format!("cpu{core} ")))?;
-        line.split_whitespace().take(2).map(|ticks| ticks.parse::<f64>().ok()).sum::<Option<f64>>()
-    };
+/// What programs have had on these cores (proc_stat(5)).
+fn programs(cores: &[usize]) -> Programs {
     /// USER_HZ (include/asm-generic/param.h).
     const TICKS: f64 = 100.0;
-    cores.iter().filter_map(of).sum::<f64>() / TICKS / cores.len().max(1) as f64
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let mut sum = Programs::default();
+    for core in cores {
+        let Some(line) = stat.lines().find_map(|line| line.strip_prefix(&format!("cpu{core} "))) else {
+            continue;
+        };
+        let mut ticks = line.split_whitespace().map(|ticks| ticks.parse().unwrap_or(0.0));
+        let mut next = || ticks.next().unwrap_or(0.0) / TICKS / cores.len() as f64;
+        sum.user += next() + next();
+        sum.system += next();
+    }
+    sum
 }
 
 fn read(path: &str) -> Result<String, NapiError> {

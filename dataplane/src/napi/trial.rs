@@ -54,12 +54,22 @@ impl Load {
     }
 }
 
+/// Seconds that programs have had on the threads' cores, as part of the cores.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Programs {
+    /// In their own code.
+    pub user: f64,
+    /// In the kernel's, for them; the threads' own time is in this, too.
+    pub system: f64,
+}
+
 /// Decides whether threads are used.
 #[derive(Debug, Default)]
 pub struct Trial {
     before: Option<(Instant, Load)>,
-    /// Seconds that programs have had on the cores, when that was last looked at.
-    programs: Option<f64>,
+    /// When the cores were last looked at.
+    programs: Option<Programs>,
+    threads: bool,
     state: State,
 }
 
@@ -82,9 +92,14 @@ struct Outcome {
 }
 
 impl Trial {
-    /// Takes what the NIC has carried up to now; says whether threads are to be used from now on. `programs` says how many
-    /// seconds programs have had on the threads' cores, as part of the cores, and is asked only if it matters.
-    pub fn step(&mut self, now: Instant, load: Load, programs: impl FnOnce() -> f64) -> bool {
+    /// Takes what the NIC has carried up to now; says whether threads are to be used from now on. `programs` is asked only
+    /// if it matters.
+    pub fn step(&mut self, now: Instant, load: Load, programs: impl FnOnce() -> Programs) -> bool {
+        self.threads = self.decide(now, load, programs);
+        self.threads
+    }
+
+    fn decide(&mut self, now: Instant, load: Load, programs: impl FnOnce() -> Programs) -> bool {
         let Some((then, before)) = self.before.replace((now, load)) else { return false };
         let seconds = now.saturating_duration_since(then).as_secs_f64().max(1e-6);
         let least = if self.state == State::Quiet { MESSAGES } else { MESSAGES / 2.0 };
@@ -94,7 +109,11 @@ impl Trial {
             return false;
         }
         let programs = programs();
-        if self.programs.replace(programs).is_some_and(|before| programs - before > PROGRAMS * seconds) {
+        let had = self.programs.replace(programs).map_or(0.0, |before| {
+            let system = if self.threads { 0.0 } else { programs.system - before.system };
+            programs.user - before.user + system
+        });
+        if had > PROGRAMS * seconds {
             self.state = State::Quiet;
             return false;
         }
@@ -138,16 +157,17 @@ mod tests {
         now: Instant,
         load: Load,
         threads: bool,
-        /// The part of the cores' time that programs have, and what they had so far.
+        /// The part of the cores' time that programs have, a half of it in the kernel, and what they had so far.
         programs: f64,
-        had: f64,
+        had: Programs,
     }
 
     impl Bench {
         fn new() -> Bench {
             let (trial, load) = (Trial::default(), Load::default());
             let now = Instant::now();
-            let mut bench = Bench { trial, now, load, threads: false, programs: 0.1, had: 0.0 };
+            let mut bench =
+                Bench { trial, now, load, threads: false, programs: 0.1, had: Programs::default() };
             bench.pass(Duration::from_secs(1), [0, 0], 0);
             bench
         }
@@ -160,7 +180,9 @@ mod tests {
             self.load.tx_packets += tx;
             self.load.rx_bytes += rx * bytes;
             self.load.tx_bytes += tx * bytes;
-            self.had += self.programs * time.as_secs_f64();
+            self.had.user += self.programs / 2.0 * time.as_secs_f64();
+            let own = if self.threads { 1.0 } else { 0.0 };
+            self.had.system += (self.programs / 2.0 + own) * time.as_secs_f64();
             self.threads = self.trial.step(self.now, self.load, || self.had);
         }
 
@@ -221,7 +243,7 @@ mod tests {
         bench.programs = 0.1;
         bench.run(Duration::from_secs(3), 100_000, 150_000);
         assert!(bench.threads);
-        bench.programs = 0.4;
+        bench.programs = 0.6;
         bench.run(Duration::from_secs(1), 100_000, 150_000);
         assert!(!bench.threads);
     }
