@@ -35,7 +35,7 @@
 //! - [`networks`]: the networks, what was learned in them, and their tables
 //! - [`device`]: endpoint devices, made or handed over
 //! - [`queues`], [`cores`]: the XDP program and the workers of a NIC, and the cores they run on
-//! - [`napi`]: the NIC's receive processing in threads, where that pays
+//! - [`traffic`]: what the in-kernel gear does about the traffic, where that pays: threads for the NIC, cores awake
 //! - [`waiting`]: the networks that the in-kernel gear is still to take over
 //! - [`underlay`], [`route`]: next hops, from the kernel's routes and neighbours
 //! - [`link`]: network devices by name: rtnetlink, ethtool, namespaces
@@ -57,7 +57,6 @@ pub mod gso;
 pub mod link;
 pub mod memory;
 pub mod message;
-pub mod napi;
 pub mod networks;
 pub mod outer;
 pub mod port;
@@ -75,6 +74,7 @@ pub mod tables;
 pub mod tap;
 pub mod thread;
 pub mod toml_file;
+pub mod traffic;
 pub mod underlay;
 pub mod veth;
 pub mod waiting;

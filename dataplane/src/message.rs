@@ -3,6 +3,7 @@
 //! An endpoint's file descriptors travel beside `add_network` by SCM_RIGHTS.
 
 use crate::config::{Cidr, Network, Vtep};
+use crate::traffic::trial::Measure;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -140,9 +141,9 @@ pub struct Summary {
     /// Why.
     #[serde(default)]
     pub gear_reason: Option<String>,
-    /// Whether the NIC's receive processing runs in threads on the workers' cores now.
+    /// What the in-kernel gear does about the traffic now.
     #[serde(default)]
-    pub receive_threads: bool,
+    pub measure: Option<Measure>,
     /// One per NIC queue.
     pub workers: Vec<WorkerState>,
     /// Epoch of the newest tables.

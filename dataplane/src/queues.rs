@@ -3,13 +3,14 @@
 use crate::config::{Config, Path};
 use crate::cores;
 use crate::link::{self, Link};
-use crate::napi::Napi;
 use crate::networks::Networks;
 use crate::port::Nic;
 use crate::shortcut::{self, Declined, Shortcut};
 use crate::slow_path::{self, SlowPath};
 use crate::tables::Tables;
 use crate::thread::{self, Handle, Notifier, Settings};
+use crate::traffic::Traffic;
+use crate::traffic::trial::Measure;
 use crate::waiting::Waiting;
 use crate::worker::{BATCH, Command};
 use crate::xdp::{Mode, Xdp, XdpError};
@@ -69,8 +70,8 @@ pub struct Queues {
     pub xdp: Xdp,
     /// The in-kernel gear.
     pub shortcut: Option<Shortcut>,
-    /// Where the NIC's receive processing runs, in the in-kernel gear.
-    pub napi: Option<Napi>,
+    /// What the in-kernel gear does about the traffic.
+    pub traffic: Option<Traffic>,
     /// Why there is an in-kernel gear, or none.
     why: String,
     /// The networks that the in-kernel gear has not taken over yet.
@@ -130,7 +131,7 @@ impl Queues {
         tracing::info!(nic = link.name, queues = count, why, "NIC in use by the engine alone");
         let waiting = Waiting::new(started);
         let (workers, zero_copy) = (Vec::new(), Some(true));
-        let mut queues = Queues { xdp, shortcut: None, napi: None, why, waiting, workers, zero_copy };
+        let mut queues = Queues { xdp, shortcut: None, traffic: None, why, waiting, workers, zero_copy };
         for (queue, core) in (0..count).zip(cores) {
             if let Err(error) = queues.start(&engine, queue, core) {
                 queues.stop();
@@ -153,11 +154,11 @@ impl Queues {
         let mut xdp = Xdp::load(link.index, settings, tap)?;
         let shortcut = Some(Shortcut::attach(&mut xdp, link, settings.port)?);
         tracing::info!(nic = link.name, queues = cores.len(), why, "NIC in use by the in-kernel gear");
-        let napi = Napi::open(link, cores.iter().copied().flatten().collect())
-            .inspect_err(|error| tracing::info!(%error, "the NIC's receive processing stays where it is"))
+        let traffic = Traffic::open(link, cores.iter().copied().flatten().collect())
+            .inspect_err(|error| tracing::info!(%error, "the NIC's traffic is not followed"))
             .ok();
         let (why, waiting, workers) = (why.into(), Waiting::new(engine.started), Vec::new());
-        let mut queues = Queues { xdp, shortcut, napi, why, waiting, workers, zero_copy: None };
+        let mut queues = Queues { xdp, shortcut, traffic, why, waiting, workers, zero_copy: None };
         for (queue, slow_path) in (0..).zip(slow_paths) {
             if let Err(error) = queues.spawn(engine, slow_path, queue, None) {
                 queues.stop();
@@ -206,35 +207,27 @@ impl Queues {
         Ok(())
     }
 
-    /// Lets the NIC's receive processing follow the traffic.
-    pub fn follow_traffic(&mut self, now: Instant) {
-        if let Some(napi) = &mut self.napi
-            && let Err(error) = napi.step(now)
-        {
-            tracing::warn!(%error, "the NIC's receive processing does not follow the traffic any more");
-            self.napi = None;
-        }
-    }
-
     /// `shortcut` or `engine`.
     #[must_use]
     pub fn gear(&self) -> &'static str {
         if self.shortcut.is_some() { "shortcut" } else { "engine" }
     }
 
-    /// Whether the NIC's receive processing runs in threads on the workers' cores.
+    /// What is done about the traffic now.
     #[must_use]
-    pub fn receives_in_threads(&self) -> bool {
-        self.napi.as_ref().is_some_and(Napi::threads)
+    pub fn measure(&self) -> Option<Measure> {
+        self.traffic.as_ref().and_then(Traffic::measure)
     }
 
-    /// Why this gear, and where the NIC's receive processing runs if not in the usual place.
+    /// Why this gear, and what is done about the traffic now.
     #[must_use]
     pub fn gear_reason(&self) -> String {
-        let threads = self.receives_in_threads();
-        let napi =
-            if threads { "; receiving in threads on the workers' cores, which carries more now" } else { "" };
-        format!("{}{napi}", self.why)
+        let measure = match self.measure() {
+            None => "",
+            Some(Measure::Threads) => "; receiving in threads on the workers' cores, which carries more now",
+            Some(Measure::Awake) => "; cores stay awake, which carries more now",
+        };
+        format!("{}{measure}", self.why)
     }
 
     /// Lets a network's frames through, by the engine: the last step of a grant. The in-kernel gear takes it over later,

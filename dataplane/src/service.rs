@@ -202,7 +202,7 @@ impl Service {
         loop {
             let busy = self.control.as_ref().is_some_and(Control::has_work);
             let upgrade = self.queues.as_ref().and_then(|queues| queues.waiting.due());
-            let due = [upgrade, self.napi_due()].into_iter().flatten().fold(tick, Instant::min);
+            let due = [upgrade, self.traffic_due()].into_iter().flatten().fold(tick, Instant::min);
             let wait = if busy { Duration::ZERO } else { due.saturating_duration_since(Instant::now()) };
             match self.poll.poll(&mut events, Some(wait)) {
                 Err(source) if source.kind() != io::ErrorKind::Interrupted => {
@@ -241,10 +241,10 @@ impl Service {
                 queues.upgrade(&self.networks);
             }
             let now = Instant::now();
-            if (now >= tick || self.napi_due().is_some_and(|due| now >= due))
-                && let Some(queues) = &mut self.queues
+            if (now >= tick || self.traffic_due().is_some_and(|due| now >= due))
+                && let Some(traffic) = self.queues.as_mut().and_then(|queues| queues.traffic.as_mut())
             {
-                queues.follow_traffic(now);
+                traffic.follow(now);
             }
             if now >= tick {
                 tick = now + TICK;
@@ -254,8 +254,8 @@ impl Service {
         }
     }
 
-    fn napi_due(&self) -> Option<Instant> {
-        self.queues.as_ref()?.napi.as_ref()?.due()
+    fn traffic_due(&self) -> Option<Instant> {
+        self.queues.as_ref()?.traffic.as_ref()?.due()
     }
 
     /// What depends on time.

@@ -274,7 +274,7 @@ mod tests {
                 name: name.into(),
                 about: String::new(),
                 gear: None,
-                threads: Vec::new(),
+                measures: BTreeMap::default(),
             });
             samples.into_iter().for_each(|value| report.add(&bulk.label(), name, Metric::GBPS, value, None));
         }

@@ -13,6 +13,8 @@ use crate::workload::ping_pong::{Game, SMALL};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ovs::Switch;
+use std::fs::File;
+use std::io::Write;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -25,7 +27,7 @@ pub enum Contender {
     Kernel,
     /// The same, but applications may use all cores of their node, the networking core too.
     KernelAllCores,
-    /// The same as `Kernel`, with the wire's NAPI in threads on the networking cores.
+    /// The same as `Kernel`, with the wire's NAPI in threads on the networking cores, and cores kept awake.
     KernelTuned,
     /// A data plane per node in the gear of its choice, its worker on the networking core.
     Auto,
@@ -112,9 +114,11 @@ impl Contender {
             Contender::Raw => "no encapsulation, node to node; application cores only",
             Contender::Kernel => "a VXLAN device per user, GRO on; application cores only",
             Contender::KernelAllCores => "the same; applications may use the networking cores too",
-            Contender::KernelTuned => "as kernel VXLAN; the wire's NAPI in threads on the networking cores",
+            Contender::KernelTuned => {
+                "as kernel VXLAN; the wire's NAPI in threads on the networking cores, and no core sleeps"
+            }
             Contender::Auto => {
-                "uvn in the gear of its choice; on the networking core its worker, or the NIC's threads while ranks gain from them"
+                "uvn in the gear of its choice; on the networking core its worker, or the NIC's threads while ranks gain from them; cores kept awake while messages gain from that"
             }
             Contender::AutoAllCores => "the same; applications may use the networking cores too",
             Contender::Engine => "uvn by AF_XDP alone, its worker on the networking core",
@@ -270,9 +274,17 @@ impl Setup {
         Ok(())
     }
 
-    /// Before its turn: wakes up what [`Setup::rest`] put to sleep.
-    pub fn wake(&self) {
+    /// Before its turn: wakes up what [`Setup::rest`] put to sleep. While what is returned is kept, so are the cores of
+    /// this machine awake (Documentation/power/pm_qos_interface.rst), where that is among the contender's means.
+    #[must_use]
+    pub fn wake(&self) -> Option<File> {
         self.signal_pollers(Signal::SIGCONT);
+        if self.contender != Contender::KernelTuned {
+            return None;
+        }
+        let mut request = File::options().write(true).open("/dev/cpu_dma_latency").ok()?;
+        request.write_all(&0_i32.to_ne_bytes()).ok()?;
+        Some(request)
     }
 
     /// After its turn. A thread that polls without end would slow down everybody else's.
@@ -339,10 +351,10 @@ impl Setup {
         }
     }
 
-    /// Whether one of its data planes has the NIC receive in threads now.
+    /// What one of its data planes does about the traffic now, in its own word.
     #[must_use]
-    pub fn receives_in_threads(&self) -> bool {
-        self.dataplanes.iter().any(Dataplane::receives_in_threads)
+    pub fn measure(&self) -> Option<String> {
+        self.dataplanes.iter().find_map(Dataplane::measure)
     }
 
     /// How its programs drive the NIC, in one line; None where there are none.

@@ -120,10 +120,10 @@ impl Dataplane {
         ))
     }
 
-    /// Whether it has the NIC receive in threads now.
+    /// What it does about the traffic now, in its own word.
     #[must_use]
-    pub fn receives_in_threads(&self) -> bool {
-        self.show().is_ok_and(|show| show["show"]["receive_threads"] == true)
+    pub fn measure(&self) -> Option<String> {
+        self.show().ok()?["show"]["measure"].as_str().map(str::to_owned)
     }
 
     /// Every drop counter by name, the workers' and the XDP program's; what is zero may be missing.

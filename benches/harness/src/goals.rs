@@ -253,6 +253,7 @@ mod tests {
     use crate::report::{ContenderInfo, Settings};
     use crate::workload::Workload;
     use crate::workload::bulk::{Bulk, Direction};
+    use std::collections::BTreeMap;
 
     #[test]
     fn the_worst_direction_decides() {
@@ -262,7 +263,7 @@ mod tests {
                 name: name.into(),
                 about: String::new(),
                 gear: None,
-                threads: Vec::new(),
+                measures: BTreeMap::default(),
             });
         }
         for (direction, kernel, own) in [(Direction::Forth, 4.0, 8.0), (Direction::Back, 4.0, 5.0)] {

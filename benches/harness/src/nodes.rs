@@ -12,6 +12,7 @@ use crate::workload::{Values, Workload, json};
 use crate::{shell, wire};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::Command;
@@ -277,7 +278,7 @@ fn contender(overlay: &Overlay, insides: &[Inside], nodes: &[Node]) -> Contender
         about += &format!(", by `{}`", command.join(" "));
     }
     Contender {
-        info: ContenderInfo { name: overlay.name.clone(), about, gear: None, threads: Vec::new() },
+        info: ContenderInfo { name: overlay.name.clone(), about, gear: None, measures: BTreeMap::default() },
         places: nodes.iter().zip(&overlay.addresses).map(place).collect(),
     }
 }

@@ -6,6 +6,7 @@ use crate::machine::Machine;
 use crate::metric::{Better, Metric};
 use crate::workload::Label;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Of the file's layout.
@@ -58,17 +59,17 @@ pub struct ContenderInfo {
     /// How it drives the NIC, and why so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gear: Option<String>,
-    /// The workloads in which it had the NIC receive in threads, as it chose.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub threads: Vec<String>,
+    /// What it did about the traffic, in its own word, and the workloads in which it did so.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub measures: BTreeMap<String, Vec<String>>,
 }
 
 impl ContenderInfo {
     /// How it worked, in lines.
     pub fn ways(&self) -> impl Iterator<Item = String> {
-        let threads = (!self.threads.is_empty())
-            .then(|| format!("receiving in threads on the networking core: {}", self.threads.join("; ")));
-        self.gear.clone().into_iter().chain(threads)
+        let measures =
+            self.measures.iter().map(|(measure, workloads)| format!("{measure}: {}", workloads.join("; ")));
+        self.gear.clone().into_iter().chain(measures)
     }
 }
 
@@ -208,11 +209,14 @@ impl Report {
         self.missing.iter().any(is_it)
     }
 
-    /// Notes that a contender had the NIC receive in threads in a workload.
-    pub fn note_threads(&mut self, contender: &str, workload: &str) {
+    /// Notes what a contender did about the traffic of a workload.
+    pub fn note_measure(&mut self, contender: &str, measure: &str, workload: &str) {
         let named = self.contenders.iter_mut().find(|info| info.name == contender);
-        if let Some(info) = named.filter(|info| !info.threads.iter().any(|name| name == workload)) {
-            info.threads.push(workload.to_owned());
+        let Some(workloads) = named.map(|info| info.measures.entry(measure.to_owned()).or_default()) else {
+            return;
+        };
+        if !workloads.iter().any(|name| name == workload) {
+            workloads.push(workload.to_owned());
         }
     }
 

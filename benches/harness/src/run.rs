@@ -11,6 +11,7 @@ use crate::report::{ContenderInfo, Report};
 use crate::rig::NIC;
 use crate::wire;
 use crate::workload::Workload;
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::Instant;
@@ -69,7 +70,12 @@ fn introduce(setup: &Setup, report: &mut Report) -> Result<(), RigError> {
     if !report.contenders.iter().any(|contender| contender.name == name) {
         let about = setup.contender.about().to_owned();
         let gear = setup.gear().unwrap_or_else(|error| Some(format!("it does not tell how: {error}")));
-        report.contenders.push(ContenderInfo { name: name.to_owned(), about, gear, threads: Vec::new() });
+        report.contenders.push(ContenderInfo {
+            name: name.to_owned(),
+            about,
+            gear,
+            measures: BTreeMap::default(),
+        });
     }
     Ok(())
 }
@@ -109,12 +115,15 @@ fn measure(section: &Section, workload: &dyn Workload, setup: &Setup, report: &m
     if report.has_missed(contender, &name) {
         return;
     }
-    setup.wake();
+    let awake = setup.wake();
     let watch = Watch::start();
     let outcome = workload.run(setup, section.seconds);
-    if setup.contender.follows_traffic() && setup.receives_in_threads() {
-        report.note_threads(contender, &name);
+    if setup.contender.follows_traffic()
+        && let Some(measure) = setup.measure()
+    {
+        report.note_measure(contender, &measure, &name);
     }
+    drop(awake);
     setup.rest();
     match outcome {
         Ok(measured) => {

@@ -45,7 +45,7 @@ impl Service {
             zero_copy: running.and_then(|queues| queues.zero_copy),
             gear: running.map(|queues| queues.gear().into()),
             gear_reason: running.map(|queues| queues.gear_reason()),
-            receive_threads: running.is_some_and(Queues::receives_in_threads),
+            measure: running.and_then(Queues::measure),
             workers: workers.collect(),
             epoch: self.tables.epoch,
             networks: self.networks.len(),

@@ -2,6 +2,7 @@ use super::page;
 use crate::baseline;
 use crate::metric::Better;
 use crate::report::{ContenderInfo, Measurement, Missing, Report, Sample, Settings, X};
+use std::collections::BTreeMap;
 
 const ODD: &str = "Open <b>vSwitch</b> & \"co\"";
 
@@ -30,7 +31,7 @@ fn report() -> Report {
             name: name.into(),
             about: "about & so on".into(),
             gear,
-            threads: Vec::new(),
+            measures: BTreeMap::default(),
         });
         for (workload, at) in [("TCP, 8 B", 8.0), ("TCP, 4 KiB", 4096.0), ("TCP, 1 MiB", 1_048_576.0)] {
             report.measurements.push(measurement(workload, "us p50", name, Some(at), &[4.125, 5.125, 7.125]));

@@ -13,7 +13,7 @@ pub const SMALL: usize = 8;
 /// Payload bytes of middling messages: three packets or so.
 pub const PAGE: usize = 4096;
 
-/// Seconds that many ping-pongs play before they are measured where the data plane follows the traffic, at which it
+/// Seconds that ping-pongs play before they are measured where the data plane follows the traffic, at which it
 /// looks once a second. All others carry the same with and without.
 const WARM_UP: f64 = 1.5;
 
@@ -44,9 +44,7 @@ impl Workload for PingPong {
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
         let (client, server) = (setup.place(0), setup.place(1));
-        if self.connections > 1 && setup.contender.follows_traffic() {
-            self.game().play(&client, &server, WARM_UP)?;
-        }
+        warm_up(setup, self.game())?;
         Ok(vec![(self.label(), self.play(&client, &server, seconds)?)])
     }
 
@@ -108,12 +106,20 @@ impl Workload for Curve {
     }
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
+        warm_up(setup, Game::of(self.bytes))?;
         Ok(vec![(self.label(), self.play(&setup.place(0), &setup.place(1), seconds)?)])
     }
 
     fn between(&self, client: &Place, server: &Place, seconds: f64) -> Option<Result<Values, RigError>> {
         Some(self.play(client, server, seconds))
     }
+}
+
+fn warm_up(setup: &Setup, game: Game) -> Result<(), RigError> {
+    if setup.contender.follows_traffic() {
+        game.play(&setup.place(0), &setup.place(1), WARM_UP)?;
+    }
+    Ok(())
 }
 
 /// The outcome of ping-pongs.

@@ -1,4 +1,4 @@
-//! The NIC's receive processing in threads, with the kernel's own threads.
+//! What is done about the traffic, with the kernel's own threads.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -7,11 +7,14 @@ use common::NetNs;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, unshare};
 use nix::unistd::Pid;
-use std::fs::{read_to_string, write};
+use std::fs::{File, read_to_string, write};
+use std::io::Read;
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 use uvn_dataplane::link;
-use uvn_dataplane::napi::{Napi, NapiError, threads};
+use uvn_dataplane::traffic::Traffic;
+use uvn_dataplane::traffic::awake::{Awake, REQUEST};
+use uvn_dataplane::traffic::napi::{Napi, NapiError, threads};
 
 const SWITCH: &str = "/sys/class/net/em1/threaded";
 
@@ -107,9 +110,9 @@ fn messages_both_ways_begin_a_trial_and_a_flood_does_not() {
                 .map_or_else(|| UdpSocket::bind(address), |netns| netns.run(|| UdpSocket::bind(address)))
                 .unwrap()
         });
-        let mut napi = open().unwrap();
+        let mut traffic = Traffic::open(&link::get("em1").unwrap(), vec![first_core()]).unwrap();
         let mut now = Instant::now();
-        napi.step(now).unwrap();
+        traffic.follow(now);
         // A thousand in a hundredth of a second, by the clock that it is given.
         let mut pass = |back: bool| {
             for _ in 0..1_000 {
@@ -119,12 +122,37 @@ fn messages_both_ways_begin_a_trial_and_a_flood_does_not() {
                 }
             }
             now += Duration::from_millis(10);
-            napi.step(now).unwrap();
-            napi.due().is_some()
+            traffic.follow(now);
+            traffic.due().is_some()
         };
         assert!(!pass(false), "a flood");
         assert!(pass(true));
         assert!(!pass(false), "it has become a flood");
         assert!(!is_threaded());
     });
+}
+
+/// How long a core may take to wake up, as the kernel has it from all who asked; microseconds.
+fn allowed() -> i32 {
+    let mut value = [0; 4];
+    File::open(REQUEST).unwrap().read_exact(&mut value).unwrap();
+    i32::from_ne_bytes(value)
+}
+
+#[test]
+fn cores_stay_awake_for_as_long_as_they_are_asked_to() {
+    if let Err(error) = File::options().write(true).open(REQUEST) {
+        println!("SKIP: {REQUEST}: {error}");
+        return;
+    }
+    let before = allowed();
+    let mut awake = Awake::default();
+    assert!(!awake.is_held());
+    awake.hold(true);
+    assert_eq!((awake.is_held(), allowed()), (true, 0));
+    awake.hold(false);
+    assert_eq!((awake.is_held(), allowed()), (false, before));
+    awake.hold(true);
+    drop(awake);
+    assert_eq!(allowed(), before);
 }

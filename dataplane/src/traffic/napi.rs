@@ -4,8 +4,7 @@
 // The scheduling of other threads has no safe interface.
 #![allow(unsafe_code)]
 
-mod trial;
-
+use super::trial::Programs;
 use crate::link::{self, Link};
 use netlink_packet_core::{
     DecodeError, DefaultNla, Emitable, NLM_F_DUMP, Nla, NlasIterator, Parseable, ParseableParametrized,
@@ -17,13 +16,8 @@ use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
 use netlink_sys::protocols::NETLINK_GENERIC;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::time::Instant;
 use thiserror::Error;
-pub use trial::TURN;
-use trial::{Load, Programs, Trial};
 
 /// Why a NIC's receive processing stays where it is.
 #[derive(Debug, Error)]
@@ -61,11 +55,7 @@ pub struct Napi {
     nic: String,
     index: u32,
     cores: Vec<usize>,
-    /// Of [`Load`], in the order of its fields.
-    counters: [File; 4],
-    trial: Trial,
     threads: bool,
-    due: Option<Instant>,
 }
 
 impl Napi {
@@ -74,19 +64,8 @@ impl Napi {
     /// # Errors
     /// See [`NapiError`].
     pub fn open(link: &Link, cores: Vec<usize>) -> Result<Napi, NapiError> {
-        let file = |name: &str| format!("/sys/class/net/{}/{name}", link.name);
-        let index = file("ifindex");
-        if read(&index)?.trim() != link.index.to_string() {
-            return Err(NapiError::Elsewhere(index));
-        }
-        let counter = |name: &str| {
-            let path = file(&format!("statistics/{name}"));
-            File::open(&path).map_err(|source| NapiError::File { path, source })
-        };
-        let counters =
-            [counter("rx_packets")?, counter("rx_bytes")?, counter("tx_packets")?, counter("tx_bytes")?];
-        let (nic, index, trial) = (link.name.clone(), link.index, Trial::default());
-        let mut napi = Napi { nic, index, cores, counters, trial, threads: false, due: None };
+        check_namespace(link)?;
+        let mut napi = Napi { nic: link.name.clone(), index: link.index, cores, threads: false };
         let threaded = read(&napi.switch())?;
         if threaded.trim() != "0" {
             // A data plane that was killed has left its threads on these cores.
@@ -101,49 +80,29 @@ impl Napi {
         Ok(napi)
     }
 
-    /// When [`Napi::step`] is due, if that is soon.
-    #[must_use]
-    pub fn due(&self) -> Option<Instant> {
-        self.due
-    }
-
     /// Whether the threads are in use.
     #[must_use]
     pub fn threads(&self) -> bool {
         self.threads
     }
 
-    /// Looks at what the NIC carries, and follows.
-    ///
-    /// # Errors
-    /// The kernel refuses to; then there are no threads.
-    pub fn step(&mut self, now: Instant) -> Result<(), NapiError> {
-        let was_trying = self.trial.is_trying();
-        let load = self.load();
-        let threads = self.trial.step(now, load, || programs(&self.cores));
-        self.due = self.trial.is_trying().then(|| now + TURN);
-        if threads != self.threads {
-            self.set(threads)?;
+    /// What programs have had on the threads' cores (proc_stat(5)).
+    #[must_use]
+    pub fn programs(&self) -> Programs {
+        /// USER_HZ (include/asm-generic/param.h).
+        const TICKS: f64 = 100.0;
+        let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+        let mut sum = Programs::default();
+        for core in &self.cores {
+            let Some(line) = stat.lines().find_map(|line| line.strip_prefix(&format!("cpu{core} "))) else {
+                continue;
+            };
+            let mut ticks = line.split_whitespace().map(|ticks| ticks.parse().unwrap_or(0.0));
+            let mut next = || ticks.next().unwrap_or(0.0) / TICKS / self.cores.len() as f64;
+            sum.user += next() + next();
+            sum.system += next();
         }
-        if was_trying && !self.trial.is_trying() {
-            tracing::info!(
-                nic = self.nic,
-                threads,
-                "tried the NIC's receive processing in threads of their own"
-            );
-        }
-        Ok(())
-    }
-
-    fn load(&self) -> Load {
-        let [rx_packets, rx_bytes, tx_packets, tx_bytes] = self.counters.each_ref().map(|file| {
-            let mut text = [0; 24];
-            let length = file.read_at(&mut text, 0).unwrap_or(0);
-            let text = std::str::from_utf8(text.get(..length).unwrap_or_default()).unwrap_or_default();
-            // A NIC that has gone: no load.
-            text.trim().parse().unwrap_or(0)
-        });
-        Load { rx_packets, rx_bytes, tx_packets, tx_bytes }
+        sum
     }
 
     fn switch(&self) -> String {
@@ -182,22 +141,10 @@ impl Drop for Napi {
     }
 }
 
-/// What programs have had on these cores (proc_stat(5)).
-fn programs(cores: &[usize]) -> Programs {
-    /// USER_HZ (include/asm-generic/param.h).
-    const TICKS: f64 = 100.0;
-    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let mut sum = Programs::default();
-    for core in cores {
-        let Some(line) = stat.lines().find_map(|line| line.strip_prefix(&format!("cpu{core} "))) else {
-            continue;
-        };
-        let mut ticks = line.split_whitespace().map(|ticks| ticks.parse().unwrap_or(0.0));
-        let mut next = || ticks.next().unwrap_or(0.0) / TICKS / cores.len() as f64;
-        sum.user += next() + next();
-        sum.system += next();
-    }
-    sum
+/// Whether /sys tells of this network namespace.
+pub(super) fn check_namespace(link: &Link) -> Result<(), NapiError> {
+    let index = format!("/sys/class/net/{}/ifindex", link.name);
+    if read(&index)?.trim() == link.index.to_string() { Ok(()) } else { Err(NapiError::Elsewhere(index)) }
 }
 
 fn read(path: &str) -> Result<String, NapiError> {

@@ -1,0 +1,95 @@
+//! What the in-kernel gear does about the traffic it sees: where many ranks send messages, the NIC's receive processing
+//! in threads ([`napi`]); where few wait for each other, cores that stay awake ([`awake`]). Only while it pays ([`trial`]).
+
+pub mod awake;
+pub mod napi;
+pub mod trial;
+
+use crate::link::Link;
+use awake::Awake;
+use napi::{Napi, NapiError};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::time::Instant;
+use trial::{Load, Measure, Trial};
+
+/// One NIC's. Dropping it puts everything back.
+#[derive(Debug)]
+pub struct Traffic {
+    nic: String,
+    /// Of [`Load`], in the order of its fields.
+    counters: [File; 4],
+    trial: Trial,
+    napi: Option<Napi>,
+    awake: Awake,
+    due: Option<Instant>,
+}
+
+impl Traffic {
+    /// Looks at a NIC; nothing changes for now. Threads will run on these cores in turn.
+    ///
+    /// # Errors
+    /// Its counters cannot be read.
+    pub fn open(link: &Link, cores: Vec<usize>) -> Result<Traffic, NapiError> {
+        let counter = |name: &str| {
+            let path = format!("/sys/class/net/{}/statistics/{name}", link.name);
+            File::open(&path).map_err(|source| NapiError::File { path, source })
+        };
+        napi::check_namespace(link)?;
+        let counters =
+            [counter("rx_packets")?, counter("rx_bytes")?, counter("tx_packets")?, counter("tx_bytes")?];
+        let napi = Napi::open(link, cores)
+            .inspect_err(|error| tracing::info!(%error, "the NIC's receive processing stays where it is"))
+            .ok();
+        let (nic, trial, awake) = (link.name.clone(), Trial::default(), Awake::default());
+        Ok(Traffic { nic, counters, trial, napi, awake, due: None })
+    }
+
+    /// When [`Traffic::follow`] is due, if that is soon.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// What is done now.
+    #[must_use]
+    pub fn measure(&self) -> Option<Measure> {
+        if self.awake.is_held() {
+            Some(Measure::Awake)
+        } else {
+            self.napi.as_ref().is_some_and(Napi::threads).then_some(Measure::Threads)
+        }
+    }
+
+    /// Looks at what the NIC carries, and follows.
+    pub fn follow(&mut self, now: Instant) {
+        let was_trying = self.trial.is_trying();
+        let load = self.load();
+        let napi = self.napi.as_ref();
+        let measure = self.trial.step(now, load, || napi.map(Napi::programs));
+        self.due = self.trial.again().map(|time| now + time);
+        if measure != self.measure() {
+            self.awake.hold(measure == Some(Measure::Awake));
+            if let Some(napi) = &mut self.napi
+                && let Err(error) = napi.set(measure == Some(Measure::Threads))
+            {
+                tracing::warn!(%error, "the NIC's receive processing does not follow the traffic any more");
+                self.napi = None;
+            }
+        }
+        if was_trying && !self.trial.is_trying() {
+            tracing::info!(nic = self.nic, ?measure, "tried what the traffic gains from");
+        }
+    }
+
+    fn load(&self) -> Load {
+        let [rx_packets, rx_bytes, tx_packets, tx_bytes] = self.counters.each_ref().map(|file| {
+            let mut text = [0; 24];
+            let length = file.read_at(&mut text, 0).unwrap_or(0);
+            let text = std::str::from_utf8(text.get(..length).unwrap_or_default()).unwrap_or_default();
+            // A NIC that has gone: no load.
+            text.trim().parse().unwrap_or(0)
+        });
+        Load { rx_packets, rx_bytes, tx_packets, tx_bytes }
+    }
+}

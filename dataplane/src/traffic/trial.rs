@@ -1,0 +1,388 @@
+//! What pays: tried out on the traffic itself, by turns without and with it.
+//!
+//! Only messages that go both ways are worth a try. A transfer or a flood goes one way, and its neighbours would pay for
+//! threads: each of their messages then wakes one. And threads only on cores where no programs run: those would keep them
+//! waiting, even for a turn.
+
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
+
+/// What can be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Measure {
+    /// The NIC's receive processing in threads, for many messages.
+    Threads,
+    /// Cores stay awake, for few.
+    Awake,
+}
+
+impl Measure {
+    /// Packets a second, the lesser of both directions, from which it is tried. It ends below half of that.
+    const fn least(self) -> f64 {
+        match self {
+            Measure::Threads => 20_000.0,
+            Measure::Awake => 1_000.0,
+        }
+    }
+
+    /// Whether it does, by the bytes a second of the turns without and with it.
+    fn pays(self, rates: [f64; TURNS]) -> bool {
+        let [without, with, without_again, with_again] = rates;
+        match self {
+            Measure::Threads => with.min(with_again) > 1.05 * without.max(without_again),
+            // The other node may try it at the same time, so that a turn has both. And it takes power.
+            Measure::Awake => with + with_again > 1.2 * (without + without_again),
+        }
+    }
+}
+
+/// The greater direction has at most so many times the bytes of the lesser.
+const BALANCE: u64 = 3;
+/// The part of the cores' time that programs may have.
+const PROGRAMS: f64 = 0.25;
+/// How long a turn is. The rate of 28 ranks differs by 3 % from turn to turn.
+const TURN: Duration = Duration::from_millis(60);
+/// How soon it is noticed that cores need not stay awake any more.
+const ALERT: Duration = Duration::from_millis(100);
+/// Without, with, without, with.
+const TURNS: usize = 4;
+/// After a trial, how long its outcome holds; twice as long after each with the same outcome, up to the longest.
+const SHORTEST: Duration = Duration::from_secs(10);
+const LONGEST: Duration = Duration::from_secs(320);
+
+/// What a NIC has carried.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Received packets.
+    pub rx_packets: u64,
+    /// Received bytes.
+    pub rx_bytes: u64,
+    /// Sent packets.
+    pub tx_packets: u64,
+    /// Sent bytes.
+    pub tx_bytes: u64,
+}
+
+impl Load {
+    fn since(self, before: Load) -> Load {
+        Load {
+            rx_packets: self.rx_packets.saturating_sub(before.rx_packets),
+            rx_bytes: self.rx_bytes.saturating_sub(before.rx_bytes),
+            tx_packets: self.tx_packets.saturating_sub(before.tx_packets),
+            tx_bytes: self.tx_bytes.saturating_sub(before.tx_bytes),
+        }
+    }
+
+    fn messages(self) -> u64 {
+        self.rx_packets.min(self.tx_packets)
+    }
+
+    fn is_balanced(self) -> bool {
+        self.rx_bytes.max(self.tx_bytes) <= BALANCE * self.rx_bytes.min(self.tx_bytes)
+    }
+}
+
+/// Seconds that programs have had on the threads' cores, as part of the cores.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Programs {
+    /// In their own code.
+    pub user: f64,
+    /// In the kernel's, for them; the threads' own time is in this, too.
+    pub system: f64,
+}
+
+/// Decides what is done.
+#[derive(Debug, Default)]
+pub struct Trial {
+    before: Option<(Instant, Load)>,
+    /// When the cores were last looked at.
+    programs: Option<(Instant, Programs)>,
+    /// Since then.
+    measure: Option<Measure>,
+    state: State,
+}
+
+#[derive(Debug, Default, PartialEq)]
+enum State {
+    /// Nothing to gain.
+    #[default]
+    Quiet,
+    /// Bytes a second of each turn so far.
+    Trying { measure: Measure, rates: Vec<f64>, last: Option<Outcome> },
+    /// An outcome holds.
+    Settled(Outcome),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Outcome {
+    /// What pays, if anything.
+    measure: Option<Measure>,
+    until: Instant,
+    holds: Duration,
+}
+
+impl Outcome {
+    fn after(last: Option<Outcome>, measure: Option<Measure>, now: Instant) -> Outcome {
+        let holds = match last {
+            Some(last) if last.measure == measure => (2 * last.holds).min(LONGEST),
+            _ => SHORTEST,
+        };
+        Outcome { measure, until: now + holds, holds }
+    }
+}
+
+impl State {
+    fn trying(measure: Measure, last: Option<Outcome>) -> State {
+        State::Trying { measure, rates: Vec::new(), last }
+    }
+
+    /// What is tried, or in force.
+    fn measure(&self) -> Option<Measure> {
+        match self {
+            State::Quiet => None,
+            State::Trying { measure, .. } => Some(*measure),
+            State::Settled(outcome) => outcome.measure,
+        }
+    }
+
+    /// Packets a second, the lesser of both directions, below which there is nothing to gain.
+    fn least(&self) -> f64 {
+        match self {
+            State::Quiet => Measure::Awake.least(),
+            State::Trying { .. } => Measure::Awake.least() / 2.0,
+            State::Settled(outcome) => outcome.measure.unwrap_or(Measure::Awake).least() / 2.0,
+        }
+    }
+}
+
+impl Trial {
+    /// Takes what the NIC has carried up to now; says what is to be done from now on. `programs` is asked only if it
+    /// matters; None: there can be no threads.
+    pub fn step(
+        &mut self,
+        now: Instant,
+        load: Load,
+        programs: impl FnOnce() -> Option<Programs>,
+    ) -> Option<Measure> {
+        self.measure = self.decide(now, load, programs);
+        self.measure
+    }
+
+    fn decide(
+        &mut self,
+        now: Instant,
+        load: Load,
+        programs: impl FnOnce() -> Option<Programs>,
+    ) -> Option<Measure> {
+        let (then, before) = self.before.replace((now, load))?;
+        let seconds = now.saturating_duration_since(then).as_secs_f64().max(1e-6);
+        let carried = load.since(before);
+        let messages = carried.messages() as f64 / seconds;
+        if !carried.is_balanced() || messages < self.state.least() {
+            self.state = State::Quiet;
+            return None;
+        }
+        let in_threads = self.state.measure() == Some(Measure::Threads);
+        let many = messages >= Measure::Threads.least();
+        let free = (many || in_threads) && self.are_cores_free(now, programs());
+        if in_threads && !free {
+            self.state = State::Quiet;
+            return None;
+        }
+        let first = if many && free { Measure::Threads } else { Measure::Awake };
+        match &mut self.state {
+            State::Quiet => self.state = State::trying(first, None),
+            State::Settled(last) if now >= last.until => {
+                self.state = State::trying(last.measure.unwrap_or(first), Some(*last));
+            }
+            State::Settled(outcome) => return outcome.measure,
+            State::Trying { measure, rates, last } => {
+                rates.push((carried.rx_bytes + carried.tx_bytes) as f64 / seconds);
+                let Ok(rates) = <[f64; TURNS]>::try_from(rates.as_slice()) else {
+                    return (rates.len() % 2 == 1).then_some(*measure);
+                };
+                let (measure, last) = (*measure, *last);
+                let pays = measure.pays(rates);
+                if !pays && measure == Measure::Threads {
+                    self.state = State::trying(Measure::Awake, last);
+                    return None;
+                }
+                let outcome = Outcome::after(last, pays.then_some(measure), now);
+                self.state = State::Settled(outcome);
+                return outcome.measure;
+            }
+        }
+        None
+    }
+
+    /// Whether there can be threads, and no programs ran on their cores.
+    fn are_cores_free(&mut self, now: Instant, programs: Option<Programs>) -> bool {
+        let Some(programs) = programs else { return false };
+        let Some((then, before)) = self.programs.replace((now, programs)) else { return true };
+        let system =
+            if self.measure == Some(Measure::Threads) { 0.0 } else { programs.system - before.system };
+        let seconds = now.saturating_duration_since(then).as_secs_f64();
+        programs.user - before.user + system <= PROGRAMS * seconds
+    }
+
+    /// Whether a trial is going on.
+    #[must_use]
+    pub fn is_trying(&self) -> bool {
+        matches!(self.state, State::Trying { .. })
+    }
+
+    /// When the next step is due; None: whenever there is time.
+    #[must_use]
+    pub fn again(&self) -> Option<Duration> {
+        match &self.state {
+            State::Trying { .. } => Some(TURN),
+            State::Settled(outcome) => (outcome.measure == Some(Measure::Awake)).then_some(ALERT),
+            State::Quiet => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A NIC that carries so many messages a second each way with nothing, with threads and with cores awake.
+    struct Bench {
+        trial: Trial,
+        now: Instant,
+        load: Load,
+        measure: Option<Measure>,
+        /// The part of the cores' time that programs have, a half of it in the kernel, and what they had so far.
+        programs: f64,
+        had: Programs,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let (trial, load) = (Trial::default(), Load::default());
+            let now = Instant::now();
+            let mut bench =
+                Bench { trial, now, load, measure: None, programs: 0.1, had: Programs::default() };
+            bench.pass(Duration::from_secs(1), [0, 0], 0);
+            bench
+        }
+
+        /// `rates`: packets a second received and sent, of so many bytes.
+        fn pass(&mut self, time: Duration, rates: [u64; 2], bytes: u64) {
+            let [rx, tx] = rates.map(|rate| rate * time.as_millis() as u64 / 1000);
+            self.now += time;
+            self.load.rx_packets += rx;
+            self.load.tx_packets += tx;
+            self.load.rx_bytes += rx * bytes;
+            self.load.tx_bytes += tx * bytes;
+            self.had.user += self.programs / 2.0 * time.as_secs_f64();
+            let own = if self.measure == Some(Measure::Threads) { 1.0 } else { 0.0 };
+            self.had.system += (self.programs / 2.0 + own) * time.as_secs_f64();
+            self.measure = self.trial.step(self.now, self.load, || Some(self.had));
+        }
+
+        /// So many seconds. Returns the trials.
+        fn run(&mut self, seconds: u64, [nothing, threads, awake]: [u64; 3]) -> usize {
+            let mut trials = 0;
+            let end = self.now + Duration::from_secs(seconds);
+            while self.now < end {
+                let rate = match self.measure {
+                    None => nothing,
+                    Some(Measure::Threads) => threads,
+                    Some(Measure::Awake) => awake,
+                };
+                let before = self.trial.is_trying();
+                self.pass(self.trial.again().unwrap_or(Duration::from_secs(1)), [rate, rate], 100);
+                trials += usize::from(!before && self.trial.is_trying());
+            }
+            trials
+        }
+    }
+
+    #[test]
+    fn what_carries_more_stays() {
+        for (rates, measure) in [
+            ([100_000, 150_000, 100_000], Some(Measure::Threads)),
+            ([100_000, 150_000, 300_000], Some(Measure::Threads)),
+            ([10_000, 5_000, 50_000], Some(Measure::Awake)),
+            ([50_000, 20_000, 100_000], Some(Measure::Awake)),
+            ([100_000, 104_000, 104_000], None),
+            ([100_000, 90_000, 100_000], None),
+            ([1_500, 1_500, 1_500], None),
+        ] {
+            let mut bench = Bench::new();
+            assert_eq!(bench.run(5, rates), 1);
+            assert_eq!(bench.measure, measure, "{rates:?}");
+            bench.pass(Duration::from_secs(1), [400, 400], 100);
+            assert_eq!(bench.measure, None, "it has become quiet");
+        }
+    }
+
+    #[test]
+    fn an_outcome_is_tried_again_less_and_less_often() {
+        let mut bench = Bench::new();
+        let (lose, win) = ([100_000, 90_000, 100_000], [100_000, 150_000, 100_000]);
+        // After 10, 20, 40, 80 and 160 s.
+        assert_eq!(bench.run(300, lose), 5);
+        // The other way round now: noticed by the next trial, 320 s after the last.
+        bench.run(340, win);
+        assert_eq!(bench.measure, Some(Measure::Threads));
+        // And back again, within 10 s of that.
+        bench.run(320, lose);
+        assert_eq!(bench.measure, None);
+    }
+
+    #[test]
+    fn cores_with_programs_on_them_are_left_to_those() {
+        let mut bench = Bench::new();
+        let rates = [100_000, 150_000, 100_000];
+        bench.programs = 0.4;
+        for _ in 0..20 {
+            bench.run(1, rates);
+            assert_ne!(bench.measure, Some(Measure::Threads));
+        }
+        bench.programs = 0.1;
+        bench.run(30, rates);
+        assert_eq!(bench.measure, Some(Measure::Threads));
+        bench.programs = 0.6;
+        bench.pass(Duration::from_secs(1), [100_000, 100_000], 100);
+        assert_eq!(bench.measure, None);
+    }
+
+    #[test]
+    fn where_there_can_be_no_threads_none_are_tried() {
+        let mut bench = Bench::new();
+        for second in 1..20 {
+            bench.load.rx_packets += 100_000;
+            bench.load.tx_packets += 100_000;
+            let measure = bench.trial.step(bench.now + Duration::from_secs(second), bench.load, || None);
+            assert_ne!(measure, Some(Measure::Threads));
+        }
+    }
+
+    #[test]
+    fn one_way_or_few_packets_begin_no_trial() {
+        for (rates, what) in [
+            ([900, 900], "few"),
+            ([700_000, 0], "a flood"),
+            ([0, 700_000], "a flood's sender"),
+            ([900_000, 250_000], "a transfer and its acknowledgements"),
+        ] {
+            let mut bench = Bench::new();
+            for _ in 0..10 {
+                bench.pass(Duration::from_secs(1), rates, 100);
+                assert!(!bench.trial.is_trying() && bench.measure.is_none(), "{what}");
+            }
+        }
+    }
+
+    #[test]
+    fn counters_that_begin_anew_are_no_load() {
+        let mut bench = Bench::new();
+        bench.run(5, [100_000, 150_000, 100_000]);
+        bench.load = Load::default();
+        bench.pass(Duration::from_secs(1), [0, 0], 0);
+        assert_eq!(bench.measure, None);
+    }
+}
