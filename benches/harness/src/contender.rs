@@ -17,6 +17,8 @@ use std::fs::File;
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// One way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -287,9 +289,16 @@ impl Setup {
         Some(request)
     }
 
-    /// After its turn. A thread that polls without end would slow down everybody else's.
+    /// After its turn. A thread that polls without end would slow down everybody else's; cores that do not sleep yet
+    /// would speed it up.
     pub fn rest(&self) {
+        /// The data plane notices within a tenth of a second that its traffic has ended.
+        const SLEEP: Duration = Duration::from_secs(2);
         self.signal_pollers(Signal::SIGSTOP);
+        let end = Instant::now() + SLEEP;
+        while Instant::now() < end && self.measures().any(|measure| measure == "awake") {
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn signal_pollers(&self, signal: Signal) {
@@ -351,10 +360,9 @@ impl Setup {
         }
     }
 
-    /// What one of its data planes does about the traffic now, in its own word.
-    #[must_use]
-    pub fn measure(&self) -> Option<String> {
-        self.dataplanes.iter().find_map(Dataplane::measure)
+    /// What its data planes do about the traffic now, in their own words.
+    pub fn measures(&self) -> impl Iterator<Item = String> {
+        self.dataplanes.iter().filter_map(Dataplane::measure)
     }
 
     /// How its programs drive the NIC, in one line; None where there are none.
