@@ -12,6 +12,10 @@ pub struct Rotation {
     quantum: i64,
     /// Those that have something to do, the next one first.
     order: VecDeque<u32>,
+    /// How many of these, the first ones, had no turn in the last round.
+    early: usize,
+    /// Turns so far.
+    turns: u64,
     shares: Vec<Share>,
 }
 
@@ -23,6 +27,8 @@ struct Share {
     waiting: bool,
     /// It had more to do when it was served last.
     backlogged: bool,
+    /// [`Rotation::turns`] at the end of its last turn.
+    served: u64,
 }
 
 /// A slot's turn.
@@ -40,23 +46,35 @@ impl Rotation {
     /// Nobody has anything to do yet; `quantum` is at least 1.
     #[must_use]
     pub fn new(quantum: u32) -> Rotation {
-        Rotation { quantum: i64::from(quantum.max(1)), order: VecDeque::new(), shares: Vec::new() }
+        let quantum = i64::from(quantum.max(1));
+        Rotation { quantum, order: VecDeque::new(), early: 0, turns: 0, shares: Vec::new() }
     }
 
-    /// A slot has something to do: it gets its turn after those that wait already.
+    /// A slot has something to do: it gets its turn after those that wait already, or before those that were served since
+    /// it was.
     pub fn add(&mut self, slot: u32) {
         let index = slot as usize;
         if self.shares.len() <= index {
             self.shares.resize_with(index + 1, Share::default);
         }
-        if !std::mem::replace(&mut self.shares[index].waiting, true) {
+        let share = &mut self.shares[index];
+        if std::mem::replace(&mut share.waiting, true) {
+            return;
+        }
+        if self.turns - share.served > self.order.len() as u64 {
+            self.order.insert(self.early, slot);
+            self.early += 1;
+        } else {
             self.order.push_back(slot);
         }
     }
 
     /// Forgets a slot, its debt too.
     pub fn remove(&mut self, slot: u32) {
-        self.order.retain(|waiting| *waiting != slot);
+        if let Some(position) = self.order.iter().position(|waiting| *waiting == slot) {
+            self.order.remove(position);
+            self.early -= usize::from(position < self.early);
+        }
         if let Some(share) = self.shares.get_mut(slot as usize) {
             *share = Share::default();
         }
@@ -79,6 +97,7 @@ impl Rotation {
         let mut least = i64::MAX;
         for _ in 0..self.order.len() {
             let slot = self.order.pop_front()?;
+            self.early = self.early.saturating_sub(1);
             let Some(share) = self.shares.get_mut(slot as usize) else { continue };
             share.credit = (share.credit + self.quantum).min(self.quantum);
             if share.credit > 0 {
@@ -104,6 +123,8 @@ impl Rotation {
     /// Ends a turn in which the slot took `cost`. With `more` to do it gets another one.
     pub fn end(&mut self, turn: Turn, cost: i64, more: bool) {
         let Some(share) = self.shares.get_mut(turn.slot as usize) else { return };
+        self.turns += 1;
+        share.served = self.turns;
         share.credit -= cost;
         share.backlogged = more;
         if more {
@@ -162,6 +183,37 @@ mod tests {
         .take(5)
         .collect();
         assert_eq!(order, [1, 2, 0, 1, 0]);
+    }
+
+    #[test]
+    fn who_was_not_served_in_a_round_goes_first_but_not_twice() {
+        let mut rotation = Rotation::new(10);
+        (0..3).for_each(|slot| rotation.add(slot));
+        let mut serve = |asking: &[u32]| {
+            asking.iter().for_each(|slot| rotation.add(*slot));
+            let turn = rotation.begin().unwrap();
+            rotation.end(turn, turn.credit, turn.slot < 3);
+            turn.slot
+        };
+        let alone: Vec<u32> = (0..5).map(|_| serve(&[])).collect();
+        assert_eq!(alone, [0, 1, 2, 0, 1]);
+        // They ask without end, each time for no more than their credit: as often as the others, and in order.
+        let beside: Vec<u32> = (0..12).map(|_| serve(&[3, 4])).collect();
+        assert_eq!(beside, [3, 4, 2, 0, 1, 3, 4, 2, 0, 1, 3, 4]);
+    }
+
+    #[test]
+    fn who_goes_first_and_is_removed_leaves_the_place_to_the_next() {
+        let mut rotation = Rotation::new(10);
+        rotation.add(0);
+        for _ in 0..5 {
+            let turn = rotation.begin().unwrap();
+            rotation.end(turn, 10, true);
+        }
+        (3..5).for_each(|slot| rotation.add(slot));
+        rotation.remove(3);
+        rotation.add(5);
+        assert_eq!(rotation.slots().collect::<Vec<_>>(), [4, 5, 0]);
     }
 
     #[test]
