@@ -10,16 +10,22 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{bpf_redirect, bpf_skb_adjust_room, bpf_skb_pull_data, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
+use uvn_wire::arp;
 use uvn_wire::checksum::update_u16;
 use uvn_wire::ecn;
 use uvn_wire::ethernet::{self, Ethernet, ethertype};
-use uvn_wire::ipv4::Ipv4;
+use uvn_wire::ipv4::{self, Ipv4, protocol};
 use uvn_wire::ipv6::{self, Ipv6};
+use uvn_wire::tcp;
+use uvn_wire::udp;
 use uvn_wire::vxlan::{OVER_IPV4, OVER_IPV6, UPPER};
 use uvn_wire::xdp::{Address, Network, Verdict, mac_key};
 
 /// All headers that are looked at: IPv6 outside and inside, and TCP.
-const REACH: usize = OVER_IPV6 + ethernet::HEADER + ipv6::HEADER + 20;
+const REACH: usize = OVER_IPV6 + ethernet::HEADER + ipv6::HEADER + tcp::HEADER;
+
+/// How often more headers may be asked for: Ethernet, IP, UDP and all up to the inner Ethernet header, IP, transport.
+const LAYERS: usize = 5;
 
 /// The verdict on a frame of the NIC: on to the host's stack, to an endpoint, to the engine, or dropped.
 #[inline(always)]
@@ -31,12 +37,7 @@ pub fn receive(ctx: &TcContext) -> i32 {
         count(Verdict::Pass);
         return TC_ACT_UNSPEC;
     }
-    let mut frame = Frame::of_skb(skb);
-    if frame.length() < REACH && skb.len as usize > frame.length() {
-        // Some drivers leave headers in the pages. SAFETY: the kernel's own context; `frame` is made anew.
-        unsafe { bpf_skb_pull_data(ctx.skb.skb, skb.len.min(REACH as u32)) };
-        frame = Frame::of_skb(skb);
-    }
+    let frame = with_headers(ctx);
     let verdict = match Outer::of(frame) {
         Err(verdict) => verdict,
         Ok(outer) => match Incoming::of(&outer, skb) {
@@ -51,6 +52,69 @@ pub fn receive(ctx: &TcContext) -> i32 {
         Verdict::Redirected => unsafe { bpf_redirect(ENGINE.load(), 0) as i32 },
         _ => TC_ACT_SHOT,
     }
+}
+
+/// The frame, all headers that are looked at within reach. Some drivers leave them in the pages, layer by layer.
+#[inline(always)]
+fn with_headers(ctx: &TcContext) -> Frame {
+    let mut frame = frame_of(ctx);
+    for _ in 0..LAYERS {
+        // SAFETY: the kernel's own context.
+        let length = unsafe { (*ctx.skb.skb).len };
+        let reach = frame.length();
+        let wanted = if reach < REACH { headers(frame).min(length as usize) } else { 0 };
+        if reach >= wanted {
+            break;
+        }
+        // SAFETY: the kernel's own context; `frame` is made anew, also if this failed.
+        let failed = unsafe { bpf_skb_pull_data(ctx.skb.skb, wanted as u32) } != 0;
+        frame = frame_of(ctx);
+        if failed {
+            break;
+        }
+    }
+    frame
+}
+
+/// The frame as it is now. Through the kernel's own pointer: what is behind it changes.
+#[inline(always)]
+fn frame_of(ctx: &TcContext) -> Frame {
+    // SAFETY: the kernel's own context.
+    Frame::of_skb(unsafe { &*ctx.skb.skb })
+}
+
+/// How many bytes the headers have that are looked at, as far as those within reach tell. Not a byte of payload: a frame
+/// with payload among its headers is not joined to others in its receiver's queue (skb_try_coalesce, net/core/skbuff.c).
+#[inline(always)]
+fn headers(frame: Frame) -> usize {
+    let Some(ethernet) = frame.header::<Ethernet>(0) else { return ethernet::HEADER };
+    let outer = match ethernet.ethertype.get() {
+        ethertype::IPV4 => match frame.header::<Ipv4>(ethernet::HEADER) {
+            Some(ip) if ip.protocol != protocol::UDP => return 0,
+            Some(ip) if ip.header_length() != ipv4::HEADER => return REACH,
+            Some(_) => OVER_IPV4,
+            None => return ethernet::HEADER + ipv4::HEADER,
+        },
+        ethertype::IPV6 => match frame.header::<Ipv6>(ethernet::HEADER) {
+            Some(ip) if ip.next_header != protocol::UDP => return 0,
+            Some(_) => OVER_IPV6,
+            None => return ethernet::HEADER + ipv6::HEADER,
+        },
+        _ => return 0,
+    };
+    let ip = outer + ethernet::HEADER;
+    let Some(ethernet) = frame.header::<Ethernet>(outer) else { return ip };
+    let (header, protocol) = match ethernet.ethertype.get() {
+        ethertype::IPV4 => (ipv4::HEADER, frame.header::<Ipv4>(ip).map(|ip| ip.protocol)),
+        ethertype::IPV6 => (ipv6::HEADER, frame.header::<Ipv6>(ip).map(|ip| ip.next_header)),
+        _ => return ip + arp::HEADER,
+    };
+    let transport = match protocol {
+        Some(protocol::TCP) => tcp::HEADER,
+        Some(_) => udp::HEADER,
+        None => 0,
+    };
+    ip + header + transport
 }
 
 /// A frame that the engine would hand to its endpoint.
@@ -189,8 +253,7 @@ fn set_ce(ctx: &TcContext, offset: usize, tos: u8, ipv4: bool) -> bool {
         // SAFETY: the kernel's own context; two bytes.
         unsafe { bpf_skb_store_bytes(ctx.skb.skb, offset as u32, bytes.as_ptr().cast(), 2, 0) == 0 }
     };
-    // SAFETY: the kernel's own context.
-    let frame = Frame::of_skb(unsafe { &*ctx.skb.skb });
+    let frame = frame_of(ctx);
     let Some(old) = frame.header::<[u8; 2]>(offset) else { return false };
     if !ipv4 {
         return store(offset, [old[0], old[1] | ecn::CE << 4]);
