@@ -111,9 +111,16 @@ mod tests {
     }
 
     #[test]
-    fn more_nodes_than_cores_share_all() {
+    fn more_nodes_than_cores_are_spread_evenly() {
         let split = split(&[0, 1, 2, 3], 16);
-        assert_eq!(split[5], cores(&[0, 1, 2, 3], 1));
-        assert_eq!(split.len(), 16);
+        let cores: Vec<usize> = split.iter().map(|cores| cores.apps[0]).collect();
+        assert_eq!(cores, [0, 1, 2, 3, 1, 2, 3, 0, 2, 3, 0, 1, 3, 0, 1, 2]);
+        assert!(split.iter().all(Cores::shared));
+        // Neighbours on a torus of four by four, and pairs, are on different cores.
+        for node in 0..16 {
+            for peer in [(node / 4 * 4) + (node + 1) % 4, (node + 4) % 16, (node + 8) % 16] {
+                assert_ne!(cores[node], cores[peer]);
+            }
+        }
     }
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Four nodes with a rank each, as a grid of two by two.
-const JOB: Job = Job { nodes: 4, ranks: 1 };
+pub const JOB: Job = Job { nodes: 4, ranks: 1 };
 const GROUP: &str = "application";
 const PROGRAM: &str = "hpcc";
 const INPUT: &str = "hpccinf.txt";

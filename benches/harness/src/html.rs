@@ -136,9 +136,10 @@ fn goals(report: &Report) -> Markup {
     let count = |verdict| outcomes.iter().filter(|outcome| outcome.verdict() == Some(verdict)).count();
     html! {
         p {
-            strong { (count(Verdict::Met)) " met, " (count(Verdict::Nearly)) " nearly, " (count(Verdict::Missed)) " missed" }
+            strong { (count(Verdict::Met)) " met, " (count(Verdict::Nearly)) " nearly, " (count(Verdict::Even)) " even, " (count(Verdict::Missed)) " missed" }
             " of " (outcomes.len()) " goals; this run did not measure the rest. Each is a ratio of medians. "
-            "Nearly: what the number in brackets asks is reached."
+            "Nearly: what the number in brackets asks is reached. Even, where a goal is about many patterns: some medians are "
+            "beyond it, as chance has it, but none in every round."
         }
         @if outcomes.iter().any(|outcome| outcome.ratio.is_some()) {
             div.scroll {
@@ -162,7 +163,7 @@ fn goal(outcome: &Outcome) -> Markup {
             td.number { @if let Some(ratio) = outcome.ratio { strong { (short(ratio)) } } }
             td.limit { (outcome.goal.limits()) }
             td.number { (outcome.medians()) }
-            td { (outcome.place.as_deref().unwrap_or_default()) }
+            td { (outcome.places()) }
         }
     }
 }
