@@ -6,7 +6,8 @@ mod common;
 
 use common::cluster::{Cluster, Settings, V4, V6, VNI};
 use common::engine::Engine;
-use std::net::IpAddr;
+use std::io::Write;
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 use uvn_wire::ethernet::Mac;
 
@@ -79,6 +80,42 @@ fn both_ends_in_the_kernel() {
 #[test]
 fn both_ends_in_the_kernel_over_ipv6() {
     talk(&V6[..2], [&GEAR_V6; 2]).iter().for_each(assert_in_gear);
+}
+
+/// Of the network namespace that this thread is in: a number of `/proc/net/netstat` or `snmp`.
+fn counter(file: &str, group: &str, name: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix(group)?.strip_prefix(':'));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let mut both = names.split_whitespace().zip(values.split_whitespace());
+    both.find(|(other, _)| *other == name).unwrap().1.parse().unwrap()
+}
+
+/// The payload stays where it was, out of the frame's head: else each small segment is kept and copied alone.
+#[test]
+fn small_segments_are_joined_in_the_receivers_queue() {
+    // Fewer than a new connection may have on their way (RFC 6928): no two are sent as one.
+    const SEGMENTS: usize = 8;
+    const LENGTH: usize = 400;
+    let cluster = Cluster::wired(&V4[..2], 1).together();
+    let engines = [0, 1].map(|node| cluster.engine(node, &GEAR));
+    let ((here, _), (there, [address, _])) = (cluster.user(0), cluster.user(1));
+    let listener = there.run(|| TcpListener::bind((address, 0)).unwrap());
+    let mut sender = here.run(|| TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+    let (receiver, _) = listener.accept().unwrap();
+    sender.set_nodelay(true).unwrap();
+    let look =
+        || there.run(|| [counter("snmp", "Tcp", "InSegs"), counter("netstat", "TcpExt", "TCPRcvCoalesce")]);
+    let before = look();
+    for _ in 0..SEGMENTS {
+        sender.write_all(&[7; LENGTH]).unwrap();
+    }
+    receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    while receiver.peek(&mut [0; LENGTH * SEGMENTS]).unwrap() < LENGTH * SEGMENTS {}
+    let after = look();
+    let [segments, joined] = [0, 1].map(|index| after[index] - before[index]);
+    assert!(segments > 4 && 2 * joined > segments, "{joined} of {segments} joined");
+    assert!(engines[1].counted().verdict("tc_stripped") >= segments);
 }
 
 #[test]
