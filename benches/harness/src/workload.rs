@@ -50,6 +50,11 @@ pub trait Workload {
         seconds + 0.2
     }
 
+    /// How many seconds it plays beforehand where the data plane follows the traffic.
+    fn warm_up(&self) -> f64 {
+        0.0
+    }
+
     /// Why it makes no sense on a contender; None where it does.
     fn unfit(&self, _contender: Contender) -> Option<&'static str> {
         None

@@ -42,9 +42,13 @@ impl Workload for PingPong {
         if self.connections == 1 { "one ping-pong" } else { "many ranks" }
     }
 
+    fn warm_up(&self) -> f64 {
+        self.game().warm_up()
+    }
+
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
         let (client, server) = (setup.place(0), setup.place(1));
-        warm_up(setup, self.game())?;
+        self.game().play_before(setup)?;
         Ok(vec![(self.label(), self.play(&client, &server, seconds)?)])
     }
 
@@ -78,7 +82,7 @@ pub struct Curve {
 
 impl Curve {
     /// From one byte to one MiB.
-    pub const SIZES: [usize; 10] = [1, 8, 64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
+    pub const SIZES: [usize; 7] = [1, 8, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 1 << 20];
 
     fn play(&self, client: &Place, server: &Place, seconds: f64) -> Result<Values, RigError> {
         let played = Game::of(self.bytes).play(client, server, seconds / 4.0)?;
@@ -105,21 +109,18 @@ impl Workload for Curve {
         seconds / 4.0 + 0.2
     }
 
+    fn warm_up(&self) -> f64 {
+        Game::of(self.bytes).warm_up()
+    }
+
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
-        warm_up(setup, Game::of(self.bytes))?;
+        Game::of(self.bytes).play_before(setup)?;
         Ok(vec![(self.label(), self.play(&setup.place(0), &setup.place(1), seconds)?)])
     }
 
     fn between(&self, client: &Place, server: &Place, seconds: f64) -> Option<Result<Values, RigError>> {
         Some(self.play(client, server, seconds))
     }
-}
-
-fn warm_up(setup: &Setup, game: Game) -> Result<(), RigError> {
-    if setup.contender.follows_traffic() {
-        game.play(&setup.place(0), &setup.place(1), WARM_UP)?;
-    }
-    Ok(())
 }
 
 /// The outcome of ping-pongs.
@@ -151,6 +152,18 @@ impl Game {
     #[must_use]
     pub const fn of(bytes: usize) -> Game {
         Game { bytes, connections: 1, busy_poll: false }
+    }
+
+    /// Sockets that poll keep their cores awake themselves.
+    const fn warm_up(self) -> f64 {
+        if self.busy_poll { 0.0 } else { WARM_UP }
+    }
+
+    fn play_before(self, setup: &Setup) -> Result<(), RigError> {
+        if setup.contender.follows_traffic() && self.warm_up() > 0.0 {
+            self.play(&setup.place(0), &setup.place(1), self.warm_up())?;
+        }
+        Ok(())
     }
 
     /// Plays from `client` with `server`.

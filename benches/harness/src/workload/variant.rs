@@ -30,6 +30,10 @@ impl Workload for Variant {
         self.workload.takes(seconds)
     }
 
+    fn warm_up(&self) -> f64 {
+        self.workload.warm_up()
+    }
+
     fn unfit(&self, contender: Contender) -> Option<&'static str> {
         self.workload.unfit(contender)
     }
