@@ -35,7 +35,7 @@
 //! - [`networks`]: the networks, what was learned in them, and their tables
 //! - [`device`]: endpoint devices, made or handed over
 //! - [`queues`], [`cores`]: the XDP program and the workers of a NIC, and the cores they run on
-//! - [`traffic`]: what the in-kernel gear does about the traffic, where that pays: threads for the NIC, cores awake
+//! - [`traffic`]: what is done about the traffic, where that pays: threads for the NIC, cores awake
 //! - [`waiting`]: the networks that the in-kernel gear is still to take over
 //! - [`underlay`], [`route`]: next hops, from the kernel's routes and neighbours
 //! - [`link`]: network devices by name: rtnetlink, ethtool, namespaces

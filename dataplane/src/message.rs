@@ -141,7 +141,7 @@ pub struct Summary {
     /// Why.
     #[serde(default)]
     pub gear_reason: Option<String>,
-    /// What the in-kernel gear does about the traffic now.
+    /// What is done about the traffic now.
     #[serde(default)]
     pub measure: Option<Measure>,
     /// One per NIC queue.

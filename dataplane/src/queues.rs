@@ -70,7 +70,7 @@ pub struct Queues {
     pub xdp: Xdp,
     /// The in-kernel gear.
     pub shortcut: Option<Shortcut>,
-    /// What the in-kernel gear does about the traffic.
+    /// What is done about the traffic.
     pub traffic: Option<Traffic>,
     /// Why there is an in-kernel gear, or none.
     why: String,
@@ -131,7 +131,8 @@ impl Queues {
         tracing::info!(nic = link.name, queues = count, why, "NIC in use by the engine alone");
         let waiting = Waiting::new(started);
         let (workers, zero_copy) = (Vec::new(), Some(true));
-        let mut queues = Queues { xdp, shortcut: None, traffic: None, why, waiting, workers, zero_copy };
+        let traffic = follow(link, None);
+        let mut queues = Queues { xdp, shortcut: None, traffic, why, waiting, workers, zero_copy };
         for (queue, core) in (0..count).zip(cores) {
             if let Err(error) = queues.start(&engine, queue, core) {
                 queues.stop();
@@ -154,9 +155,7 @@ impl Queues {
         let mut xdp = Xdp::load(link.index, settings, tap)?;
         let shortcut = Some(Shortcut::attach(&mut xdp, link, settings.port)?);
         tracing::info!(nic = link.name, queues = cores.len(), why, "NIC in use by the in-kernel gear");
-        let traffic = Traffic::open(link, cores.iter().copied().flatten().collect())
-            .inspect_err(|error| tracing::info!(%error, "the NIC's traffic is not followed"))
-            .ok();
+        let traffic = follow(link, Some(cores.iter().copied().flatten().collect()));
         let (why, waiting, workers) = (why.into(), Waiting::new(engine.started), Vec::new());
         let mut queues = Queues { xdp, shortcut, traffic, why, waiting, workers, zero_copy: None };
         for (queue, slow_path) in (0..).zip(slow_paths) {
@@ -308,6 +307,12 @@ impl Queues {
             }
         }
     }
+}
+
+fn follow(link: &Link, threads: Option<Vec<usize>>) -> Option<Traffic> {
+    Traffic::open(link, threads)
+        .inspect_err(|error| tracing::info!(%error, "the NIC's traffic is not followed"))
+        .ok()
 }
 
 /// Whether the in-kernel gear is wanted, and why; or why not.

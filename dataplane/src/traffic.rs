@@ -1,5 +1,6 @@
-//! What the in-kernel gear does about the traffic it sees: where many ranks send messages, the NIC's receive processing
-//! in threads ([`napi`]); where few wait for each other, cores that stay awake ([`awake`]). Only while it pays ([`trial`]).
+//! What is done about the traffic that a NIC sees: where few messages wait for each other, cores stay awake ([`awake`]);
+//! where many ranks send them, the NIC's receive processing runs in threads ([`napi`]), in the in-kernel gear, which has
+//! no use of its own for the workers' cores. Only while it pays ([`trial`]).
 
 pub mod awake;
 pub mod napi;
@@ -26,11 +27,11 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Looks at a NIC; nothing changes for now. Threads will run on these cores in turn.
+    /// Looks at a NIC; nothing changes for now. Threads will run on these cores in turn; None: there are to be none.
     ///
     /// # Errors
     /// Its counters cannot be read.
-    pub fn open(link: &Link, cores: Vec<usize>) -> Result<Traffic, NapiError> {
+    pub fn open(link: &Link, cores: Option<Vec<usize>>) -> Result<Traffic, NapiError> {
         let counter = |name: &str| {
             let path = format!("/sys/class/net/{}/statistics/{name}", link.name);
             File::open(&path).map_err(|source| NapiError::File { path, source })
@@ -38,9 +39,11 @@ impl Traffic {
         napi::check_namespace(link)?;
         let counters =
             [counter("rx_packets")?, counter("rx_bytes")?, counter("tx_packets")?, counter("tx_bytes")?];
-        let napi = Napi::open(link, cores)
-            .inspect_err(|error| tracing::info!(%error, "the NIC's receive processing stays where it is"))
-            .ok();
+        let napi = cores.and_then(|cores| {
+            Napi::open(link, cores)
+                .inspect_err(|error| tracing::info!(%error, "the NIC's receive processing stays where it is"))
+                .ok()
+        });
         let (nic, trial, awake) = (link.name.clone(), Trial::default(), Awake::default());
         Ok(Traffic { nic, counters, trial, napi, awake, due: None })
     }

@@ -110,7 +110,7 @@ fn messages_both_ways_begin_a_trial_and_a_flood_does_not() {
                 .map_or_else(|| UdpSocket::bind(address), |netns| netns.run(|| UdpSocket::bind(address)))
                 .unwrap()
         });
-        let mut traffic = Traffic::open(&link::get("em1").unwrap(), vec![first_core()]).unwrap();
+        let mut traffic = Traffic::open(&link::get("em1").unwrap(), Some(vec![first_core()])).unwrap();
         let mut now = Instant::now();
         traffic.follow(now);
         // A thousand in a hundredth of a second, by the clock that it is given.

@@ -174,7 +174,7 @@ impl Contender {
         }
     }
 
-    /// Whether it may work in another way once it has seen the traffic for a second.
+    /// Whether it carries more once it has seen the traffic for a second, and is to be measured so.
     #[must_use]
     pub const fn follows_traffic(self) -> bool {
         matches!(self, Contender::Auto | Contender::AutoAllCores)

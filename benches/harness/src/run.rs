@@ -118,9 +118,7 @@ fn measure(section: &Section, workload: &dyn Workload, setup: &Setup, report: &m
     let awake = setup.wake();
     let watch = Watch::start();
     let outcome = workload.run(setup, section.seconds);
-    if setup.contender.follows_traffic() {
-        setup.measures().for_each(|measure| report.note_measure(contender, &measure, &name));
-    }
+    setup.measures().for_each(|measure| report.note_measure(contender, &measure, &name));
     drop(awake);
     setup.rest();
     match outcome {
