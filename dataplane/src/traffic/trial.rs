@@ -109,8 +109,8 @@ enum State {
     /// Nothing to gain.
     #[default]
     Quiet,
-    /// Bytes a second of each turn so far.
-    Trying { measure: Measure, rates: Vec<f64>, last: Option<Outcome> },
+    /// Bytes a second of each turn so far; threads may have failed before.
+    Trying { measure: Measure, rates: Vec<f64>, last: Option<Outcome>, without_threads: bool },
     /// An outcome holds.
     Settled(Outcome),
 }
@@ -134,8 +134,8 @@ impl Outcome {
 }
 
 impl State {
-    fn trying(measure: Measure, last: Option<Outcome>) -> State {
-        State::Trying { measure, rates: Vec::new(), last }
+    fn trying(measure: Measure, last: Option<Outcome>, without_threads: bool) -> State {
+        State::Trying { measure, rates: Vec::new(), last, without_threads }
     }
 
     /// What is tried, or in force.
@@ -193,12 +193,16 @@ impl Trial {
         }
         let first = if many && free { Measure::Threads } else { Measure::Awake };
         match &mut self.state {
-            State::Quiet => self.state = State::trying(first, None),
+            State::Quiet => self.state = State::trying(first, None, false),
             State::Settled(last) if now >= last.until => {
-                self.state = State::trying(first, Some(*last));
+                self.state = State::trying(first, Some(*last), false);
             }
             State::Settled(outcome) => return outcome.measure,
-            State::Trying { measure, rates, last } => {
+            State::Trying { measure, rates, last, without_threads } => {
+                // The traffic may have begun just before it was first seen: the first turn tells how much it is.
+                if rates.is_empty() && !*without_threads {
+                    *measure = first;
+                }
                 rates.push((carried.rx_bytes + carried.tx_bytes) as f64 / seconds);
                 let Ok(rates) = <[f64; TURNS]>::try_from(rates.as_slice()) else {
                     return (rates.len() % 2 == 1).then_some(*measure);
@@ -206,7 +210,7 @@ impl Trial {
                 let (measure, last) = (*measure, *last);
                 let pays = measure.pays(rates);
                 if !pays && measure == Measure::Threads {
-                    self.state = State::trying(Measure::Awake, last);
+                    self.state = State::trying(Measure::Awake, last, true);
                     return None;
                 }
                 let outcome = Outcome::after(last, pays.then_some(measure), now);
@@ -321,6 +325,14 @@ mod tests {
     }
 
     #[test]
+    fn traffic_that_has_just_begun_is_not_taken_for_little() {
+        let mut bench = Bench::new();
+        bench.pass(Duration::from_secs(1), [5_000, 5_000], 100);
+        bench.run(2, [100_000, 150_000, 100_000]);
+        assert_eq!(bench.measure, Some(Measure::Threads));
+    }
+
+    #[test]
     fn an_outcome_is_tried_again_less_and_less_often() {
         let mut bench = Bench::new();
         let (few, many) = ([10_000, 5_000, 80_000], [100_000, 150_000, 100_000]);
@@ -328,10 +340,10 @@ mod tests {
         assert_eq!(bench.run(240, few), 6);
         assert_eq!(bench.measure, Some(Measure::Awake));
         // Others now: noticed by the next trial, 80 s after the last.
-        bench.run(82, many);
+        bench.run(84, many);
         assert_eq!(bench.measure, Some(Measure::Threads));
         // And back again, within 10 s of that.
-        bench.run(82, few);
+        bench.run(84, few);
         assert_eq!(bench.measure, Some(Measure::Awake));
     }
 
