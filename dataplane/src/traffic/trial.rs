@@ -352,9 +352,9 @@ mod tests {
         let mut bench = Bench::new();
         let rates = [100_000, 150_000, 100_000];
         bench.programs = 0.4;
-        for _ in 0..20 {
-            bench.run(1, rates);
-            assert_ne!(bench.measure, Some(Measure::Threads));
+        for _ in 0..200 {
+            bench.pass(TURN, [100_000, 100_000], 100);
+            assert_ne!(bench.measure, Some(Measure::Threads), "not even for a turn");
         }
         bench.programs = 0.1;
         bench.run(30, rates);
@@ -389,6 +389,20 @@ mod tests {
                 assert!(!bench.trial.is_trying() && bench.measure.is_none(), "{what}");
             }
         }
+    }
+
+    #[test]
+    fn less_than_many_messages_begin_no_trial_of_threads_and_end_their_use() {
+        let mut bench = Bench::new();
+        for _ in 0..100 {
+            bench.pass(TURN, [19_000, 19_000], 100);
+            assert_ne!(bench.measure, Some(Measure::Threads));
+        }
+        let mut bench = Bench::new();
+        bench.run(5, [100_000, 150_000, 100_000]);
+        assert_eq!(bench.measure, Some(Measure::Threads));
+        bench.pass(Duration::from_secs(1), [3_000, 3_000], 100);
+        assert_eq!(bench.measure, None);
     }
 
     #[test]
