@@ -223,7 +223,9 @@ impl Queues {
     pub fn gear_reason(&self) -> String {
         let measure = match self.measure() {
             None => "",
-            Some(Measure::Threads) => "; receiving in threads on the workers' cores, which carries more now",
+            Some(Measure::Threads) => {
+                "; receiving in threads on the workers' cores, which stay awake: that carries more now"
+            }
             Some(Measure::Awake) => "; cores stay awake, which carries more now",
         };
         format!("{}{measure}", self.why)

@@ -1,6 +1,6 @@
 //! What is done about the traffic that a NIC sees: where few messages wait for each other, cores stay awake ([`awake`]);
-//! where many ranks send them, the NIC's receive processing runs in threads ([`napi`]), in the in-kernel gear, which has
-//! no use of its own for the workers' cores. Only while it pays ([`trial`]).
+//! where many ranks send them, the NIC's receive processing runs in threads as well ([`napi`]), in the in-kernel gear,
+//! which has no use of its own for the workers' cores. Only while it pays ([`trial`]).
 
 pub mod awake;
 pub mod napi;
@@ -11,7 +11,7 @@ use awake::Awake;
 use napi::{Napi, NapiError};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use trial::{Load, Measure, Trial};
 
 /// One NIC's. Dropping it puts everything back.
@@ -57,22 +57,27 @@ impl Traffic {
     /// What is done now.
     #[must_use]
     pub fn measure(&self) -> Option<Measure> {
-        if self.awake.is_held() {
-            Some(Measure::Awake)
+        if self.napi.as_ref().is_some_and(Napi::threads) {
+            Some(Measure::Threads)
         } else {
-            self.napi.as_ref().is_some_and(Napi::threads).then_some(Measure::Threads)
+            self.awake.is_held().then_some(Measure::Awake)
         }
     }
 
     /// Looks at what the NIC carries, and follows.
     pub fn follow(&mut self, now: Instant) {
         let was_trying = self.trial.is_trying();
+        if was_trying && self.due.is_some_and(|due| now < due) {
+            // A turn lasts to its end.
+            return;
+        }
         let load = self.load();
         let napi = self.napi.as_ref();
         let measure = self.trial.step(now, load, || napi.map(Napi::programs));
-        self.due = self.trial.again().map(|time| now + time);
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.due = self.trial.again(time).map(|time| now + time);
         if measure != self.measure() {
-            self.awake.hold(measure == Some(Measure::Awake));
+            self.awake.hold(measure.is_some());
             if let Some(napi) = &mut self.napi
                 && let Err(error) = napi.set(measure == Some(Measure::Threads))
             {

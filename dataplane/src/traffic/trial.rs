@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Measure {
-    /// The NIC's receive processing in threads, for many messages.
+    /// The NIC's receive processing in threads, for many messages; on cores that stay awake, since each wakes one.
     Threads,
     /// Cores stay awake, for few.
     Awake,
@@ -41,10 +41,14 @@ impl Measure {
 const BALANCE: u64 = 3;
 /// The part of the cores' time that programs may have.
 const PROGRAMS: f64 = 0.25;
-/// How long a turn is. The rate of 28 ranks differs by 3 % from turn to turn.
+/// How long a turn is. The rate of 28 ranks differs by 3 % from turn to turn. Turns begin at multiples of it by the wall
+/// clock, those without anything at even ones: nodes that try at the same time, as those of one job do, would otherwise
+/// spoil each other's turns.
 const TURN: Duration = Duration::from_millis(60);
-/// How soon it is noticed that cores need not stay awake any more.
+/// How soon it is noticed that cores need not stay awake any more; a second where threads run, too.
 const ALERT: Duration = Duration::from_millis(100);
+/// How often the threads' cores are looked at between trials.
+const GLANCE: Duration = Duration::from_secs(1);
 /// Without, with, without, with.
 const TURNS: usize = 4;
 /// After a trial, how long its outcome holds; twice as long after each with the same outcome, up to the longest: other
@@ -97,11 +101,19 @@ pub struct Programs {
 #[derive(Debug, Default)]
 pub struct Trial {
     before: Option<(Instant, Load)>,
-    /// When the cores were last looked at.
-    programs: Option<(Instant, Programs)>,
-    /// Since then.
-    measure: Option<Measure>,
+    look: Option<Look>,
     state: State,
+}
+
+/// What was seen of the threads' cores.
+#[derive(Debug)]
+struct Look {
+    at: Instant,
+    programs: Programs,
+    /// No programs ran there until then.
+    free: bool,
+    /// Threads have run there since.
+    threads: bool,
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -109,8 +121,8 @@ enum State {
     /// Nothing to gain.
     #[default]
     Quiet,
-    /// Bytes a second of each turn so far; threads may have failed before.
-    Trying { measure: Measure, rates: Vec<f64>, last: Option<Outcome>, without_threads: bool },
+    /// Bytes a second of each turn so far, once the first has begun; threads may have failed before.
+    Trying { measure: Measure, rates: Option<Vec<f64>>, last: Option<Outcome>, without_threads: bool },
     /// An outcome holds.
     Settled(Outcome),
 }
@@ -134,8 +146,8 @@ impl Outcome {
 }
 
 impl State {
-    fn trying(measure: Measure, last: Option<Outcome>, without_threads: bool) -> State {
-        State::Trying { measure, rates: Vec::new(), last, without_threads }
+    fn trying(measure: Measure, last: Option<Outcome>) -> State {
+        State::Trying { measure, rates: None, last, without_threads: false }
     }
 
     /// What is tried, or in force.
@@ -166,8 +178,11 @@ impl Trial {
         load: Load,
         programs: impl FnOnce() -> Option<Programs>,
     ) -> Option<Measure> {
-        self.measure = self.decide(now, load, programs);
-        self.measure
+        let measure = self.decide(now, load, programs);
+        if let Some(look) = &mut self.look {
+            look.threads |= measure == Some(Measure::Threads);
+        }
+        measure
     }
 
     fn decide(
@@ -186,19 +201,20 @@ impl Trial {
         }
         let in_threads = self.state.measure() == Some(Measure::Threads);
         let many = messages >= Measure::Threads.least();
-        let free = (many || in_threads) && self.are_cores_free(now, programs());
+        let free = (many || in_threads) && self.are_cores_free(now, programs);
         if in_threads && !free {
             self.state = State::Quiet;
             return None;
         }
         let first = if many && free { Measure::Threads } else { Measure::Awake };
         match &mut self.state {
-            State::Quiet => self.state = State::trying(first, None, false),
+            State::Quiet => self.state = State::trying(first, None),
             State::Settled(last) if now >= last.until => {
-                self.state = State::trying(first, Some(*last), false);
+                self.state = State::trying(first, Some(*last));
             }
             State::Settled(outcome) => return outcome.measure,
-            State::Trying { measure, rates, last, without_threads } => {
+            State::Trying { rates: rates @ None, .. } => *rates = Some(Vec::new()),
+            State::Trying { measure, rates: Some(rates), last, without_threads } => {
                 // The traffic may have begun just before it was first seen: the first turn tells how much it is.
                 if rates.is_empty() && !*without_threads {
                     *measure = first;
@@ -210,7 +226,8 @@ impl Trial {
                 let (measure, last) = (*measure, *last);
                 let pays = measure.pays(rates);
                 if !pays && measure == Measure::Threads {
-                    self.state = State::trying(Measure::Awake, last, true);
+                    let (measure, rates) = (Measure::Awake, Some(Vec::new()));
+                    self.state = State::Trying { measure, rates, last, without_threads: true };
                     return None;
                 }
                 let outcome = Outcome::after(last, pays.then_some(measure), now);
@@ -221,14 +238,22 @@ impl Trial {
         None
     }
 
-    /// Whether there can be threads, and no programs ran on their cores.
-    fn are_cores_free(&mut self, now: Instant, programs: Option<Programs>) -> bool {
-        let Some(programs) = programs else { return false };
-        let Some((then, before)) = self.programs.replace((now, programs)) else { return true };
-        let system =
-            if self.measure == Some(Measure::Threads) { 0.0 } else { programs.system - before.system };
-        let seconds = now.saturating_duration_since(then).as_secs_f64();
-        programs.user - before.user + system <= PROGRAMS * seconds
+    /// Whether there can be threads, and no programs ran on their cores: in each turn, and otherwise in the last second.
+    fn are_cores_free(&mut self, now: Instant, programs: impl FnOnce() -> Option<Programs>) -> bool {
+        let since = |look: &Look| now.saturating_duration_since(look.at);
+        if let Some(look) = &self.look
+            && !self.is_trying()
+            && since(look) < GLANCE
+        {
+            return look.free;
+        }
+        let Some(programs) = programs() else { return false };
+        let free = self.look.as_ref().is_none_or(|look| {
+            let system = if look.threads { 0.0 } else { programs.system - look.programs.system };
+            programs.user - look.programs.user + system <= PROGRAMS * since(look).as_secs_f64()
+        });
+        self.look = Some(Look { at: now, programs, free, threads: false });
+        free
     }
 
     /// Whether a trial is going on.
@@ -237,11 +262,16 @@ impl Trial {
         matches!(self.state, State::Trying { .. })
     }
 
-    /// When the next step is due; None: whenever there is time.
+    /// When the next step is due, now that it is so long since 1970; None: whenever there is time.
     #[must_use]
-    pub fn again(&self) -> Option<Duration> {
+    pub fn again(&self, time: Duration) -> Option<Duration> {
+        let to_next = |turns: u32| {
+            let whole = (turns * TURN).as_nanos();
+            Duration::from_nanos((whole - time.as_nanos() % whole) as u64)
+        };
         match &self.state {
-            State::Trying { .. } => Some(TURN),
+            State::Trying { rates: None, .. } => Some(to_next(2)),
+            State::Trying { .. } => Some(to_next(1)),
             State::Settled(outcome) => (outcome.measure == Some(Measure::Awake)).then_some(ALERT),
             State::Quiet => None,
         }
@@ -256,21 +286,29 @@ mod tests {
     struct Bench {
         trial: Trial,
         now: Instant,
+        /// When the wall clock was zero.
+        epoch: Instant,
         load: Load,
         measure: Option<Measure>,
         /// The part of the cores' time that programs have, a half of it in the kernel, and what they had so far.
         programs: f64,
         had: Programs,
+        /// How often that was asked for.
+        looks: usize,
     }
 
     impl Bench {
         fn new() -> Bench {
-            let (trial, load) = (Trial::default(), Load::default());
-            let now = Instant::now();
-            let mut bench =
-                Bench { trial, now, load, measure: None, programs: 0.1, had: Programs::default() };
+            let (trial, load, had) = (Trial::default(), Load::default(), Programs::default());
+            let epoch = Instant::now();
+            let now = epoch + Duration::from_millis(1_234);
+            let mut bench = Bench { trial, now, epoch, load, measure: None, programs: 0.1, had, looks: 0 };
             bench.pass(Duration::from_secs(1), [0, 0], 0);
             bench
+        }
+
+        fn again(&self) -> Option<Duration> {
+            self.trial.again(self.now.duration_since(self.epoch))
         }
 
         /// `rates`: packets a second received and sent, of so many bytes.
@@ -284,7 +322,10 @@ mod tests {
             self.had.user += self.programs / 2.0 * time.as_secs_f64();
             let own = if self.measure == Some(Measure::Threads) { 1.0 } else { 0.0 };
             self.had.system += (self.programs / 2.0 + own) * time.as_secs_f64();
-            self.measure = self.trial.step(self.now, self.load, || Some(self.had));
+            self.measure = self.trial.step(self.now, self.load, || {
+                self.looks += 1;
+                Some(self.had)
+            });
         }
 
         /// So many seconds. Returns the trials.
@@ -298,7 +339,7 @@ mod tests {
                     Some(Measure::Awake) => awake,
                 };
                 let before = self.trial.is_trying();
-                self.pass(self.trial.again().unwrap_or(Duration::from_secs(1)), [rate, rate], 100);
+                self.pass(self.again().unwrap_or(Duration::from_secs(1)), [rate, rate], 100);
                 trials += usize::from(!before && self.trial.is_trying());
             }
             trials
@@ -321,6 +362,30 @@ mod tests {
             assert_eq!(bench.measure, measure, "{rates:?}");
             bench.pass(Duration::from_secs(1), [400, 400], 100);
             assert_eq!(bench.measure, None, "it has become quiet");
+        }
+    }
+
+    #[test]
+    fn nodes_that_try_at_the_same_time_do_not_spoil_each_others_turns() {
+        let epoch = Instant::now();
+        for apart in (0..1_000).step_by(25) {
+            let mut nodes = [0, apart].map(|begin| (Trial::default(), Duration::from_millis(begin), None));
+            let (mut time, mut messages) = (Duration::ZERO, 0.0);
+            while time < Duration::from_secs(3) {
+                let next = nodes.iter().map(|(_, next, _)| *next).min().unwrap();
+                let gain = nodes.iter().filter(|(.., measure)| *measure == Some(Measure::Threads)).count();
+                messages += 100_000.0 * 1.2_f64.powi(gain as i32) * (next - time).as_secs_f64();
+                time = next;
+                for (trial, next, measure) in nodes.iter_mut().filter(|(_, next, _)| *next == time) {
+                    let [packets, bytes] = [messages as u64, 100 * messages as u64];
+                    let load =
+                        Load { rx_packets: packets, rx_bytes: bytes, tx_packets: packets, tx_bytes: bytes };
+                    *measure = trial.step(epoch + time, load, || Some(Programs::default()));
+                    *next += trial.again(time).unwrap_or(Duration::from_secs(1));
+                }
+            }
+            let measures = nodes.map(|(.., measure)| measure);
+            assert_eq!(measures, [Some(Measure::Threads); 2], "{apart} ms apart");
         }
     }
 
@@ -362,6 +427,17 @@ mod tests {
         bench.programs = 0.6;
         bench.pass(Duration::from_secs(1), [100_000, 100_000], 100);
         assert_eq!(bench.measure, None);
+    }
+
+    #[test]
+    fn their_cores_are_looked_at_once_a_second_between_trials() {
+        let mut bench = Bench::new();
+        let one_ping_pong = [10_000, 5_000, 80_000];
+        bench.run(3, one_ping_pong);
+        let before = bench.looks;
+        bench.run(5, one_ping_pong);
+        assert_eq!(bench.measure, Some(Measure::Awake));
+        assert!((4..=6).contains(&(bench.looks - before)), "{}", bench.looks - before);
     }
 
     #[test]
