@@ -53,7 +53,7 @@ impl Metric {
     pub const FAILED: Metric = lower("% failed");
     /// Thousand datagrams of another user's flood received per second.
     pub const FLOOD: Metric = higher("kpps of the flood received");
-    /// 99th percentile of the round trip while nobody else sends, microseconds.
+    /// 99th percentile of the round trip while another user computes, and nobody else sends, microseconds.
     pub const P99_ALONE: Metric = lower("us p99 alone");
     /// The same while another user floods.
     pub const P99_FLOOD: Metric = lower("us p99 beside it");

@@ -25,8 +25,9 @@ pub enum Flood {
     Tcp,
 }
 
-/// A ping-pong alone, then under another user's flood in the same direction. The flooder's programs give way to the
-/// measured user's (nice 19): it is the data path's fairness that is compared, not the scheduler's.
+/// A ping-pong while the other user's programs compute, then while they flood in the same direction. They give way to the
+/// measured user's (nice 19), and keep the same cores from sleeping in both: it is the data path's fairness that is
+/// compared, not the scheduler's.
 #[derive(Debug, Clone, Copy)]
 pub struct Fairness(pub Flood);
 
@@ -48,8 +49,10 @@ impl Workload for Fairness {
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
         let play = || Game::of(SMALL).play(&setup.place(0), &setup.place(1), seconds);
-        let alone = play()?;
         let (client, server) = (setup.other_place(0), setup.other_place(1));
+        let computing = [compute(&client)?, compute(&server)?];
+        let alone = play()?;
+        drop(computing);
         let [flood, sink] = match self.0 {
             Flood::Udp => udp(&client, &server, seconds)?,
             Flood::Tcp => tcp(&client, &server, seconds)?,
@@ -82,6 +85,12 @@ fn rate(told: &[String]) -> Result<f64, RigError> {
     Ok((last.0 - first.0) / (last.1 - first.1).max(1e-3))
 }
 
+fn compute(place: &Place) -> Result<Process, RigError> {
+    let mut compute = meek(place);
+    compute.args(["sh", "-c", "while :; do :; done"]);
+    Process::start_quietly("sh", compute)
+}
+
 fn udp(client: &Place, server: &Place, seconds: f64) -> Result<[Process; 2], RigError> {
     let own = process::own_program();
     let mut sink = meek(server);
@@ -103,7 +112,8 @@ fn tcp(client: &Place, server: &Place, seconds: f64) -> Result<[Process; 2], Rig
     let time = (seconds + SPARE).ceil().to_string();
     let mut send = meek(client);
     send.args(["iperf3", "--client", &server.address.to_string(), "--port", &port]);
-    send.args(["--parallel", "8", "--time", &time]);
+    // A kernel without preemption lets a system call of iperf3's usual 128 KiB end: 0.2 ms that any program would cost.
+    send.args(["--parallel", "8", "--time", &time, "--length", "16K"]);
     Ok([Process::start_quietly("iperf3 --client", send)?, serving])
 }
 
