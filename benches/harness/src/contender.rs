@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ovs::Switch;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::Path;
 use std::thread;
@@ -281,12 +281,7 @@ impl Setup {
     #[must_use]
     pub fn wake(&self) -> Option<File> {
         self.signal_pollers(Signal::SIGCONT);
-        if self.contender != Contender::KernelTuned {
-            return None;
-        }
-        let mut request = File::options().write(true).open("/dev/cpu_dma_latency").ok()?;
-        request.write_all(&0_i32.to_ne_bytes()).ok()?;
-        Some(request)
+        (self.contender == Contender::KernelTuned).then(keep_awake)?.ok()
     }
 
     /// After its turn. A thread that polls without end would slow down everybody else's; cores that do not sleep yet
@@ -372,9 +367,22 @@ impl Setup {
     pub fn gear(&self) -> Result<Option<String>, RigError> {
         match self.dataplanes.first() {
             Some(dataplane) => dataplane.summary().map(Some),
+            None if self.contender == Contender::KernelTuned => Ok(Some(match keep_awake() {
+                Ok(_) => "no core asleep in its turns".to_owned(),
+                Err(error) => format!("cores may sleep in its turns: {AWAKE}: {error}"),
+            })),
             None => Ok(self.switches.first().map(Switch::summary)),
         }
     }
+}
+
+const AWAKE: &str = "/dev/cpu_dma_latency";
+
+fn keep_awake() -> io::Result<File> {
+    let mut request = File::options().write(true).open(AWAKE)?;
+    // Microseconds that a core may take to wake up.
+    request.write_all(&0_i32.to_ne_bytes())?;
+    Ok(request)
 }
 
 /// The VNI of a network, counted from 0: the users' UIDs, then others.
