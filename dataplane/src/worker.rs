@@ -13,6 +13,7 @@ use crate::port::{Endpoint, MAX_FRAME, MAX_PARTS, Nic, VnetHeader};
 use crate::tables::{Network, Tables};
 use arrivals::Arrivals;
 use crossbeam::channel::Sender;
+use egress::Begun;
 use hashbrown::HashSet;
 use hdrhistogram::Histogram;
 use std::io;
@@ -27,6 +28,8 @@ use uvn_wire::vxlan::Vni;
 
 /// Frames to receive at a time, and to look through for what GRO can join: that and its head fit [`MAX_PARTS`].
 pub const BATCH: usize = MAX_PARTS - 1;
+/// Super-frames that are sent in parts at the same time, per worker, and one that is sent at once.
+const BEGUN: usize = 9;
 /// Frames that wait for the next hop of a VTEP, per worker.
 const PARKED: usize = 64;
 /// How long they wait.
@@ -133,7 +136,12 @@ pub struct Worker<N: Nic> {
     /// What is being verified or handed over, and where in each frame the inner one lies.
     batch: Vec<N::Frame>,
     inner: Vec<Range<usize>>,
-    buffer: Box<[u8]>,
+    /// What endpoints have begun to send; the next part is for their next turn.
+    begun: Vec<Begun>,
+    /// Who sent last, and since when nobody else has.
+    sender: (u32, Instant),
+    /// To read into.
+    spare: Vec<Box<[u8]>>,
     parked: Vec<Parked>,
     /// Frames that the kernel had not sent at the last flush.
     pending: usize,
@@ -174,7 +182,9 @@ impl<N: Nic> Worker<N> {
             gro: Gro::default(),
             batch: Vec::new(),
             inner: Vec::new(),
-            buffer: vec![0; MAX_FRAME].into(),
+            begun: Vec::new(),
+            sender: (0, started),
+            spare: vec![vec![0; MAX_FRAME].into(); BEGUN],
             parked: Vec::new(),
             pending: 0,
             asked: HashSet::new(),
@@ -206,12 +216,13 @@ impl<N: Nic> Worker<N> {
         self.tables = tables;
         self.status.epoch.store(self.tables.epoch, Release);
         for parked in mem::take(&mut self.parked) {
-            self.send(parked.slot, parked.header, &parked.frame, parked.since);
+            self.send_parked(&parked);
         }
     }
 
     /// Serves an endpoint.
     pub fn attach(&mut self, slot: u32, endpoint: Box<dyn Endpoint>) {
+        self.forget_begun(slot);
         self.endpoints.attach(slot, endpoint);
     }
 
@@ -219,6 +230,7 @@ impl<N: Nic> Worker<N> {
     pub fn detach(&mut self, slot: u32) {
         self.parked.retain(|parked| parked.slot != slot);
         self.forget_arrivals(slot);
+        self.forget_begun(slot);
         if let Some(endpoint) = self.endpoints.detach(slot) {
             self.tell(Event::Detached { slot, endpoint });
         }

@@ -9,7 +9,7 @@ mod tables;
 use crossbeam::channel::unbounded;
 use frames::{udp, vxlan};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tables::{A, B};
 use uvn_dataplane::config::{Encapsulation, Vtep};
 use uvn_dataplane::counters::{Counters, Drop};
@@ -91,6 +91,20 @@ impl Node {
         }
     }
 
+    /// The user of a slot has 46 segments of 1400 bytes to send, in one.
+    fn send_super_frame(&self, slot: usize) {
+        let frame = udp((Mac::of(A), Mac::of(B)), (A, 1), (B, 2), 0, &[0; 46 * 1400]);
+        let header = VnetHeader {
+            flags: VnetHeader::NEEDS_CHECKSUM,
+            gso_type: VnetHeader::GSO_UDP,
+            header_length: 42,
+            gso_size: 1400,
+            checksum_start: 34,
+            checksum_offset: 6,
+        };
+        self.users[slot].send(header, &frame);
+    }
+
     /// `count` frames arrive for the network of a slot. None can join another: they have no UDP checksum.
     ///
     /// How many found a free frame.
@@ -145,19 +159,10 @@ fn a_flood_leaves_a_quantum_at_a_time() {
 fn floods_share_alike_whatever_the_size_of_their_frames() {
     // Super-frames of 46 segments, frames of 1400 bytes, and small ones.
     let mut node = Node::new(3);
-    let inner = udp((Mac::of(A), Mac::of(B)), (A, 1), (B, 2), 0, &[0; 46 * 1400]);
-    let header = VnetHeader {
-        flags: VnetHeader::NEEDS_CHECKSUM,
-        gso_type: VnetHeader::GSO_UDP,
-        header_length: 42,
-        gso_size: 1400,
-        checksum_start: 34,
-        checksum_offset: 6,
-    };
     let mut costs = [0; 3];
     for _ in 0..300 {
         for _ in 0..2 {
-            node.users[0].send(header, &inner);
+            node.send_super_frame(0);
         }
         node.send(1, 40, &[0; 1400]);
         node.send(2, 80, SMALL);
@@ -170,6 +175,65 @@ fn floods_share_alike_whatever_the_size_of_their_frames() {
     let (most, least) = (costs.iter().max().unwrap(), costs.iter().min().unwrap());
     // Two super-frames (the headers of the segments are not in the price of the whole), of 150 or so.
     assert!(most - least < *most / 20, "{costs:?}");
+}
+
+#[test]
+fn a_super_frame_goes_in_parts_while_others_send() {
+    let mut node = Node::new(2);
+    node.send_super_frame(0);
+    node.turn();
+    let [(0, part)] = node.sent()[..] else { panic!("not the super-frame alone") };
+    assert!(part < 20, "{part} segments at once");
+    node.send(1, 1, SMALL);
+    node.turn();
+    let sent = node.sent();
+    let at = sent.iter().position(|(slot, _)| *slot == 1).unwrap();
+    assert!(at <= 1 && (at == 0 || sent[0].1 < 5), "{sent:?}: nobody waits for all of it");
+    let mut segments =
+        part + sent.iter().filter(|(slot, _)| *slot == 0).map(|(_, count)| count).sum::<usize>();
+    while node.turn() {
+        segments += node.sent().iter().map(|(_, count)| count).sum::<usize>();
+    }
+    assert_eq!((segments, node.wire.held()), (46, 0));
+    // Nobody else sends any more.
+    node.now += Duration::from_millis(11);
+    node.send_super_frame(0);
+    node.turn();
+    assert_eq!(node.sent(), [(0, 46)]);
+}
+
+#[test]
+fn more_super_frames_at_once_than_can_wait_lose_nothing() {
+    let mut node = Node::new(20);
+    for slot in 0..20 {
+        node.send_super_frame(slot);
+    }
+    let mut segments = [0; 20];
+    for _ in 0..200 {
+        node.turn();
+        node.sent().iter().for_each(|(slot, count)| segments[*slot as usize] += count);
+    }
+    assert_eq!((segments, node.wire.held()), ([46; 20], 0));
+}
+
+#[test]
+fn what_is_left_of_a_super_frame_goes_with_its_endpoint() {
+    for detach in [true, false] {
+        let mut node = Node::new(2);
+        node.send_super_frame(0);
+        node.turn();
+        assert!(node.sent()[0].1 < 46);
+        if detach {
+            node.worker.detach(0);
+        }
+        let (endpoint, _user) = memory::endpoint(CAPACITY, Offloads::default());
+        node.worker.attach(0, Box::new(endpoint));
+        for _ in 0..20 {
+            node.turn();
+        }
+        assert_eq!(node.sent(), [], "the next user's network got it");
+        assert_eq!(node.wire.held(), 0);
+    }
 }
 
 #[test]
