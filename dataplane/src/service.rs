@@ -241,9 +241,7 @@ impl Service {
                 queues.upgrade(&self.networks);
             }
             let now = Instant::now();
-            if (now >= tick || self.traffic_due().is_some_and(|due| now >= due))
-                && let Some(traffic) = self.queues.as_mut().and_then(|queues| queues.traffic.as_mut())
-            {
+            if let Some(traffic) = self.queues.as_mut().and_then(|queues| queues.traffic.as_mut()) {
                 traffic.follow(now);
             }
             if now >= tick {
@@ -255,7 +253,7 @@ impl Service {
     }
 
     fn traffic_due(&self) -> Option<Instant> {
-        self.queues.as_ref()?.traffic.as_ref()?.due()
+        Some(self.queues.as_ref()?.traffic.as_ref()?.due())
     }
 
     /// What depends on time.

@@ -23,7 +23,7 @@ pub struct Traffic {
     trial: Trial,
     napi: Option<Napi>,
     awake: Awake,
-    due: Option<Instant>,
+    due: Instant,
 }
 
 impl Traffic {
@@ -45,12 +45,12 @@ impl Traffic {
                 .ok()
         });
         let (nic, trial, awake) = (link.name.clone(), Trial::default(), Awake::default());
-        Ok(Traffic { nic, counters, trial, napi, awake, due: None })
+        Ok(Traffic { nic, counters, trial, napi, awake, due: Instant::now() })
     }
 
-    /// When [`Traffic::follow`] is due, if that is soon.
+    /// When [`Traffic::follow`] has something to do.
     #[must_use]
-    pub fn due(&self) -> Option<Instant> {
+    pub fn due(&self) -> Instant {
         self.due
     }
 
@@ -66,16 +66,15 @@ impl Traffic {
 
     /// Looks at what the NIC carries, and follows.
     pub fn follow(&mut self, now: Instant) {
-        let was_trying = self.trial.is_trying();
-        if was_trying && self.due.is_some_and(|due| now < due) {
-            // A turn lasts to its end.
+        if now < self.due {
             return;
         }
+        let was_trying = self.trial.is_trying();
         let load = self.load();
         let napi = self.napi.as_ref();
         let measure = self.trial.step(now, load, || napi.map(Napi::programs));
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.due = self.trial.again(time).map(|time| now + time);
+        self.due = now + self.trial.again(time.saturating_sub(now.elapsed()));
         if measure != self.measure() {
             self.awake.hold(measure.is_some());
             if let Some(napi) = &mut self.napi

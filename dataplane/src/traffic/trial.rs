@@ -41,14 +41,15 @@ impl Measure {
 const BALANCE: u64 = 3;
 /// The part of the cores' time that programs may have.
 const PROGRAMS: f64 = 0.25;
+/// How often the traffic is looked at, and how soon at the least: at whole seconds by the wall clock, so that nodes whose
+/// clocks agree begin their trials together. Threads may be worth nothing on one side alone.
+const LOOK: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_millis(200);
 /// How long a turn is. The rate of 28 ranks differs by 3 % from turn to turn. Turns begin at multiples of it by the wall
-/// clock, those without anything at even ones: nodes that try at the same time, as those of one job do, would otherwise
-/// spoil each other's turns.
+/// clock, those without anything at even ones: nodes that try at the same time would otherwise spoil each other's turns.
 const TURN: Duration = Duration::from_millis(60);
 /// How soon it is noticed that cores need not stay awake any more; a second where threads run, too.
 const ALERT: Duration = Duration::from_millis(100);
-/// How often the threads' cores are looked at between trials.
-const GLANCE: Duration = Duration::from_secs(1);
 /// Without, with, without, with.
 const TURNS: usize = 4;
 /// After a trial, how long its outcome holds; twice as long after each with the same outcome, up to the longest: other
@@ -243,7 +244,7 @@ impl Trial {
         let since = |look: &Look| now.saturating_duration_since(look.at);
         if let Some(look) = &self.look
             && !self.is_trying()
-            && since(look) < GLANCE
+            && since(look) < LOOK - SOON
         {
             return look.free;
         }
@@ -262,18 +263,23 @@ impl Trial {
         matches!(self.state, State::Trying { .. })
     }
 
-    /// When the next step is due, now that it is so long since 1970; None: whenever there is time.
+    /// How soon the next step is due, now that it is so long since 1970.
     #[must_use]
-    pub fn again(&self, time: Duration) -> Option<Duration> {
-        let to_next = |turns: u32| {
-            let whole = (turns * TURN).as_nanos();
-            Duration::from_nanos((whole - time.as_nanos() % whole) as u64)
+    pub fn again(&self, time: Duration) -> Duration {
+        // The next time that is so long after a multiple of the period.
+        let next = |period: Duration, offset: Duration, least: Duration| {
+            let past = (time.as_nanos() % period.as_nanos()) as u64;
+            let left = (period + offset - Duration::from_nanos(past)).as_nanos() % period.as_nanos();
+            let left = Duration::from_nanos(left as u64);
+            if left < least { left + period } else { left }
         };
+        // A turn that was begun a little early or late ends with everybody else's.
+        let least = TURN / 4;
         match &self.state {
-            State::Trying { rates: None, .. } => Some(to_next(2)),
-            State::Trying { .. } => Some(to_next(1)),
-            State::Settled(outcome) => (outcome.measure == Some(Measure::Awake)).then_some(ALERT),
-            State::Quiet => None,
+            State::Trying { rates: Some(rates), .. } if rates.len() % 2 == 0 => next(2 * TURN, TURN, least),
+            State::Trying { .. } => next(2 * TURN, Duration::ZERO, least),
+            State::Settled(outcome) if outcome.measure == Some(Measure::Awake) => ALERT,
+            State::Settled(_) | State::Quiet => next(LOOK, Duration::ZERO, SOON),
         }
     }
 }
@@ -307,7 +313,7 @@ mod tests {
             bench
         }
 
-        fn again(&self) -> Option<Duration> {
+        fn again(&self) -> Duration {
             self.trial.again(self.now.duration_since(self.epoch))
         }
 
@@ -339,7 +345,7 @@ mod tests {
                     Some(Measure::Awake) => awake,
                 };
                 let before = self.trial.is_trying();
-                self.pass(self.again().unwrap_or(Duration::from_secs(1)), [rate, rate], 100);
+                self.pass(self.again(), [rate, rate], 100);
                 trials += usize::from(!before && self.trial.is_trying());
             }
             trials
@@ -366,22 +372,27 @@ mod tests {
     }
 
     #[test]
-    fn nodes_that_try_at_the_same_time_do_not_spoil_each_others_turns() {
+    fn nodes_that_gain_only_together_find_out_soon() {
         let epoch = Instant::now();
+        // Steps are late, or early by a clock.
+        let mut late = [3, 0, 5, 1, 0, 2, 4].into_iter().cycle().map(Duration::from_millis);
         for apart in (0..1_000).step_by(25) {
             let mut nodes = [0, apart].map(|begin| (Trial::default(), Duration::from_millis(begin), None));
+            let traffic = Duration::from_millis(3_000 + 7 * apart % 1_000);
             let (mut time, mut messages) = (Duration::ZERO, 0.0);
-            while time < Duration::from_secs(3) {
+            while time < traffic + Duration::from_millis(1_500) {
                 let next = nodes.iter().map(|(_, next, _)| *next).min().unwrap();
-                let gain = nodes.iter().filter(|(.., measure)| *measure == Some(Measure::Threads)).count();
-                messages += 100_000.0 * 1.2_f64.powi(gain as i32) * (next - time).as_secs_f64();
+                let both = nodes.iter().all(|(.., measure)| *measure == Some(Measure::Threads));
+                let rate = if both { 135_000.0 } else { 100_000.0 };
+                messages += rate * next.saturating_sub(time.max(traffic)).as_secs_f64();
                 time = next;
                 for (trial, next, measure) in nodes.iter_mut().filter(|(_, next, _)| *next == time) {
-                    let [packets, bytes] = [messages as u64, 100 * messages as u64];
-                    let load =
-                        Load { rx_packets: packets, rx_bytes: bytes, tx_packets: packets, tx_bytes: bytes };
+                    let packets = messages as u64;
+                    let [rx_packets, tx_packets] = [packets; 2];
+                    let [rx_bytes, tx_bytes] = [100 * packets; 2];
+                    let load = Load { rx_packets, rx_bytes, tx_packets, tx_bytes };
                     *measure = trial.step(epoch + time, load, || Some(Programs::default()));
-                    *next += trial.again(time).unwrap_or(Duration::from_secs(1));
+                    *next += trial.again(time) + late.next().unwrap() - Duration::from_millis(2);
                 }
             }
             let measures = nodes.map(|(.., measure)| measure);
@@ -422,7 +433,7 @@ mod tests {
             assert_ne!(bench.measure, Some(Measure::Threads), "not even for a turn");
         }
         bench.programs = 0.1;
-        bench.run(30, rates);
+        bench.run(40, rates);
         assert_eq!(bench.measure, Some(Measure::Threads));
         bench.programs = 0.6;
         bench.pass(Duration::from_secs(1), [100_000, 100_000], 100);
