@@ -287,8 +287,8 @@ impl Setup {
     /// After its turn. A thread that polls without end would slow down everybody else's; cores that do not sleep yet
     /// would speed it up.
     pub fn rest(&self) {
-        /// The data plane notices within a second that its traffic has ended.
-        const SLEEP: Duration = Duration::from_secs(2);
+        /// A data plane looks once a second; the first look may find traffic that has just ended.
+        const SLEEP: Duration = Duration::from_secs(3);
         self.signal_pollers(Signal::SIGSTOP);
         let end = Instant::now() + SLEEP;
         while Instant::now() < end && self.measures().next().is_some() {

@@ -31,7 +31,7 @@ impl Measure {
         let [without, with, without_again, with_again] = rates;
         match self {
             Measure::Threads => with.min(with_again) > 1.05 * without.max(without_again),
-            // The other node may try it at the same time, so that a turn has both. And it takes power.
+            // It takes power.
             Measure::Awake => with + with_again > 1.2 * (without + without_again),
         }
     }
@@ -48,7 +48,7 @@ const SOON: Duration = Duration::from_millis(200);
 /// How long a turn is. The rate of 28 ranks differs by 3 % from turn to turn. Turns begin at multiples of it by the wall
 /// clock, those without anything at even ones: nodes that try at the same time would otherwise spoil each other's turns.
 const TURN: Duration = Duration::from_millis(60);
-/// How soon it is noticed that cores need not stay awake any more; a second where threads run, too.
+/// How soon it is noticed that cores need not stay awake any more; where threads run, by the next look or the one after.
 const ALERT: Duration = Duration::from_millis(100);
 /// Without, with, without, with.
 const TURNS: usize = 4;

@@ -122,6 +122,7 @@ impl<N: Nic> Worker<N> {
         if let Some(index) = self.begun.iter().position(|begun| begun.slot == slot) {
             return Ok(Some(self.begun.swap_remove(index)));
         }
+        // There is one: what is read into the last is sent at once.
         let Some(mut buffer) = self.spare.pop() else { return Ok(None) };
         match self.endpoints.receive(slot, &mut buffer) {
             Ok(Some((header, length))) => Ok(Some(Begun { slot, header, buffer, length, next: 0 })),
@@ -134,7 +135,7 @@ impl<N: Nic> Worker<N> {
 
     /// Forgets what is left of an endpoint's super-frame.
     pub(super) fn forget_begun(&mut self, slot: u32) {
-        while let Some(index) = self.begun.iter().position(|begun| begun.slot == slot) {
+        if let Some(index) = self.begun.iter().position(|begun| begun.slot == slot) {
             self.spare.push(self.begun.swap_remove(index).buffer);
         }
     }
