@@ -98,12 +98,13 @@ fn crash_at_every_step(path: &str, only: &[&str], prepare: impl Fn(&Node), act: 
             );
             let output = node.try_uvn(act);
             drop(trace);
-            if output.status.success() {
-                continue;
-            }
+            // Also after an answer: what it asks now and then may have been the call that killed it.
             daemon.crash();
             daemon = node.restart_uvnd();
             approve(node);
+            if output.status.success() {
+                continue;
+            }
             println!("{call} {nth}: {:?}", started.elapsed());
             met = true;
             break;
@@ -117,8 +118,8 @@ fn crash_at_every_step(path: &str, only: &[&str], prepare: impl Fn(&Node), act: 
 }
 
 fn gone(node: &Node) {
-    let _not_there = node.try_uvn(&["detach", "--all", &ALICE.to_string()]);
-    assert!(devices(node).is_empty(), "{:?}", devices(node));
+    let output = node.try_uvn(&["detach", "--all", &ALICE.to_string()]);
+    assert!(devices(node).is_empty(), "{:?}: {output:?}", devices(node));
 }
 
 fn there(node: &Node) {
