@@ -9,6 +9,7 @@ use crate::dataplane::Dataplane;
 use crate::error::RigError;
 use crate::process::{Host, Place};
 use crate::rig::{NIC, Rig, USERS, overlay, underlay};
+use crate::workload::Workload;
 use crate::workload::ping_pong::{Game, SMALL};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -120,7 +121,7 @@ impl Contender {
                 "as kernel VXLAN; the wire's NAPI in threads on the networking cores, and no core sleeps"
             }
             Contender::Auto => {
-                "uvn in the gear of its choice; on the networking core its worker, or the NIC's threads while ranks gain from them; cores kept awake while messages gain from that"
+                "uvn in the gear of its choice; on the networking core its worker, or the NIC's threads, while the traffic gains from them; cores kept awake while it gains from that"
             }
             Contender::AutoAllCores => "the same; applications may use the networking cores too",
             Contender::Engine => "uvn by AF_XDP alone, its worker on the networking core",
@@ -174,10 +175,11 @@ impl Contender {
         }
     }
 
-    /// Whether it carries more once it has seen the traffic for a second, and is to be measured so.
+    /// For how many seconds a workload runs beforehand, unmeasured, where the data plane follows the traffic.
     #[must_use]
-    pub const fn follows_traffic(self) -> bool {
-        matches!(self, Contender::Auto | Contender::AutoAllCores)
+    pub fn warm_up(self, workload: &dyn Workload) -> Option<f64> {
+        let follows = matches!(self, Contender::Auto | Contender::AutoAllCores);
+        Some(workload.warm_up()).filter(|seconds| follows && *seconds > 0.0)
     }
 
     /// Whether no program of its own carries the packets.
@@ -287,7 +289,7 @@ impl Setup {
     /// After its turn. A thread that polls without end would slow down everybody else's; cores that do not sleep yet
     /// would speed it up.
     pub fn rest(&self) {
-        /// A data plane looks once a second; the first look may find traffic that has just ended.
+        /// A data plane looks twice a second; the first look may find traffic that has just ended.
         const SLEEP: Duration = Duration::from_secs(3);
         self.signal_pollers(Signal::SIGSTOP);
         let end = Instant::now() + SLEEP;

@@ -18,6 +18,8 @@ use crate::workload::variant::Variant;
 const SETUP_PER_NODE: f64 = 0.5;
 /// The same for each network on it.
 const SETUP_PER_NETWORK: f64 = 0.01;
+/// How long cores stay awake after a workload that has gained from that: [`Setup::rest`](crate::contender::Setup::rest).
+const REST: f64 = 0.5;
 
 /// Contenders that take turns on the same work, on the same kind of nodes.
 pub struct Section {
@@ -49,8 +51,10 @@ impl Section {
     pub fn takes(&self) -> f64 {
         let round = |contender: Contender| -> f64 {
             let fit = self.workloads.iter().filter(|workload| workload.unfit(contender).is_none());
-            let warm_up = if contender.follows_traffic() { 1.0 } else { 0.0 };
-            fit.map(|workload| workload.takes(self.seconds) + warm_up * workload.warm_up()).sum()
+            let beforehand = |workload: &dyn Workload| {
+                contender.warm_up(workload).map_or(0.0, |seconds| workload.takes(seconds) + REST)
+            };
+            fit.map(|workload| workload.takes(self.seconds) + beforehand(&**workload)).sum()
         };
         let turns: f64 = self.contenders.iter().map(|&contender| self.rounds as f64 * round(contender)).sum();
         let each = |networks: &usize| SETUP_PER_NODE + *networks as f64 * SETUP_PER_NETWORK;

@@ -116,6 +116,10 @@ fn measure(section: &Section, workload: &dyn Workload, setup: &Setup, report: &m
         return;
     }
     let awake = setup.wake();
+    if let Some(seconds) = setup.contender.warm_up(workload) {
+        // What is wrong will be told when it is measured.
+        let _unmeasured = workload.run(setup, seconds);
+    }
     let watch = Watch::start();
     let outcome = workload.run(setup, section.seconds);
     setup.measures().for_each(|measure| report.note_measure(contender, &measure, &name));

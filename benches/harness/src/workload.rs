@@ -32,6 +32,10 @@ pub struct Label {
     pub x: Option<X>,
 }
 
+/// Seconds in which a data plane that follows the traffic has found out what that gains from: it looks twice a second, and
+/// tries for a quarter or half of one. All others carry the same with and without.
+const WARM_UP: f64 = 1.0;
+
 /// One kind of traffic.
 pub trait Workload {
     /// Its name, for tables; no two of a run have the same.
@@ -47,10 +51,10 @@ pub trait Workload {
 
     /// About how many seconds a run takes whose traffic flows for `seconds`.
     fn takes(&self, seconds: f64) -> f64 {
-        seconds + 0.2
+        seconds + 0.1
     }
 
-    /// How many seconds it plays beforehand where the data plane follows the traffic.
+    /// For how many seconds it runs beforehand, unmeasured, where the data plane follows the traffic.
     fn warm_up(&self) -> f64 {
         0.0
     }

@@ -1,6 +1,6 @@
 //! Bulk TCP by iperf3.
 
-use super::{Label, START, Values, Workload, busy, json, number, patience};
+use super::{Label, START, Values, WARM_UP, Workload, busy, json, number, patience};
 use crate::contender::Setup;
 use crate::error::RigError;
 use crate::metric::Metric;
@@ -44,7 +44,11 @@ impl Workload for Bulk {
     }
 
     fn takes(&self, seconds: f64) -> f64 {
-        seconds.ceil() + 0.4
+        seconds.ceil() + 0.2
+    }
+
+    fn warm_up(&self) -> f64 {
+        WARM_UP
     }
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {

@@ -1,6 +1,6 @@
 //! Connection rate: connect, one byte each way, close.
 
-use super::{Label, START, Values, Workload, json, number, patience};
+use super::{Label, START, Values, WARM_UP, Workload, json, number, patience};
 use crate::contender::Setup;
 use crate::error::RigError;
 use crate::metric::Metric;
@@ -21,6 +21,10 @@ impl Workload for Connections {
 
     fn group(&self) -> &'static str {
         "connections"
+    }
+
+    fn warm_up(&self) -> f64 {
+        WARM_UP
     }
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {

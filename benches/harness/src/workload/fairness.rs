@@ -44,7 +44,7 @@ impl Workload for Fairness {
     }
 
     fn takes(&self, seconds: f64) -> f64 {
-        2.0 * seconds + 0.8
+        2.0 * seconds + 0.5
     }
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {

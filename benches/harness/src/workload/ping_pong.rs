@@ -1,6 +1,6 @@
 //! Concurrent TCP ping-pongs, as MPI ranks would play them.
 
-use super::{Label, START, Values, Workload, busy, json, number, patience, size};
+use super::{Label, START, Values, WARM_UP, Workload, busy, json, number, patience, size};
 use crate::contender::Setup;
 use crate::error::RigError;
 use crate::metric::Metric;
@@ -12,10 +12,6 @@ const PORT: u16 = 5301;
 pub const SMALL: usize = 8;
 /// Payload bytes of middling messages: three packets or so.
 pub const PAGE: usize = 4096;
-
-/// Seconds that ping-pongs play before they are measured where the data plane follows the traffic, at which it
-/// looks once a second. All others carry the same with and without.
-const WARM_UP: f64 = 1.5;
 
 /// Ping-pongs between the first node and the second.
 #[derive(Debug, Clone, Copy)]
@@ -42,14 +38,13 @@ impl Workload for PingPong {
         if self.connections == 1 { "one ping-pong" } else { "many ranks" }
     }
 
+    /// Sockets that poll keep their cores awake themselves.
     fn warm_up(&self) -> f64 {
-        self.game().warm_up()
+        if self.busy_poll { 0.0 } else { WARM_UP }
     }
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
-        let (client, server) = (setup.place(0), setup.place(1));
-        self.game().play_before(setup)?;
-        Ok(vec![(self.label(), self.play(&client, &server, seconds)?)])
+        Ok(vec![(self.label(), self.play(&setup.place(0), &setup.place(1), seconds)?)])
     }
 
     fn between(&self, client: &Place, server: &Place, seconds: f64) -> Option<Result<Values, RigError>> {
@@ -58,12 +53,9 @@ impl Workload for PingPong {
 }
 
 impl PingPong {
-    const fn game(&self) -> Game {
-        Game { bytes: self.bytes, connections: self.connections, busy_poll: self.busy_poll }
-    }
-
     fn play(&self, client: &Place, server: &Place, seconds: f64) -> Result<Values, RigError> {
-        let played = self.game().play(client, server, seconds)?;
+        let PingPong { connections, bytes, busy_poll } = *self;
+        let played = Game { bytes, connections, busy_poll }.play(client, server, seconds)?;
         let cpu = (Metric::CPU_PER_MILLION, played.cpu_per_message * 1e6);
         let rate = (Metric::KMSGS, played.rate / 1e3);
         Ok(match self.connections {
@@ -106,15 +98,14 @@ impl Workload for Curve {
 
     /// There are many points: each is given a quarter of the time.
     fn takes(&self, seconds: f64) -> f64 {
-        seconds / 4.0 + 0.2
+        seconds / 4.0 + 0.1
     }
 
     fn warm_up(&self) -> f64 {
-        Game::of(self.bytes).warm_up()
+        4.0 * WARM_UP
     }
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
-        Game::of(self.bytes).play_before(setup)?;
         Ok(vec![(self.label(), self.play(&setup.place(0), &setup.place(1), seconds)?)])
     }
 
@@ -152,18 +143,6 @@ impl Game {
     #[must_use]
     pub const fn of(bytes: usize) -> Game {
         Game { bytes, connections: 1, busy_poll: false }
-    }
-
-    /// Sockets that poll keep their cores awake themselves.
-    const fn warm_up(self) -> f64 {
-        if self.busy_poll { 0.0 } else { WARM_UP }
-    }
-
-    fn play_before(self, setup: &Setup) -> Result<(), RigError> {
-        if setup.contender.follows_traffic() && self.warm_up() > 0.0 {
-            self.play(&setup.place(0), &setup.place(1), self.warm_up())?;
-        }
-        Ok(())
     }
 
     /// Plays from `client` with `server`.

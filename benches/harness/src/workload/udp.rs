@@ -1,6 +1,6 @@
 //! UDP packet rate and loss.
 
-use super::{Label, START, Values, Workload, json, number, patience};
+use super::{Label, START, Values, WARM_UP, Workload, json, number, patience};
 use crate::contender::Setup;
 use crate::error::RigError;
 use crate::metric::Metric;
@@ -24,7 +24,11 @@ impl Workload for Flood {
     }
 
     fn takes(&self, seconds: f64) -> f64 {
-        seconds + 0.5
+        seconds + 0.2
+    }
+
+    fn warm_up(&self) -> f64 {
+        WARM_UP
     }
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
@@ -66,7 +70,7 @@ impl Workload for Paced {
     }
 
     fn takes(&self, seconds: f64) -> f64 {
-        seconds + 0.5
+        seconds + 0.2
     }
 
     /// Measures the kernel's rate.
