@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 use uvn_hwtests::cluster::OUTSIDE;
 use uvn_hwtests::node::Server;
 use uvn_hwtests::reach::Answer;
@@ -204,6 +205,10 @@ fn root_services_are_reached(path: &str) {
         everywhere_tcp(second.addresses()),
     );
     let who = name(ALICE, first);
+    // Its uvnd may still be starting.
+    second.wait("her network", Duration::from_secs(60), || {
+        first.reach(ALICE, &who, &far).values().all(Result::is_ok)
+    });
     let answers = first.reach(ALICE, &who, &[near.clone(), far.clone()].concat());
     assert_answer(&answers, &near, &name(0, first), &who);
     assert_answer(&answers, &far, &name(0, second), &who);

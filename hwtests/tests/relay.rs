@@ -10,7 +10,7 @@ use uvn_hwtests::{Cluster, Node};
 const ALICE: u32 = 1234;
 const BOB: u32 = 9876;
 /// Some time for what uvnd does by itself.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn both(address: &str) -> Vec<String> {
     vec![format!("tcp:{address}"), format!("udp:{address}")]

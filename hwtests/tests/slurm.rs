@@ -101,7 +101,7 @@ fn inside(node: &Node, uid: u32) -> usize {
     bound.len()
 }
 
-/// An MPI program that stays long enough to be looked at.
+/// An MPI program that stays until it has been looked at.
 const MPI: &str = r#"
 #include <mpi.h>
 #include <stdio.h>
@@ -116,7 +116,8 @@ int main(int argc, char **argv)
     MPI_Allreduce(&rank, &sum, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
     printf("rank %d of %d: %d\n", rank, ranks, sum);
     fflush(stdout);
-    sleep(3);
+    for (int i = 0; i < 1200 && access("looked", F_OK) != 0; i++)
+        usleep(100000);
     MPI_Allreduce(&rank, &sum, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
     return MPI_Finalize();
 }
@@ -133,9 +134,10 @@ fn mpi_runs_inside(site: &Site) {
     std::fs::write(format!("/home/u{ALICE}/job.sh"), script + "echo end $?\n").unwrap();
     site.slurm.run(n1, ALICE, "mpicc -o mpi mpi.c && sbatch -N2 --ntasks-per-node=1 -o job.out job.sh");
     let output = || std::fs::read_to_string(format!("/home/u{ALICE}/job.out")).unwrap_or_default();
-    n1.wait("ranks", Duration::from_secs(60), || output().lines().count() >= 2 || output().contains("end"));
+    n1.wait("ranks", Duration::from_secs(120), || output().lines().count() >= 2 || output().contains("end"));
     let count = [n1, n2].map(|node| inside(node, ALICE));
-    n1.wait("end of the batch job", Duration::from_secs(60), || output().contains("end"));
+    std::fs::write(format!("/home/u{ALICE}/looked"), "").unwrap();
+    n1.wait("end of the batch job", Duration::from_secs(120), || output().contains("end"));
     let mut lines: Vec<String> = output().lines().map(String::from).collect();
     lines.sort();
     assert_eq!(lines, ["end 0", "rank 0 of 2: 1", "rank 1 of 2: 1"]);
@@ -205,16 +207,21 @@ fn jobs_do_not_escape(site: &Site) {
 
 fn a_queued_job_starts(site: &Site) {
     let [n1, _] = site.cluster.pair();
-    let all = site.slurm.command(n1, BOB, "exec srun -N2 --exclusive sleep 8").spawn().unwrap();
+    let all = site.slurm.command(n1, BOB, "exec srun -N2 --exclusive sleep 600").spawn().unwrap();
     let all = Job { srun: all };
     site.cluster.storage.wait("Bob's job", Duration::from_secs(60), || {
         site.cluster.storage.sh("squeue --noheader --states=R --format=%u").contains("u5678")
     });
-    // slurmctld calls srun back when there is room.
-    let output = site.slurm.try_run(n1, ALICE, "timeout 60 srun -N2 hostname");
+    let mut srun = site.slurm.command(n1, ALICE, "exec timeout 240 srun -N2 hostname");
+    let hers = srun.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    site.cluster.storage.wait("Alice's job in the queue", Duration::from_secs(60), || {
+        site.cluster.storage.sh("squeue --noheader --states=PD --format=%u").contains("u1234")
+    });
+    drop(all);
+    // slurmctld calls srun back now that there is room.
+    let output = hers.wait_with_output().unwrap();
     let said = text(&output.stderr);
     assert!(output.status.success() && said.contains("queued"), "{}\n{said}", output.status);
-    drop(all);
 }
 
 #[test]

@@ -39,7 +39,7 @@ impl Slurm {
     /// What the next steps do without the plugin's consent: `required` or `optional`.
     pub fn plugin(&self, kind: &str) {
         let file = program("libspank_uvn.so");
-        fs::write("/etc/slurm/plugstack.conf", format!("{kind} {} timeout_s=10\n", file.display())).unwrap();
+        fs::write("/etc/slurm/plugstack.conf", format!("{kind} {}\n", file.display())).unwrap();
     }
 
     /// Waits until every node is idle.
