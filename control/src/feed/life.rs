@@ -47,6 +47,10 @@ impl Feed {
             self.state = State::Down(Instant::now() + PAUSE.0);
             return Ok(());
         }
+        // It may have come up while that was asked.
+        if let Ok(client) = Client::connect_for(&self.path("sock"), PATIENCE) {
+            return self.send_ping(client);
+        }
         let started = Process::start(&self.nic.name, &self.path("toml"), &self.path("log"))?;
         if let State::Starting { process, .. } = &mut self.state {
             *process = Some(started);
