@@ -205,7 +205,8 @@ impl Site {
     /// Each round begins with another contender, and is between the next pair of neighbours.
     pub fn measure(&self, workloads: &[&dyn Workload], report: &mut Report) {
         let Settings { rounds, seconds, .. } = report.settings;
-        let round: f64 = workloads.iter().map(|workload| workload.takes(seconds)).sum();
+        let takes = |workload: &dyn Workload| workload.takes(seconds) + workload.takes(workload.warm_up());
+        let round: f64 = workloads.iter().map(|&workload| takes(workload)).sum();
         let mut progress = Progress::new(self.contenders.len() as f64 * rounds as f64 * round);
         for round in 0..rounds {
             for &workload in workloads {
@@ -214,7 +215,7 @@ impl Site {
                     let name = &contender.info.name;
                     progress.show(&format!("round {} of {rounds}: {}, {name}", round + 1, workload.name()));
                     contender.measure(workload, round, report);
-                    progress.done(workload.takes(seconds));
+                    progress.done(takes(workload));
                 }
             }
         }
@@ -230,6 +231,11 @@ impl Contender {
         }
         let count = self.places.len();
         let (client, server) = (&self.places[round % count], &self.places[(round + 1) % count]);
+        // Which of them follows the traffic is not known here. It also lets cores sleep that the one before kept awake.
+        if workload.warm_up() > 0.0 {
+            // What is wrong will be told when it is measured.
+            let _unmeasured = workload.between(client, server, workload.warm_up());
+        }
         match disturbed(client, server, || workload.between(client, server, report.settings.seconds)) {
             Ok((Some(values), disturbance)) => {
                 let label = workload.label();

@@ -51,15 +51,19 @@ impl Section {
     pub fn takes(&self) -> f64 {
         let round = |contender: Contender| -> f64 {
             let fit = self.workloads.iter().filter(|workload| workload.unfit(contender).is_none());
-            let beforehand = |workload: &dyn Workload| {
-                contender.warm_up(workload).map_or(0.0, |seconds| workload.takes(seconds) + REST)
-            };
-            fit.map(|workload| workload.takes(self.seconds) + beforehand(&**workload)).sum()
+            fit.map(|workload| self.turn(&**workload, contender)).sum()
         };
         let turns: f64 = self.contenders.iter().map(|&contender| self.rounds as f64 * round(contender)).sum();
         let each = |networks: &usize| SETUP_PER_NODE + *networks as f64 * SETUP_PER_NETWORK;
         let setup = (self.contenders.len() * self.nodes) as f64 * self.networks.iter().map(each).sum::<f64>();
         setup + self.networks.len() as f64 * turns
+    }
+
+    /// The same of one turn.
+    #[must_use]
+    pub fn turn(&self, workload: &dyn Workload, contender: Contender) -> f64 {
+        let beforehand = contender.warm_up(workload).map(|seconds| workload.takes(seconds) + REST);
+        workload.takes(self.seconds) + beforehand.unwrap_or(0.0)
     }
 
     /// Whether contenders take part with different numbers of networks.
@@ -127,7 +131,7 @@ pub fn quick() -> Vec<Section> {
         ping_pong(28, SMALL),
         ping_pong(28, PAGE),
         Box::new(udp::Flood),
-        Box::new(udp::Paced::new(0.9)),
+        Box::new(udp::Paced::default()),
         Box::new(Connections),
         Box::new(Fairness(Flood::Udp)),
         Box::new(Idle),
@@ -229,7 +233,7 @@ fn everything() -> Vec<Box<dyn Workload>> {
         all.extend([SMALL, PAGE].map(|bytes| ping_pong(connections, bytes)));
     }
     all.push(Box::new(udp::Flood));
-    all.extend([0.5, 0.9].map(|part| Box::new(udp::Paced::new(part)) as Box<dyn Workload>));
+    all.push(Box::new(udp::Paced::default()));
     all.push(Box::new(Connections));
     all.extend([Flood::Udp, Flood::Tcp].map(|flood| Box::new(Fairness(flood)) as Box<dyn Workload>));
     all.push(Box::new(Idle));

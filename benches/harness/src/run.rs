@@ -100,7 +100,7 @@ fn interleave(section: &mut Section, setups: &[Setup], report: &mut Report, prog
                     (setup.contender.name(), section.name_of(&**workload, setup.networks));
                 progress.show(&format!("round {} of {rounds}: {name}, {contender}", round + 1));
                 measure(section, &**workload, setup, report);
-                progress.done(workload.takes(seconds));
+                progress.done(section.turn(&**workload, setup.contender));
             }
         }
     }
