@@ -179,7 +179,7 @@ impl Contender {
     #[must_use]
     pub fn warm_up(self, workload: &dyn Workload) -> Option<f64> {
         let follows = matches!(self, Contender::Auto | Contender::AutoAllCores);
-        Some(workload.warm_up()).filter(|seconds| follows && *seconds > 0.0)
+        workload.warm_up().filter(|_| follows)
     }
 
     /// Whether no program of its own carries the packets.

@@ -205,7 +205,9 @@ impl Site {
     /// Each round begins with another contender, and is between the next pair of neighbours.
     pub fn measure(&self, workloads: &[&dyn Workload], report: &mut Report) {
         let Settings { rounds, seconds, .. } = report.settings;
-        let takes = |workload: &dyn Workload| workload.takes(seconds) + workload.takes(workload.warm_up());
+        let takes = |workload: &dyn Workload| {
+            workload.takes(seconds) + workload.warm_up().map_or(0.0, |seconds| workload.takes(seconds))
+        };
         let round: f64 = workloads.iter().map(|&workload| takes(workload)).sum();
         let mut progress = Progress::new(self.contenders.len() as f64 * rounds as f64 * round);
         for round in 0..rounds {
@@ -232,9 +234,9 @@ impl Contender {
         let count = self.places.len();
         let (client, server) = (&self.places[round % count], &self.places[(round + 1) % count]);
         // Which of them follows the traffic is not known here. It also lets cores sleep that the one before kept awake.
-        if workload.warm_up() > 0.0 {
+        if let Some(seconds) = workload.warm_up() {
             // What is wrong will be told when it is measured.
-            let _unmeasured = workload.between(client, server, workload.warm_up());
+            let _unmeasured = workload.between(client, server, seconds);
         }
         match disturbed(client, server, || workload.between(client, server, report.settings.seconds)) {
             Ok((Some(values), disturbance)) => {

@@ -54,9 +54,10 @@ pub trait Workload {
         seconds + 0.1
     }
 
-    /// For how many seconds it runs beforehand, unmeasured, where the data plane follows the traffic.
-    fn warm_up(&self) -> f64 {
-        0.0
+    /// For how many seconds it runs beforehand, unmeasured, where the data plane follows the traffic. None: it gains
+    /// nothing from that.
+    fn warm_up(&self) -> Option<f64> {
+        None
     }
 
     /// Why it makes no sense on a contender; None where it does.

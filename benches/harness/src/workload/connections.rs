@@ -23,8 +23,8 @@ impl Workload for Connections {
         "connections"
     }
 
-    fn warm_up(&self) -> f64 {
-        WARM_UP
+    fn warm_up(&self) -> Option<f64> {
+        Some(WARM_UP)
     }
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {

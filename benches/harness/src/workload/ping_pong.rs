@@ -39,8 +39,8 @@ impl Workload for PingPong {
     }
 
     /// Sockets that poll keep their cores awake themselves.
-    fn warm_up(&self) -> f64 {
-        if self.busy_poll { 0.0 } else { WARM_UP }
+    fn warm_up(&self) -> Option<f64> {
+        (!self.busy_poll).then_some(WARM_UP)
     }
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {
@@ -75,9 +75,11 @@ pub struct Curve {
 impl Curve {
     /// From one byte to one MiB.
     pub const SIZES: [usize; 7] = [1, 8, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 1 << 20];
+    /// There are many points: each is given a quarter of the time.
+    const SHARE: f64 = 0.25;
 
     fn play(&self, client: &Place, server: &Place, seconds: f64) -> Result<Values, RigError> {
-        let played = Game::of(self.bytes).play(client, server, seconds / 4.0)?;
+        let played = Game::of(self.bytes).play(client, server, Curve::SHARE * seconds)?;
         let bandwidth = (Metric::GBPS, played.rate * self.bytes as f64 * 8.0 / 1e9);
         Ok(vec![(Metric::P50, played.p50), (Metric::P99, played.p99), bandwidth])
     }
@@ -96,13 +98,12 @@ impl Workload for Curve {
         Some(X { axis: "bytes of a message".into(), value: self.bytes as f64 })
     }
 
-    /// There are many points: each is given a quarter of the time.
     fn takes(&self, seconds: f64) -> f64 {
-        seconds / 4.0 + 0.1
+        Curve::SHARE * seconds + 0.1
     }
 
-    fn warm_up(&self) -> f64 {
-        4.0 * WARM_UP
+    fn warm_up(&self) -> Option<f64> {
+        Some(WARM_UP / Curve::SHARE)
     }
 
     fn run(&self, setup: &Setup, seconds: f64) -> Result<Vec<(Label, Values)>, RigError> {

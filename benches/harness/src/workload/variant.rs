@@ -30,7 +30,7 @@ impl Workload for Variant {
         self.workload.takes(seconds)
     }
 
-    fn warm_up(&self) -> f64 {
+    fn warm_up(&self) -> Option<f64> {
         self.workload.warm_up()
     }
 
