@@ -41,7 +41,6 @@ impl Feed {
     }
 
     fn launch(&mut self) -> Result<(), FeedError> {
-        self.write_config()?;
         // Somebody restarts it by hand: another start now would end what is coming up.
         if process::has_job(&self.nic.name) {
             self.state = State::Down(Instant::now() + PAUSE.0);
@@ -51,6 +50,8 @@ impl Feed {
         if let Ok(client) = Client::connect_for(&self.path("sock"), PATIENCE) {
             return self.send_ping(client);
         }
+        // Not before: what one that has come up has read is what the file is compared with.
+        self.write_config()?;
         let started = Process::start(&self.nic.name, &self.path("toml"), &self.path("log"))?;
         if let State::Starting { process, .. } = &mut self.state {
             *process = Some(started);
