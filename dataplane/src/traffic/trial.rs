@@ -1,6 +1,6 @@
 //! What pays: tried out on the traffic itself, by turns without and with it.
 //!
-//! Threads only on cores where no programs run: those would keep them waiting, even for a turn.
+//! Threads are tried only on cores where no programs run: those would keep them waiting, even for a turn.
 
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
