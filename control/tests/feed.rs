@@ -125,11 +125,11 @@ fn pid() -> i32 {
     Client::connect(Path::new("/run/uvn/em1.sock")).unwrap().process().unwrap()
 }
 
-/// Drives it as uvnd does, until it has told everything.
+/// Drives it as uvnd does, until it has told everything; what failed is tried again.
 #[track_caller]
 fn settle(feed: &mut Feed) {
     let end = Instant::now() + PATIENCE;
-    while !feed.is_settled() {
+    while !feed.is_settled() || !feed.status().faults.is_empty() {
         assert!(Instant::now() < end, "it does not settle: {:?}", feed.status());
         let wait = feed.due().saturating_duration_since(Instant::now());
         std::thread::sleep(wait.min(Duration::from_millis(20)));

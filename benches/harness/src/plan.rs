@@ -292,7 +292,8 @@ mod tests {
     fn both_runs_keep_their_time() {
         // Less than they may take: a busy machine takes longer.
         assert!(minutes(&quick()) <= 4.8, "{}", minutes(&quick()));
-        assert!(minutes(&full()) <= 38.0, "{}", minutes(&full()));
+        // With 32 cores and more, where each of sixteen nodes has two, it takes longest.
+        assert!(minutes(&full()) <= 39.0, "{}", minutes(&full()));
     }
 
     #[test]

@@ -90,6 +90,10 @@ impl Nodes {
         let mut sshd = place.command("/usr/sbin/sshd");
         sshd.arg("-D").arg("-f").arg(config);
         self.sshds.push(Process::start("sshd", sshd).unwrap());
+        let mut listeners = Command::new("ss");
+        listeners.args(["--net", &self.rig.node(node), "-Hltn", "sport = :22"]);
+        let listens = || !shell::read(&mut listeners).unwrap().is_empty();
+        wait_until(listens, || format!("sshd does not listen on {address}"));
     }
 
     /// The bench, started on the first node.
@@ -130,7 +134,7 @@ impl Nodes {
     }
 }
 
-fn wait_until(condition: impl Fn() -> bool, otherwise: impl Fn() -> String) {
+fn wait_until(mut condition: impl FnMut() -> bool, otherwise: impl Fn() -> String) {
     let end = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < end, "after 20 s: {}", otherwise());

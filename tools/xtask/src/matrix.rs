@@ -9,6 +9,11 @@ use uvn_bench::error::RigError;
 use uvn_bench::process::Process;
 use uvn_bench::rig::USERS;
 
+/// How long an answer or a report may be under way that must come: a busy machine delays it.
+const LATE: Duration = Duration::from_secs(20);
+/// The same for one that must not come.
+const SOON: Duration = Duration::from_millis(800);
+
 /// A user's endpoint on a node.
 type Spot = (u32, usize);
 
@@ -53,7 +58,7 @@ pub fn run(rig: &Rig) -> Result<bool, RigError> {
         .map(|(user, node)| {
             let serve = rig.place(node, user).probe(&["serve", &port(user).to_string()]);
             let server = Process::start("probe serve", serve)?;
-            server.wait_for("ready", Duration::from_secs(5))?;
+            server.wait_for("ready", LATE)?;
             Ok(((user, node), server))
         })
         .collect::<Result<_, RigError>>()?;
@@ -62,11 +67,19 @@ pub fn run(rig: &Rig) -> Result<bool, RigError> {
     for from in spots() {
         reached.append(&mut reach(rig, from, &attempts)?);
     }
-    // What was sent last may still be on its way to a server's report.
-    thread::sleep(Duration::from_millis(300));
     let mut seen = BTreeSet::new();
-    for (spot, server) in &servers {
-        seen.extend(words(&server.new_lines(), "seen uvn-reach-").map(|word| (*spot, word)));
+    let end = Instant::now() + LATE;
+    loop {
+        // What was sent last may still be on its way to a server's report.
+        thread::sleep(SOON);
+        for (spot, server) in &servers {
+            seen.extend(words(&server.new_lines(), "seen uvn-reach-").map(|word| (*spot, word)));
+        }
+        let is_missing = |attempt: &Attempt| !seen.contains(&(attempt.to, attempt.word.clone()));
+        if !attempts.iter().any(|attempt| attempt.expected() && is_missing(attempt)) || Instant::now() >= end
+        {
+            break;
+        }
     }
     let observed = |attempt: &Attempt| {
         let answered = reached.contains(&attempt.word);
@@ -98,20 +111,22 @@ fn attempts() -> Vec<Attempt> {
 
 /// Runs all attempts from one spot at once and returns the words that were answered.
 fn reach(rig: &Rig, from: Spot, attempts: &[Attempt]) -> Result<BTreeSet<String>, RigError> {
-    let targets: Vec<String> = attempts.iter().filter(|a| a.from == from).map(Attempt::target).collect();
-    let mut arguments = vec!["reach"];
-    arguments.extend(targets.iter().map(String::as_str));
     let begin = Instant::now();
-    let probe = rig.place(from.1, from.0).probe(&arguments);
-    let lines = Process::start("probe reach", probe)?.finish(Duration::from_secs(30))?;
-    println!(
-        "  user {} on node {} tried {} ways in {:.1?}",
-        from.0,
-        from.1 + 1,
-        targets.len(),
-        begin.elapsed()
-    );
-    Ok(words(&lines, "reached ").collect())
+    let start = |expected, patience: Duration| {
+        let chosen = attempts.iter().filter(|a| a.from == from && a.expected() == expected);
+        let mut arguments = vec!["reach".to_owned(), patience.as_millis().to_string()];
+        arguments.extend(chosen.map(Attempt::target));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        Process::start("probe reach", rig.place(from.1, from.0).probe(&arguments))
+    };
+    let mut reached = BTreeSet::new();
+    for probe in [start(true, LATE)?, start(false, SOON)?] {
+        // It connects for so long, and waits for an answer as long.
+        reached.extend(words(&probe.finish(3 * LATE)?, "reached "));
+    }
+    let ways = attempts.iter().filter(|a| a.from == from).count();
+    println!("  user {} on node {} tried {ways} ways in {:.1?}", from.0, from.1 + 1, begin.elapsed());
+    Ok(reached)
 }
 
 fn words<'a>(lines: &'a [String], before: &'a str) -> impl Iterator<Item = String> + 'a {

@@ -9,6 +9,7 @@ pub mod reach;
 
 use clap::Subcommand;
 use std::io;
+use std::time::Duration;
 
 /// A probe and its settings.
 #[derive(Subcommand)]
@@ -23,6 +24,8 @@ pub enum Probe {
     },
     /// Try to reach all these at once; say which answered
     Reach {
+        /// How long to wait for an answer, in milliseconds
+        patience: u64,
         /// As `tcp:10.0.0.2:7000:WORD`; a ping's port means nothing
         targets: Vec<reach::Target>,
     },
@@ -52,7 +55,7 @@ pub fn run(probe: Probe) -> io::Result<()> {
     match probe {
         Probe::Measure(probe) => uvn_bench::probe::run(probe),
         Probe::Serve { port } => reach::serve(port),
-        Probe::Reach { targets } => reach::reach(&targets),
+        Probe::Reach { patience, targets } => reach::reach(&targets, Duration::from_millis(patience)),
         Probe::Attack { kind, count, word, macs } => attack::attack(kind, count, &word, &macs),
         Probe::Watch { word } => attack::watch(&word),
     }

@@ -16,10 +16,8 @@ use uvn_bench::probe::ready;
 
 /// Every word begins so.
 const MARK: &str = "uvn-reach-";
-/// How long to wait for an answer.
-const PATIENCE: Duration = Duration::from_millis(800);
-/// Datagrams may be lost: ask so often.
-const TRIES: u32 = 4;
+/// Datagrams may be lost: who has no answer after so long asks again.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// How to reach for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,15 +122,15 @@ fn report(bytes: &[u8]) {
 ///
 /// # Errors
 /// Never: who does not answer is not reached.
-pub fn reach(targets: &[Target]) -> io::Result<()> {
+pub fn reach(targets: &[Target], patience: Duration) -> io::Result<()> {
     thread::scope(|scope| {
         for (index, target) in targets.iter().enumerate() {
             scope.spawn(move || {
                 let word = format!("{MARK}{}", target.word);
                 let result = match target.protocol {
-                    Protocol::Tcp => tcp(target.to, &word),
-                    Protocol::Udp => udp(target.to, &word),
-                    Protocol::Ping => ping(target.to.ip(), &word, index as u16),
+                    Protocol::Tcp => tcp(target.to, &word, patience),
+                    Protocol::Udp => udp(target.to, &word, patience),
+                    Protocol::Ping => ping(target.to.ip(), &word, index as u16, patience),
                 };
                 if result.is_ok() {
                     println!("reached {}", target.word);
@@ -143,30 +141,31 @@ pub fn reach(targets: &[Target]) -> io::Result<()> {
     Ok(())
 }
 
-fn tcp(to: SocketAddr, word: &str) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+fn tcp(to: SocketAddr, word: &str, patience: Duration) -> io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&to, patience)?;
+    stream.set_read_timeout(Some(patience))?;
     stream.write_all(word.as_bytes())?;
     let mut answer = vec![0; word.len()];
     stream.read_exact(&mut answer)?;
     if answer == word.as_bytes() { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
-fn udp(to: SocketAddr, word: &str) -> io::Result<()> {
+fn udp(to: SocketAddr, word: &str, patience: Duration) -> io::Result<()> {
     let any: SocketAddr =
         if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
     let socket = UdpSocket::bind(any)?;
     socket.connect(to)?;
-    socket.set_read_timeout(Some(PATIENCE / TRIES))?;
+    socket.set_read_timeout(Some(AGAIN))?;
     let mut answer = [0; 2048];
-    for _ in 0..TRIES {
+    let end = Instant::now() + patience;
+    while Instant::now() < end {
         let asked = socket.send(word.as_bytes());
         if let Ok(length) = asked.and_then(|_| socket.recv(&mut answer))
             && answer.get(..length) == Some(word.as_bytes())
         {
             return Ok(());
         }
-        // A refusal comes at once: it must not use up the tries while a neighbour is being resolved.
+        // A refusal comes at once.
         thread::sleep(Duration::from_millis(20));
     }
     Err(io::ErrorKind::TimedOut.into())
@@ -182,12 +181,11 @@ fn icmp_socket(v6: bool) -> io::Result<OwnedFd> {
 }
 
 /// Sends echo requests until the reply with our word comes.
-fn ping(to: IpAddr, word: &str, identifier: u16) -> io::Result<()> {
+fn ping(to: IpAddr, word: &str, identifier: u16, patience: Duration) -> io::Result<()> {
     let v6 = to.is_ipv6();
     let socket = icmp_socket(v6)?;
-    let timeout =
-        TimeVal::milliseconds(i64::try_from(PATIENCE.as_millis()).unwrap_or(1000) / i64::from(TRIES));
-    setsockopt(&socket, ReceiveTimeout, &timeout)?;
+    let again = i64::try_from(AGAIN.as_millis()).unwrap_or(1000);
+    setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(again))?;
     let (request, reply) = if v6 { (128, 129) } else { (8, 0) };
     let mut message = vec![request, 0, 0, 0];
     message.extend(identifier.to_be_bytes());
@@ -199,7 +197,7 @@ fn ping(to: IpAddr, word: &str, identifier: u16) -> io::Result<()> {
         message[2..4].copy_from_slice(&sum.to_be_bytes());
     }
     let to = SockaddrStorage::from(SocketAddr::new(to, 0));
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + patience;
     while Instant::now() < end {
         sendto(socket.as_raw_fd(), &message, &to, MsgFlags::empty())?;
         let mut packet = [0; 2048];
