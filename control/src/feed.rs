@@ -35,8 +35,9 @@ use uvn_wire::vxlan::Vni;
 
 /// Where the control sockets, the configurations and the logs are.
 const RUN: &str = "/run/uvn";
-/// How long a data plane may take to answer: longer than it takes to give up on a worker (3 seconds).
-const PATIENCE: TimeVal = TimeVal::new(4, 0);
+/// How long a data plane may take to answer: longer than it takes to give up on a worker twice (3 seconds each), to add
+/// a network and to take it away again.
+const PATIENCE: TimeVal = TimeVal::new(8, 0);
 /// How long it may take from its start to its first answer.
 const START: Duration = Duration::from_secs(15);
 /// How often a starting one is looked at.

@@ -21,7 +21,7 @@ use uvn_dataplane::config::Path as Gear;
 use uvn_dataplane::tap::Tap;
 use uvn_wire::vxlan::Vni;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The test's thread in namespaces of its own, with `em1` and a /run that nobody else sees.
 struct Host {

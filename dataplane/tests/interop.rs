@@ -67,11 +67,13 @@ fn kernel_with_zero_checksums_over_ipv6() {
 fn kernel_with_zero_checksums_is_refused_where_they_are_not_allowed() {
     let cluster = Cluster::wired(&V6[..2], 1);
     let engine = cluster.engine(0, &Settings::default());
+    let before = engine.counted();
     cluster.kernel(1, "remote fd00:10::1 udp6zerocsumtx udp6zerocsumrx", Mac::of(V6[1]));
     let socket = cluster.users[1].run(|| UdpSocket::bind((V4[1], 0)).unwrap());
     // Its ARP requests are dropped too; how many there are is its own business.
     socket.send_to(b"x", (V4[0], 9)).unwrap();
-    let counted = engine.counted_when("a dropped frame", |counted| !counted.drops.is_empty());
+    let counted = engine.counted_when("a dropped frame", |counted| !counted.since(&before).drops.is_empty());
+    let counted = counted.since(&before);
     assert_eq!(counted.rx_frames, 0);
     assert_eq!(counted.drops.keys().collect::<Vec<_>>(), ["rx_outer_checksum"]);
 }
@@ -186,7 +188,7 @@ fn a_route_with_a_smaller_mtu() {
 #[test]
 fn learning_is_bounded_and_ages() {
     let cluster = Cluster::wired(&V4[..2], 1);
-    let network = "learning = true\npeers = [\"10.0.0.2\"]\nmax_addresses = 3\nageing = 2";
+    let network = "learning = true\npeers = [\"10.0.0.2\"]\nmax_addresses = 3\nageing = 5";
     let engine = cluster.engine(0, &Settings { network: Some(network), ..Settings::default() });
     let wire = PacketSocket::new(&cluster.nodes[1], "em1");
     let mac = |number: u8| Mac([0x52, 0x54, 0, 0, 0, number]);
@@ -205,14 +207,14 @@ fn learning_is_bounded_and_ages() {
     // One stays in use: the others are forgotten, and there is room again.
     let start = Instant::now();
     while engine.network(VNI).learned > 1 {
-        assert!(start.elapsed() < Duration::from_secs(10), "they do not age");
+        assert!(start.elapsed() < Duration::from_secs(30), "they do not age");
         wire.send(&frame(0));
         std::thread::sleep(Duration::from_millis(100));
     }
     assert!(first.elapsed() > Duration::from_secs(1), "they aged too early");
     let start = Instant::now();
     while engine.network(VNI).learned != 2 {
-        assert!(start.elapsed() < Duration::from_secs(10), "there is no room again");
+        assert!(start.elapsed() < Duration::from_secs(30), "there is no room again");
         // The one in use, too: on a busy machine it may have aged meanwhile.
         [0, 7].iter().for_each(|number| wire.send(&frame(*number)));
         std::thread::sleep(Duration::from_millis(5));

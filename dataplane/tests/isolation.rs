@@ -33,7 +33,7 @@ use uvn_wire::vxlan::PORT;
 /// How often each crafted frame is sent.
 const TIMES: u64 = 3;
 /// For what must come.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Either must stand all of it.
 const GEARS: [&str; 2] = ["engine", "shortcut"];

@@ -226,7 +226,10 @@ fn workers_follow_the_number_of_queues() {
     rig.start(&made);
     rig.expect_overlay();
     rig.end(Signal::SIGKILL);
-    ethtool(&rig.here, &["-L", "em1", "rx", "1", "tx", "1"]);
+    // The kernel lets go of a killed process's sockets a little later, and only then of their queues.
+    let one_queue =
+        |rig: &Rig| rig.here.command("ethtool").args(["-L", "em1", "rx", "1", "tx", "1"]).status();
+    rig.wait_for("queue that can be taken away", |rig| one_queue(rig).unwrap().success());
     rig.start(&made);
     rig.expect_overlay();
 }

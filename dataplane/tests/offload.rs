@@ -427,7 +427,14 @@ proptest! {
             spec.flags |= 0x80;
         }
         let (header, frame) = spec.super_frame(size);
-        let expected: Vec<Vec<u8>> = spec.segments(size).iter().map(Spec::build).collect();
+        let mut expected: Vec<Vec<u8>> = spec.segments(size).iter().map(Spec::build).collect();
+        // In a frame that stays in one, the kernel avoids a checksum of zero in TCP, too (skb_checksum_help).
+        if let [whole] = &mut expected[..] && spec.tcp {
+            let checksum = spec.headers() - 4 - spec.options.len();
+            if whole[checksum..checksum + 2] == [0, 0] {
+                whole[checksum..checksum + 2].fill(0xff);
+            }
+        }
         prop_assert_eq!(cut(&header, &frame).unwrap(), expected);
     }
 
@@ -501,7 +508,11 @@ proptest! {
                 prop_assert!(length.is_some_and(|length| parse(&buffer[..length]).is_ok()));
             }
         }
+        // Where they are joined, since an unfinished checksum is right by chance, nothing is lost.
+        let same = normal(&frame);
         let batch: Vec<(u32, Vec<u8>)> = vec![(1, frame); 3];
-        prop_assert_eq!(join(&batch, ALL).len(), 3);
+        let joined = join(&batch, ALL);
+        let parts = joined.iter().flat_map(|(_, header, frame)| cut(header, frame).unwrap());
+        prop_assert_eq!(parts.map(|frame| normal(&frame)).collect::<Vec<_>>(), vec![same; 3]);
     }
 }

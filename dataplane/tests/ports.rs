@@ -492,7 +492,7 @@ fn a_queue_is_opened_once_and_again_when_it_is_free() {
     // Its owner goes while another waits for it.
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| try_open("wire0", 0).map(drop));
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(50));
         drop(first);
         waiting.join().unwrap().unwrap();
     });

@@ -46,7 +46,7 @@ fn a_network_comes_by_the_socket_and_goes() {
     assert_eq!(show(&client).networks, 0);
     // Its descriptors are closed: the device lives by the test's own alone.
     drop(tap);
-    assert!(!rig.user_here.ip("-br link").contains("tap0"));
+    rig.wait_for("end of the device", |rig| !rig.user_here.ip("-br link").contains("tap0"));
 }
 
 #[test]
@@ -120,7 +120,8 @@ fn only_root_is_served_and_bad_peers_cost_nobody_else() {
     // The socket's mode already keeps others out; here it does not.
     fs::set_permissions(rig.socket(), Permissions::from_mode(0o666)).unwrap();
     let binary = rig.directory.join("uvn-dataplane");
-    fs::copy(BINARY, &binary).unwrap();
+    // By a program of its own: what others start meanwhile would hold it open for writing ("Text file busy").
+    assert!(Command::new("cp").arg(BINARY).arg(&binary).status().unwrap().success());
     let output = Command::new(&binary)
         .args(["show", "--socket"])
         .arg(rig.socket())

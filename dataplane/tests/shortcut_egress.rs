@@ -26,7 +26,7 @@ use zerocopy::IntoBytes;
 const VNI: u32 = 0x01_0203;
 const NIC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const NEXT: Mac = Mac([2, 0, 0, 0, 0, 2]);
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A node with one endpoint, whose kernel is silent, and the other end of its wire.
 struct Rig {

@@ -18,7 +18,7 @@ use uvn_dataplane::config::Vtep;
 use uvn_dataplane::message::Request;
 use uvn_wire::ethernet::Mac;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[track_caller]
 fn until(what: &str, condition: impl Fn() -> bool) {

@@ -11,7 +11,7 @@ use std::fs::{DirEntry, File, read_dir, read_link, read_to_string, write};
 use std::io::Read;
 use std::net::UdpSocket;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uvn_dataplane::link;
 use uvn_dataplane::traffic::Traffic;
 use uvn_dataplane::traffic::awake::{Awake, REQUEST};
@@ -24,13 +24,18 @@ fn on_a_node(label: &str, test: impl FnOnce() + Send) {
     let [here, there] = ["a", "b"].map(|node| NetNs::new(&format!("{label}-{node}")));
     here.veth("em1", &there, "em1");
     here.ip("addr add 10.0.0.1/24 dev em1");
-    there.ip("addr add 10.0.0.2/24 dev em1");
+    here.ip("neigh add 10.0.0.2 lladdr 02:00:00:00:00:02 dev em1");
     here.command("ethtool").args(["-K", "em1", "gro", "on"]).status().unwrap();
     here.run(|| {
         let none: Option<&str> = None;
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).unwrap();
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
         mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).unwrap();
+        let end = Instant::now() + Duration::from_secs(30);
+        while !link::get("em1").unwrap().running {
+            assert!(Instant::now() < end, "em1 has no carrier");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         test();
     });
 }

@@ -17,7 +17,7 @@ const STORAGE: u8 = 200;
 /// Bytes of an IP packet on the wire: the users keep 1500.
 const MTU: u32 = 1600;
 /// For what the kernel does by itself.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 /// What veth must not do: unfinished checksums do not survive XDP, and 64 KiB frames cross no real wire.
 const OFF: &str = "tso off gso off tx off";
 
@@ -190,11 +190,13 @@ impl Cluster {
 }
 
 /// Waits until the kernel takes a node's NICs for up: it does so up to seconds later, and only then gives them their
-/// link-local addresses and routes.
+/// link-local addresses and the IPv6 routes to their own.
 fn wait_for_links(node: &Node) {
     for nic in node.nics() {
-        let state = format!("/sys/class/net/{}/operstate", nic.name);
-        node.wait("carrier", PATIENCE, || node.read(&state).is_some_and(|state| state.trim() == "up"));
+        node.wait("carrier", PATIENCE, || {
+            let routes = node.sh(&format!("ip -6 route show table local dev {}", nic.name));
+            routes.contains(&format!("local {} ", nic.v6)) && routes.contains("local fe80:")
+        });
     }
 }
 

@@ -1,22 +1,25 @@
 //! What a test does on one node: run uvnd, call `uvn`, serve and reach.
 
 use crate::namespace::{Namespace, text};
-use crate::reach::{Answer, parse};
+use crate::reach::{Answer, LONG, SHORT, parse};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Output, Stdio};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Output, Stdio};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long uvnd may take to have its socket.
+/// How long uvnd may take to listen.
 const START: Duration = Duration::from_secs(60);
 
 /// A NIC of a node.
@@ -85,9 +88,12 @@ impl Node {
             .spawn()
             .unwrap_or_else(|error| panic!("uvnd: {error}"));
         let mut daemon = Daemon { child, log };
-        self.wait("uvnd.sock", START, || {
+        self.wait("uvnd", START, || {
             daemon.assert_alive();
-            self.within(|| Path::new("/run/uvn/uvnd.sock").exists())
+            let socket =
+                socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+            let address = UnixAddr::new("/run/uvn/uvnd.sock").unwrap();
+            self.within(|| connect(socket.as_raw_fd(), &address).is_ok())
         });
         daemon
     }
@@ -111,16 +117,27 @@ impl Node {
         Server::start(&self.host, uid, name, sockets)
     }
 
-    /// Reaches for `targets` as a user, saying `name`.
+    /// Reaches for `targets` that should answer, as a user, saying `name`.
     pub fn reach(&self, uid: u32, name: &str, targets: &[String]) -> BTreeMap<String, Answer> {
-        reach(&self.host, uid, name, targets)
+        reach(&self.host, uid, name, targets, LONG)
+    }
+
+    /// Reaches for `targets` that should not answer, or not yet.
+    pub fn try_reach(&self, uid: u32, name: &str, targets: &[String]) -> BTreeMap<String, Answer> {
+        reach(&self.host, uid, name, targets, SHORT)
     }
 }
 
-/// Reaches for `targets` from a host as a user, saying `name`.
-pub fn reach(host: &Namespace, uid: u32, name: &str, targets: &[String]) -> BTreeMap<String, Answer> {
+fn reach(
+    host: &Namespace,
+    uid: u32,
+    name: &str,
+    targets: &[String],
+    patience: Duration,
+) -> BTreeMap<String, Answer> {
     let mut command = host.command_as(uid, probe());
-    let output = command.args(["reach", name]).args(targets).stdin(Stdio::null()).output().unwrap();
+    command.args(["reach", &format!("--patience={}", patience.as_secs()), name]).args(targets);
+    let output = command.stdin(Stdio::null()).output().unwrap();
     let answers = parse(&text(&output.stdout));
     let said = text(&output.stderr);
     assert_eq!(
@@ -191,7 +208,8 @@ impl Drop for Daemon {
 /// A running `uvn-probe serve`. Dropping it ends it.
 pub struct Server {
     child: Child,
-    seen: Arc<Mutex<Vec<String>>>,
+    /// What it writes, and what it has written.
+    said: Mutex<(BufReader<ChildStdout>, Vec<u8>)>,
 }
 
 impl Server {
@@ -209,23 +227,25 @@ impl Server {
         let mut command = host.command_as(uid, probe());
         command.args(arguments);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let first = lines.next().and_then(Result::ok).unwrap_or_default();
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let server = Server { child, seen: Arc::clone(&seen) };
-        assert_eq!(first, "ready", "{}: no server of {uid}: {arguments:?}", host.name());
-        thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                seen.lock().unwrap().push(line);
-            }
-        });
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut first = String::new();
+        output.read_line(&mut first).unwrap();
+        fcntl(output.get_ref(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let server = Server { child, said: Mutex::new((output, Vec::new())) };
+        assert_eq!(first, "ready\n", "{}: no server of {uid}: {arguments:?}", host.name());
         server
     }
 
-    /// The names of all who reached it so far, answered or not.
+    /// The names of all who reached it so far, answered or not: it writes first and answers then.
     #[must_use]
     pub fn seen(&self) -> Vec<String> {
-        self.seen.lock().unwrap().clone()
+        let (output, said) = &mut *self.said.lock().unwrap();
+        match output.read_to_end(said) {
+            Err(error) if error.kind() != ErrorKind::WouldBlock => panic!("{error}"),
+            _ => {}
+        }
+        let whole = said.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        text(&said[..whole]).lines().map(String::from).collect()
     }
 }
 

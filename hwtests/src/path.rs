@@ -6,7 +6,7 @@ use std::io::Write;
 use std::time::Duration;
 
 /// How long the shortcut may take to have the networks of a test, in an emulated guest.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Whether the kernel has tc programs as links, which the in-kernel gear takes: Linux 6.6.
 #[must_use]

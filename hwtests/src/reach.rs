@@ -8,10 +8,13 @@ use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long to wait for an answer. Between a user's nodes the first one may have to wait for a network on demand.
-const PATIENCE: Duration = Duration::from_secs(4);
-/// Datagrams may be lost: ask so often within that time.
-const TRIES: u32 = 4;
+/// How long to wait for an answer that should come, at most: an emulated machine may stand still for a while, and between
+/// a user's nodes the first answer may have to wait for a network on demand.
+pub const LONG: Duration = Duration::from_secs(30);
+/// How long to wait for one that should not come.
+pub const SHORT: Duration = Duration::from_secs(4);
+/// A datagram may be lost, and a neighbour given up: who has no answer after so long asks again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Who answered, or why nobody did.
 pub type Answer = Result<String, String>;
@@ -100,7 +103,7 @@ pub fn serve_udp(udp: &UdpSocket, name: &str) {
 pub fn serve_tcp(mut stream: TcpStream, name: &str) {
     let name = name.to_owned();
     thread::spawn(move || -> io::Result<()> {
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(LONG))?;
         let mut client = [0; 512];
         let length = stream.read(&mut client)?;
         println!("{}", String::from_utf8_lossy(&client[..length]));
@@ -109,12 +112,13 @@ pub fn serve_tcp(mut stream: TcpStream, name: &str) {
 }
 
 /// Reaches for all `targets` at once, saying `name`, and writes a line about each ([`parse`] reads them).
-pub fn reach(name: &str, targets: &[(String, Socket)]) {
+pub fn reach(name: &str, targets: &[(String, Socket)], patience: Duration) {
+    let end = Instant::now() + patience;
     thread::scope(|scope| {
         for (target, socket) in targets {
             scope.spawn(move || {
-                let answer =
-                    if socket.udp { ask_udp(name, socket.address) } else { ask_tcp(name, socket.address) };
+                let ask = if socket.udp { ask_udp } else { ask_tcp };
+                let answer = ask(name, socket.address, end);
                 match answer {
                     Ok(answer) => println!("{target} = {answer}"),
                     Err(error) => println!("{target} ! {error}"),
@@ -124,35 +128,45 @@ pub fn reach(name: &str, targets: &[(String, Socket)]) {
     });
 }
 
-fn ask_tcp(name: &str, to: SocketAddr) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+fn ask_tcp(name: &str, to: SocketAddr, end: Instant) -> io::Result<String> {
+    let mut stream = loop {
+        match TcpStream::connect_timeout(&to, left(end)) {
+            Err(error) if is_worth_another_try(&error, end) => thread::sleep(AGAIN),
+            result => break result?,
+        }
+    };
+    stream.set_read_timeout(Some(left(end)))?;
     stream.write_all(name.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     if answer.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(answer) }
 }
 
-fn ask_udp(name: &str, to: SocketAddr) -> io::Result<String> {
+fn ask_udp(name: &str, to: SocketAddr, end: Instant) -> io::Result<String> {
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let udp = UdpSocket::bind(any)?;
     // Connected, so that only `to` can answer and a refusal is heard.
     udp.connect(to)?;
-    let end = Instant::now() + PATIENCE;
-    let mut last = io::Error::from(io::ErrorKind::TimedOut);
     let mut answer = [0; 512];
-    udp.set_read_timeout(Some(PATIENCE / TRIES))?;
-    while Instant::now() < end {
+    udp.set_read_timeout(Some(AGAIN))?;
+    loop {
         match udp.send(name.as_bytes()).and_then(|_| udp.recv(&mut answer)) {
-            Ok(length) => return Ok(String::from_utf8_lossy(&answer[..length]).into_owned()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => {
-                last = error;
-                break;
-            }
+            // That wait is over.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < end => {}
+            Err(error) if is_worth_another_try(&error, end) => thread::sleep(AGAIN),
+            result => return Ok(String::from_utf8_lossy(&answer[..result?]).into_owned()),
         }
     }
-    Err(last)
+}
+
+/// A time-out must not be 0.
+fn left(end: Instant) -> Duration {
+    end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+}
+
+/// Whether a neighbour may only not have answered in time.
+fn is_worth_another_try(error: &io::Error, end: Instant) -> bool {
+    error.kind() == io::ErrorKind::HostUnreachable && Instant::now() + AGAIN < end
 }
 
 /// What [`reach`] wrote, by target.

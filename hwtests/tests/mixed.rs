@@ -23,7 +23,7 @@ use uvn_hwtests::{Cluster, Daemon, Node};
 const ALICE: u32 = 1234;
 const BOB: u32 = 9876;
 /// For what a data plane or uvnd does by itself.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Nodes with a uvnd each. Daemons first: they end before their nodes.
 struct Site {
@@ -56,7 +56,7 @@ impl Site {
             for (target, answer) in &answers {
                 assert_eq!(*answer, Ok(name(ALICE, there)), "{} -> {target}", here.name());
             }
-            let answers = here.reach(BOB, &name(BOB, here), &targets);
+            let answers = here.try_reach(BOB, &name(BOB, here), &targets);
             assert_nobody(&answers);
         }
     }
@@ -289,10 +289,10 @@ fn a_killed_data_plane_cuts_off_and_comes_back(path: &str) {
     site.daemons[0].signal(Signal::SIGSTOP);
     let killed = dataplane(here);
     kill(Pid::from_raw(killed), Signal::SIGKILL).unwrap();
-    here.wait("end of the data plane", PATIENCE, || !here.processes().contains(&killed));
+    here.wait("end of the data plane", PATIENCE, || has_ended(killed));
     let targets =
         [of(there, 5000), vec![format!("tcp:{storage4}:5000"), format!("udp:{storage4}:5000")]].concat();
-    assert_nobody(&here.reach(ALICE, &name(ALICE, here), &targets));
+    assert_nobody(&here.try_reach(ALICE, &name(ALICE, here), &targets));
     assert!(storage.seen().is_empty(), "{:?}", storage.seen());
     site.daemons[0].signal(Signal::SIGCONT);
     wait_until_running(here, "em1");
@@ -323,6 +323,13 @@ fn dataplane(node: &Node) -> i32 {
     node.processes().into_iter().find(is_it).expect("a data plane")
 }
 
+/// Whether all its threads have ended, whoever knows of that by now: what they had open goes with the last.
+fn has_ended(process: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().count();
+    threads <= 1 && (stat.is_empty() || stat.contains(") Z "))
+}
+
 fn a_nic_goes_down_and_comes_back(path: &str) {
     let site = Site::new(&["em1"], [&[path], &[path]]);
     site.cluster.attach(&[ALICE, BOB]);
@@ -330,7 +337,7 @@ fn a_nic_goes_down_and_comes_back(path: &str) {
     site.assert_connected();
     here.ip("link set em1 down");
     let server = there.serve(ALICE, &name(ALICE, there), &everywhere(5000));
-    assert_nobody(&here.reach(ALICE, &name(ALICE, here), &of(there, 5000)));
+    assert_nobody(&here.try_reach(ALICE, &name(ALICE, here), &of(there, 5000)));
     drop(server);
     // The kernel forgets IPv6 addresses and routes; the site's network configuration brings them back.
     let nic = &here.nics()[0];
@@ -342,9 +349,7 @@ fn a_nic_goes_down_and_comes_back(path: &str) {
     if path != "kernel" {
         wait_until_running(here, "em1");
     }
-    here.wait("endpoint with both addresses", PATIENCE, || {
-        here.sh(&format!("ip -6 addr show dev uvn{ALICE}.0")).contains(&nic.v6.to_string())
-    });
+    here.wait("networks as they should be", PATIENCE, || here.try_uvn(&["check"]).status.success());
     site.assert_connected();
     path::assert_used(here, path);
     site.conclude();
@@ -383,7 +388,7 @@ fn mtu_and_address_are_followed(path: &str) {
     let targets = ["tcp:10.0.0.77:5000", "udp:10.0.0.77:5000", "tcp:[fd00:10::1]:5001"].map(String::from);
     // The users' kernels believe a neighbour for up to 45 s (neigh_rand_reach_time), and then ask for some more.
     there.wait("answer from the new address", Duration::from_secs(90), || {
-        let answers = there.reach(ALICE, &name(ALICE, there), &targets);
+        let answers = there.try_reach(ALICE, &name(ALICE, there), &targets);
         answers.values().all(|answer| *answer == Ok(name(ALICE, here)))
     });
     drop(server);

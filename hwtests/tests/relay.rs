@@ -36,7 +36,7 @@ fn the_nodes_own_services_answer_inside_the_networks() {
     let mut uvnd = node.uvnd(&cluster.config("engine", &config));
     let sockets = [both("127.0.0.53:53"), both("127.0.0.1:8053"), both("[::1]:8053")].concat();
     node.uvn(&["attach", &ALICE.to_string()]);
-    let nobody = node.reach(ALICE, "alice", &sockets);
+    let nobody = node.try_reach(ALICE, "alice", &sockets);
     assert!(nobody.values().all(Result::is_err), "{nobody:?}");
 
     let server = node.serve(0, "service", &on_lo(&sockets));

@@ -163,9 +163,9 @@ fn jobs_are_apart(site: &Site) {
     let alice = n1.reach(ALICE, "alice", &[server.clone(), local.clone()]);
     assert_eq!(alice[&server], Ok(format!("u{ALICE}@n2")));
     assert!(alice[&local].is_err());
-    assert!(n1.reach(BOB, "bob", std::slice::from_ref(&server))[&server].is_err());
+    assert!(n1.try_reach(BOB, "bob", std::slice::from_ref(&server))[&server].is_err());
     // Bob's own job beside it, on the same port.
-    let reach = format!("srun -w n2 {} reach bob {server} {local}", probe().display());
+    let reach = format!("srun -w n2 {} reach --patience=4 bob {server} {local}", probe().display());
     let bob = site.slurm.run(n1, BOB, &reach);
     assert!(bob.len() == 2 && bob.iter().all(|line| line.contains(" ! ")), "{bob:?}");
     drop(job);
@@ -261,14 +261,15 @@ fn what_a_job_leaves_behind_stays_inside() {
     n1.uvn(&["attach", &BOB.to_string()]);
     jobs_do_not_escape(&site);
     let serve = format!("{} serve daemon tcp:0.0.0.0:{PORT}", probe().display());
-    let daemon = format!("srun -w n2 sh -c 'setsid {serve} </dev/null >/dev/null 2>&1 & sleep 1; echo $!'");
+    let listens = format!("until ss -Hltn | grep -q :{PORT}; do sleep 0.1; done");
+    let daemon = format!("srun -w n2 sh -c 'setsid {serve} </dev/null >/dev/null 2>&1 & {listens}; echo $!'");
     let lines = site.slurm.run(n1, ALICE, &daemon);
     let pid: i32 = lines[0].parse().unwrap();
     // Longer than the linger time.
     std::thread::sleep(Duration::from_secs(3));
     let server = format!("tcp:{}:{PORT}", n2.nics()[0].v4);
     assert_eq!(n1.reach(ALICE, "alice", std::slice::from_ref(&server))[&server], Ok("daemon".into()));
-    assert!(n1.reach(BOB, "bob", std::slice::from_ref(&server))[&server].is_err());
+    assert!(n1.try_reach(BOB, "bob", std::slice::from_ref(&server))[&server].is_err());
     assert_eq!(inside(n2, ALICE), 1);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
     n1.uvn(&["detach", &ALICE.to_string()]);

@@ -108,22 +108,25 @@ fn services_are_inside(desk: &Namespace) {
     bob.start(&format!("{probe} serve u{BOB} tcp:0.0.0.0:{PORT}"));
     let address = format!("tcp:{NODE}:{PORT}");
     let local = format!("tcp:127.0.0.1:{PORT}");
-    let ask = service(&format!("--wait --pipe {probe} reach me {address} {local}"));
-    let answers = alice.run(&ask);
+    let reach = |patience: u64| {
+        service(&format!("--wait --pipe {probe} reach --patience={patience} me {address} {local}"))
+    };
+    let answers = alice.run(&reach(4));
     assert!(answers.len() == 2 && answers.iter().all(|answer| answer.contains(" ! ")), "{answers:?}");
     alice.run(&service(&format!("--unit=serve {probe} serve u{ALICE} tcp:0.0.0.0:{PORT}")));
     wait("Alice's server", Duration::from_secs(60), || {
         sh("ss -Hltn").contains(&format!("uvn{ALICE}:{PORT}"))
     });
     for (session, uid) in [(&mut alice, ALICE), (&mut bob, BOB)] {
-        let answers = session.run(&ask);
+        let answers = session.run(&reach(30));
         assert!(
             answers.len() == 2 && answers.iter().all(|answer| answer.ends_with(&format!("= u{uid}"))),
             "{answers:?}"
         );
     }
 
-    // It goes on after the logout, and so does her network.
+    // It goes on after the logout, for longer than logind's 10 s if need be, and so does her network.
+    sh(&format!("loginctl enable-linger u{ALICE}"));
     bob.stop();
     drop(alice);
     drop(bob);
@@ -132,7 +135,7 @@ fn services_are_inside(desk: &Namespace) {
     let answers = alice.run(&format!("{probe} reach me {address}"));
     assert_eq!(answers, [format!("{address} = u{ALICE}")]);
     drop(alice);
-    sh(&format!("systemctl stop user@{ALICE} user@{BOB}"));
+    sh(&format!("loginctl disable-linger u{ALICE}; systemctl stop user@{ALICE} user@{BOB}"));
     wait("end of the networks", Duration::from_secs(60), || leases(ALICE).is_none() && leases(BOB).is_none());
 }
 

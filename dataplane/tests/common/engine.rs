@@ -14,7 +14,7 @@ use uvn_dataplane::client::Client;
 use uvn_dataplane::message::{NetworkState, Reply, Request, Summary};
 
 /// How long it may take to start, or to count what has arrived.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How long it may take to end after SIGTERM.
 const END: Duration = Duration::from_secs(30);
 

@@ -6,7 +6,7 @@ use crate::common::{NetNs, interrupt};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::AtomicBool;
@@ -20,7 +20,7 @@ use uvn_dataplane::tap::Tap;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_uvn-dataplane");
 /// For what takes a tick or a neighbour's answer, on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Two nodes on a wire, with one user on both. `here` is for the data plane, `there` has a kernel VXLAN device.
 pub struct Rig {
@@ -177,10 +177,10 @@ pub fn ethtool(node: &NetNs, arguments: &[&str]) {
 
 /// Whether a datagram from 10.0.0.1 in one namespace is answered by 10.0.0.2 in the other, within a time.
 pub fn reaches(from: &NetNs, to: &NetNs, within: Duration) -> bool {
-    let server: SocketAddr = "10.0.0.2:7777".parse().unwrap();
+    let bind = |address: &str| UdpSocket::bind((address, 0)).unwrap();
+    let (echo, socket) = (to.run(|| bind("10.0.0.2")), from.run(|| bind("10.0.0.1")));
+    let server = echo.local_addr().unwrap();
     let done = AtomicBool::new(false);
-    let (echo, socket) =
-        (to.run(|| UdpSocket::bind(server).unwrap()), from.run(|| UdpSocket::bind("10.0.0.1:0").unwrap()));
     for socket in [&echo, &socket] {
         socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     }

@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use std::process::ExitCode;
+use std::time::Duration;
 use uvn_hwtests::escape::listen::{self, Trick};
 use uvn_hwtests::escape::{self, Aim};
 use uvn_hwtests::reach::{self, Socket};
@@ -19,6 +20,9 @@ enum Probe {
     },
     /// Ask all targets (udp:10.0.0.2:5000) at once, and print who answered or why nobody did
     Reach {
+        /// How many seconds to wait for those who do not answer
+        #[arg(long, default_value_t = reach::LONG.as_secs())]
+        patience: u64,
         /// Who we say we are
         name: String,
         /// Whom to ask
@@ -68,10 +72,10 @@ fn main() -> ExitCode {
 fn run(probe: Probe) -> Result<(), Box<dyn std::error::Error>> {
     match probe {
         Probe::Serve { name, sockets } => reach::serve(&name, &sockets)?,
-        Probe::Reach { name, targets } => {
+        Probe::Reach { patience, name, targets } => {
             let targets: Result<Vec<_>, String> =
                 targets.into_iter().map(|target| Ok((target.clone(), target.parse()?))).collect();
-            reach::reach(&name, &targets?);
+            reach::reach(&name, &targets?, Duration::from_secs(patience));
         }
         Probe::Escape { aim, attempts } => escape::run(&aim, &attempts)?,
         Probe::Listen { how, name, device } => listen::run(how, &name, device.as_deref())?,

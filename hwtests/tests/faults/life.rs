@@ -123,8 +123,10 @@ fn purge_leaves_nothing() {
         node.uvn(&["purge"]);
         node.wait("end of all processes", PATIENCE, || node.processes().len() <= processes);
         assert_eq!(traces(node), before, "with {path}");
-        // Nobody is policed any more, and it can begin anew.
-        as_user(node, ALICE, || TcpListener::bind("127.0.0.1:0").map(drop).unwrap());
+        // Nobody is policed any more, as soon as the kernel lets go of what was pinned, and it can begin anew.
+        node.wait("socket for Alice", PATIENCE, || {
+            as_user(node, ALICE, || TcpListener::bind("127.0.0.1:0").is_ok())
+        });
         node.uvn(&["purge"]);
         drop(daemon);
         let _daemon = node.restart_uvnd();

@@ -149,13 +149,18 @@ fn run_one(run: &Run, name: &str) -> test::Closing {
     let mut command: Vec<String> = vec![suite.program.display().to_string()];
     command.extend(["--include-ignored", "--test-threads=1"].map(String::from));
     command.extend_from_slice(arguments);
-    let (start, mut text, mut line) = (Instant::now(), String::new(), String::new());
-    let code = guest::run(&machine, &command, |_: Stream, bytes| {
+    let (start, mut text) = (Instant::now(), String::new());
+    let [mut out, mut err] = [String::new(), String::new()];
+    let code = guest::run(&machine, &command, |stream, bytes| {
         // Two guests may write at once: whole lines, each with its suite.
-        line += &String::from_utf8_lossy(bytes);
+        let line = match stream {
+            Stream::Out => &mut out,
+            Stream::Err => &mut err,
+        };
+        *line += &String::from_utf8_lossy(bytes);
         while let Some(end) = line.find('\n') {
             let rest = line.split_off(end + 1);
-            let whole = std::mem::replace(&mut line, rest);
+            let whole = std::mem::replace(line, rest);
             let _gone = write!(std::io::stdout(), "{name}: {whole}");
             text += &whole;
         }
