@@ -114,7 +114,7 @@ fn configure(cluster: &Cluster, proctrack: &str) {
          ProctrackType=proctrack/{proctrack}\nTaskPlugin=task/none\nPrologFlags=contain\nReturnToService=2\n\
          SelectType=select/cons_tres\nSelectTypeParameters=CR_Core\nSchedulerType=sched/builtin\n\
          SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0\nMailProg=/bin/true\n\
-         SlurmdParameters=config_overrides\nTCPTimeout=30\nMessageTimeout=100\nBatchStartTimeout=120\nSrunPortRange={SRUN_PORTS}\n\
+         SlurmdParameters=config_overrides\nSrunPortRange={SRUN_PORTS}\n\
          SlurmctldPidFile=/run/node/slurmctld.pid\nSlurmdPidFile=/run/node/slurmd.pid\n\
          StateSaveLocation=/run/node/slurmctld\nSlurmdSpoolDir=/run/node/slurmd\n\
          PartitionName=all Nodes=ALL Default=YES\n"
