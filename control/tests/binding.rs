@@ -11,8 +11,8 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Uid, fork, setuid};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::fs;
-use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::Command;
@@ -23,6 +23,8 @@ use uvn_wire::cgroup::Verdict;
 
 const ALICE: u32 = 1000;
 const BOB: u32 = 1001;
+/// For what a busy machine may delay.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A child cgroup, a BPF file system, and a network namespace for the calling thread; gone when dropped.
 struct Place {
@@ -148,9 +150,9 @@ fn is_bound_to(socket: &Socket, device: &str) -> bool {
 
 /// The kernel detaches a program some time after its pin is gone.
 fn eventually(condition: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < end, "not within 10 s");
+        assert!(Instant::now() < end, "not within {PATIENCE:?}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -260,6 +262,47 @@ fn ports_are_refused_or_released() {
     };
     assert_eq!(place.as_user(ALICE, as_srun), 0);
     assert_eq!(count(&binding, Verdict::Released), 1);
+}
+
+/// Who waits for an srun that has ended is told so by the kernel: slurmstepd would wait for its MessageTimeout.
+#[test]
+fn an_srun_that_ends_resets_its_connections() {
+    let place = Place::new();
+    let mut binding = place.attach(&policy());
+    binding.bind(ALICE, &devices(ALICE)).unwrap();
+    for accepts in [false, true] {
+        let client = std::thread::spawn(|| {
+            let end = Instant::now() + PATIENCE;
+            let mut stream = loop {
+                match TcpStream::connect("127.0.0.1:60001") {
+                    Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(10)),
+                    result => break result.unwrap(),
+                }
+            };
+            stream.write_all(b"x").unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.read(&mut [0]).map_err(|error| error.kind())
+        });
+        let as_srun = || {
+            // SAFETY: the name is a string.
+            unsafe { libc::prctl(libc::PR_SET_NAME, c"srun".as_ptr()) };
+            let listener = tcp()?;
+            listener.set_reuse_address(true)?;
+            listener.bind(&address("127.0.0.1:60001"))?;
+            listener.listen(1)?;
+            if accepts {
+                let (stream, _) = listener.accept()?;
+                stream.peek(&mut [std::mem::MaybeUninit::uninit()]).map(drop)
+            } else {
+                let mut queue = libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+                // SAFETY: one descriptor, as said.
+                expect(unsafe { libc::poll(&raw mut queue, 1, 10_000) } == 1)
+            }
+        };
+        assert_eq!(place.as_user(ALICE, as_srun), 0);
+        assert_eq!(client.join().unwrap(), Err(io::ErrorKind::ConnectionReset), "accepts: {accepts}");
+    }
+    assert_eq!(count(&binding, Verdict::Outside), 0);
 }
 
 #[test]

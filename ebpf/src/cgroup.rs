@@ -21,6 +21,7 @@ use uvn_wire::cgroup::{self, Bound, Mark, Network, Range, Verdict};
 use uvn_wire::ethernet::ethertype;
 use uvn_wire::ipv4::{self, Ipv4, protocol};
 use uvn_wire::ipv6::{self, Ipv6};
+use uvn_wire::tcp::Tcp;
 use uvn_wire::udp::Udp;
 use uvn_wire::xdp::Address;
 
@@ -203,6 +204,8 @@ fn create(socket: *mut bpf_sock, uid: u32) -> Result<(), Verdict> {
 }
 
 const TCP: u32 = protocol::TCP as u32;
+/// include/linux/net.h
+const STREAM: u32 = 1;
 const UDP: u32 = protocol::UDP as u32;
 const ICMP: u32 = protocol::ICMP as u32;
 const ICMPV6: u32 = protocol::ICMPV6 as u32;
@@ -320,7 +323,7 @@ fn leave(ctx: &SkBuffContext, socket: *mut bpf_sock, mark: Mark) -> Result<(), V
     let through = vrf_of(device);
     if mark.is_unbound() {
         return match through {
-            None if is_answering(socket) => Ok(()),
+            None if is_answering(socket) || is_resetting(ctx, socket, ethertype)? => Ok(()),
             _ => Err(Verdict::Outside),
         };
     }
@@ -356,6 +359,21 @@ fn is_answering(socket: *mut bpf_sock) -> bool {
     let (device, protocol, port) =
         unsafe { ((*socket).bound_dev_if, (*socket).protocol, (*socket).src_port) };
     device == 0 && protocol == TCP && is_port(port, cgroup::PORT_SRUN)
+}
+
+/// Whether it did until now: its last packet, a reset, goes out when it has given up its port (net/ipv4/tcp.c, tcp_close and
+/// tcp_disconnect after tcp_set_state). Only the packet still has that.
+#[inline(always)]
+fn is_resetting(ctx: &SkBuffContext, socket: *mut bpf_sock, ethertype: u32) -> Result<bool, Verdict> {
+    // SAFETY: the verifier knows a socket's fields.
+    let (device, kind, protocol, port) =
+        unsafe { ((*socket).bound_dev_if, (*socket).type_, (*socket).protocol, (*socket).src_port) };
+    if device != 0 || kind != STREAM || protocol != TCP || port != 0 {
+        return Ok(false);
+    }
+    let packet = Packet::of(ctx, u16::from_be(ethertype as u16)).ok_or(Verdict::Options)?;
+    let port = load(ctx, packet.length + offset_of!(Tcp, source_port))?;
+    Ok(u32::from(packet.protocol) == TCP && is_port(u32::from(u16::from_be(port)), cgroup::PORT_SRUN))
 }
 
 /// Whether a packet that a marked socket of this node has sent comes out of its own network. Of broadcast and multicast
