@@ -79,6 +79,10 @@ pub enum GuestError {
     /// It ended without an exit code: a panic, or a command that powered it off.
     #[error("the guest ended before its command did; the end of its console:\n{0}")]
     Ended(String),
+    /// A kernel that qemu translates panicked. Under load that does happen by qemu's doing: it has gone on in the middle of
+    /// an instruction that the kernel had just patched (a static key), which a CPU does not.
+    #[error("the emulated kernel panicked; the end of its console:\n{0}")]
+    Panicked(String),
 }
 
 impl GuestError {
@@ -125,7 +129,8 @@ pub fn run(
     let share = Share::new(&target, command)?;
     let initramfs = share.path.join("initramfs");
     initramfs::write(&kernel, &initramfs)?;
-    let mut qemu = qemu(machine, &kernel, accelerator::choose(&kernel, &target)?);
+    let accelerator = accelerator::choose(&kernel, &target)?;
+    let mut qemu = qemu(machine, &kernel, accelerator);
     qemu.args(["-append", &append(machine, &kernel)]).arg("-initrd").arg(&initramfs);
     qemu.arg("-serial").arg(format!("file:{}", share.path.join("console.log").display()));
     ninep(&mut qemu, "root", Path::new("/"), true);
@@ -143,7 +148,11 @@ pub fn run(
     match code.and_then(|code| code.trim().parse().ok()) {
         Some(code) => Ok(code),
         None if !ended => Err(GuestError::Timeout(machine.timeout)),
-        None => Err(GuestError::Ended(share.console())),
+        None => {
+            let console = share.console();
+            let panicked = accelerator == accelerator::Accelerator::Tcg && console.contains("Kernel panic");
+            Err(if panicked { GuestError::Panicked(console) } else { GuestError::Ended(console) })
+        }
     }
 }
 
@@ -209,7 +218,7 @@ impl Share {
         let text = std::fs::read(self.path.join("console.log")).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(30)..].join("\n")
+        lines[lines.len().saturating_sub(60)..].join("\n")
     }
 }
 

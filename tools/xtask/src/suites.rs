@@ -3,7 +3,7 @@
 
 use crate::cargo::cargo;
 use crate::guest::kernel::Series;
-use crate::guest::{self, Machine, Stream};
+use crate::guest::{self, GuestError, Machine, Stream};
 use crate::test;
 use std::io::Write;
 use std::path::PathBuf;
@@ -149,28 +149,38 @@ fn run_one(run: &Run, name: &str) -> test::Closing {
     let mut command: Vec<String> = vec![suite.program.display().to_string()];
     command.extend(["--include-ignored", "--test-threads=1"].map(String::from));
     command.extend_from_slice(arguments);
-    let (start, mut text) = (Instant::now(), String::new());
-    let [mut out, mut err] = [String::new(), String::new()];
-    let code = guest::run(&machine, &command, |stream, bytes| {
-        // Two guests may write at once: whole lines, each with its suite.
-        let line = match stream {
-            Stream::Out => &mut out,
-            Stream::Err => &mut err,
-        };
-        *line += &String::from_utf8_lossy(bytes);
-        while let Some(end) = line.find('\n') {
-            let rest = line.split_off(end + 1);
-            let whole = std::mem::replace(line, rest);
-            let _gone = write!(std::io::stdout(), "{name}: {whole}");
-            text += &whole;
+    let (start, mut text, mut again) = (Instant::now(), String::new(), "");
+    let code = loop {
+        text.clear();
+        let [mut out, mut err] = [String::new(), String::new()];
+        let result = guest::run(&machine, &command, |stream, bytes| {
+            // Two guests may write at once: whole lines, each with its suite.
+            let line = match stream {
+                Stream::Out => &mut out,
+                Stream::Err => &mut err,
+            };
+            *line += &String::from_utf8_lossy(bytes);
+            while let Some(end) = line.find('\n') {
+                let rest = line.split_off(end + 1);
+                let whole = std::mem::replace(line, rest);
+                let _gone = write!(std::io::stdout(), "{name}: {whole}");
+                text += &whole;
+            }
+        });
+        match result {
+            // Once, and told: what is our doing does it again.
+            Err(error @ GuestError::Panicked(_)) if again.is_empty() => {
+                println!("{name}: AGAIN: {error}");
+                again = " (AGAIN: in a first guest the emulated kernel panicked, see above)";
+            }
+            result => break result.map_err(|error| error.to_string())?,
         }
-    });
-    let code = code.map_err(|error| error.to_string())?;
+    };
     let [passed, failed, ignored, _, left_out] =
         text.lines().find_map(test::counted).ok_or_else(|| format!("no result; exit code {code}"))?;
     let skipped = text.lines().filter(|line| line.contains("SKIP: ")).count();
     let seconds = start.elapsed().as_secs();
-    let mut line = format!("{passed} passed, {failed} failed, {ignored} ignored in {seconds} s");
+    let mut line = format!("{passed} passed, {failed} failed, {ignored} ignored in {seconds} s{again}");
     if skipped > 0 {
         line += &format!(" (SKIP: {skipped} of them, for the reason above)");
     }
