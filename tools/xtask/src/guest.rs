@@ -18,14 +18,18 @@
 //! - Any number of guests may run side by side.
 
 pub mod accelerator;
+pub mod examine;
 mod initramfs;
 pub mod kernel;
+mod share;
 
+use examine::{Evidence, Examiner};
 use kernel::Kernel;
+use share::Share;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 use uvn_bench::shell::ShellError;
@@ -73,9 +77,9 @@ pub enum GuestError {
     /// The kernel is not what is expected.
     #[error("{0}")]
     Kernel(String),
-    /// The wall-clock limit.
-    #[error("the guest was ended after {0} minutes without the command's end: see --timeout")]
-    Timeout(u64),
+    /// Its command has hung, or takes longer than it may.
+    #[error("{0}; the guest was examined and ended: {path}", path = .1.path.display())]
+    Hung(String, Evidence),
     /// It ended without an exit code: a panic, or a command that powered it off.
     #[error("the guest ended before its command did; the end of its console:\n{0}")]
     Ended(String),
@@ -101,29 +105,46 @@ pub enum Stream {
     Err,
 }
 
-/// Runs `command` in a guest with the terminal's output and returns its exit code.
-///
-/// # Errors
-/// As [`run`].
-pub fn show(machine: &Machine, command: &[String]) -> Result<i32, GuestError> {
-    run(machine, command, |stream, bytes| {
+/// Whoever follows a guest's command.
+pub trait Watch {
+    /// Takes a piece of its output.
+    fn take(&mut self, stream: Stream, bytes: &[u8]);
+
+    /// Why the command is taken for hung, if it is. Asked once a second.
+    fn overdue(&self) -> Option<String>;
+}
+
+/// The terminal, where somebody may wait as long as they like.
+struct Terminal;
+
+impl Watch for Terminal {
+    fn take(&mut self, stream: Stream, bytes: &[u8]) {
         // Whoever reads us may have gone; the command goes on all the same.
         let _gone = match stream {
             Stream::Out => io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()),
             Stream::Err => io::stderr().write_all(bytes),
         };
-    })
+    }
+
+    fn overdue(&self) -> Option<String> {
+        None
+    }
 }
 
-/// Runs `command` in a guest, hands its output to `sink` as it arrives, and returns its exit code.
+/// Runs `command` in a guest with the terminal's output and returns its exit code.
 ///
 /// # Errors
-/// No kernel, no qemu, the time limit, or a guest that crashed.
-pub fn run(
-    machine: &Machine,
-    command: &[String],
-    mut sink: impl FnMut(Stream, &[u8]),
-) -> Result<i32, GuestError> {
+/// As [`run`].
+pub fn show(machine: &Machine, command: &[String]) -> Result<i32, GuestError> {
+    run(machine, command, &mut Terminal)
+}
+
+/// Runs `command` in a guest, hands its output to `watch` as it arrives, and returns its exit code. A guest that is ended
+/// before its command is examined first.
+///
+/// # Errors
+/// No kernel, no qemu, a command that has hung or takes longer than the machine's time limit, or a guest that crashed.
+pub fn run(machine: &Machine, command: &[String], watch: &mut impl Watch) -> Result<i32, GuestError> {
     let target = target_directory()?.join("guest");
     let kernel = Kernel::get(machine.kernel, &target)?;
     let share = Share::new(&target, command)?;
@@ -141,14 +162,17 @@ pub fn run(
         qemu.args(["-chardev", &format!("file,id={name},path=/proc/self/fd/{port}")]);
         qemu.args(["-device", &format!("virtserialport,chardev={name},nr={port}")]);
     }
+    let examiner = Examiner::new(&share.path).map_err(GuestError::io("make the examiner's sockets"))?;
+    examiner.arguments(&mut qemu);
     let mut running = Running::start(qemu)?;
-    let ended = running.watch(Duration::from_secs(machine.timeout * 60), &mut sink);
+    let hung = running.watch(machine.timeout, watch);
+    let evidence = hung.map(|why| (why, examiner.examine(running.child.id(), share.evidence(&target))));
     drop(running);
     let code = std::fs::read_to_string(share.path.join("exit")).ok();
-    match code.and_then(|code| code.trim().parse().ok()) {
-        Some(code) => Ok(code),
-        None if !ended => Err(GuestError::Timeout(machine.timeout)),
-        None => {
+    match (code.and_then(|code| code.trim().parse().ok()), evidence) {
+        (Some(code), _) => Ok(code),
+        (None, Some((why, evidence))) => Err(GuestError::Hung(why, evidence)),
+        (None, None) => {
             let console = share.console();
             let panicked = accelerator == accelerator::Accelerator::Tcg && console.contains("Kernel panic");
             Err(if panicked { GuestError::Panicked(console) } else { GuestError::Ended(console) })
@@ -184,92 +208,9 @@ fn append(machine: &Machine, kernel: &Kernel) -> String {
     let init = if machine.systemd { "systemd" } else { "shell" };
     format!(
         "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr mitigations=off no_timer_check rcupdate.rcu_expedited=1 \
-         net.ifnames=0 uvn.init={init} uvn.release={}",
+         sysrq_always_enabled net.ifnames=0 uvn.init={init} uvn.release={}",
         kernel.release
     )
-}
-
-/// What host and guest both see: the command, its exit code, and what the command leaves.
-struct Share {
-    path: PathBuf,
-}
-
-impl Share {
-    fn new(target: &Path, command: &[String]) -> Result<Share, GuestError> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let (pid, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let suffix = if number == 0 { String::new() } else { format!("-{number}") };
-        let path = target.join(format!("run-{pid}{suffix}"));
-        sweep(target);
-        std::fs::create_dir_all(&path).map_err(GuestError::io(format!("create {}", path.display())))?;
-        let share = Share { path };
-        share.write("stage2.sh", include_str!("guest/stage2.sh"))?;
-        share.write("systemd.sh", include_str!("guest/systemd.sh"))?;
-        share.write("command.sh", &script(command)?)?;
-        Ok(share)
-    }
-
-    fn write(&self, name: &str, text: &str) -> Result<(), GuestError> {
-        let path = self.path.join(name);
-        std::fs::write(&path, text).map_err(GuestError::io(format!("write {}", path.display())))
-    }
-
-    fn console(&self) -> String {
-        let text = std::fs::read(self.path.join("console.log")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(60)..].join("\n")
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        clear(&self.path);
-        if self.path.exists() {
-            eprintln!("the guest's command left files in {}", self.path.display());
-        }
-    }
-}
-
-/// Removes what we put into a run's folder, and the folder unless the command left something there.
-fn clear(folder: &Path) {
-    for ours in ["stage2.sh", "systemd.sh", "command.sh", "initramfs", "console.log", "exit"] {
-        let _not_there = std::fs::remove_file(folder.join(ours));
-    }
-    let _not_empty = std::fs::remove_dir(folder);
-}
-
-/// Clears the folders of runs that were killed.
-fn sweep(target: &Path) {
-    for entry in std::fs::read_dir(target).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix("run-")?.split('-').next());
-        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            clear(&entry.path());
-        }
-    }
-}
-
-/// The command as a shell script.
-fn script(command: &[String]) -> Result<String, GuestError> {
-    let directory = std::env::current_dir().map_err(GuestError::io("current directory"))?;
-    let mut script = format!("cd {} || exit 125\n", quoted(&directory.to_string_lossy()));
-    let kept = |name: &str| name.starts_with("RUST_") || name.starts_with("UVN_");
-    for (name, value) in std::env::vars().filter(|(name, _)| kept(name)) {
-        script += &format!("export {name}={}\n", quoted(&value));
-    }
-    script += "exec";
-    for word in command {
-        script += " ";
-        script += &quoted(word);
-    }
-    script += "\n";
-    Ok(script)
-}
-
-/// A word as the shell takes it for one.
-fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 /// Where cargo puts what it builds.
@@ -281,7 +222,7 @@ fn target_directory() -> Result<PathBuf, GuestError> {
 /// A running qemu. Dropping it ends it.
 struct Running {
     child: Child,
-    output: std::sync::mpsc::Receiver<(Stream, Vec<u8>)>,
+    output: Receiver<(Stream, Vec<u8>)>,
 }
 
 impl Running {
@@ -292,7 +233,7 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(GuestError::io("start qemu"))?;
-        let (sender, output) = std::sync::mpsc::channel();
+        let (sender, output) = mpsc::channel();
         let streams: [(Stream, Option<Box<dyn Read + Send>>); 2] = [
             (Stream::Out, child.stdout.take().map(|pipe| Box::new(pipe) as _)),
             (Stream::Err, child.stderr.take().map(|pipe| Box::new(pipe) as _)),
@@ -311,17 +252,21 @@ impl Running {
         Ok(Running { child, output })
     }
 
-    /// Hands on its output until it ends; false when `limit` came first.
-    fn watch(&mut self, limit: Duration, sink: &mut impl FnMut(Stream, &[u8])) -> bool {
-        let end = Instant::now() + limit;
+    /// Hands on its output until it ends; why it does not, if it has hung or taken longer than `minutes`.
+    fn watch(&mut self, minutes: u64, watch: &mut impl Watch) -> Option<String> {
+        let end = Instant::now() + Duration::from_secs(minutes * 60);
         loop {
-            match self.output.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok((stream, bytes)) => sink(stream, &bytes),
-                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => return false,
-                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
+            match self.output.recv_timeout(Duration::from_secs(1)) {
+                Ok((stream, bytes)) => watch.take(stream, &bytes),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
                     let _status = self.child.wait();
-                    return true;
+                    return None;
                 }
+            }
+            let late = || format!("the command did not end within {minutes} minutes (see --timeout)");
+            if let Some(why) = watch.overdue().or_else(|| (Instant::now() > end).then(late)) {
+                return Some(why);
             }
         }
     }
@@ -331,19 +276,5 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _already_ended = self.child.kill();
         let _status = self.child.wait();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{quoted, script};
-    use std::process::Command;
-
-    #[test]
-    fn words_reach_the_command_as_they_are() {
-        let words = ["printf", "%s|", "a b", "it's", "$HOME", "", "x\ny"].map(String::from);
-        let output = Command::new("sh").args(["-c", &script(&words).unwrap()]).output().unwrap();
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "a b|it's|$HOME||x\ny|");
-        assert_eq!(quoted("'"), r"''\'''");
     }
 }

@@ -6,6 +6,8 @@
 //! - [`ebpf`]: rebuilds the eBPF object, or checks the committed one
 //! - [`guest`]: runs a command on another kernel
 //! - [`matrix`]: who reaches whom
+//! - [`processes`]: what processes wait for
+//! - [`progress`]: which test runs, and whether it has hung
 //! - [`probe`]: the programs that run inside a rig
 //! - [`rig`]: the demo's two nodes
 //! - [`setup`]: the apt packages each command needs, and why
@@ -20,6 +22,8 @@ mod ebpf;
 mod guest;
 mod matrix;
 mod probe;
+mod processes;
+mod progress;
 mod rig;
 mod setup;
 mod suites;

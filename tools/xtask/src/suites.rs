@@ -3,7 +3,8 @@
 
 use crate::cargo::cargo;
 use crate::guest::kernel::Series;
-use crate::guest::{self, GuestError, Machine, Stream};
+use crate::guest::{self, GuestError, Machine, Stream, Watch};
+use crate::progress::{self, Lines, Progress};
 use crate::test;
 use std::io::Write;
 use std::path::PathBuf;
@@ -141,6 +142,44 @@ fn run(runs: &[Run]) -> Closings {
     done.into_iter().map(|(_, name, closing)| (name, closing)).collect()
 }
 
+/// What a suite writes. Two guests may write at once: whole lines, each with its suite.
+struct Output<'a> {
+    name: &'a str,
+    progress: Progress,
+    errors: Lines,
+    /// All of it.
+    text: String,
+}
+
+impl Output<'_> {
+    fn new(name: &str) -> Output<'_> {
+        let progress = Progress::new(progress::LIMIT, Instant::now());
+        Output { name, progress, errors: Lines::default(), text: String::new() }
+    }
+}
+
+impl Watch for Output<'_> {
+    fn take(&mut self, stream: Stream, bytes: &[u8]) {
+        let now = Instant::now();
+        let lines = match stream {
+            Stream::Out => self.progress.take(bytes, now),
+            Stream::Err => {
+                self.progress.heard(now);
+                self.errors.take(bytes)
+            }
+        };
+        for line in lines {
+            let _gone = writeln!(std::io::stdout(), "{}: {line}", self.name);
+            self.text += &line;
+            self.text.push('\n');
+        }
+    }
+
+    fn overdue(&self) -> Option<String> {
+        self.progress.overdue(Instant::now())
+    }
+}
+
 fn run_one(run: &Run, name: &str) -> test::Closing {
     let Run { suite, machine, arguments } = run;
     let mut machine = machine.clone();
@@ -149,33 +188,24 @@ fn run_one(run: &Run, name: &str) -> test::Closing {
     let mut command: Vec<String> = vec![suite.program.display().to_string()];
     command.extend(["--include-ignored", "--test-threads=1"].map(String::from));
     command.extend_from_slice(arguments);
-    let (start, mut text, mut again) = (Instant::now(), String::new(), "");
+    let (start, mut again) = (Instant::now(), "");
+    let mut output = Output::new(name);
     let code = loop {
-        text.clear();
-        let [mut out, mut err] = [String::new(), String::new()];
-        let result = guest::run(&machine, &command, |stream, bytes| {
-            // Two guests may write at once: whole lines, each with its suite.
-            let line = match stream {
-                Stream::Out => &mut out,
-                Stream::Err => &mut err,
-            };
-            *line += &String::from_utf8_lossy(bytes);
-            while let Some(end) = line.find('\n') {
-                let rest = line.split_off(end + 1);
-                let whole = std::mem::replace(line, rest);
-                let _gone = write!(std::io::stdout(), "{name}: {whole}");
-                text += &whole;
-            }
-        });
-        match result {
+        match guest::run(&machine, &command, &mut output) {
             // Once, and told: what is our doing does it again.
             Err(error @ GuestError::Panicked(_)) if again.is_empty() => {
                 println!("{name}: AGAIN: {error}");
                 again = " (AGAIN: in a first guest the emulated kernel panicked, see above)";
+                output = Output::new(name);
+            }
+            Err(GuestError::Hung(why, evidence)) => {
+                println!("{name}: {why}; the evidence:\n{}", evidence.text);
+                return Err(format!("{why}; evidence: {}", evidence.path.display()));
             }
             result => break result.map_err(|error| error.to_string())?,
         }
     };
+    let text = output.text;
     let [passed, failed, ignored, _, left_out] =
         text.lines().find_map(test::counted).ok_or_else(|| format!("no result; exit code {code}"))?;
     let skipped = text.lines().filter(|line| line.contains("SKIP: ")).count();

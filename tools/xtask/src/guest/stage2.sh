@@ -8,6 +8,16 @@ modules='tun vrf vxlan veth bridge nft_chain_nat nft_ct nft_nat nft_masq nft_log
 case $1 in
     shell | systemd) modprobe -a $modules ;;
 esac
+# Whoever examines a guest that hangs: in memory, with programs of its own.
+case $1 in
+    shell | systemd)
+        mkdir -p /run/examine/bin
+        cp /bin/busybox /guest/examine.sh /run/examine
+        /run/examine/busybox --install -s /run/examine/bin
+        until [ -c /dev/vport0p3 ]; do sleep 0.1; done
+        PATH=/run/examine/bin /run/examine/busybox sh /run/examine/examine.sh < /dev/null > /dev/null 2>&1 &
+        ;;
+esac
 case $1 in
     systemd) exec /bin/sh /guest/systemd.sh ;;
 esac

@@ -1,0 +1,150 @@
+//! Follows the output of test programs: which test runs since when, and whether one, or all of it, has hung.
+
+use std::time::{Duration, Instant};
+
+/// How long a test may take, and how long nothing may be written.
+pub const LIMIT: Duration = Duration::from_secs(180);
+/// libtest says so of a test that has run for that long, where tests run side by side.
+const SLOW: (&str, Duration) = (" has been running for over 60 seconds", Duration::from_secs(60));
+
+/// Tests that may take longer than [`LIMIT`], each with its limit and the reason.
+const LONG: &[(&str, Duration, &str)] = &[];
+
+/// What test programs have written so far. libtest writes `test NAME ... ` before it runs a test if it runs one at a
+/// time, and the whole line after it else.
+#[derive(Debug)]
+pub struct Progress {
+    lines: Lines,
+    /// Tests that have begun and not ended.
+    running: Vec<(String, Instant)>,
+    last: Instant,
+    limit: Duration,
+}
+
+impl Progress {
+    /// Nothing has been written yet.
+    #[must_use]
+    pub fn new(limit: Duration, now: Instant) -> Progress {
+        Progress { lines: Lines::default(), running: Vec::new(), last: now, limit }
+    }
+
+    /// Takes a piece of standard output, and returns the lines that are whole with it. The line that ends a test that was
+    /// seen to begin has its time.
+    pub fn take(&mut self, bytes: &[u8], now: Instant) -> Vec<String> {
+        self.last = now;
+        let lines = self.lines.take(bytes).into_iter().map(|line| self.follow(line, now)).collect();
+        if let Some(name) = self.lines.begun().and_then(|line| test(line)?.strip_suffix(" ... "))
+            && self.running.iter().all(|(running, _)| running != name)
+        {
+            self.running.push((name.to_owned(), now));
+        }
+        lines
+    }
+
+    /// Something was written elsewhere.
+    pub fn heard(&mut self, now: Instant) {
+        self.last = now;
+    }
+
+    fn follow(&mut self, line: String, now: Instant) -> String {
+        let Some(rest) = test(&line) else { return line };
+        if let Some(name) = rest.strip_suffix(SLOW.0) {
+            self.running.push((name.to_owned(), now.checked_sub(SLOW.1).unwrap_or(now)));
+        } else if let Some((name, _)) = rest.split_once(" ... ")
+            && let Some(at) = self.running.iter().position(|(running, _)| running == name)
+        {
+            let (_, since) = self.running.remove(at);
+            return format!("{line} ({} s)", now.duration_since(since).as_secs());
+        }
+        line
+    }
+
+    /// What has hung, if something has.
+    #[must_use]
+    pub fn overdue(&self, now: Instant) -> Option<String> {
+        let slow = self.running.iter().find_map(|(name, since)| {
+            let long = LONG.iter().find(|(test, ..)| test == name).map_or(self.limit, |(_, limit, _)| *limit);
+            let over = now.duration_since(*since) > long;
+            over.then(|| format!("{name} has not ended after {} s", now.duration_since(*since).as_secs()))
+        });
+        // While a long test runs, nothing else need be written.
+        let silent = || {
+            let seconds = now.duration_since(self.last).as_secs();
+            let silent = self.running.is_empty() && now.duration_since(self.last) > self.limit;
+            silent.then(|| format!("nothing was written for {seconds} s"))
+        };
+        slow.or_else(silent)
+    }
+}
+
+/// What follows `test ` in a line of libtest's.
+fn test(line: &str) -> Option<&str> {
+    line.strip_prefix("test ")
+}
+
+/// A stream's lines.
+#[derive(Debug, Default)]
+pub struct Lines(Vec<u8>);
+
+impl Lines {
+    /// Takes a piece, and returns the lines that are whole with it, without their ends.
+    pub fn take(&mut self, bytes: &[u8]) -> Vec<String> {
+        self.0.extend_from_slice(bytes);
+        let mut lines = Vec::new();
+        while let Some(end) = self.0.iter().position(|byte| *byte == b'\n') {
+            let rest = self.0.split_off(end + 1);
+            let whole = std::mem::replace(&mut self.0, rest);
+            lines.push(String::from_utf8_lossy(&whole[..end]).into_owned());
+        }
+        lines
+    }
+
+    /// The line that has begun.
+    fn begun(&self) -> Option<&str> {
+        std::str::from_utf8(&self.0).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LIMIT, Progress};
+    use std::time::{Duration, Instant};
+
+    fn after(start: Instant, seconds: u64) -> Instant {
+        start + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_test_that_is_alone_has_its_time() {
+        let start = Instant::now();
+        let mut progress = Progress::new(LIMIT, start);
+        assert_eq!(progress.take(b"\nrunning 2 tests\ntest a::b ... ", start), ["", "running 2 tests"]);
+        assert_eq!(progress.take(b"SKIP: why\n", after(start, 1)), ["test a::b ... SKIP: why (1 s)"]);
+        assert_eq!(progress.take(b"ok\ntest c ... ", after(start, 2)), ["ok"]);
+        assert_eq!(progress.overdue(after(start, 182)), None);
+        assert_eq!(progress.overdue(after(start, 183)).unwrap(), "c has not ended after 181 s");
+        assert_eq!(progress.take(b"FAILED\n", after(start, 184)), ["test c ... FAILED (182 s)"]);
+        assert_eq!(progress.overdue(after(start, 185)), None);
+    }
+
+    #[test]
+    fn a_test_among_others_is_watched_once_libtest_calls_it_slow() {
+        let start = Instant::now();
+        let mut progress = Progress::new(LIMIT, start);
+        progress.take(b"test slow has been running for over 60 seconds\n", after(start, 60));
+        for second in 61..=180 {
+            progress.take(b"test other ... ok\n", after(start, second));
+            assert_eq!(progress.overdue(after(start, second)), None);
+        }
+        assert_eq!(progress.overdue(after(start, 181)).unwrap(), "slow has not ended after 181 s");
+    }
+
+    #[test]
+    fn silence_is_a_hang() {
+        let start = Instant::now();
+        let mut progress = Progress::new(LIMIT, start);
+        progress.take(b"test a ... ok\n", start);
+        assert_eq!(progress.overdue(after(start, 180)), None);
+        assert_eq!(progress.overdue(after(start, 181)).unwrap(), "nothing was written for 181 s");
+    }
+}
