@@ -90,8 +90,9 @@ impl Node {
         let mut daemon = Daemon { child, log };
         self.wait("uvnd", START, || {
             daemon.assert_alive();
-            let socket =
-                socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+            // An uvnd that takes no connection is asked again.
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
             let address = UnixAddr::new("/run/uvn/uvnd.sock").unwrap();
             self.within(|| connect(socket.as_raw_fd(), &address).is_ok())
         });

@@ -16,6 +16,7 @@
 //!   (`guest/stage2.sh`).
 //! - cgroup v2 is at /sys/fs/cgroup, bpffs at /sys/fs/bpf, debugfs at /sys/kernel/debug; `lo` is up; there is no NIC.
 //! - Any number of guests may run side by side.
+//! - A guest that hangs is examined before it is ended ([`examine`]); the evidence is kept below `target/guest`.
 
 pub mod accelerator;
 pub mod examine;
@@ -23,14 +24,13 @@ mod initramfs;
 pub mod kernel;
 mod share;
 
+use crate::running::{Running, Stream, Watch};
 use examine::{Evidence, Examiner};
 use kernel::Kernel;
 use share::Share;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use uvn_bench::shell::ShellError;
 
@@ -83,10 +83,9 @@ pub enum GuestError {
     /// It ended without an exit code: a panic, or a command that powered it off.
     #[error("the guest ended before its command did; the end of its console:\n{0}")]
     Ended(String),
-    /// A kernel that qemu translates panicked. Under load that does happen by qemu's doing: it has gone on in the middle of
-    /// an instruction that the kernel had just patched (a static key), which a CPU does not.
-    #[error("the emulated kernel panicked; the end of its console:\n{0}")]
-    Panicked(String),
+    /// The same, by qemu's doing.
+    #[error("qemu's emulation failed: {0}; the end of the guest's console:\n{1}")]
+    Emulation(&'static str, String),
 }
 
 impl GuestError {
@@ -96,26 +95,11 @@ impl GuestError {
     }
 }
 
-/// The two streams of the guest's command, in pieces as they arrive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stream {
-    /// Standard output.
-    Out,
-    /// Standard error.
-    Err,
+/// The terminal, where a command may write as little as it likes.
+struct Terminal {
+    minutes: u64,
+    end: Instant,
 }
-
-/// Whoever follows a guest's command.
-pub trait Watch {
-    /// Takes a piece of its output.
-    fn take(&mut self, stream: Stream, bytes: &[u8]);
-
-    /// Why the command is taken for hung, if it is. Asked once a second.
-    fn overdue(&self) -> Option<String>;
-}
-
-/// The terminal, where somebody may wait as long as they like.
-struct Terminal;
 
 impl Watch for Terminal {
     fn take(&mut self, stream: Stream, bytes: &[u8]) {
@@ -127,7 +111,8 @@ impl Watch for Terminal {
     }
 
     fn overdue(&self) -> Option<String> {
-        None
+        let late = || format!("the command did not end within {} minutes (see --timeout)", self.minutes);
+        (Instant::now() > self.end).then(late)
     }
 }
 
@@ -136,14 +121,15 @@ impl Watch for Terminal {
 /// # Errors
 /// As [`run`].
 pub fn show(machine: &Machine, command: &[String]) -> Result<i32, GuestError> {
-    run(machine, command, &mut Terminal)
+    let minutes = machine.timeout;
+    run(machine, command, &mut Terminal { minutes, end: Instant::now() + Duration::from_secs(minutes * 60) })
 }
 
 /// Runs `command` in a guest, hands its output to `watch` as it arrives, and returns its exit code. A guest that is ended
 /// before its command is examined first.
 ///
 /// # Errors
-/// No kernel, no qemu, a command that has hung or takes longer than the machine's time limit, or a guest that crashed.
+/// No kernel, no qemu, a command that `watch` takes for hung, or a guest that crashed.
 pub fn run(machine: &Machine, command: &[String], watch: &mut impl Watch) -> Result<i32, GuestError> {
     let target = target_directory()?.join("guest");
     let kernel = Kernel::get(machine.kernel, &target)?;
@@ -164,9 +150,9 @@ pub fn run(machine: &Machine, command: &[String], watch: &mut impl Watch) -> Res
     }
     let examiner = Examiner::new(&share.path).map_err(GuestError::io("make the examiner's sockets"))?;
     examiner.arguments(&mut qemu);
-    let mut running = Running::start(qemu)?;
-    let hung = running.watch(machine.timeout, watch);
-    let evidence = hung.map(|why| (why, examiner.examine(running.child.id(), share.evidence(&target))));
+    let mut running = Running::start(qemu).map_err(GuestError::io("start qemu"))?;
+    let hung = running.watch(watch).err();
+    let evidence = hung.map(|why| (why, examiner.examine(running.id(), share.evidence(&target))));
     drop(running);
     let code = std::fs::read_to_string(share.path.join("exit")).ok();
     match (code.and_then(|code| code.trim().parse().ok()), evidence) {
@@ -174,8 +160,12 @@ pub fn run(machine: &Machine, command: &[String], watch: &mut impl Watch) -> Res
         (None, Some((why, evidence))) => Err(GuestError::Hung(why, evidence)),
         (None, None) => {
             let console = share.console();
-            let panicked = accelerator == accelerator::Accelerator::Tcg && console.contains("Kernel panic");
-            Err(if panicked { GuestError::Panicked(console) } else { GuestError::Ended(console) })
+            Err(match emulation_failed(&console) {
+                Some(how) if accelerator == accelerator::Accelerator::Tcg => {
+                    GuestError::Emulation(how, console)
+                }
+                _ => GuestError::Ended(console),
+            })
         }
     }
 }
@@ -213,68 +203,54 @@ fn append(machine: &Machine, kernel: &Kernel) -> String {
     )
 }
 
+/// What shows in a kernel's last words that no CPU would have done what qemu's translation did. Under load it goes on in the
+/// middle of an instruction that the kernel has just patched (a static key), or in what was there before.
+fn emulation_failed(console: &str) -> Option<&'static str> {
+    let (_, oops) = console.split_once("invalid opcode: 0000")?;
+    let (_, code) = oops.split_once("Code: ")?;
+    let words: Vec<&str> = code.lines().next()?.split_whitespace().collect();
+    let at = words.iter().position(|word| word.starts_with('<'))?;
+    let bytes: Option<Vec<u8>> =
+        words.iter().map(|word| u8::from_str_radix(word.trim_matches(['<', '>']), 16).ok()).collect();
+    let bytes = bytes?;
+    // A static key is a jump (e9 and a distance) or a NOP of five bytes (arch/x86/include/asm/nops.h, BYTES_NOP5).
+    let covers = |from: usize| match bytes.get(from..from + 5) {
+        Some([0x0f, 0x1f, 0x44, 0x00, 0x00]) => true,
+        Some([0xe9, ..]) => from == at,
+        _ => false,
+    };
+    (at.saturating_sub(4)..=at)
+        .any(covers)
+        .then_some("an invalid opcode in a valid instruction that the kernel patches")
+}
+
 /// Where cargo puts what it builds.
 fn target_directory() -> Result<PathBuf, GuestError> {
     crate::cargo::target_directory()
         .map_err(|error| GuestError::Kernel(format!("no target directory: {error}")))
 }
 
-/// A running qemu. Dropping it ends it.
-struct Running {
-    child: Child,
-    output: Receiver<(Stream, Vec<u8>)>,
-}
+#[cfg(test)]
+mod tests {
+    use super::emulation_failed;
 
-impl Running {
-    fn start(mut qemu: Command) -> Result<Running, GuestError> {
-        let mut child = qemu
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(GuestError::io("start qemu"))?;
-        let (sender, output) = mpsc::channel();
-        let streams: [(Stream, Option<Box<dyn Read + Send>>); 2] = [
-            (Stream::Out, child.stdout.take().map(|pipe| Box::new(pipe) as _)),
-            (Stream::Err, child.stderr.take().map(|pipe| Box::new(pipe) as _)),
-        ];
-        for (stream, pipe) in streams {
-            let (sender, Some(mut pipe)) = (sender.clone(), pipe) else { continue };
-            thread::spawn(move || {
-                let mut buffer = vec![0; 64 << 10];
-                while let Ok(length @ 1..) = pipe.read(&mut buffer) {
-                    if sender.send((stream, buffer[..length].to_vec())).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        Ok(Running { child, output })
+    fn oops(what: &str, code: &str) -> String {
+        format!(
+            "[  1.0] {what}: 0000 [#1] PREEMPT SMP NOPTI\n[  1.0] RIP: 0010:nf_hook+0x1b/0x60\n[  1.0] Code: {code}\n"
+        )
     }
 
-    /// Hands on its output until it ends; why it does not, if it has hung or taken longer than `minutes`.
-    fn watch(&mut self, minutes: u64, watch: &mut impl Watch) -> Option<String> {
-        let end = Instant::now() + Duration::from_secs(minutes * 60);
-        loop {
-            match self.output.recv_timeout(Duration::from_secs(1)) {
-                Ok((stream, bytes)) => watch.take(stream, &bytes),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    let _status = self.child.wait();
-                    return None;
-                }
-            }
-            let late = || format!("the command did not end within {minutes} minutes (see --timeout)");
-            if let Some(why) = watch.overdue().or_else(|| (Instant::now() > end).then(late)) {
-                return Some(why);
-            }
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _already_ended = self.child.kill();
-        let _status = self.child.wait();
+    #[test]
+    fn only_what_no_cpu_does_is_the_emulations_doing() {
+        let nop = "48 89 e5 <0f> 1f 44 00 00 5d c3 90 90";
+        assert!(emulation_failed(&oops("invalid opcode", nop)).is_some());
+        assert!(emulation_failed(&oops("invalid opcode", "48 89 e5 0f 1f <44> 00 00 5d c3")).is_some());
+        assert!(emulation_failed(&oops("invalid opcode", "48 89 e5 <e9> 1f 44 00 00 5d c3")).is_some());
+        assert!(
+            emulation_failed(&oops("invalid opcode", "e9 89 e5 <0f> 0b 44 00 00 5d c3")).is_none(),
+            "ud2"
+        );
+        assert!(emulation_failed(&oops("general protection fault", nop)).is_none());
+        assert!(emulation_failed("Kernel panic - not syncing: Attempted to kill init!").is_none());
     }
 }

@@ -10,6 +10,7 @@
 //! - [`progress`]: which test runs, and whether it has hung
 //! - [`probe`]: the programs that run inside a rig
 //! - [`rig`]: the demo's two nodes
+//! - [`running`]: a program whose output is followed while it runs
 //! - [`setup`]: the apt packages each command needs, and why
 //! - [`suites`]: the control side's tests, in guests
 //! - [`test`]: everything that must hold before a change goes in
@@ -25,6 +26,7 @@ mod probe;
 mod processes;
 mod progress;
 mod rig;
+mod running;
 mod setup;
 mod suites;
 mod test;

@@ -1,5 +1,7 @@
 //! What processes of this machine wait for, from /proc: the evidence of a hang.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
@@ -20,8 +22,7 @@ pub fn describe(root: u32) -> String {
 }
 
 /// A process and all that descend from it, parents first.
-#[must_use]
-pub fn family(root: u32) -> Vec<u32> {
+fn family(root: u32) -> Vec<u32> {
     let parents: Vec<(u32, u32)> =
         numbers(Path::new("/proc")).into_iter().filter_map(|pid| Some((pid, parent(pid)?))).collect();
     let (mut family, mut next) = (vec![root], 0);
@@ -30,6 +31,13 @@ pub fn family(root: u32) -> Vec<u32> {
         next += 1;
     }
     family
+}
+
+/// Ends a process and all that descend from it.
+pub fn end(root: u32) {
+    for pid in family(root) {
+        let _already_gone = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+    }
 }
 
 fn thread_of(text: &mut String, pid: u32, thread: u32) {

@@ -1,5 +1,7 @@
 //! Follows the output of test programs: which test runs since when, and whether one, or all of it, has hung.
 
+use crate::running::{Stream, Watch};
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 /// How long a test may take, and how long nothing may be written.
@@ -74,6 +76,46 @@ impl Progress {
             silent.then(|| format!("nothing was written for {seconds} s"))
         };
         slow.or_else(silent)
+    }
+}
+
+/// What test programs write, shown by whole lines: several programs may write at once.
+pub struct Output {
+    prefix: String,
+    progress: Progress,
+    errors: Lines,
+    /// All lines.
+    pub text: String,
+}
+
+impl Output {
+    /// Each line is shown behind `prefix`.
+    #[must_use]
+    pub fn new(prefix: String) -> Output {
+        let progress = Progress::new(LIMIT, Instant::now());
+        Output { prefix, progress, errors: Lines::default(), text: String::new() }
+    }
+}
+
+impl Watch for Output {
+    fn take(&mut self, stream: Stream, bytes: &[u8]) {
+        let now = Instant::now();
+        let lines = match stream {
+            Stream::Out => self.progress.take(bytes, now),
+            Stream::Err => {
+                self.progress.heard(now);
+                self.errors.take(bytes)
+            }
+        };
+        for line in lines {
+            let _gone = writeln!(std::io::stdout(), "{}{line}", self.prefix);
+            self.text += &line;
+            self.text.push('\n');
+        }
+    }
+
+    fn overdue(&self) -> Option<String> {
+        self.progress.overdue(Instant::now())
     }
 }
 

@@ -122,19 +122,43 @@ fn is_installed(package: &str) -> Result<bool, SetupError> {
     }
 }
 
-/// Installs its arguments. While it runs a policy-rc.d (Debian policy 9.3.3) forbids starting services: they would
-/// interfere with the host's. A shell script, because its trap also cleans up on Ctrl-C.
+/// Installs its arguments, and removes nothing: what apt would have to remove is somebody's. While it runs a policy-rc.d
+/// (Debian policy 9.3.3) forbids starting services: they would interfere with the host's. A shell script, because its trap
+/// also cleans up on Ctrl-C.
+///
+/// Debian 12's qemu is 7.2: it has no igb, and cannot be there beside a newer package of qemu's. Its backports have 10, from
+/// the place that apt has Debian 12 from; lists and sources of the machine stay as they are.
 const INSTALL: &str = r#"
 set -e
 policy=/usr/sbin/policy-rc.d
 mark='# uvn set-up: start no service'
 if [ -e "$policy" ] && ! grep -qxF "$mark" "$policy"; then mv "$policy" "$policy.uvn"; fi
-trap 'rm -f "$policy"; if [ -e "$policy.uvn" ]; then mv "$policy.uvn" "$policy"; fi' EXIT
+backports=$(mktemp -d)
+trap 'rm -rf "$policy" "$backports"; if [ -e "$policy.uvn" ]; then mv "$policy.uvn" "$policy"; fi' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 printf '%s\n' '#!/bin/sh' "$mark" 'exit 101' > "$policy"
 chmod 755 "$policy"
 export DEBIAN_FRONTEND=noninteractive
-apt-get -q -o DPkg::Lock::Timeout=600 update
-apt-get -q -o DPkg::Lock::Timeout=600 install --yes --no-install-recommends "$@"
+get() { apt-get -q -o DPkg::Lock::Timeout=600 "$@"; }
+get update
+case " $* " in
+    *" qemu-system-x86 "*)
+        version=$(apt-cache policy qemu-system-x86 | sed -n 's/^ *Candidate: //p')
+        from=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' | grep -m 1 ' bookworm$' || true)
+        if [ -n "$from" ] && dpkg --compare-versions "$version" lt 1:8; then
+            keys=/usr/share/keyrings/debian-archive-keyring.gpg
+            echo "deb [signed-by=$keys] ${from% *} bookworm-backports main" > "$backports/list"
+            mkdir "$backports/lists"
+            chmod 755 "$backports"
+            get_backports() {
+                get -o Dir::Etc::SourceList="$backports/list" -o Dir::State::Lists="$backports/lists" \
+                    -o APT::Sandbox::User=root "$@"
+            }
+            get_backports update
+            get_backports install --yes --no-install-recommends --no-remove -t bookworm-backports qemu-system-x86
+        fi
+        ;;
+esac
+get install --yes --no-install-recommends --no-remove "$@"
 "#;

@@ -3,10 +3,9 @@
 
 use crate::cargo::cargo;
 use crate::guest::kernel::Series;
-use crate::guest::{self, GuestError, Machine, Stream, Watch};
-use crate::progress::{self, Lines, Progress};
+use crate::guest::{self, GuestError, Machine};
+use crate::progress::Output;
 use crate::test;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
@@ -142,44 +141,6 @@ fn run(runs: &[Run]) -> Closings {
     done.into_iter().map(|(_, name, closing)| (name, closing)).collect()
 }
 
-/// What a suite writes. Two guests may write at once: whole lines, each with its suite.
-struct Output<'a> {
-    name: &'a str,
-    progress: Progress,
-    errors: Lines,
-    /// All of it.
-    text: String,
-}
-
-impl Output<'_> {
-    fn new(name: &str) -> Output<'_> {
-        let progress = Progress::new(progress::LIMIT, Instant::now());
-        Output { name, progress, errors: Lines::default(), text: String::new() }
-    }
-}
-
-impl Watch for Output<'_> {
-    fn take(&mut self, stream: Stream, bytes: &[u8]) {
-        let now = Instant::now();
-        let lines = match stream {
-            Stream::Out => self.progress.take(bytes, now),
-            Stream::Err => {
-                self.progress.heard(now);
-                self.errors.take(bytes)
-            }
-        };
-        for line in lines {
-            let _gone = writeln!(std::io::stdout(), "{}: {line}", self.name);
-            self.text += &line;
-            self.text.push('\n');
-        }
-    }
-
-    fn overdue(&self) -> Option<String> {
-        self.progress.overdue(Instant::now())
-    }
-}
-
 fn run_one(run: &Run, name: &str) -> test::Closing {
     let Run { suite, machine, arguments } = run;
     let mut machine = machine.clone();
@@ -189,14 +150,14 @@ fn run_one(run: &Run, name: &str) -> test::Closing {
     command.extend(["--include-ignored", "--test-threads=1"].map(String::from));
     command.extend_from_slice(arguments);
     let (start, mut again) = (Instant::now(), "");
-    let mut output = Output::new(name);
+    let mut output = Output::new(format!("{name}: "));
     let code = loop {
         match guest::run(&machine, &command, &mut output) {
-            // Once, and told: what is our doing does it again.
-            Err(error @ GuestError::Panicked(_)) if again.is_empty() => {
+            // Once, and told.
+            Err(error @ GuestError::Emulation(..)) if again.is_empty() => {
                 println!("{name}: AGAIN: {error}");
-                again = " (AGAIN: in a first guest the emulated kernel panicked, see above)";
-                output = Output::new(name);
+                again = " (AGAIN: in a first guest qemu's emulation failed, see above)";
+                output = Output::new(format!("{name}: "));
             }
             Err(GuestError::Hung(why, evidence)) => {
                 println!("{name}: {why}; the evidence:\n{}", evidence.text);

@@ -1,9 +1,10 @@
 //! `cargo xtask test`: everything that must hold before a change goes in. CI runs this and nothing else.
 
 use crate::cargo::{cargo, target_directory};
-use crate::{demo, ebpf, suites};
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use crate::progress::Output;
+use crate::running::Running;
+use crate::{demo, ebpf, processes, suites};
+use std::process::Command;
 use uvn_bench::error::RigError;
 use uvn_bench::shell;
 
@@ -15,8 +16,14 @@ type Runner = (&'static str, fn() -> Closing);
 /// Runs all of it, going on past failures, and prints one closing line per runner; false when one failed.
 #[must_use]
 pub fn test() -> bool {
-    let runners: [Runner; 5] =
-        [("format", format), ("clippy", clippy), ("tests", tests), ("ebpf", object), ("demo", demo)];
+    let runners: [Runner; 6] = [
+        ("format", format),
+        ("clippy", clippy),
+        ("tests", tests),
+        ("ebpf", object),
+        ("demo", demo),
+        ("hangs", hangs),
+    ];
     let mut closings: suites::Closings = runners
         .into_iter()
         .map(|(name, run)| {
@@ -83,22 +90,44 @@ fn clippy() -> Closing {
 
 /// Unit, integration, property and corpus tests, and the examples in the documentation.
 fn tests() -> Closing {
+    // First, since a compiler may say nothing for long.
+    run(cargo_test(&["--workspace", "--no-run"]))?;
+    follow(cargo_test(&["--workspace", "--no-fail-fast"]))
+}
+
+/// Guests that hang on purpose are examined and ended.
+fn hangs() -> Closing {
+    follow(cargo_test(&["--package", "xtask", "--", "--ignored", "--test-threads=1"]))
+}
+
+fn cargo_test(arguments: &[&str]) -> Command {
     let mut command = cargo();
-    command.args(["test", "--workspace", "--no-fail-fast"]).stdout(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| format!("cannot run cargo: {error}"))?;
+    command.arg("test").args(arguments);
+    command
+}
+
+/// Runs test programs, and counts their tests. One that hangs ends all.
+fn follow(command: Command) -> Closing {
+    let mut running = Running::start(command).map_err(|error| format!("cannot run cargo: {error}"))?;
+    let mut output = Output::new(String::new());
+    let result = running.watch(&mut output);
     let (mut counts, mut runs) = ([0; 5], 0);
-    for line in child.stdout.take().into_iter().flat_map(|output| BufReader::new(output).lines()) {
-        let line = line.unwrap_or_default();
-        println!("{line}");
-        if let Some(result) = counted(&line) {
-            runs += 1;
-            counts.iter_mut().zip(result).for_each(|(sum, count)| *sum += count);
-        }
+    for result in output.text.lines().filter_map(counted) {
+        runs += 1;
+        counts.iter_mut().zip(result).for_each(|(sum, count)| *sum += count);
     }
-    let status = child.wait().map_err(|error| format!("cargo: {error}"))?;
     let [passed, failed, ignored, ..] = counts;
     let line = format!("{passed} passed, {failed} failed, {ignored} ignored in {runs} programs");
-    if status.success() { Ok(format!("ok: {line}")) } else { Err(format!("{line}; cargo: {status}")) }
+    match result {
+        Ok(Ok(status)) if status.success() => Ok(format!("ok: {line}")),
+        Ok(Ok(status)) => Err(format!("{line}; cargo: {status}")),
+        Ok(Err(error)) => Err(format!("{line}; cargo: {error}")),
+        Err(why) => {
+            println!("{why}; the evidence:\n{}", processes::describe(running.id()));
+            processes::end(running.id());
+            Err(format!("{line}; {why}: see the evidence above"))
+        }
+    }
 }
 
 /// Passed, failed, ignored, measured and left out in the closing line of one test program.

@@ -77,7 +77,9 @@ impl Examiner {
             part(&format!("qemu's monitor: {command}"), answer);
             sleep(Duration::from_millis(500));
         }
-        part("the guest's processes and networks", self.ask_guest());
+        // Where qemu does not answer, the guest will not.
+        let patience = if monitor.is_ok() { GUEST } else { MONITOR };
+        part("the guest's processes and networks", self.ask_guest(patience));
         let before = self.console().len();
         let told = monitor.and_then(|mut monitor| {
             SYSRQ.iter().try_for_each(|key| {
@@ -101,10 +103,10 @@ impl Examiner {
         Ok(monitor)
     }
 
-    fn ask_guest(&self) -> io::Result<String> {
+    fn ask_guest(&self, patience: Duration) -> io::Result<String> {
         let mut stream = accept(&self.guest)?;
         stream.write_all(b"examine\n")?;
-        let (end, mut said, mut piece) = (Instant::now() + GUEST, Vec::new(), [0; 4096]);
+        let (end, mut said, mut piece) = (Instant::now() + patience, Vec::new(), [0; 4096]);
         while !said.ends_with(b"=== end\n") {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -181,4 +183,88 @@ fn accept(listener: &UnixListener) -> io::Result<UnixStream> {
 /// A path for a socket in a folder, however long the folder's own is.
 fn short(folder: &File, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::guest::{self, GuestError, Machine};
+    use crate::running::{Stream, Watch};
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    use std::time::{Duration, Instant};
+
+    /// Takes the command for hung once it has said that it begins.
+    struct Impatient {
+        said: Vec<u8>,
+        /// Stops the whole of qemu then.
+        stop: bool,
+        end: Instant,
+    }
+
+    impl Watch for Impatient {
+        fn take(&mut self, _: Stream, bytes: &[u8]) {
+            self.said.extend_from_slice(bytes);
+        }
+
+        fn overdue(&self) -> Option<String> {
+            assert!(Instant::now() < self.end, "{}", String::from_utf8_lossy(&self.said));
+            self.said.ends_with(b"begun\n").then(|| {
+                if self.stop {
+                    kill(Pid::from_raw(qemu().cast_signed()), Signal::SIGSTOP).unwrap();
+                }
+                "impatience".to_owned()
+            })
+        }
+    }
+
+    /// Our child whose guest has the word that only [`hang`] gives one.
+    fn qemu() -> u32 {
+        let text = crate::processes::describe(std::process::id());
+        let line = text.lines().find(|line| line.starts_with("--- ") && line.contains("-m 1023 "));
+        line.and_then(|line| line[4..].split_once(':')?.0.parse().ok()).unwrap_or_else(|| panic!("{text}"))
+    }
+
+    fn hang(stop: bool) -> String {
+        let machine = Machine { memory: if stop { 1023 } else { 1024 }, ..Machine::default() };
+        let command = ["sh", "-c", "ip netns add hung; echo begun; exec sleep 86400"].map(String::from);
+        let mut watch = Impatient { said: Vec::new(), stop, end: Instant::now() + Duration::from_secs(300) };
+        match guest::run(&machine, &command, &mut watch) {
+            Err(GuestError::Hung(why, evidence)) => {
+                assert_eq!(why, "impatience");
+                assert_eq!(std::fs::read_to_string(&evidence.path).unwrap(), evidence.text);
+                std::fs::remove_file(&evidence.path).unwrap();
+                evidence.text
+            }
+            result => panic!("{result:?}"),
+        }
+    }
+
+    #[test]
+    #[ignore = "boots a guest: cargo xtask test"]
+    fn a_hang_leaves_evidence() {
+        let text = hang(false);
+        let expected = [
+            "VM status: running",
+            "RIP=",
+            ": sleep 86400",
+            "waits in hrtimer_nanosleep",
+            "ip -brief address",
+            "=== end\n",
+            // By the kernel, of each CPU and of each task.
+            "sysrq: Show backtrace of all active CPUs",
+            "task:sleep ",
+        ];
+        for words in expected {
+            assert!(text.contains(words), "no {words:?} in\n{text}");
+        }
+    }
+
+    #[test]
+    #[ignore = "boots a guest: cargo xtask test"]
+    fn a_machine_that_stands_still_leaves_evidence() {
+        let text = hang(true);
+        for words in ["qemu-system-x86: T, waits in", "qemu's monitor: info status\nnothing: "] {
+            assert!(text.contains(words), "no {words:?} in\n{text}");
+        }
+    }
 }
