@@ -9,16 +9,18 @@
 use crate::config::Config;
 use crate::demand::{self, GROUP};
 use crate::feed::Others;
+use crate::limited;
 use crate::network::{DataPath, Nic, Node};
 use crate::peers::Peers;
 use crate::sysctl::Opened;
 use std::fmt::{Display, Write as _};
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 use thiserror::Error;
 use uvn_dataplane::config::Cidr;
 use uvn_wire::cgroup::Mark;
@@ -26,6 +28,8 @@ use uvn_wire::ethernet::ethertype;
 
 /// What was applied last and what `nft` then listed: the kernel gives rules back in words of its own.
 const RECORD: &str = "/run/uvn/nftables";
+/// nft waits for others' transactions, and begins again when the rules change under it.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Where the VNI is, counted in bits from the UDP header on.
 const VNI: &str = "@th,96,24";
 
@@ -299,14 +303,8 @@ fn list() -> Result<String, FirewallError> {
 }
 
 fn nft(arguments: &[&str], input: &str) -> Result<String, FirewallError> {
-    let mut command = Command::new("nft");
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(FirewallError::Run)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // If it does not read, it says why.
-        let _ = stdin.write_all(input.as_bytes());
-    }
-    let output = child.wait_with_output().map_err(FirewallError::Run)?;
+    let output = limited::output(Command::new("nft").args(arguments), input.as_bytes(), PATIENCE)
+        .map_err(FirewallError::Run)?;
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {

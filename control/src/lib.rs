@@ -14,6 +14,7 @@
 //! - [`sysctl`]: kernel settings, with a record of what was there
 //! - [`binding`]: the cgroup programs that keep every socket in its user's network
 //! - [`feed`]: the `uvn-dataplane` of each NIC
+//! - [`limited`]: other programs, for no longer than they may take
 //!
 //! The daemon:
 //! - [`daemon`]: attach, detach, reconcile
@@ -32,6 +33,7 @@ pub mod demand;
 pub mod feed;
 pub mod firewall;
 pub mod lease;
+mod limited;
 pub mod message;
 pub mod netlink;
 pub mod network;

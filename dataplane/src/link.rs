@@ -20,6 +20,8 @@ use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
 use thiserror::Error;
 use uvn_wire::ethernet::Mac;
 
@@ -80,10 +82,13 @@ where
     M: NetlinkSerializable + NetlinkDeserializable + Clone + fmt::Debug,
 {
     const DUMP_TRIES: u32 = 5;
+    /// The kernel may keep us waiting for others' changes (the RTNL lock), and for nothing else.
+    const PATIENCE: TimeVal = TimeVal::new(60, 0);
 
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &PATIENCE)?;
 
     for sequence in 1..=DUMP_TRIES {
         let mut header = NetlinkHeader::default();

@@ -1,6 +1,7 @@
 //! The program `uvn-dataplane`: by systemd where uvnd is a part of that, else as a process that outlives uvnd.
 
 use super::FeedError;
+use crate::limited;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, OpenOptions};
@@ -9,10 +10,15 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 const PROGRAM: &str = "uvn-dataplane";
 /// A longer log is begun anew at the next start, bytes.
 const LOG_BYTES: u64 = 1 << 20;
+/// systemd kills a data plane that has not ended after 15 s (TimeoutStopSec of its unit).
+const STOP: Duration = Duration::from_secs(30);
+/// systemd tells what it does at once.
+const ASK: Duration = Duration::from_secs(5);
 
 /// A start that was asked for.
 #[derive(Debug)]
@@ -82,7 +88,7 @@ impl Process {
 /// Keeps systemd from starting it again.
 pub(super) fn stop_unit(nic: &str) {
     if has_systemd()
-        && let Err(error) = systemctl("stop", &unit_of(nic)).stdin(Stdio::null()).status()
+        && let Err(error) = limited::output(&mut systemctl("stop", &unit_of(nic)), &[], STOP)
     {
         tracing::warn!(nic, %error, "cannot run systemctl");
     }
@@ -92,8 +98,9 @@ pub(super) fn stop_unit(nic: &str) {
 pub(super) fn has_job(nic: &str) -> bool {
     let job = || {
         let mut command = Command::new("systemctl");
-        command.args(["show", "--property=Job", "--value", "--", &unit_of(nic)]).stdin(Stdio::null());
-        String::from_utf8(command.output().ok()?.stdout).ok()?.trim().parse().ok()
+        command.args(["show", "--property=Job", "--value", "--", &unit_of(nic)]);
+        let output = limited::output(&mut command, &[], ASK).ok()?;
+        String::from_utf8(output.stdout).ok()?.trim().parse().ok()
     };
     has_systemd() && job().is_some_and(|job: u32| job > 0)
 }

@@ -16,7 +16,12 @@ use netlink_sys::AsyncSocket;
 use rtnetlink::Handle;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
+
+/// The kernel may keep us waiting for others' changes (the RTNL lock), and for nothing else.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The kernel's refusal.
 #[derive(Debug)]
@@ -74,7 +79,7 @@ pub struct Socket {
 impl Socket {
     /// Opens one in the thread's network namespace.
     pub fn open() -> io::Result<Socket> {
-        let runtime = Builder::new_current_thread().enable_io().build()?;
+        let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
         let guard = runtime.enter();
         // The kernel then filters dumps itself, instead of ignoring what it is asked for.
         let (mut connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
@@ -200,7 +205,10 @@ impl Socket {
     fn request(&self, message: RouteNetlinkMessage, flags: u16) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
         const TRIES: u32 = 8;
         for _ in 0..TRIES {
-            if let Some(answers) = self.runtime.block_on(self.try_request(message.clone(), flags))? {
+            let answers = async { timeout(PATIENCE, self.try_request(message.clone(), flags)).await };
+            let silent =
+                |_| io::Error::new(io::ErrorKind::TimedOut, "the kernel does not answer by rtnetlink");
+            if let Some(answers) = self.runtime.block_on(answers).map_err(silent)?? {
                 return Ok(answers);
             }
         }
