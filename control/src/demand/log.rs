@@ -2,6 +2,8 @@
 
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, RawFd};
@@ -28,6 +30,8 @@ const PAYLOAD: u16 = 9;
 const ERROR: u16 = 2;
 /// NLM_F_REQUEST | NLM_F_ACK.
 const FLAGS: u16 = 1 | 4;
+/// How long the kernel may take to answer.
+const PATIENCE: TimeVal = TimeVal::new(10, 0);
 /// Packets read at a time; the others wait their turn.
 const BATCH: usize = 256;
 /// struct nlmsghdr and struct nfgenmsg.
@@ -54,13 +58,18 @@ impl UnknownLog {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         socket.bind_auto()?;
         socket.send(&message(CONFIGURE, GROUP, &[BIND, MODE, AT_ONCE]), 0)?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &PATIENCE)?;
         let mut answer = vec![0; 4096];
-        let length = socket.recv(&mut &mut answer[..], 0)?;
-        let packet = answer.get(..length).unwrap_or_default();
-        match messages(packet).find(|(kind, _)| *kind == ERROR).and_then(|(_, body)| number(body, 0)) {
-            Some(0) => {}
-            Some(code) => return Err(io::Error::from_raw_os_error(code.cast_signed().saturating_neg())),
-            None => return Err(io::Error::from(io::ErrorKind::InvalidData)),
+        // Packets of the group may come before the answer.
+        let code = loop {
+            let length = socket.recv(&mut &mut answer[..], 0)?;
+            let packet = answer.get(..length).unwrap_or_default();
+            if let Some((_, body)) = messages(packet).find(|(kind, _)| *kind == ERROR) {
+                break number(body, 0).ok_or(io::ErrorKind::InvalidData)?;
+            }
+        };
+        if code != 0 {
+            return Err(io::Error::from_raw_os_error(code.cast_signed().saturating_neg()));
         }
         socket.set_non_blocking(true)?;
         Ok(UnknownLog { socket })
