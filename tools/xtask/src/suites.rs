@@ -74,11 +74,8 @@ struct Run {
 }
 
 /// All suites on the older kernel, and [`ON_BOTH`] on the newer one.
-///
-/// # Errors
-/// They cannot be built.
-pub fn all() -> Result<Closings, String> {
-    let suites = build()?;
+#[must_use]
+pub fn all(suites: &[Suite]) -> Closings {
     let on = |kernel| {
         // Two guests on two cores: the longest suite takes a quarter of an hour on four.
         let machine = Machine { kernel, timeout: 35, ..Machine::default() };
@@ -91,23 +88,38 @@ pub fn all() -> Result<Closings, String> {
         let arguments = left_out.iter().flat_map(|tests| ["--skip".into(), (*tests).into()]).collect();
         Some(Run { suite, machine, arguments })
     });
-    Ok(run(&older.chain(newer).collect::<Vec<_>>()))
+    run(&older.chain(newer).collect::<Vec<_>>())
 }
 
-/// Builds the suites and the programs that they run.
-fn build() -> Result<Vec<Suite>, String> {
+/// Builds the suites and the programs that they run, with the features that they have where all tests of the workspace are
+/// built: with others, every crate would be built once more.
+///
+/// # Errors
+/// cargo failed.
+pub fn build() -> Result<Vec<Suite>, String> {
     let text = |error: shell::ShellError| error.to_string();
-    shell::run(cargo().args(["build", "--quiet", "--workspace", "--bins", "--lib"])).map_err(text)?;
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../hwtests/tests");
+    let files = std::fs::read_dir(folder).map_err(|error| format!("{folder}: {error}"))?;
+    let names =
+        files.flatten().filter_map(|file| file.file_name().to_str()?.strip_suffix(".rs").map(str::to_owned));
     let mut build = cargo();
-    build.args(["test", "--quiet", "--package", "uvn-hwtests", "--no-run", "--message-format=json"]);
+    build.args([
+        "build",
+        "--quiet",
+        "--workspace",
+        "--bins",
+        "--lib",
+        "--message-format=json-render-diagnostics",
+    ]);
+    names.for_each(|name| {
+        build.args(["--test", &name]);
+    });
     let messages = shell::read(&mut build).map_err(text)?;
     let mut suites = Vec::new();
     for message in messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()) {
         let target = &message["target"];
-        let (Some(program), Some("test")) = (message["executable"].as_str(), target["kind"][0].as_str())
-        else {
-            continue;
-        };
+        let ours = target["src_path"].as_str().is_some_and(|path| path.contains("/hwtests/tests/"));
+        let (Some(program), true) = (message["executable"].as_str(), ours) else { continue };
         let list = shell::read(Command::new(program).args(["--list", "--include-ignored"])).map_err(text)?;
         let tests = list.lines().filter(|line| line.ends_with(": test")).count() as u64;
         let name = target["name"].as_str().unwrap_or_default().to_owned();

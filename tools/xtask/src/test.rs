@@ -3,40 +3,49 @@
 use crate::cargo::{cargo, target_directory};
 use crate::progress::Output;
 use crate::running::Running;
-use crate::{demo, ebpf, processes, suites};
+use crate::{demo, ebpf, processes, setup, suites};
 use std::process::Command;
+use std::thread;
+use std::time::Instant;
 use uvn_bench::error::RigError;
 use uvn_bench::shell;
 
 /// What a runner says in the end, or why it failed.
 pub type Closing = Result<String, String>;
-/// Its name and how to run it.
-type Runner = (&'static str, fn() -> Closing);
 
 /// Runs all of it, going on past failures, and prints one closing line per runner; false when one failed.
 #[must_use]
 pub fn test() -> bool {
-    let runners: [Runner; 6] = [
-        ("format", format),
-        ("clippy", clippy),
-        ("tests", tests),
-        ("ebpf", object),
-        ("demo", demo),
-        ("hangs", hangs),
-    ];
-    let mut closings: suites::Closings = runners
-        .into_iter()
-        .map(|(name, run)| {
-            println!("== {name}");
-            (name.to_owned(), run())
-        })
-        .collect();
-    println!("== suites");
-    match suites::all() {
-        Ok(suites) => closings.extend(suites),
-        Err(error) => closings.push(("suites".into(), Err(error))),
+    let mut closings = suites::Closings::new();
+    // Lints need no more than what builds; packages that tests need are fetched meanwhile.
+    let set_up = thread::spawn(|| setup::install(setup::ALL).map_err(|error| error.to_string()));
+    closings.push(timed("format", format));
+    closings.push(timed("clippy", clippy));
+    closings.push(timed("set-up", || match set_up.join() {
+        Ok(installed) => installed.map(|()| "ok: every package is there".into()),
+        Err(_) => Err("it panicked".into()),
+    }));
+    if closings.iter().all(|(name, closing)| name != "set-up" || closing.is_ok()) {
+        closings.push(timed("tests", tests));
+        closings.push(timed("ebpf", object));
+        match suites::build() {
+            Ok(suites) => {
+                closings.push(timed("demo", demo));
+                closings.push(timed("hangs", hangs));
+                println!("== suites");
+                closings.extend(suites::all(&suites));
+            }
+            Err(error) => closings.push(("suites".into(), Err(error))),
+        }
     }
     conclude(&closings)
+}
+
+fn timed(name: &str, run: impl FnOnce() -> Closing) -> (String, Closing) {
+    println!("== {name}");
+    let start = Instant::now();
+    let closing = run();
+    (name.to_owned(), closing.map(|line| format!("{line} ({} s)", start.elapsed().as_secs())))
 }
 
 /// Prints one closing line per runner; false when one failed.
@@ -97,7 +106,7 @@ fn tests() -> Closing {
 
 /// Guests that hang on purpose are examined and ended.
 fn hangs() -> Closing {
-    follow(cargo_test(&["--package", "xtask", "--", "--ignored", "--test-threads=1"]))
+    follow(cargo_test(&["--workspace", "--bin", "xtask", "--", "--ignored", "--test-threads=1"]))
 }
 
 fn cargo_test(arguments: &[&str]) -> Command {
@@ -145,9 +154,6 @@ fn object() -> Closing {
 /// What `cargo xtask demo` shows, without the figures, on the program that the tests have just built.
 fn demo() -> Closing {
     let text = |error: RigError| error.to_string();
-    let mut build = cargo();
-    build.args(["build", "--quiet", "--package", "uvn-dataplane"]);
-    run(build)?;
     let program = target_directory().map_err(text)?.join("debug/uvn-dataplane");
     if demo::isolation(&program).map_err(text)? {
         Ok("ok: own network reached everywhere, others nowhere, every forged packet dropped and counted"
