@@ -15,6 +15,7 @@
 //!   (`guest.service`); what slows the boot is masked. Otherwise process 1 is a shell that runs the command
 //!   (`guest/stage2.sh`).
 //! - cgroup v2 is at /sys/fs/cgroup, bpffs at /sys/fs/bpf, debugfs at /sys/kernel/debug; `lo` is up; there is no NIC.
+//! - What tests start often is in the guest's memory ([`memory`]), as if the command had written it.
 //! - Any number of guests may run side by side.
 //! - A guest that hangs is examined before it is ended ([`examine`]); the evidence is kept below `target/guest`.
 
@@ -22,6 +23,7 @@ pub mod accelerator;
 pub mod examine;
 mod initramfs;
 pub mod kernel;
+mod memory;
 mod share;
 
 use crate::running::{Running, Stream, Watch};

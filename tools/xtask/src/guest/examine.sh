@@ -35,7 +35,7 @@ done 2> /dev/null
 echo "=== kernel log"
 dmesg | tail -n 100
 
-PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin
+PATH=/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin:$PATH
 seen=
 for process in /proc/[0-9]*; do
     netns=$(readlink "$process/ns/net")

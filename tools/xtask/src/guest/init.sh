@@ -22,6 +22,8 @@ mount -t overlay -o lowerdir=/lower,upperdir=/upper/upper,workdir=/upper/work ro
 mkdir -p /root/guest "/root/usr/lib/modules/$release"
 mount -t 9p -o "$ninep,ro,cache=loose" modules "/root/usr/lib/modules/$release"
 mount -t 9p -o "$ninep,cache=none" share /root/guest
+# To open a file of the overlay for writing copies it up.
+while read -r file; do : >> "/root$file"; done < /root/guest/memory
 mount -t proc proc /root/proc
 mount -t sysfs sysfs /root/sys
 mount -t devtmpfs -o mode=755 devtmpfs /root/dev

@@ -1,15 +1,16 @@
 //! What host and guest both see of a run: the command, its exit code, and what the command leaves.
 
-use super::GuestError;
+use super::{GuestError, memory};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What we put into a run's folder.
-const OURS: [&str; 9] = [
+const OURS: [&str; 10] = [
     "stage2.sh",
     "systemd.sh",
     "examine.sh",
     "command.sh",
+    "memory",
     "initramfs",
     "console.log",
     "exit",
@@ -40,6 +41,9 @@ impl Share {
         share.write("systemd.sh", include_str!("systemd.sh"))?;
         share.write("examine.sh", include_str!("examine.sh"))?;
         share.write("command.sh", &script(command)?)?;
+        let files = memory::files(command.first().map_or("", String::as_str));
+        share
+            .write("memory", &files.iter().map(|file| format!("{}\n", file.display())).collect::<String>())?;
         Ok(share)
     }
 
