@@ -47,6 +47,7 @@ pub fn tables(networks: u32, vteps: u32) -> Tables {
     Tables {
         epoch: 1,
         encapsulation,
+        nic: None,
         local: vec![HERE],
         vteps: Arc::new(Vteps::new(&Peers { vtep: listed, range: Vec::new() }).unwrap_or_default()),
         hops: Arc::new((0..=vteps).map(|number| hop(address(number))).collect()),

@@ -45,6 +45,7 @@ static TABLES: LazyLock<Tables> = LazyLock::new(|| {
     Tables {
         epoch: 1,
         encapsulation,
+        nic: None,
         local: vec![A, "fd00::1".parse().unwrap()],
         vteps: Arc::new(Vteps::new(&Peers { vtep, range: Vec::new() }).unwrap()),
         hops: Arc::new([(B, hop)].into_iter().collect()),

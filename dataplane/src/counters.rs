@@ -24,6 +24,10 @@ macro_rules! drops {
 drops! {
     /// Received: not UDP to our VTEP address and port, which the XDP program should have passed to the kernel.
     NotOurs = "rx_not_ours",
+    /// Received: to our VTEP address, and to the MAC of another host.
+    OtherHost = "rx_other_host",
+    /// Received: the outer IPv4 header has options, which no VXLAN sender writes.
+    OuterOptions = "rx_outer_options",
     /// Received: a length field contradicts the bytes there are.
     RxLength = "rx_bad_length",
     /// Received: the outer IPv4 header's or UDP's checksum is wrong, or UDP's is missing over IPv6.

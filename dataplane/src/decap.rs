@@ -114,6 +114,12 @@ impl<'a> Outer<'a> {
         }
         let datagram = rest.get(header..length).ok_or(Drop::RxLength)?;
         let payload = Outer::udp(tables, datagram, pseudo, source.is_ipv6())?;
+        if !ethernet.destination.is_multicast() && tables.nic.is_some_and(|nic| nic != ethernet.destination) {
+            return Err(Drop::OtherHost);
+        }
+        if source.is_ipv4() && header != ipv4::HEADER {
+            return Err(Drop::OuterOptions);
+        }
         // IPv6 has none: its pseudo-header is in the UDP checksum.
         if source.is_ipv4() && !Sum::of(&rest[..header]).is_valid() {
             return Err(Drop::OuterChecksum);

@@ -155,6 +155,7 @@ impl Service {
         let tables = Tables {
             epoch: 0,
             encapsulation: config.encapsulation,
+            nic: None,
             local: config.vtep.clone(),
             vteps: vteps.clone(),
             hops: Arc::default(),
@@ -334,6 +335,7 @@ impl Service {
         self.tables = Arc::new(Tables {
             epoch: self.tables.epoch + 1,
             encapsulation: self.config.encapsulation,
+            nic: self.link.as_ref().and_then(|link| link.mac),
             local: self.local(),
             vteps: self.vteps.clone(),
             hops,

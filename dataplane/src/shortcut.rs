@@ -294,6 +294,15 @@ fn program<'a>(object: &'a mut aya::Ebpf, name: &str) -> Result<&'a mut SchedCla
     object.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()
 }
 
+/// Has a tc program drop what is ours and has passed XDP on this NIC unseen, until the link is closed.
+///
+/// # Errors
+/// The kernel takes no tc program as a link.
+pub(crate) fn guard(object: &mut aya::Ebpf, nic: &str) -> Result<FdLink, ProgramError> {
+    program(object, "uvn_guard")?.load()?;
+    link(program(object, "uvn_guard")?, nic, TcAttachType::Ingress)
+}
+
 /// Attaches in front of all others: nobody else sees a tenant's frame.
 fn link(program: &mut SchedClassifier, device: &str, at: TcAttachType) -> Result<FdLink, ProgramError> {
     let id = program.attach_with_options(device, at, TcAttachOptions::TcxOrder(LinkOrder::first()))?;

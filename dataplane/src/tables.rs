@@ -22,6 +22,8 @@ pub struct Tables {
     pub epoch: u64,
     /// Outer header settings.
     pub encapsulation: Encapsulation,
+    /// The NIC's MAC; None: not known, and frames to any are taken.
+    pub nic: Option<Mac>,
     /// Outer destinations that are ours: the VTEP addresses and the multicast groups of the networks.
     pub local: Vec<IpAddr>,
     /// Who may send to us, and which overlay address is whose.

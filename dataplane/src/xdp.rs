@@ -5,8 +5,9 @@
 
 use crate::config::{Cidr, Encapsulation};
 use crate::link::{self, LinkError};
+use crate::shortcut;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, XskMap};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, XskMap};
 use aya::programs::links::FdLink;
 use aya::programs::{ProgramError, Xdp as Program, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
@@ -16,8 +17,9 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use thiserror::Error;
+use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::Vni;
-use uvn_wire::xdp::{self, Address, Network, Unknown, Verdict};
+use uvn_wire::xdp::{self, Address, Network, Unknown, Verdict, mac_key};
 
 /// `cargo xtask ebpf` builds it from `ebpf/`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/uvn-ebpf.o");
@@ -90,6 +92,9 @@ pub enum Mode {
 pub struct Xdp {
     /// Where the program runs, and what detaches it when it is closed. None: the in-kernel gear has the NIC.
     attached: Option<(Mode, FdLink)>,
+    /// What stands behind it in generic mode.
+    _guard: Option<FdLink>,
+    mac: Array<MapData, [u32; 2]>,
     local: Addresses,
     vteps: Addresses,
     prefixes: LpmTrie<MapData, [u32; 4], u8>,
@@ -115,7 +120,16 @@ impl Xdp {
         let program: &mut Program =
             xdp.object.program_mut("uvn_xdp").ok_or(ProgramError::NotLoaded)?.try_into()?;
         program.load()?;
-        xdp.attached = Some(attach(program, nic, index)?);
+        let attached = attach(program, nic, index)?;
+        if let Mode::Generic { .. } = attached.0 {
+            xdp._guard = shortcut::guard(&mut xdp.object, nic)
+                .inspect_err(|error| {
+                    let what = "generic XDP does not see what a sender's tc program has redirected: it reaches the host's stack";
+                    tracing::warn!(nic, %error, "{what}");
+                })
+                .ok();
+        }
+        xdp.attached = Some(attached);
         Ok(xdp)
     }
 
@@ -135,6 +149,8 @@ impl Xdp {
             .load(OBJECT)?;
         Ok(Xdp {
             attached: None,
+            _guard: None,
+            mac: take(&mut object, "MAC")?,
             local: take(&mut object, "LOCAL")?,
             vteps: take(&mut object, "VTEPS")?,
             prefixes: take(&mut object, "VTEP_PREFIXES")?,
@@ -155,6 +171,14 @@ impl Xdp {
     #[must_use]
     pub fn mode(&self) -> Option<&Mode> {
         Some(&self.attached.as_ref()?.0)
+    }
+
+    /// From now on frames to another MAC than this, the NIC's, are another host's.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_mac(&mut self, mac: Mac) -> Result<(), XdpError> {
+        self.mac.set(0, mac_key(mac), 0).map_err(|source| XdpError::Map { map: "MAC", source })
     }
 
     /// Makes exactly these destinations ours: VTEP addresses and joined multicast groups.

@@ -59,7 +59,7 @@ impl Rig {
         let users = USERS.map(|_| NetNs::new("user"));
         outside.run(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap());
         node.veth("em1", &outside, "wire");
-        let nic = Mac([2, 0, 0, 0, 0, 1]);
+        let nic = frames::NIC;
         node.ip(&format!("link set em1 address {nic}"));
         node.ip(&format!("addr add {A}/24 dev em1"));
         node.ip(&format!("addr add {A6}/64 dev em1 nodad"));
@@ -146,8 +146,7 @@ impl Rig {
 
     /// Sends a frame a few times, and asserts that all that happens is its fate.
     fn assert_fate(&self, name: &str, frame: &[u8], fate: Fate) {
-        let frame = [&self.nic.0, &frame[6..]].concat();
-        let counted = self.send(iter::repeat_n(&frame[..], TIMES as usize));
+        let counted = self.send(iter::repeat_n(frame, TIMES as usize));
         let count = |name: &str| BTreeMap::from([(name.to_owned(), TIMES)]);
         let expected = match fate {
             Fate::Host => Counted { xdp: count("xdp_pass"), ..Counted::default() },
@@ -156,7 +155,9 @@ impl Rig {
                 Counted { xdp: count("xdp_redirected"), drops: count(reason), ..Counted::default() }
             }
             // Over IPv6 with the checksum that is due there, which is the engine's to verify.
-            Fate::Delivered(_) if self.gear == "engine" || frame[12..14] == [0x86, 0xdd] => {
+            Fate::Delivered(_)
+                if self.gear == "engine" || [12, 16].iter().any(|at| frame[*at..at + 2] == [0x86, 0xdd]) =>
+            {
                 Counted { xdp: count("xdp_redirected"), rx_frames: TIMES, ..Counted::default() }
             }
             Fate::Delivered(_) => {
@@ -268,7 +269,9 @@ enum Effect {
 fn effect(frame: &[u8], at: usize) -> Effect {
     let byte = frame[at];
     match at {
-        // Ethernet addresses are the NIC's to check; the source port is a hash.
+        // To another host, unless it is a group.
+        0..=5 if frame[0] & 1 == 0 => Effect::Refused,
+        // The source is not checked; the source port is a hash.
         0..=11 | 34 | 35 => Effect::None,
         // Protocol, the IPv4 header (by its checksum), port, lengths, UDP's checksum, the VXLAN header.
         12..=49 => Effect::Refused,
@@ -303,7 +306,7 @@ fn changed_frames(gear: &'static str) {
     const FRAMES: u32 = 10_000;
     const BATCH: usize = 100;
     let rig = Rig::new(gear);
-    let good = [&rig.nic.0, &wrapped(B, USERS[0], &genuine())[6..]].concat();
+    let good = wrapped(B, USERS[0], &genuine());
     let mut random = content(FRAMES as usize * 9, 0x75_766e).into_iter();
     let mut random = || usize::from(random.next().unwrap());
     let frames: Vec<Vec<u8>> = (0..FRAMES)

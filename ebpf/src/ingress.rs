@@ -2,18 +2,22 @@
 //! headers and hands what is left to the endpoint.
 
 use crate::frame::{Frame, Inner};
-use crate::outer::{Outer, ROOM_MAC};
+use crate::outer::{self, Outer, ROOM_MAC};
 use crate::{ENGINE, IPV6_ZERO_CHECKSUM, NETWORKS, OWNERS, PORT, count, count_traffic};
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO,
-    BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC,
+    __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
+    BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT,
+    TC_ACT_UNSPEC,
 };
-use aya_ebpf::helpers::{bpf_redirect, bpf_skb_adjust_room, bpf_skb_pull_data, bpf_skb_store_bytes};
+use aya_ebpf::helpers::{
+    bpf_csum_level, bpf_redirect, bpf_skb_adjust_room, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_skb_vlan_pop,
+};
 use aya_ebpf::programs::TcContext;
 use uvn_wire::arp;
 use uvn_wire::checksum::update_u16;
 use uvn_wire::ecn;
-use uvn_wire::ethernet::{self, Ethernet, ethertype};
+use uvn_wire::ethernet::{self, Ethernet, VLAN_ID, ethertype};
 use uvn_wire::ipv4::{self, Ipv4, protocol};
 use uvn_wire::ipv6::{self, Ipv6};
 use uvn_wire::tcp;
@@ -32,26 +36,57 @@ const LAYERS: usize = 5;
 pub fn receive(ctx: &TcContext) -> i32 {
     // SAFETY: the kernel's own context.
     let skb = unsafe { &*ctx.skb.skb };
-    if skb.vlan_present != 0 {
-        // The tag is not in the frame any more: it is another VLAN's.
+    let is_tagged = skb.vlan_present != 0;
+    if is_of_vlan(skb) {
         count(Verdict::Pass);
         return TC_ACT_UNSPEC;
     }
     let frame = with_headers(ctx);
     let verdict = match Outer::of(frame) {
         Err(verdict) => verdict,
+        Ok(_) if !outer::is_for_nic(frame) => Verdict::OtherHost,
         Ok(outer) => match Incoming::of(&outer, skb) {
-            Some(incoming) => return incoming.hand_over(ctx),
+            Some(incoming) => return incoming.hand_over(ctx, is_tagged),
             None => outer.admit().err().unwrap_or(Verdict::Redirected),
         },
     };
     count(verdict);
     match verdict {
         Verdict::Pass => TC_ACT_UNSPEC,
-        // SAFETY: a helper without pointers.
-        Verdict::Redirected => unsafe { bpf_redirect(ENGINE.load(), 0) as i32 },
+        Verdict::Redirected => {
+            take_tag(ctx, is_tagged);
+            // SAFETY: a helper without pointers.
+            unsafe { bpf_redirect(ENGINE.load(), 0) as i32 }
+        }
         _ => TC_ACT_SHOT,
     }
+}
+
+/// Takes a priority tag off, if there is one. It is beside the frame, and this needs no memory.
+#[inline(always)]
+fn take_tag(ctx: &TcContext, is_tagged: bool) {
+    if is_tagged {
+        // SAFETY: the kernel's own context.
+        unsafe { bpf_skb_vlan_pop(ctx.skb.skb) };
+    }
+}
+
+/// The verdict on a frame that XDP in generic mode has let pass, or has not seen.
+#[inline(always)]
+pub fn guard(ctx: &TcContext) -> i32 {
+    // SAFETY: the kernel's own context.
+    let is_of_vlan = is_of_vlan(unsafe { &*ctx.skb.skb });
+    if is_of_vlan || matches!(Outer::of(with_headers(ctx)), Err(Verdict::Pass)) {
+        return TC_ACT_UNSPEC;
+    }
+    count(Verdict::Unseen);
+    TC_ACT_SHOT
+}
+
+/// Whether a tag names a VLAN. It is not in the frame any more.
+#[inline(always)]
+fn is_of_vlan(skb: &__sk_buff) -> bool {
+    skb.vlan_present != 0 && skb.vlan_tci & u32::from(VLAN_ID) != 0
 }
 
 /// The frame, all headers that are looked at within reach. Some drivers leave them in the pages, layer by layer.
@@ -148,6 +183,11 @@ impl Incoming {
         }
         let length = skb.len as usize - outer.inner;
         let inner = Inner::of(outer.frame, outer.inner, length, PORT.load())?;
+        // The kernel cuts a UDP super-frame for a socket that takes none, and would look for the outer headers that it
+        // remembers (skb->encapsulation): no program can make it forget them.
+        if inner.is_udp && skb.gso_size > 0 {
+            return None;
+        }
         // SAFETY: as above.
         let owner = unsafe { OWNERS.get(inner.source) }?;
         let source = mac_key(inner.ethernet.source);
@@ -179,7 +219,8 @@ impl Incoming {
 
     /// Strips the outer headers: their Ethernet header stays, and becomes the inner one.
     #[inline(always)]
-    fn hand_over(&self, ctx: &TcContext) -> i32 {
+    fn hand_over(&self, ctx: &TcContext, is_tagged: bool) -> i32 {
+        take_tag(ctx, is_tagged);
         let family = if self.ipv4 { BPF_F_ADJ_ROOM_DECAP_L3_IPV4 } else { BPF_F_ADJ_ROOM_DECAP_L3_IPV6 };
         let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET | family);
         let skb = ctx.skb.skb;
@@ -188,6 +229,9 @@ impl Incoming {
         // SAFETY: the kernel's own context; what is written is a whole Ethernet header.
         let stripped = marked
             && unsafe { bpf_skb_adjust_room(skb, -(self.outer as i32), ROOM_MAC, flags) } == 0
+            // What the NIC or GRO has verified they count from the outside in: the outer sum goes with its header, as in
+            // udp_rcv (net/ipv4/udp.c). If the inner one was not among them, the receiver's kernel verifies it.
+            && unsafe { bpf_csum_level(skb, u64::from(BPF_CSUM_LEVEL_DEC)) } == 0
             && unsafe { bpf_skb_store_bytes(skb, 0, ethernet, ethernet::HEADER as u32, 0) } == 0;
         if !stripped {
             count(Verdict::NoMemory);
@@ -251,7 +295,11 @@ fn is_valid(frame: Frame) -> bool {
 fn set_ce(ctx: &TcContext, offset: usize, tos: u8, ipv4: bool) -> bool {
     let store = |offset: usize, bytes: [u8; 2]| {
         // SAFETY: the kernel's own context; two bytes.
-        unsafe { bpf_skb_store_bytes(ctx.skb.skb, offset as u32, bytes.as_ptr().cast(), 2, 0) == 0 }
+        let result = unsafe {
+            let (bytes, flags) = (bytes.as_ptr().cast(), u64::from(BPF_F_RECOMPUTE_CSUM));
+            bpf_skb_store_bytes(ctx.skb.skb, offset as u32, bytes, 2, flags)
+        };
+        result == 0
     };
     let frame = frame_of(ctx);
     let Some(old) = frame.header::<[u8; 2]>(offset) else { return false };

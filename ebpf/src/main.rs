@@ -23,10 +23,11 @@ use crate::outer::Outer;
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
-use aya_ebpf::helpers::bpf_redirect;
+use aya_ebpf::helpers::{bpf_redirect, bpf_xdp_adjust_head};
 use aya_ebpf::macros::{classifier, map, xdp};
-use aya_ebpf::maps::{HashMap, LpmTrie, LruPerCpuHashMap, PerCpuArray, XskMap};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruPerCpuHashMap, PerCpuArray, XskMap};
 use aya_ebpf::programs::{TcContext, XdpContext};
+use uvn_wire::ethernet::Tag;
 use uvn_wire::vxlan;
 use uvn_wire::xdp::{self, Address, Hop, Network, Traffic, Unknown, Verdict};
 
@@ -37,6 +38,10 @@ static PORT: Global<u16> = Global::new(vxlan::PORT);
 /// Destinations that are ours: VTEP addresses, joined multicast groups.
 #[map]
 static LOCAL: HashMap<Address, u8> = HashMap::with_max_entries(xdp::LOCAL_ENTRIES, 0);
+
+/// The NIC's MAC, as [`xdp::mac_key`]; zero as long as nobody has said.
+#[map]
+static MAC: Array<[u32; 2]> = Array::with_max_entries(1, 0);
 
 /// The underlay NIC, for frames of the in-kernel gear. The loader sets it.
 #[unsafe(no_mangle)]
@@ -93,12 +98,20 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::ALL.l
 /// Engine gear: every frame of the NIC, before the kernel's stack.
 #[xdp]
 pub fn uvn_xdp(ctx: XdpContext) -> u32 {
-    let verdict = match Outer::of(Frame::of_xdp(&ctx)).and_then(|outer| outer.admit()) {
+    let tagged = Frame::of_xdp(&ctx);
+    let frame = tagged.untagged();
+    let is_tagged = frame.length() != tagged.length();
+    let verdict = match Outer::of(frame) {
         Err(verdict) => verdict,
-        // The flags are the verdict where the map has no socket.
-        Ok(()) => match XSKS.redirect(ctx.rx_queue_index(), u64::from(XDP_DROP)) {
-            Ok(_) => Verdict::Redirected,
-            Err(_) => Verdict::NoSocket,
+        Ok(_) if !outer::is_for_nic(tagged) => Verdict::OtherHost,
+        Ok(outer) => match outer.admit() {
+            Err(verdict) => verdict,
+            Ok(()) if is_tagged && !take_tag(&ctx) => Verdict::BadHeader,
+            // The flags are the verdict where the map has no socket.
+            Ok(()) => match XSKS.redirect(ctx.rx_queue_index(), u64::from(XDP_DROP)) {
+                Ok(_) => Verdict::Redirected,
+                Err(_) => Verdict::NoSocket,
+            },
         },
     };
     count(verdict);
@@ -109,10 +122,34 @@ pub fn uvn_xdp(ctx: XdpContext) -> u32 {
     }
 }
 
+/// Takes a tag out of the frame: its addresses move up, and the engine need not know of tags.
+#[inline(always)]
+fn take_tag(ctx: &XdpContext) -> bool {
+    let Some(addresses) = Frame::of_xdp(ctx).header::<[u8; Tag::OFFSET]>(0).copied() else { return false };
+    // SAFETY: the kernel's own context; no reference into the frame is used from here on.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, size_of::<Tag>() as i32) } != 0 {
+        return false;
+    }
+    let (start, end) = (ctx.data(), ctx.data_end());
+    if start + Tag::OFFSET > end {
+        return false;
+    }
+    // SAFETY: the frame was just found to have as many bytes, which nobody else looks at meanwhile.
+    unsafe { *(start as *mut [u8; Tag::OFFSET]) = addresses };
+    true
+}
+
 /// In-kernel gear: every frame of the NIC, after GRO and before the kernel's stack.
 #[classifier]
 pub fn uvn_ingress(ctx: TcContext) -> i32 {
     ingress::receive(&ctx)
+}
+
+/// Engine gear with XDP in generic mode, which does not see a frame that its sender's tc program has redirected over a veth
+/// wire (netif_receive_generic_xdp, net/core/dev.c): it must not reach the host's stack.
+#[classifier]
+pub fn uvn_guard(ctx: TcContext) -> i32 {
+    ingress::guard(&ctx)
 }
 
 /// In-kernel gear: what the engine sends, by its TAP.

@@ -1,16 +1,16 @@
 //! The outer headers, and who may send to us.
 
 use crate::frame::Frame;
-use crate::{LOCAL, NETWORKS, PORT, UNKNOWN, VTEP_PREFIXES, VTEPS};
+use crate::{LOCAL, MAC, NETWORKS, PORT, UNKNOWN, VTEP_PREFIXES, VTEPS};
 use aya_ebpf::maps::lpm_trie::Key;
 use core::mem::MaybeUninit;
 use uvn_wire::arp::Arp;
-use uvn_wire::ethernet::{self, Ethernet, ethertype};
+use uvn_wire::ethernet::{self, Ethernet, Tag, ethertype};
 use uvn_wire::ipv4::{self, Ipv4, protocol};
 use uvn_wire::ipv6::{self, Ipv6};
 use uvn_wire::udp::{self, Udp};
 use uvn_wire::vxlan::{self, Vxlan};
-use uvn_wire::xdp::{Address, Unknown, Verdict};
+use uvn_wire::xdp::{Address, Unknown, Verdict, mac_key};
 
 /// Where bpf_skb_adjust_room puts or takes them: after the Ethernet header (enum bpf_adj_room_mode,
 /// include/uapi/linux/bpf.h).
@@ -34,19 +34,19 @@ pub struct Outer {
     pub vni: u32,
     /// A reserved VXLAN bit is set.
     pub has_reserved_bits: bool,
-    /// Neither IPv4 options, nor IPv6 addresses that look like IPv4 ones to the maps.
+    /// No IPv6 address looks like an IPv4 one to the maps.
     pub is_plain: bool,
 }
 
 impl Outer {
-    /// [`Verdict::Pass`] if the frame is not ours: VLAN-tagged, a fragment, IPv6 with extension headers, not UDP to our
-    /// address and port.
+    /// The outer headers of a `frame` without its priority tag, if it had one. [`Verdict::Pass`] if it is not ours: a
+    /// VLAN's, a fragment, IPv6 with extension headers, not UDP to our address and port.
     ///
     /// # Errors
     /// What becomes of it instead.
     #[inline(always)]
     pub fn of(frame: Frame) -> Result<Outer, Verdict> {
-        let (source, tos, offset, is_plain, udp) = Outer::udp(frame).ok_or(Verdict::Pass)?;
+        let (source, tos, offset, is_plain, udp) = Outer::udp(frame)?;
         let (length, checksum) = (udp.length.get(), udp.checksum.get());
         if usize::from(length) < vxlan::UPPER {
             return Err(Verdict::BadLength);
@@ -62,40 +62,45 @@ impl Outer {
 
     /// Source address, TOS, where the UDP payload is, [`Outer::is_plain`], UDP header.
     #[inline(always)]
-    fn udp<'a>(frame: Frame) -> Option<(Address, u8, usize, bool, &'a Udp)> {
-        let (source, destination, tos, offset, is_plain) = match frame.header::<Ethernet>(0)?.ethertype.get()
-        {
+    fn udp<'a>(frame: Frame) -> Result<(Address, u8, usize, bool, &'a Udp), Verdict> {
+        let ethernet: &Ethernet = frame.header(0).ok_or(Verdict::Pass)?;
+        let (source, destination, tos, offset, is_plain) = match ethernet.ethertype.get() {
             ethertype::IPV4 => {
-                let ip: &Ipv4 = frame.header(ethernet::HEADER)?;
+                let ip: &Ipv4 = frame.header(ethernet::HEADER).ok_or(Verdict::Pass)?;
                 let length = ip.header_length();
                 if ip.version() != 4
                     || length < ipv4::HEADER
                     || ip.protocol != protocol::UDP
                     || ip.is_fragment()
                 {
-                    return None;
+                    return Err(Verdict::Pass);
                 }
                 let (source, destination) = (Address::ipv4(ip.source), Address::ipv4(ip.destination));
-                (source, destination, ip.tos, ethernet::HEADER + length, length == ipv4::HEADER)
+                (source, destination, ip.tos, ethernet::HEADER + length, true)
             }
             ethertype::IPV6 => {
-                let ip: &Ipv6 = frame.header(ethernet::HEADER)?;
+                let ip: &Ipv6 = frame.header(ethernet::HEADER).ok_or(Verdict::Pass)?;
                 if ip.version() != 6 || ip.next_header != protocol::UDP {
-                    return None;
+                    return Err(Verdict::Pass);
                 }
                 let offset = ethernet::HEADER + ipv6::HEADER;
                 let (source, destination) = (Address::ipv6(ip.source), Address::ipv6(ip.destination));
                 let is_plain = !source.is_mapped() && !destination.is_mapped();
                 (source, destination, ip.traffic_class(), offset, is_plain)
             }
-            _ => return None,
+            _ if frame.header::<Tag>(Tag::OFFSET).is_some_and(Tag::is_priority) => {
+                return Err(Verdict::BadHeader);
+            }
+            _ => return Err(Verdict::Pass),
         };
-        let udp: &Udp = frame.header(offset)?;
-        if udp.destination_port.get() != PORT.load() {
-            return None;
+        let udp: &Udp = frame.header(offset).ok_or(Verdict::Pass)?;
+        if udp.destination_port.get() != PORT.load() || LOCAL.get_ptr(destination).is_none() {
+            return Err(Verdict::Pass);
         }
-        LOCAL.get_ptr(destination)?;
-        Some((source, tos, offset + udp::HEADER, is_plain, udp))
+        if ethernet.ethertype.get() == ethertype::IPV4 && offset != ethernet::HEADER + ipv4::HEADER {
+            return Err(Verdict::BadHeader);
+        }
+        Ok((source, tos, offset + udp::HEADER, is_plain, udp))
     }
 
     /// Whether the engine may have the frame.
@@ -146,6 +151,14 @@ impl Outer {
             None => drop(UNKNOWN.insert(self.vni, Unknown { source: self.source, count: 1 }, 0)),
         }
     }
+}
+
+/// Whether a frame with its addresses in front was sent to this NIC, as the kernel sees it (eth_type_trans).
+#[inline(always)]
+pub fn is_for_nic(frame: Frame) -> bool {
+    let Some(Ethernet { destination, .. }) = frame.header(0) else { return false };
+    // As long as the NIC's MAC is unknown, nobody else's is known either.
+    destination.is_multicast() || MAC.get(0).is_none_or(|mac| *mac == [0; 2] || *mac == mac_key(*destination))
 }
 
 /// Word by word: a prefix's length puts the address off the eight bytes by which the verifier wants the stack aligned.

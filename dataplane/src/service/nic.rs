@@ -107,6 +107,9 @@ impl Service {
         let mtu = self.nic_mtu();
         self.underlay.set_nic(self.link.as_ref().map(|link| (link.index, mtu)));
         self.hops_changed = true;
+        if let Err(error) = self.filter_mac() {
+            tracing::error!(error, "frames to the NIC's new MAC may be taken for another host's");
+        }
         let (Some(now), before) = (&self.link, before) else {
             tracing::warn!(nic = self.config.nic, "the NIC is absent");
             return;
@@ -231,6 +234,7 @@ impl Service {
     /// Makes the XDP program let through what the workers are ready for. The last step of putting a NIC to use.
     fn fill_maps(&mut self) -> Result<(), String> {
         self.filter_vteps()?;
+        self.filter_mac()?;
         let Some(queues) = &mut self.queues else { return Ok(()) };
         for (_, entry) in Networks::iter(&self.networks) {
             queues.grant(entry.network.vni).map_err(|error| error.to_string())?;
@@ -244,6 +248,13 @@ impl Service {
         let (vteps, ranges) = self.vteps.listed();
         let vteps: Vec<_> = vteps.collect();
         queues.xdp.set_vteps(&vteps, ranges).map_err(|error| error.to_string())
+    }
+
+    /// Gives the XDP program the NIC's MAC.
+    fn filter_mac(&mut self) -> Result<(), String> {
+        let mac = self.link.as_ref().and_then(|link| link.mac);
+        let (Some(queues), Some(mac)) = (&mut self.queues, mac) else { return Ok(()) };
+        queues.xdp.set_mac(mac).map_err(|error| error.to_string())
     }
 
     /// Gives the XDP program the outer destinations that are ours.

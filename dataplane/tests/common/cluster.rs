@@ -90,6 +90,37 @@ impl Cluster {
         cluster
     }
 
+    /// Two nodes on a wire whose NICs are kernel VXLAN devices that sum up all they carry: the kernel has a sum over
+    /// every frame that they receive (CHECKSUM_COMPLETE), as from many a real NIC.
+    pub fn summed(vteps: &[IpAddr]) -> Cluster {
+        let cluster = Cluster::apart(vteps);
+        cluster.nodes[0].veth("wire", &cluster.nodes[1], "wire");
+        for (number, node) in cluster.nodes.iter().enumerate() {
+            node.run(|| link::disable_tx_offloads("wire")).unwrap();
+            node.ip("link set wire mtu 1600");
+            let [here, there] = [number + 1, 2 - number].map(|last| format!("192.0.2.{last}"));
+            node.ip(&format!("addr add {here}/24 dev wire"));
+            let ends = format!("local {here} remote {there} dev wire dstport 8472");
+            node.ip(&format!("link add em1 mtu 1500 type vxlan id 7 {ends} udpcsum nolearning"));
+        }
+        cluster.finish_wires(|node| [format!("{}/24", V4[node]), format!("{}/64", V6[node])]);
+        cluster
+    }
+
+    /// Two nodes with the far ends of their wires, `port0` and `port1`, in one namespace.
+    pub fn relayed(vteps: &[IpAddr]) -> (Cluster, NetNs) {
+        let (cluster, between) = (Cluster::apart(vteps), NetNs::new("between"));
+        between.run(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap());
+        for (number, node) in cluster.nodes.iter().enumerate() {
+            let port = format!("port{number}");
+            node.veth("em1", &between, &port);
+            // The other end joins only what comes cut (veth_skb_is_eligible_for_gro).
+            between.run(|| link::disable_tx_offloads(&port)).unwrap();
+        }
+        cluster.finish_wires(|node| [format!("{}/24", V4[node]), format!("{}/64", V6[node])]);
+        (cluster, between)
+    }
+
     /// Two nodes in different subnets.
     pub fn routed(vteps: [IpAddr; 2]) -> Cluster {
         let mut cluster = Cluster::apart(&vteps);
@@ -137,7 +168,7 @@ impl Cluster {
     fn finish_wires<const N: usize>(&self, addresses: impl Fn(usize) -> [String; N]) {
         for (number, node) in self.nodes.iter().enumerate() {
             node.run(|| link::disable_tx_offloads("em1")).unwrap();
-            node.ip("link set em1 up");
+            node.ip(&format!("link set em1 address 02:00:00:00:00:{:02x} up", number + 1));
             node.ip(&format!("addr add fe80::{}/64 dev em1 nodad", number + 1));
             for address in addresses(number) {
                 let no_detection = if address.contains(':') { "nodad" } else { "" };

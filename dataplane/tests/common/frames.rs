@@ -15,6 +15,9 @@ use uvn_wire::udp::Udp;
 use uvn_wire::vxlan::Vni;
 use zerocopy::IntoBytes;
 
+/// The MAC of the NIC to which [`vxlan`] sends.
+pub const NIC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+
 /// An Ethernet frame.
 pub fn ethernet(source: Mac, destination: Mac, ethertype: u16, payload: &[u8]) -> Vec<u8> {
     let header = Ethernet { destination, source, ethertype: ethertype.into() };
@@ -56,7 +59,8 @@ pub fn ip(source: IpAddr, destination: IpAddr, protocol: u8, tos: u8, payload: &
     }
 }
 
-fn pseudo(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> Sum {
+/// The sum of a pseudo-header.
+pub fn pseudo(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> Sum {
     match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             Sum::pseudo_v4(source.octets(), destination.octets(), protocol, length as u16)
@@ -111,7 +115,7 @@ pub fn solicitation(mac: Mac, sender: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
     ethernet(mac, Mac([0x33, 0x33, 0xff, a, b, c]), ethertype, &packet)
 }
 
-/// A VXLAN frame from one VTEP to another around an inner frame. `tos` is the outer one.
+/// A VXLAN frame from one VTEP to another, whose MAC is [`NIC`], around an inner frame. `tos` is the outer one.
 pub fn vxlan(
     settings: &Encapsulation,
     source: IpAddr,
@@ -120,7 +124,7 @@ pub fn vxlan(
     tos: u8,
     inner: &[u8],
 ) -> Vec<u8> {
-    let outer = Outer::new(settings, Mac::of(source), Mac::of(destination), source, destination);
+    let outer = Outer::new(settings, Mac::of(source), NIC, source, destination);
     let mut frame = vec![0; outer.length() + inner.len()];
     frame[outer.length()..].copy_from_slice(inner);
     let patch = Patch { vni: Vni::new(vni).unwrap(), source_port: 50_000, inner_tos: tos };

@@ -4,6 +4,7 @@
 use crate::cases::{A, A6, B, B6, C, D6, USERS};
 use crate::common::NetNs;
 use crate::common::cluster::{network, v4};
+use crate::frames;
 use aya::TestRunOptions;
 use aya::programs::{SchedClassifier, TcAttachType, TestRun};
 use hashbrown::HashMap;
@@ -99,6 +100,7 @@ impl Judges {
         let tables = Tables {
             epoch: 1,
             encapsulation,
+            nic: Some(frames::NIC),
             local: vec![A, A6],
             vteps: vteps.clone(),
             // Our own: the worst case, where ranges allow it.
@@ -112,6 +114,7 @@ impl Judges {
             let tap = link::get(&slow_path::device(nic.index)).unwrap().index;
             let mut xdp = Xdp::load(nic.index, &encapsulation, tap).unwrap();
             let mut shortcut = Shortcut::attach(&mut xdp, &nic, PORT).unwrap();
+            xdp.set_mac(frames::NIC).unwrap();
             xdp.set_local(&tables.local).unwrap();
             let (exact, ranges) = vteps.listed();
             xdp.set_vteps(&exact.collect::<Vec<_>>(), ranges).unwrap();

@@ -20,6 +20,7 @@ pub fn tables(vtep: Vec<Vtep>, networks: Vec<Network>) -> Tables {
     Tables {
         epoch: 1,
         encapsulation,
+        nic: Some(Mac([2, 0, 0, 0, 0, 1])),
         local: vec![A],
         vteps: Arc::new(Vteps::new(&Peers { vtep, range: vec![] }).unwrap()),
         hops: Arc::new([(B, Hop { outer, mtu: 1500 })].into_iter().collect()),

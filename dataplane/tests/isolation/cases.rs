@@ -64,7 +64,10 @@ pub fn outer_cases() -> Vec<Case> {
     let good6 = wrapped(D6, USERS[0], &reply((Mac::of(D6), Mac::of(A)), D6, A6, 0));
     let edit = |changes: &[(usize, u8)]| edited(&good, changes);
     let edit6 = |changes: &[(usize, u8)]| edited(&good6, changes);
-    let tagged = |tag: [u8; 2]| [&good[..12], &tag, &[0, 7], &good[12..]].concat();
+    let tagged = |tag: [u8; 2], id: u8| [&good[..12], &tag, &[0x60, id], &good[12..]].concat();
+    let twice = [&good[..12], &[0x81, 0, 0, 0], &tagged([0x81, 0], 0)[12..]].concat();
+    // No operation, four times (RFC 791 section 3.1).
+    let with_options = [&edit(&[(14, 0x46), (17, good[17] + 4)])[..34], &[1; 4], &good[34..]].concat();
     let mapped: IpAddr = "::ffff:10.0.0.2".parse().unwrap();
     let unknown6: IpAddr = "fd00:10::9".parse().unwrap();
     vec![
@@ -92,8 +95,16 @@ pub fn outer_cases() -> Vec<Case> {
         ("wrong header checksum", edit(&[(22, good[22] ^ 1)]), Dropped("rx_outer_checksum")),
         ("wrong checksum over IPv6", edit6(&[(60, !good6[60])]), Dropped("rx_outer_checksum")),
         ("no checksum over IPv6", edit6(&[(60, 0), (61, 0)]), Dropped("rx_outer_checksum")),
-        ("VLAN", tagged([0x81, 0]), Host),
-        ("QinQ", tagged([0x88, 0xa8]), Host),
+        ("VLAN", tagged([0x81, 0], 7), Host),
+        ("QinQ", tagged([0x88, 0xa8], 7), Host),
+        ("priority", tagged([0x81, 0], 0), Fate::Delivered(0)),
+        ("service priority", tagged([0x88, 0xa8], 0), Fate::Delivered(0)),
+        ("priority over IPv6", [&good6[..12], &[0x81, 0, 0, 0], &good6[12..]].concat(), Fate::Delivered(0)),
+        ("priority twice", twice, Filtered("xdp_bad_header")),
+        ("another host's MAC", edit(&[(5, 9)]), Filtered("xdp_other_host")),
+        ("another host's MAC over IPv6", edit6(&[(5, 9)]), Filtered("xdp_other_host")),
+        ("broadcast MAC", [&[0xff; 6], &good[6..]].concat(), Fate::Delivered(0)),
+        ("options", with_options, Filtered("xdp_bad_header")),
         ("first fragment", edit(&[(20, 0x20)]), Host),
         ("later fragment", edit(&[(20, 0), (21, 9)]), Host),
         // The UDP header becomes a fragment header: the last one of its packet, by the missing bit.

@@ -19,6 +19,34 @@ pub mod ethertype {
     pub const VLAN: u16 = 0x8100;
     /// IPv6.
     pub const IPV6: u16 = 0x86dd;
+    /// IEEE 802.1ad service tag.
+    pub const SERVICE_VLAN: u16 = 0x88a8;
+}
+
+/// The VLAN ID in a tag control field (IEEE 802.1Q section 9.6).
+pub const VLAN_ID: u16 = 0x0fff;
+
+/// A VLAN tag. It stands where an untagged frame has its EtherType.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Tag {
+    /// [`ethertype::VLAN`] or [`ethertype::SERVICE_VLAN`].
+    pub ethertype: U16,
+    /// Priority and VLAN ID.
+    pub control: U16,
+}
+
+impl Tag {
+    /// Where it stands in a frame.
+    pub const OFFSET: usize = HEADER - 2;
+
+    /// A tag that holds a priority and no VLAN: ID 0, as untagged (IEEE 802.1Q table 9-2).
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_priority(&self) -> bool {
+        matches!(self.ethertype.get(), ethertype::VLAN | ethertype::SERVICE_VLAN)
+            && self.control.get() & VLAN_ID == 0
+    }
 }
 
 /// A 48-bit MAC address.

@@ -47,11 +47,17 @@ pub enum Verdict {
     Encapsulated,
     /// In-kernel gear: dropped, for the kernel had no memory to change its headers.
     NoMemory,
+    /// Dropped: to our address, and to the MAC of another host.
+    OtherHost,
+    /// Dropped: outer headers that no VXLAN sender writes: IPv4 options, or a priority tag (VLAN ID 0) behind another.
+    BadHeader,
+    /// Engine gear: dropped, for XDP in generic mode has not seen it.
+    Unseen,
 }
 
 impl Verdict {
     /// Every verdict, in the order of the counters.
-    pub const ALL: [Verdict; 10] = [
+    pub const ALL: [Verdict; 13] = [
         Verdict::Pass,
         Verdict::Redirected,
         Verdict::BadLength,
@@ -62,6 +68,9 @@ impl Verdict {
         Verdict::Stripped,
         Verdict::Encapsulated,
         Verdict::NoMemory,
+        Verdict::OtherHost,
+        Verdict::BadHeader,
+        Verdict::Unseen,
     ];
 
     /// The name in statistics and logs.
@@ -78,6 +87,9 @@ impl Verdict {
             Verdict::Stripped => "tc_stripped",
             Verdict::Encapsulated => "tc_encapsulated",
             Verdict::NoMemory => "tc_no_memory",
+            Verdict::OtherHost => "xdp_other_host",
+            Verdict::BadHeader => "xdp_bad_header",
+            Verdict::Unseen => "tc_unseen",
         }
     }
 }
