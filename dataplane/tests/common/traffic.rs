@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use super::NetNs;
-use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
+use nix::sys::socket::{
+    ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt::RcvBufForce,
+};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -107,6 +109,8 @@ pub fn udp(from: Place<'_>, to: Place<'_>, lengths: &[usize]) {
 pub fn udp_segmented(from: Place<'_>, to: Place<'_>, count: usize, length: u16) {
     let receiver = to.0.run(|| UdpSocket::bind((to.1, 0)).unwrap());
     receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+    // All at once, on a busy machine: each short segment may take a page.
+    setsockopt(&receiver, RcvBufForce, &(4 << 20)).unwrap();
     let sender = from.0.run(|| UdpSocket::bind((from.1, 0)).unwrap());
     let data = content(count * usize::from(length), 7);
     let address = SockaddrStorage::from(receiver.local_addr().unwrap());
