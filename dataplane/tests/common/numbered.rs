@@ -6,7 +6,7 @@ use crate::common::NetNs;
 use crate::common::cluster::v4;
 use crate::common::engine::Engine;
 use crate::common::packet::PacketSocket;
-use crate::frames::{udp, vxlan};
+use crate::frames::{NIC, udp, vxlan};
 use socket2::SockRef;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::Arc;
@@ -93,6 +93,7 @@ impl Numbered {
     /// The NIC and its wire.
     pub fn wire(&self) {
         self.node.veth("em1", &self.outside, "wire");
+        self.node.ip(&format!("link set em1 address {NIC}"));
         self.node.run(|| link::disable_tx_offloads("em1")).unwrap();
         self.node.ip(&format!("addr add {}/24 dev em1", v4(1)));
         // The data plane may have asked for it already.
