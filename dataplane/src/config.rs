@@ -74,8 +74,6 @@ pub struct Encapsulation {
     pub ttl: u8,
     /// Outer DSCP: `"inherit"` copies the inner one, a number (0 to 63) is used as it is. ECN follows RFC 6040 always.
     pub dscp: Dscp,
-    /// Outer IPv4 Don't Fragment bit. It must stay on unless something on the way cannot do without fragments.
-    pub df: bool,
     /// Compute the outer UDP checksum over IPv4. Off is RFC 7348's default; some NICs coalesce only with it.
     pub checksum: bool,
     /// The same over IPv6, where on is the default and a received zero is refused while it is on, as Linux does
@@ -109,7 +107,6 @@ impl Default for Encapsulation {
             port: vxlan::PORT,
             ttl: 64,
             dscp: Dscp::Fixed(0),
-            df: true,
             checksum: false,
             ipv6_checksum: true,
             strict_flags: true,

@@ -3,9 +3,9 @@
 //! ```text
 //! Ethernet 14 | IPv4 20 or IPv6 40 | UDP 8 | VXLAN 8 | inner Ethernet frame
 //! ```
-//! What each field holds: Ethernet addresses of the NIC and of the next hop; IP addresses of the two VTEPs; TTL, DSCP
-//! and DF as configured, ECN of the inner packet (RFC 6040 section 4.1, normal mode); identification 0, which
-//! RFC 6864 section 4.1 allows for packets that are never fragmented; UDP source port from the inner flow (RFC 7348
+//! What each field holds: Ethernet addresses of the NIC and of the next hop; IP addresses of the two VTEPs; TTL and
+//! DSCP as configured, ECN of the inner packet (RFC 6040 section 4.1, normal mode); DF and identification 0, which
+//! RFC 6864 section 4.1 allows only together: a receiver tells fragments apart by the identification; UDP source port from the inner flow (RFC 7348
 //! section 5); UDP checksum zero or computed (RFC 6936 for zero over IPv6); the VNI.
 
 use crate::config::{Dscp, Encapsulation};
@@ -68,8 +68,7 @@ impl Outer {
                 let source = if let IpAddr::V4(source) = source { source.octets() } else { [0; 4] };
                 let destination = destination.octets();
                 bytes[IP] = ipv4::VERSION_IHL;
-                let flags = if settings.df { ipv4::DONT_FRAGMENT } else { 0 };
-                bytes[IP + 6..IP + 8].copy_from_slice(&flags.to_be_bytes());
+                bytes[IP + 6..IP + 8].copy_from_slice(&ipv4::DONT_FRAGMENT.to_be_bytes());
                 bytes[IP + 8] = settings.ttl;
                 bytes[IP + 9] = ipv4::protocol::UDP;
                 bytes[IP + 12..IP + 16].copy_from_slice(&source);

@@ -154,8 +154,8 @@ fn encapsulations() -> Vec<(&'static str, Encapsulation)> {
     vec![
         ("ipv6_checksum = false", default),
         (
-            "ipv6_checksum = false\nttl = 7\ndscp = 46\ndf = false",
-            Encapsulation { ttl: 7, dscp: Dscp::Fixed(46), df: false, ..default },
+            "ipv6_checksum = false\nttl = 7\ndscp = 46",
+            Encapsulation { ttl: 7, dscp: Dscp::Fixed(46), ..default },
         ),
         ("ipv6_checksum = false\ndscp = \"inherit\"", Encapsulation { dscp: inherit, ..default }),
     ]

@@ -19,7 +19,11 @@ pub fn allowed(path: &str) -> Option<&'static str> {
         "port" => "a UDP port, 1 to 65535",
         "ttl" => "1 to 255",
         "dscp" => "\"inherit\" or 0 to 63",
-        "df" | "checksum" | "ipv6_checksum" | "strict_flags" | "learning" => "true or false",
+        "df" => {
+            "nothing: DF is always set. All outer packets have identification 0, which RFC 6864 section 4.1 allows only for \
+             what nobody may fragment: else receivers mix up the fragments of users. Raise the underlay's MTU"
+        }
+        "checksum" | "ipv6_checksum" | "strict_flags" | "learning" => "true or false",
         "range" => "subnets such as 10.0.0.0/16 of this node's VTEP families; IPv6 ones /96 or longer",
         "address" | "overlay" => "unicast IP addresses",
         "cores" => "core numbers, 0 to 1023",

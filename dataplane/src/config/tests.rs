@@ -54,7 +54,7 @@ fn a_good_file() {
     let config = parse::<Config>(GOOD).unwrap();
     assert_eq!(config.nic, "em1");
     assert_eq!(config.encapsulation.dscp, Dscp::Inherit(Inherit::Inherit));
-    assert_eq!((config.encapsulation.ttl, config.encapsulation.df), (64, true));
+    assert_eq!(config.encapsulation.ttl, 64);
     assert_eq!((config.workers.frames, config.workers.spin_us), (512, 250));
     assert_eq!(config.peers.vtep[0].overlay, ["10.9.0.2".parse::<IpAddr>().unwrap()]);
     let [first, second] = &config.networks[..] else { unreachable!("two networks") };
@@ -74,6 +74,11 @@ fn the_least_file() {
 fn syntax_and_unknown_keys() {
     refused("nic = \"em1\"", "nic = \"em1", &["invalid"]);
     refused("port = 4789", "prot = 4789", &["encapsulation.prot", "unknown field", "`port`"]);
+    refused(
+        "port = 4789",
+        "df = false",
+        &["encapsulation.df: unknown field", "DF is always set", "RFC 6864"],
+    );
     refused("vni = 1234", "vni = 1234\nmtu = 9000", &["network[0].mtu: unknown field"]);
     assert!(
         parse::<Config>("vtep = [\"10.0.0.1\"]").unwrap_err().1.to_string().contains("missing field `nic`")
