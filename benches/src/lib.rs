@@ -51,6 +51,7 @@ pub fn tables(networks: u32, vteps: u32) -> Tables {
         local: vec![HERE],
         vteps: Arc::new(Vteps::new(&Peers { vtep: listed, range: Vec::new() }).unwrap_or_default()),
         hops: Arc::new((0..=vteps).map(|number| hop(address(number))).collect()),
+        dead: Arc::default(),
         slots: vnis.iter().zip(0..).map(|(vni, slot)| (*vni, slot)).collect(),
         networks: vnis.iter().map(|vni| Some(Arc::new(network(*vni)))).collect(),
     }

@@ -49,6 +49,7 @@ static TABLES: LazyLock<Tables> = LazyLock::new(|| {
         local: vec![A, "fd00::1".parse().unwrap()],
         vteps: Arc::new(Vteps::new(&Peers { vtep, range: Vec::new() }).unwrap()),
         hops: Arc::new([(B, hop)].into_iter().collect()),
+        dead: Arc::default(),
         slots: [(Vni::new(1234).unwrap(), 0), (Vni::new(1235).unwrap(), 1)].into_iter().collect(),
         networks: vec![network(1234, false), network(1235, true)],
     }
@@ -62,7 +63,7 @@ pub fn parse(data: &[u8]) {
         assert_eq!(ip.transport, &data[ip.offset..ip.end()]);
         let _ = (ip.ports(), ip.source(), ip.destination(), ip.tos(), answer::solicited(ip));
     }
-    if let Some(answer) = answer::too_big(data, &parsed, 1450) {
+    if let Some(answer) = answer::error(data, &parsed, answer::Error::TooBig(1450)) {
         assert!(matches!(packet::parse(answer.bytes()), Ok(Packet::Ip(_))), "a malformed answer");
     }
 }

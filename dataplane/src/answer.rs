@@ -1,4 +1,4 @@
-//! Frames that the data plane itself sends to an endpoint: ARP replies, neighbour advertisements, "too big".
+//! Frames that the data plane itself sends to an endpoint: ARP replies, neighbour advertisements, ICMP errors.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use uvn_wire::arp::{self, Arp};
@@ -89,11 +89,42 @@ pub fn neighbour(solicitation: &Ip<'_>, target: Ipv6Addr, to: Mac, mac: Mac) -> 
     Some(Frame::new(to, mac, ethertype::IPV6, &parts))
 }
 
-/// "Fragmentation needed" (RFC 1191) or "packet too big" (RFC 4443 section 3.2) in the name of the destination, as
-/// the kernel's tunnels do (`iptunnel_pmtud_build_icmp`). None where the rules forbid an answer: to ICMP errors, to
-/// multicast and to later fragments.
+/// Why a frame is not sent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Error {
+    /// "Fragmentation needed" (RFC 1191) or "packet too big" (RFC 4443 section 3.2): what would fit.
+    TooBig(usize),
+    /// "Host unreachable" (RFC 792) or "address unreachable" (RFC 4443 section 3.1).
+    Unreachable,
+}
+
+impl Error {
+    /// Type, code and what follows the checksum, in ICMP.
+    fn v4(self) -> Option<(u8, u8, u32)> {
+        /// ICMP_HOST_UNREACH (include/uapi/linux/icmp.h).
+        const HOST: u8 = 1;
+        let code = match self {
+            Error::TooBig(mtu) => (icmp::v4::FRAGMENTATION_NEEDED, u32::try_from(mtu).ok()? & 0xffff),
+            Error::Unreachable => (HOST, 0),
+        };
+        Some((icmp::v4::DESTINATION_UNREACHABLE, code.0, code.1))
+    }
+
+    /// The same in ICMPv6.
+    fn v6(self) -> Option<(u8, u8, u32)> {
+        /// ICMPV6_DEST_UNREACH and ICMPV6_ADDR_UNREACH (include/uapi/linux/icmpv6.h).
+        const ADDRESS: (u8, u8) = (1, 3);
+        match self {
+            Error::TooBig(mtu) => Some((icmp::v6::PACKET_TOO_BIG, 0, u32::try_from(mtu).ok()?)),
+            Error::Unreachable => Some((ADDRESS.0, ADDRESS.1, 0)),
+        }
+    }
+}
+
+/// The ICMP error in the name of the destination, as the kernel's tunnels do it (`iptunnel_pmtud_build_icmp`). None where
+/// the rules forbid an answer: to ICMP errors, to multicast and to later fragments.
 #[must_use]
-pub fn too_big(frame: &[u8], packet: &Packet<'_>, mtu: usize) -> Option<Frame> {
+pub fn error(frame: &[u8], packet: &Packet<'_>, error: Error) -> Option<Frame> {
     let Packet::Ip(ip) = packet else { return None };
     let (ethernet, quoted) = Ethernet::ref_from_prefix(frame).ok()?;
     if ethernet.destination.is_multicast() || ip.fragment == Fragment::Later {
@@ -106,12 +137,8 @@ pub fn too_big(frame: &[u8], packet: &Packet<'_>, mtu: usize) -> Option<Frame> {
                 return None;
             }
             let quoted = &quoted[..quoted.len().min(ICMP_LENGTH - ipv4::HEADER - size_of::<TooBig>())];
-            let error = TooBig {
-                kind: icmp::v4::DESTINATION_UNREACHABLE,
-                code: icmp::v4::FRAGMENTATION_NEEDED,
-                checksum: 0.into(),
-                mtu: (u32::try_from(mtu).ok()? & 0xffff).into(),
-            };
+            let (kind, code, mtu) = error.v4()?;
+            let error = TooBig { kind, code, checksum: 0.into(), mtu: mtu.into() };
             let error = with_checksum(error, Sum::ZERO, quoted);
             let length = ipv4::HEADER + size_of::<TooBig>() + quoted.len();
             let answer = ipv4_header(header.destination(), header.source(), length);
@@ -126,12 +153,8 @@ pub fn too_big(frame: &[u8], packet: &Packet<'_>, mtu: usize) -> Option<Frame> {
             let room = ipv6::MIN_MTU - ipv6::HEADER - size_of::<TooBig>();
             let quoted = &quoted[..quoted.len().min(room)];
             let length = size_of::<TooBig>() + quoted.len();
-            let error = TooBig {
-                kind: icmp::v6::PACKET_TOO_BIG,
-                code: 0,
-                checksum: 0.into(),
-                mtu: u32::try_from(mtu).ok()?.into(),
-            };
+            let (kind, code, mtu) = error.v6()?;
+            let error = TooBig { kind, code, checksum: 0.into(), mtu: mtu.into() };
             let answer = ipv6_header(header.destination(), header.source(), length);
             let pseudo = Sum::pseudo_v6(&answer.source, &answer.destination, protocol::ICMPV6, length as u32);
             let error = with_checksum(error, pseudo, quoted);

@@ -35,8 +35,10 @@ pub enum Neighbour {
         /// Nobody has checked for a while that it still holds.
         stale: bool,
     },
-    /// It is being asked, or does not answer.
+    /// It is being asked.
     Unanswered,
+    /// It was asked, and does not answer.
+    Failed,
 }
 
 /// What has changed in the kernel.
@@ -156,7 +158,7 @@ fn address_of(message: &NeighbourMessage) -> Option<IpAddr> {
 }
 
 fn read_neighbour(message: &NeighbourMessage) -> Neighbour {
-    use NeighbourState::{Delay, Noarp, Permanent, Probe, Reachable, Stale};
+    use NeighbourState::{Delay, Failed, Noarp, Permanent, Probe, Reachable, Stale};
     let mac = message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok().map(Mac),
         _ => None,
@@ -164,6 +166,7 @@ fn read_neighbour(message: &NeighbourMessage) -> Neighbour {
     match (message.header.state, mac) {
         (Reachable | Permanent | Noarp | Delay | Probe, Some(mac)) => Neighbour::Known { mac, stale: false },
         (Stale, Some(mac)) => Neighbour::Known { mac, stale: true },
+        (Failed, _) => Neighbour::Failed,
         _ => Neighbour::Unanswered,
     }
 }
@@ -300,9 +303,10 @@ mod tests {
             let known = Neighbour::Known { mac: Mac(mac), stale };
             assert_eq!(read_neighbour(&neighbour(state, Some(mac))), known);
         }
-        for state in [Incomplete, Failed, None] {
+        for state in [Incomplete, None] {
             assert_eq!(read_neighbour(&neighbour(state, Some(mac))), Neighbour::Unanswered);
         }
+        assert_eq!(read_neighbour(&neighbour(Failed, Option::None)), Neighbour::Failed);
         assert_eq!(read_neighbour(&neighbour(Reachable, Option::None)), Neighbour::Unanswered);
         let mut infiniband = neighbour(Reachable, Option::None);
         infiniband.attributes.push(NeighbourAttribute::LinkLayerAddress(vec![0; 20]));

@@ -159,6 +159,7 @@ impl Service {
             local: config.vtep.clone(),
             vteps: vteps.clone(),
             hops: Arc::default(),
+            dead: Arc::default(),
             networks: Vec::new(),
             slots: HashMap::new(),
         };
@@ -329,7 +330,11 @@ impl Service {
             return;
         }
         let hops_changed = std::mem::take(&mut self.hops_changed);
-        let hops = if hops_changed { Arc::new(self.hops()) } else { self.tables.hops.clone() };
+        let (hops, dead) = if hops_changed {
+            (Arc::new(self.hops()), Arc::new(self.underlay.dead().collect()))
+        } else {
+            (self.tables.hops.clone(), self.tables.dead.clone())
+        };
         self.tables_changed = false;
         let (networks, slots) = self.networks.tables(&self.vteps);
         self.tables = Arc::new(Tables {
@@ -339,6 +344,7 @@ impl Service {
             local: self.local(),
             vteps: self.vteps.clone(),
             hops,
+            dead,
             networks,
             slots,
         });

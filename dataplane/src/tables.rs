@@ -12,6 +12,7 @@ use hashbrown::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Instant;
 use uvn_wire::ethernet::{self, Mac};
 use uvn_wire::vxlan::Vni;
 
@@ -30,6 +31,8 @@ pub struct Tables {
     pub vteps: Arc<Vteps>,
     /// Next hop of each VTEP or group in use.
     pub hops: Arc<HashMap<IpAddr, Hop>>,
+    /// VTEPs whose next hop does not answer, and when that was last found.
+    pub dead: Arc<HashMap<IpAddr, Instant>>,
     /// By slot. A slot stays with its network as long as the network lives.
     pub networks: Vec<Option<Arc<Network>>>,
     /// Slot of each VNI.
@@ -93,6 +96,11 @@ impl Learned {
 }
 
 impl Network {
+    /// A worker's counters. Tables of an earlier set of workers may have none for it.
+    pub fn counters(&self, worker: usize) -> impl Iterator<Item = &Counters> {
+        self.counters.get(worker).into_iter()
+    }
+
     /// Whether `address` is one of the endpoint's own.
     #[must_use]
     pub fn owns(&self, address: IpAddr) -> bool {

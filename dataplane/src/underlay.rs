@@ -50,7 +50,7 @@ fn decide(route: Option<Route>, neighbours: &HashMap<IpAddr, Neighbour>, nic_mtu
     match neighbours.get(&via) {
         Some(&Neighbour::Known { mac, stale: false }) => Decision::Hop(NextHop { mac, mtu }),
         Some(&Neighbour::Known { mac, stale: true }) => Decision::Recheck(NextHop { mac, mtu }, via),
-        Some(Neighbour::Unanswered) | None => Decision::Ask(via),
+        Some(Neighbour::Unanswered | Neighbour::Failed) | None => Decision::Ask(via),
     }
 }
 
@@ -73,6 +73,8 @@ fn group_mac(group: IpAddr) -> Mac {
 struct Wanted {
     route: Option<Route>,
     hop: Option<NextHop>,
+    /// When its neighbour last failed to answer; None: it has answered since, or nobody knows.
+    failed: Option<Instant>,
     /// When the kernel was last told to ask for its neighbour.
     probed: Option<Instant>,
     /// When a worker last asked for it.
@@ -222,6 +224,11 @@ impl Underlay {
         vteps.chain(groups)
     }
 
+    /// Every VTEP whose next hop does not answer, and when that was last found.
+    pub fn dead(&self) -> impl Iterator<Item = (IpAddr, Instant)> {
+        self.wanted.iter().filter_map(|(address, wanted)| Some((*address, wanted.failed?)))
+    }
+
     /// Every VTEP looked after, with its hop if there is one.
     pub fn wanted(&self) -> impl Iterator<Item = (IpAddr, Option<NextHop>)> {
         self.wanted.iter().map(|(address, wanted)| (*address, wanted.hop))
@@ -265,7 +272,7 @@ impl Underlay {
         self.settle(address);
     }
 
-    /// Takes over a neighbour's state. True if a hop changed.
+    /// Takes over a neighbour's state. True if a hop changed, or failed to answer once more.
     fn learn(&mut self, address: IpAddr, neighbour: Option<Neighbour>) -> bool {
         let affected: Vec<IpAddr> = self
             .wanted
@@ -291,7 +298,12 @@ impl Underlay {
             }
             // An unanswered neighbour is not asked again at once: the kernel has just given up.
             self.update(vtep);
-            changed |= self.wanted.get(&vtep).and_then(|wanted| wanted.hop) != before;
+            let Some(wanted) = self.wanted.get_mut(&vtep) else { continue };
+            let failed = neighbour == Some(Neighbour::Failed);
+            if failed {
+                wanted.failed = Some(Instant::now());
+            }
+            changed |= failed || wanted.hop != before;
         }
         changed
     }
@@ -314,6 +326,9 @@ impl Underlay {
             tracing::debug!(vtep = %address, ?hop, "next hop");
         }
         wanted.hop = hop;
+        if hop.is_some() {
+            wanted.failed = None;
+        }
         decision
     }
 

@@ -147,8 +147,10 @@ pub struct Worker<N: Nic> {
     pending: usize,
     /// VTEPs asked for in this second.
     asked: HashSet<IpAddr>,
-    /// Slots and MACs told of in this second, bounded by [`Endpoints::may_learn`].
-    learned: HashSet<(u32, Mac)>,
+    /// Senders told in this second that their destination is dead.
+    refused: usize,
+    /// What was told of in this second, bounded by [`Endpoints::may_learn`]: slots, MACs, and behind which VTEPs.
+    learned: HashSet<(u32, Mac, IpAddr)>,
     started: Instant,
     now: Instant,
     second: u32,
@@ -188,6 +190,7 @@ impl<N: Nic> Worker<N> {
             parked: Vec::new(),
             pending: 0,
             asked: HashSet::new(),
+            refused: 0,
             learned: HashSet::new(),
             started,
             now: started,
@@ -266,10 +269,12 @@ impl<N: Nic> Worker<N> {
     /// up waiting for a next hop. None: not at all.
     #[must_use]
     pub fn due(&self) -> Option<Duration> {
-        match (self.pending, self.parked.is_empty()) {
-            (0, true) => None,
-            (0, false) => Some(Duration::from_secs(1)),
-            _ => Some(Duration::from_millis(1)),
+        // The last flush may have made the room that endpoints waited for.
+        let may_send = self.endpoints.ready() > 0 && self.nic.room() >= self.frames / 4 * 3;
+        match (self.pending > 0 || may_send, self.parked.is_empty()) {
+            (true, _) => Some(Duration::from_millis(1)),
+            (false, false) => Some(Duration::from_secs(1)),
+            (false, true) => None,
         }
     }
 
@@ -298,14 +303,11 @@ impl<N: Nic> Worker<N> {
         self.second = second;
         self.asked.clear();
         self.learned.clear();
-        let (now, tables, status, queue) = (self.now, &self.tables, &self.status, self.queue);
-        self.parked.retain(|parked| {
-            let keep = now.saturating_duration_since(parked.since) < PARKED_FOR;
-            if !keep {
-                count_drop(status, tables.by_slot(parked.slot), queue, Drop::NoNextHop, 1);
-            }
-            keep
-        });
+        self.refused = 0;
+        let now = self.now;
+        let is_over = |parked: &mut Parked| now.saturating_duration_since(parked.since) >= PARKED_FOR;
+        let over: Vec<Parked> = self.parked.extract_if(.., is_over).collect();
+        over.iter().for_each(|parked| self.send_parked(parked));
     }
 
     /// A full channel loses nothing that matters: frames of an unknown MAC or next hop tell again, and a broken
@@ -318,6 +320,6 @@ impl<N: Nic> Worker<N> {
 fn count_drop(status: &Status, network: Option<&Network>, queue: usize, reason: Drop, frames: u64) {
     status.counters.dropped(reason, frames);
     if let Some(network) = network {
-        network.counters[queue].dropped(reason, frames);
+        network.counters(queue).for_each(|counters| counters.dropped(reason, frames));
     }
 }

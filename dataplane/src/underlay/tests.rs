@@ -95,3 +95,19 @@ fn who_is_not_listed_and_does_not_answer_is_forgotten() {
     underlay.tick(start + 2 * FORGET);
     assert_eq!(underlay.wanted().count(), 1, "listed");
 }
+
+#[test]
+fn the_dead_are_known_until_they_answer() {
+    let mut underlay = with_route(ROUTER);
+    let failed = change(ROUTER, Some(Neighbour::Failed));
+    let dead = |underlay: &Underlay| underlay.dead().map(|(vtep, _)| vtep).collect::<Vec<_>>();
+    assert!(dead(&underlay).is_empty());
+    assert!(underlay.follow(&failed));
+    assert_eq!(dead(&underlay), [PEER]);
+    assert!(!underlay.follow(&change(ROUTER, Some(Neighbour::Unanswered))), "asked again");
+    assert!(!underlay.follow(&change(ROUTER, None)), "forgotten by the kernel");
+    assert_eq!(dead(&underlay), [PEER]);
+    assert!(underlay.follow(&failed), "who waits shall know");
+    assert!(underlay.follow(&change(ROUTER, Some(KNOWN))));
+    assert!(dead(&underlay).is_empty());
+}

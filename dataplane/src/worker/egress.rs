@@ -42,9 +42,30 @@ pub(super) struct Begun {
 
 /// How far a frame was sent.
 struct Progress {
-    /// The next segment; None: all of it was sent, or dropped.
-    next: Option<usize>,
+    /// What follows, and how much of it there is; None: all was sent, or dropped.
+    next: Option<(usize, usize)>,
     bytes: usize,
+}
+
+/// What of a frame is to be sent now. It is counted in frames on the wire: segments, of a flooded frame those of all copies.
+#[derive(Clone, Copy)]
+struct Part {
+    from: usize,
+    credit: i64,
+}
+
+impl Part {
+    /// The whole of a frame.
+    const ALL: Part = Part { from: 0, credit: i64::MAX };
+
+    /// Where it ends: about where the credit does.
+    fn end(self, all: usize, gso: &Gso<'_>) -> usize {
+        if all.saturating_sub(self.from) <= 1 {
+            return all;
+        }
+        let affordable = (self.credit / endpoints::cost(1, gso.largest())).max(1);
+        all.min(self.from.saturating_add(usize::try_from(affordable).unwrap_or(usize::MAX)))
+    }
 }
 
 /// What came of reading an endpoint.
@@ -81,7 +102,7 @@ impl<N: Nic> Worker<N> {
         let mut cost = 0;
         while cost < turn.credit {
             let free = self.nic.room();
-            if free < room {
+            if free < room || !self.may_begin(turn.slot) {
                 return (cost, Read::Full);
             }
             let mut begun = match self.begin(turn.slot) {
@@ -92,14 +113,15 @@ impl<N: Nic> Worker<N> {
                     return (cost, Read::Empty);
                 }
             };
-            // Nobody waits for the rest, or there is no buffer for the next endpoint: it is all sent now.
+            // Nobody waits for the rest, or there is no buffer for the next endpoint: as much as the NIC takes is sent now.
             let credit = if alone || self.spare.is_empty() { i64::MAX } else { turn.credit - cost };
             let frame = begun.buffer.get(..begun.length).unwrap_or_default();
-            let progress = self.send(turn.slot, begun.header, frame, self.now, begun.next, credit);
+            let part = Part { from: begun.next, credit };
+            let progress = self.send(turn.slot, begun.header, frame, self.now, part);
             // A frame that is not sent costs, too.
             cost += endpoints::cost((free - self.nic.room()).max(1), progress.bytes);
             match progress.next {
-                Some(next) => {
+                Some((next, _)) => {
                     begun.next = next;
                     self.begun.push(begun);
                 }
@@ -107,6 +129,11 @@ impl<N: Nic> Worker<N> {
             }
         }
         (cost, Read::More)
+    }
+
+    /// Whether there is something begun of an endpoint, or a buffer to read into.
+    fn may_begin(&self, slot: u32) -> bool {
+        !self.spare.is_empty() || self.begun.iter().any(|begun| begun.slot == slot)
     }
 
     /// Whether no other endpoint has sent anything for a while.
@@ -122,7 +149,6 @@ impl<N: Nic> Worker<N> {
         if let Some(index) = self.begun.iter().position(|begun| begun.slot == slot) {
             return Ok(Some(self.begun.swap_remove(index)));
         }
-        // There is one: what is read into the last is sent at once.
         let Some(mut buffer) = self.spare.pop() else { return Ok(None) };
         match self.endpoints.receive(slot, &mut buffer) {
             Ok(Some((header, length))) => Ok(Some(Begun { slot, header, buffer, length, next: 0 })),
@@ -140,78 +166,87 @@ impl<N: Nic> Worker<N> {
         }
     }
 
-    /// Sends one frame or super-frame of an endpoint, from that segment on and about as many as the credit pays for;
-    /// `since` is when it came.
-    fn send(
-        &mut self,
-        slot: u32,
-        header: VnetHeader,
-        frame: &[u8],
-        since: Instant,
-        from: usize,
-        credit: i64,
-    ) -> Progress {
-        let all = Progress { next: None, bytes: frame.len() };
+    /// Sends a part of an endpoint's frame or super-frame; `since` is when it came.
+    fn send(&mut self, slot: u32, header: VnetHeader, frame: &[u8], since: Instant, part: Part) -> Progress {
+        let mut progress = Progress { next: None, bytes: frame.len() };
         let tables = self.tables.clone();
-        let Some(network) = tables.by_slot(slot) else { return all };
+        let Some(network) = tables.by_slot(slot) else { return progress };
         let Ok(packet) = packet::parse(frame) else {
             count_drop(&self.status, Some(network), self.queue, Drop::TxLength, 1);
-            return all;
+            return progress;
         };
         let gso = Gso::new(&header, frame, &packet);
         let segments = gso.as_ref().map_or(1, Gso::segments);
-        let mut to = segments;
+        let mut all = segments;
         let result = match (encap(&tables, network, frame, &packet), gso) {
             (Err(reason), _) => Err(reason),
             (Ok(_), Err(_)) => Err(Drop::TxLength),
             (Ok(outgoing), Ok(gso)) => match &outgoing.route {
-                Route::Absorb => Ok(()),
+                Route::Absorb => Ok(all),
                 Route::Answer(answer, vtep) => {
                     if !tables.hops.contains_key(vtep) {
                         self.ask(*vtep);
                     }
-                    self.answer(slot, network, answer);
-                    Ok(())
+                    // Nobody answers for the dead: so the sender's kernel finds out, and says so.
+                    if tables.dead.contains_key(vtep) {
+                        Err(Drop::NoNextHop)
+                    } else {
+                        self.answer(slot, network, answer);
+                        Ok(all)
+                    }
                 }
-                Route::Flood => self.flood(slot, &tables, network, &outgoing, &gso),
+                Route::Flood => {
+                    let next = self.flood(slot, &tables, network, &outgoing, &gso, part);
+                    if next.is_ok() {
+                        all = segments * network.flood.len();
+                    }
+                    next
+                }
                 Route::Vtep(vtep) => match tables.hops.get(vtep) {
                     Some(hop) => {
-                        if segments.saturating_sub(from) > 1 {
-                            let each = endpoints::cost(1, gso.largest());
-                            to = segments.min(from.saturating_add((credit / each).max(1) as usize));
-                        }
-                        let result = self.transmit(network, hop, &outgoing, &gso, from..to);
+                        let range = part.from..part.end(segments, &gso);
+                        let result = self.transmit(network, hop, &outgoing, &gso, range);
                         if result == Err(Drop::TooBig) {
-                            self.too_big(slot, network, hop, frame, &packet);
+                            let mtu = hop.largest_inner().saturating_sub(ethernet::HEADER);
+                            self.refuse(slot, network, frame, &packet, answer::Error::TooBig(mtu));
                         }
                         result
                     }
+                    None if self.is_hopeless(&tables, *vtep, since) => {
+                        self.unreachable(slot, network, frame, &packet);
+                        Err(Drop::NoNextHop)
+                    }
                     None => {
                         self.ask(*vtep);
-                        if from == 0 && self.park(slot, header, frame, since) {
-                            Ok(())
-                        } else {
-                            Err(Drop::NoNextHop)
-                        }
+                        let waits = part.from == 0 && self.park(slot, header, frame, since);
+                        if waits { Ok(all) } else { Err(Drop::NoNextHop) }
                     }
                 },
             },
         };
-        if let Err(reason) = result {
-            count_drop(&self.status, Some(network), self.queue, reason, segments.saturating_sub(from) as u64);
-            return all;
+        match result {
+            Err(reason) => {
+                let left = all.saturating_sub(part.from) as u64;
+                count_drop(&self.status, Some(network), self.queue, reason, left);
+            }
+            Ok(next) => {
+                progress.bytes = frame.len() / segments * next.saturating_sub(part.from);
+                progress.next = (next < all).then(|| (next, all - next));
+            }
         }
-        let part = to.saturating_sub(from);
-        let bytes = if part < segments { frame.len() / segments * part } else { frame.len() };
-        Progress { next: (to < segments).then_some(to), bytes }
+        progress
     }
 
-    /// Sends a frame that has waited for new tables.
+    /// Sends a frame that has waited for new tables, or long enough.
     pub(super) fn send_parked(&mut self, parked: &Parked) {
-        self.send(parked.slot, parked.header, &parked.frame, parked.since, 0, i64::MAX);
+        let progress = self.send(parked.slot, parked.header, &parked.frame, parked.since, Part::ALL);
+        if let Some((_, left)) = progress.next {
+            let network = self.tables.by_slot(parked.slot);
+            count_drop(&self.status, network, self.queue, Drop::NicFull, left as u64);
+        }
     }
 
-    /// Builds segments in NIC frames and queues them.
+    /// Builds segments in NIC frames and queues them, as many as there are free frames. Returns the next segment.
     fn transmit(
         &mut self,
         network: &Network,
@@ -219,20 +254,15 @@ impl<N: Nic> Worker<N> {
         outgoing: &Outgoing,
         gso: &Gso<'_>,
         segments: Range<usize>,
-    ) -> Result<(), Drop> {
+    ) -> Result<usize, Drop> {
         if gso.largest() > hop.largest_inner() {
             return Err(Drop::TooBig);
         }
         let patch = Patch { vni: network.vni, source_port: outgoing.source_port, inner_tos: outgoing.tos };
         let headers = hop.outer.length();
-        let (mut frames, mut bytes) = (0, 0);
-        let end = segments.end;
+        let (mut next, mut frames, mut bytes) = (segments.start, 0, 0);
         for index in segments {
-            let Some(mut frame) = self.nic.reserve() else {
-                let left = (end - index) as u64;
-                count_drop(&self.status, Some(network), self.queue, Drop::NicFull, left);
-                break;
-            };
+            let Some(mut frame) = self.nic.reserve() else { break };
             let buffer = self.nic.buffer(&mut frame);
             let written = buffer.get_mut(headers..).and_then(|room| gso.write(index, room));
             let whole = written.and_then(|inner| hop.outer.write(buffer, patch, inner));
@@ -241,17 +271,19 @@ impl<N: Nic> Worker<N> {
                 return Err(Drop::TooBig);
             };
             self.nic.transmit(frame, length);
+            next = index + 1;
             frames += 1;
             bytes += inner as u64;
         }
-        for counters in [&self.status.counters, &network.counters[self.queue]] {
+        for counters in network.counters(self.queue).chain([&self.status.counters]) {
             counters.tx_frames.add(frames);
             counters.tx_bytes.add(bytes);
         }
-        Ok(())
+        Ok(next)
     }
 
-    /// Sends a copy to each peer of the network, or one to its group.
+    /// Sends copies to the peers of the network, or one to its group: copy by copy, each with all its segments. Returns
+    /// what follows; the rest of the peers have their turn when the NIC has room again.
     fn flood(
         &mut self,
         slot: u32,
@@ -259,32 +291,46 @@ impl<N: Nic> Worker<N> {
         network: &Network,
         outgoing: &Outgoing,
         gso: &Gso<'_>,
-    ) -> Result<(), Drop> {
-        let rate = network.flood_rate.div_ceil(network.counters.len() as u32);
-        let allowed = self.endpoints.may_flood(slot, self.now, rate, gso.segments());
-        if !allowed {
+        part: Part,
+    ) -> Result<usize, Drop> {
+        let segments = gso.segments();
+        let rate = network.flood_rate.div_ceil((network.counters.len() as u32).max(1));
+        if part.from == 0 && !self.endpoints.may_flood(slot, self.now, rate, segments) {
             return Err(Drop::FloodLimit);
         }
         if network.flood.is_empty() {
             return Err(Drop::NoDestination);
         }
-        for vtep in &network.flood {
+        let end = part.end(segments * network.flood.len(), gso);
+        let mut next = part.from;
+        while next < end
+            && let Some(vtep) = network.flood.get(next / segments)
+        {
+            let (first, from) = (next - next % segments, next);
+            next = first + segments;
             if tables.local.contains(vtep) && !vtep.is_multicast() {
                 continue;
             }
             let sent = match tables.hops.get(vtep) {
-                Some(hop) => self.transmit(network, hop, outgoing, gso, 0..gso.segments()),
+                Some(hop) => {
+                    let range = from - first..segments.min(end - first);
+                    self.transmit(network, hop, outgoing, gso, range)
+                }
                 None => {
                     self.ask(*vtep);
                     Err(Drop::NoNextHop)
                 }
             };
-            // Each copy by itself: others may have been sent.
-            if let Err(reason) = sent {
-                count_drop(&self.status, Some(network), self.queue, reason, gso.segments() as u64);
+            match sent {
+                Ok(sent) if sent < segments => return Ok(first + sent),
+                Ok(_) => {}
+                // Each copy by itself: others may have been sent.
+                Err(reason) => {
+                    count_drop(&self.status, Some(network), self.queue, reason, (next - from) as u64);
+                }
             }
         }
-        Ok(())
+        Ok(next)
     }
 
     /// Asks the control thread for a next hop, once a second at most.
@@ -303,10 +349,30 @@ impl<N: Nic> Worker<N> {
         fits
     }
 
-    /// Tells the sender of a frame what would fit.
-    fn too_big(&mut self, slot: u32, network: &Network, hop: &Hop, frame: &[u8], packet: &Packet<'_>) {
-        let mtu = hop.largest_inner().saturating_sub(ethernet::HEADER);
-        if let Some(answer) = answer::too_big(frame, packet, mtu) {
+    /// Whether there is no more to wait for: the frame has waited, or the VTEP has just failed to answer.
+    fn is_hopeless(&self, tables: &Tables, vtep: IpAddr, since: Instant) -> bool {
+        let recent = |then: Instant| self.now.saturating_duration_since(then) < PARKED_FOR;
+        !recent(since) || tables.dead.get(&vtep).is_some_and(|failed| recent(*failed))
+    }
+
+    /// Tells the sender of a frame that its destination is dead, as a kernel tells whose neighbour does not answer.
+    fn unreachable(&mut self, slot: u32, network: &Network, frame: &[u8], packet: &Packet<'_>) {
+        if self.refused < PARKED {
+            self.refused += 1;
+            self.refuse(slot, network, frame, packet, answer::Error::Unreachable);
+        }
+    }
+
+    /// Tells the sender of a frame why it is dropped.
+    fn refuse(
+        &mut self,
+        slot: u32,
+        network: &Network,
+        frame: &[u8],
+        packet: &Packet<'_>,
+        error: answer::Error,
+    ) {
+        if let Some(answer) = answer::error(frame, packet, error) {
             self.answer(slot, network, &answer);
         }
     }

@@ -81,8 +81,9 @@ impl<N: Nic> Worker<N> {
 
     /// Tells of a MAC once a second: the control thread may have no room for it, and its frames keep coming.
     fn tell_of(&mut self, slot: u32, vni: Vni, mac: Mac, vtep: IpAddr) {
-        if !self.learned.contains(&(slot, mac)) && self.endpoints.may_learn(slot, self.second) {
-            self.learned.insert((slot, mac));
+        let place = (slot, mac, vtep);
+        if !self.learned.contains(&place) && self.endpoints.may_learn(slot, self.second) {
+            self.learned.insert(place);
             self.tell(Event::Learned { slot, vni, mac, vtep });
         }
     }
@@ -170,7 +171,7 @@ impl<N: Nic> Worker<N> {
             };
             let Some(network) = tables.by_slot(slot) else { return };
             if sent.as_ref().is_ok_and(|sent| *sent) {
-                for counters in [&self.status.counters, &network.counters[self.queue]] {
+                for counters in network.counters(self.queue).chain([&self.status.counters]) {
                     counters.rx_frames.add(frames);
                     counters.rx_bytes.add(bytes as u64);
                 }

@@ -105,6 +105,7 @@ impl Judges {
             vteps: vteps.clone(),
             // Our own: the worst case, where ranges allow it.
             hops: Arc::new([A, A6, B, C, D6].map(hop).into_iter().collect::<HashMap<_, _>>()),
+            dead: Arc::default(),
             networks: by_slot,
             slots,
         };

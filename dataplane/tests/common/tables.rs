@@ -24,6 +24,7 @@ pub fn tables(vtep: Vec<Vtep>, networks: Vec<Network>) -> Tables {
         local: vec![A],
         vteps: Arc::new(Vteps::new(&Peers { vtep, range: vec![] }).unwrap()),
         hops: Arc::new([(B, Hop { outer, mtu: 1500 })].into_iter().collect()),
+        dead: Arc::default(),
         slots: networks.iter().zip(0..).map(|(network, slot)| (network.vni, slot)).collect(),
         networks: networks.into_iter().map(|network| Some(Arc::new(network))).collect(),
     }
