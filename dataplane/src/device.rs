@@ -151,16 +151,22 @@ impl EndpointSource {
     /// No more file descriptors, or the device is gone.
     pub fn endpoints(&self, workers: usize) -> Result<Vec<Box<dyn Endpoint>>, DeviceError> {
         match &self.parts {
-            Parts::Tap(taps) => (0..workers)
-                .map(|worker| -> Result<Box<dyn Endpoint>, DeviceError> {
-                    let Some(tap) = taps.get(worker % taps.len().max(1)) else {
-                        return Err(TapError::NotATap.into());
-                    };
-                    let fd = tap.as_fd().try_clone_to_owned().map_err(TapError::Driver)?;
-                    let tap = Tap::from_fd(fd)?;
-                    if worker < taps.len() { Ok(Box::new(tap)) } else { Ok(Box::new(WriteOnly(tap))) }
-                })
-                .collect(),
+            Parts::Tap(taps) => {
+                // The kernel hands no flow to a queue that nobody reads.
+                for (worker, tap) in taps.iter().enumerate() {
+                    tap.set_attached(worker < workers).map_err(TapError::Driver)?;
+                }
+                (0..workers)
+                    .map(|worker| -> Result<Box<dyn Endpoint>, DeviceError> {
+                        let Some(tap) = taps.get(worker % taps.len().max(1)) else {
+                            return Err(TapError::NotATap.into());
+                        };
+                        let fd = tap.as_fd().try_clone_to_owned().map_err(TapError::Driver)?;
+                        let tap = Tap::from_fd(fd)?;
+                        if worker < taps.len() { Ok(Box::new(tap)) } else { Ok(Box::new(WriteOnly(tap))) }
+                    })
+                    .collect()
+            }
             Parts::Veth(veth) => Ok((0..workers)
                 .map(|worker| -> Box<dyn Endpoint> {
                     let shared = Shared(veth.clone());

@@ -1,9 +1,10 @@
 //! The control thread: it owns the NIC, the workers, the networks and their tables, and it alone changes them.
 //!
 //! A change becomes new [`Tables`] with the next epoch, sent to every worker; a request is answered when every worker
-//! runs with them. A network is granted in the order endpoint, tables, XDP map, and revoked in the order XDP map,
+//! runs with them. A network is granted in the order tables, endpoint, XDP map, and revoked in the order XDP map,
 //! endpoint, tables, device: in between its frames are dropped, never passed on.
 
+mod endpoint;
 mod nic;
 mod request;
 mod show;

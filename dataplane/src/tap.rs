@@ -188,6 +188,22 @@ impl Tap {
         Ok(unsafe { OwnedFd::from_raw_fd(netns) })
     }
 
+    /// Whether the kernel uses this queue; one of several.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub fn set_attached(&self, attached: bool) -> io::Result<()> {
+        let mut request = link::request("")?;
+        let flag = if attached { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+        request.ifr_ifru.ifru_flags = flag as libc::c_short;
+        // SAFETY: TUNSETQUEUE reads one ifreq.
+        match unsafe { ioctl(&self.fd, libc::TUNSETQUEUE, &mut request) } {
+            // It is so already.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            result => result,
+        }
+    }
+
     /// Whether the device outlives its last descriptor.
     ///
     /// # Errors

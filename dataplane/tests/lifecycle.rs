@@ -235,6 +235,45 @@ fn workers_follow_the_number_of_queues() {
 }
 
 #[test]
+fn workers_that_come_back_find_their_own_counters() {
+    let mut rig = Rig::new("requeue");
+    rig.here.ip("link del em1");
+    rig.wire("numrxqueues 4 numtxqueues 4");
+    let network = rig.network();
+    let client = rig.start(&network);
+    rig.expect_overlay();
+    // Each flow has a queue of the endpoint; frames wait there whenever workers start.
+    let flows: Vec<UdpSocket> =
+        (0..64).map(|_| rig.user_here.run(|| UdpSocket::bind("10.0.0.1:0").unwrap())).collect();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                for flow in &flows {
+                    let _ = flow.send_to(b"uvn", "10.0.0.2:9");
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for queues in [1, 4, 1, 4] {
+                rig.here.ip("link del em1");
+                rig.wire(&format!("numrxqueues {queues} numtxqueues {queues}"));
+                rig.wait_for("workers", |_| show(&client).workers.len() == queues);
+                // Every flow is carried, whatever queue of the endpoint it had.
+                for _ in 0..16 {
+                    rig.expect_overlay();
+                }
+            }
+        }));
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+#[test]
 fn the_nic_is_removed_and_comes_back() {
     let mut rig = Rig::new("gone");
     let network = rig.network();

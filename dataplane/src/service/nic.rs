@@ -5,10 +5,13 @@ use crate::link::{self, Link, LinkError};
 use crate::networks::Networks;
 use crate::outer::endpoint_mtu;
 use crate::queues::Queues;
+use crate::tables::Tables;
 use crate::worker::Command;
 use crate::xsk::MAX_MTU;
+use hashbrown::HashMap;
 use std::io::ErrorKind;
 use std::net::UdpSocket;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// ARPHRD_ETHER (include/uapi/linux/if_arp.h).
@@ -173,7 +176,10 @@ impl Service {
             return;
         }
         let Some(count) = self.count_queues() else { return };
-        let opened = Queues::open(&self.config, &link, count, &self.tables, &self.notifier, self.started);
+        // The networks of these tables are those of earlier workers, of another number perhaps.
+        let tables =
+            Arc::new(Tables { networks: Vec::new(), slots: HashMap::new(), ..(*self.tables).clone() });
+        let opened = Queues::open(&self.config, &link, count, &tables, &self.notifier, self.started);
         let result = opened.map_err(|error| error.to_string()).and_then(|queues| {
             self.networks.set_workers(queues.workers.len());
             let before = self.max_mtu();
@@ -192,6 +198,8 @@ impl Service {
                 self.underlay.set_nic(Some((link.index, self.nic_mtu())));
                 self.set_mtus();
             }
+            self.tables_changed = true;
+            self.publish();
             self.attach_all();
             self.commit().map_err(|stuck| stuck.to_string())?;
             self.fill_maps()

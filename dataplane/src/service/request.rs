@@ -123,8 +123,11 @@ impl Service {
         }
     }
 
-    /// Puts a network to work, in the engine: endpoint, tables, then the XDP map.
+    /// Puts a network to work, in the engine: tables, endpoint, then the XDP map.
     fn grant(&mut self, vni: Vni) -> Result<u64, Failure> {
+        // Before the endpoint: a worker reads it at once.
+        self.tables_changed = true;
+        self.publish();
         if let (Some(queues), Some((slot, entry))) = (&self.queues, self.networks.get(vni)) {
             let endpoints = entry.source.endpoints(queues.workers.len()).map_err(failed)?;
             for (worker, endpoint) in queues.workers.iter().zip(endpoints) {
