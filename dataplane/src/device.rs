@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 use uvn_wire::ethernet::Mac;
+use uvn_wire::ipv6::MIN_MTU as IPV6_MIN_MTU;
 use uvn_wire::vxlan::Vni;
 
 /// Why an endpoint could not be made or taken over.
@@ -66,6 +67,12 @@ pub struct Plan<'a> {
 pub struct EndpointSource {
     /// The device, if it was made here.
     made: Option<Device>,
+    /// Its MTU is below the least of IPv6, so it lacks its IPv6 addresses.
+    without_ipv6: bool,
+    /// How often its MAC was set back.
+    mended: u32,
+    /// What the device had dropped before.
+    dropped: u64,
     parts: Parts,
 }
 
@@ -109,7 +116,8 @@ impl EndpointSource {
                 Parts::Veth(Arc::new(Mutex::new(veth)))
             }
         };
-        Ok(EndpointSource { made: Some(plan.device.clone()), parts })
+        let without_ipv6 = lacks_ipv6(plan.mtu, plan.addresses);
+        Ok(EndpointSource { without_ipv6, ..EndpointSource::new(Some(plan.device.clone()), parts) })
     }
 
     /// Takes over TAP queues that came with a request.
@@ -121,13 +129,18 @@ impl EndpointSource {
             return Err(DeviceError::Descriptors { fds: fds.len(), workers });
         }
         let taps = fds.into_iter().map(Tap::from_fd).collect::<Result<_, _>>()?;
-        Ok(EndpointSource { made: None, parts: Parts::Tap(taps) })
+        Ok(EndpointSource::new(None, Parts::Tap(taps)))
+    }
+
+    fn new(made: Option<Device>, parts: Parts) -> EndpointSource {
+        let source = EndpointSource { made, without_ipv6: false, mended: 0, dropped: 0, parts };
+        EndpointSource { dropped: source.dropped(), ..source }
     }
 
     /// An endpoint of no queues.
     #[cfg(test)]
     pub(crate) fn none() -> EndpointSource {
-        EndpointSource { made: None, parts: Parts::Tap(Vec::new()) }
+        EndpointSource::new(None, Parts::Tap(Vec::new()))
     }
 
     /// The name of a TAP that is in the caller's network namespace; None for all else.
@@ -176,14 +189,84 @@ impl EndpointSource {
         }
     }
 
-    /// Follows the NIC's MTU; a device that was handed over is its owner's business.
+    /// Follows the NIC's MTU; a device that was handed over is its owner's business. Below the least MTU of IPv6 the kernel
+    /// takes its IPv6 addresses away, above it they are added again.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn set_mtu(&self, mtu: usize) -> Result<(), DeviceError> {
-        let Some(device) = &self.made else { return Ok(()) };
-        let mtu = u32::try_from(mtu).unwrap_or(u32::MAX);
-        Ok(inside(device, || link::set_mtu(&device.name, mtu))??)
+    pub fn set_mtu(&mut self, mtu: usize, addresses: &[Cidr]) -> Result<(), DeviceError> {
+        if self.made.is_none() {
+            return Ok(());
+        }
+        let lacks = lacks_ipv6(mtu, addresses);
+        let missing = if self.without_ipv6 && !lacks { addresses } else { &[] };
+        self.there(|name| {
+            link::set_mtu(name, u32::try_from(mtu).unwrap_or(u32::MAX))?;
+            only_these_addresses(name);
+            add_addresses(name, missing.iter().filter(|cidr| cidr.address.is_ipv6()))
+        })??;
+        self.without_ipv6 = lacks;
+        Ok(())
+    }
+
+    /// Sets a MAC back that something else has changed, and returns that one. A device that was handed over is its owner's
+    /// business.
+    ///
+    /// # Errors
+    /// The device is gone, or the kernel refuses.
+    pub fn mend(&mut self, mac: Mac) -> Result<Option<Mac>, DeviceError> {
+        let Some(device) = &self.made else { return Ok(None) };
+        let tap = match &self.parts {
+            Parts::Tap(taps) => taps.first(),
+            Parts::Veth(_) => None,
+        };
+        let found = match tap {
+            Some(tap) => tap.mac().map_err(|source| gone(device, source))?,
+            None => self.there(link::get)??.mac.unwrap_or(mac),
+        };
+        if found == mac {
+            return Ok(None);
+        }
+        match tap {
+            Some(tap) => tap.set_mac(mac).map_err(|source| gone(device, source))?,
+            None => self.there(|name| link::set_mac(name, mac))??,
+        }
+        self.mended += 1;
+        Ok(Some(found))
+    }
+
+    /// What is not as it should be with the device, for `show`.
+    pub fn notes(&self) -> impl Iterator<Item = String> {
+        let ipv6 = self.without_ipv6.then(|| {
+            format!("the NIC's MTU is too small for IPv6, which needs {IPV6_MIN_MTU} on the endpoint: it has no IPv6 address")
+        });
+        let mended = (self.mended > 0).then(|| {
+            format!("another program has changed the endpoint's MAC {} times; it was set back", self.mended)
+        });
+        ipv6.into_iter().chain(mended)
+    }
+
+    /// How many frames of the user were dropped before a worker could read them, since the device is in use: its queue was
+    /// full.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        let all = self.there(link::tx_dropped).ok().and_then(Result::ok);
+        all.unwrap_or(0).saturating_sub(self.dropped)
+    }
+
+    /// Does `work` with the device's name, in its network namespace.
+    fn there<T: Send>(&self, work: impl FnOnce(&str) -> T + Send) -> Result<T, DeviceError> {
+        match (&self.parts, &self.made) {
+            (Parts::Tap(taps), made) => {
+                let tap = taps.first().ok_or(TapError::NotATap)?;
+                tap.there(work).map_err(|source| match made {
+                    Some(device) => gone(device, source),
+                    None => TapError::Driver(source).into(),
+                })
+            }
+            (Parts::Veth(_), Some(device)) => inside(device, || work(&device.name)),
+            (Parts::Veth(_), None) => Err(TapError::NotATap.into()),
+        }
     }
 
     /// Ends it. A device that was made here goes; one that was handed over stays with its owner.
@@ -200,7 +283,7 @@ impl EndpointSource {
 /// Opens a TAP with a queue for each worker. In the device's namespace.
 fn open_tap(plan: &Plan<'_>) -> Result<Vec<Tap>, DeviceError> {
     let name = plan.device.name.as_str();
-    let error = match Tap::open(name, plan.workers) {
+    let error = match Tap::open_as(name, plan.workers, plan.mac) {
         Ok(taps) => return Ok(taps),
         Err(error) => error,
     };
@@ -210,7 +293,7 @@ fn open_tap(plan: &Plan<'_>) -> Result<Vec<Tap>, DeviceError> {
     if is_shape && link::get(name).is_ok_and(|link| link.mac == Some(plan.mac)) {
         tracing::warn!(device = name, "made anew, since the number of workers has changed");
         link::delete(name)?;
-        return Ok(Tap::open(name, plan.workers)?);
+        return Ok(Tap::open_as(name, plan.workers, plan.mac)?);
     }
     Err(error.into())
 }
@@ -220,17 +303,41 @@ fn set_up(plan: &Plan<'_>) -> Result<(), DeviceError> {
     let name = plan.device.name.as_str();
     link::set_mac(name, plan.mac)?;
     link::set_mtu(name, u32::try_from(plan.mtu).unwrap_or(u32::MAX))?;
-    // IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h): the overlay has the underlay's addresses and no others.
-    // No such file: no IPv6.
-    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), "1");
+    only_these_addresses(name);
     link::set_up(name, true)?;
-    for cidr in plan.addresses {
+    let lacks = lacks_ipv6(plan.mtu, plan.addresses);
+    if lacks {
+        tracing::warn!(
+            vni = %plan.vni, device = name, mtu = plan.mtu,
+            "the NIC's MTU is too small for IPv6, which needs {IPV6_MIN_MTU} on the endpoint: it gets no IPv6 address"
+        );
+    }
+    Ok(add_addresses(name, plan.addresses.iter().filter(|cidr| cidr.address.is_ipv4() || !lacks))?)
+}
+
+/// The overlay has the underlay's addresses and no others.
+fn only_these_addresses(name: &str) {
+    // IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h). No such file: no IPv6.
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), "1");
+}
+
+fn add_addresses<'a>(name: &str, addresses: impl Iterator<Item = &'a Cidr>) -> Result<(), LinkError> {
+    for cidr in addresses {
         match link::add_address(name, cidr.address, cidr.prefix) {
             Err(LinkError::Refused { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => {}
             result => result?,
         }
     }
     Ok(())
+}
+
+/// Whether there are IPv6 addresses that a device with this MTU cannot have.
+fn lacks_ipv6(mtu: usize, addresses: &[Cidr]) -> bool {
+    mtu < IPV6_MIN_MTU && addresses.iter().any(|cidr| cidr.address.is_ipv6())
+}
+
+fn gone(device: &Device, source: io::Error) -> DeviceError {
+    DeviceError::Netns { name: device.name.clone(), source }
 }
 
 /// Does `work` in the device's network namespace.

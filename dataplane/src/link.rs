@@ -178,6 +178,24 @@ pub fn get(name: &str) -> Result<Link, LinkError> {
         .ok_or_else(|| LinkError::NotFound(name.into()))
 }
 
+/// How many frames a device has dropped instead of sending them.
+///
+/// # Errors
+/// No such device, or the kernel's refusal.
+pub fn tx_dropped(name: &str) -> Result<u64, LinkError> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.into()));
+    let answers = ask(name, "look-up", RouteNetlinkMessage::GetLink(message), 0)?;
+    let counts = answers.into_iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Stats64(stats) => Some(stats.tx_dropped),
+            _ => None,
+        }),
+        _ => None,
+    });
+    counts.ok_or_else(|| LinkError::NotFound(name.into()))
+}
+
 /// Every device of this network namespace.
 ///
 /// # Errors

@@ -112,6 +112,9 @@ fn show(socket: &Path, as_json: bool) -> Result<(), Box<dyn Error>> {
         };
         let fault = network.fault.map(|fault| format!(" FAULT: {fault}")).unwrap_or_default();
         writeln!(out, "network {:<8} {device:<15} {}{gear}{fault}", network.vni, in_words(&network.counts))?;
+        for note in &network.notes {
+            writeln!(out, "  {note}")?;
+        }
     }
     for hop in hops {
         let mac = hop.mac.as_deref().unwrap_or("unresolved");

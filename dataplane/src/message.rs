@@ -190,6 +190,9 @@ pub struct NetworkState {
     pub device: Option<String>,
     /// Why it has no endpoint now; None: it has one.
     pub fault: Option<String>,
+    /// What is not as it should be, though it works.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// VTEPs, or one group, that it floods to: the first 16.
     pub flood: Vec<IpAddr>,
     /// How many there are.
@@ -227,6 +230,10 @@ pub struct UnknownVni {
     /// How many frames came.
     pub frames: u64,
 }
+
+/// What stands in [`Counts::drops`] beside the reasons of the workers: what the endpoints' devices dropped before a worker
+/// could read it.
+pub const ENDPOINT_FULL: &str = "tx_endpoint_full";
 
 /// Counters.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@
 use crate::config::Network;
 use crate::counters::{Counters, Drop};
 use crate::device::EndpointSource;
-use crate::message::Counts;
+use crate::message::{Counts, ENDPOINT_FULL};
 use crate::tables::{self, Learned, Vteps};
 use hashbrown::HashMap;
 use std::net::IpAddr;
@@ -25,6 +25,8 @@ pub struct Entry {
     pub source: EndpointSource,
     /// Why it has no endpoint now.
     pub fault: Option<String>,
+    /// Why the in-kernel gear does not carry it, where there is one.
+    pub declined: Option<String>,
     /// One per worker, since the workers were started.
     counters: Arc<[Counters]>,
     /// What earlier workers counted.
@@ -43,6 +45,7 @@ impl Entry {
             mac,
             source,
             fault: None,
+            declined: None,
             counters: counters(workers),
             past: Counts::default(),
             learned: HashMap::new(),
@@ -70,6 +73,13 @@ impl Entry {
     /// Adds what the in-kernel gear counted before its end.
     pub fn keep(&mut self, traffic: &Traffic) {
         self.past.add_traffic(traffic);
+    }
+
+    /// What is not as it should be with it, though it works.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let alone = self.declined.iter().map(|why| format!("the engine alone carries it: {why}"));
+        self.source.notes().chain(alone).collect()
     }
 
     /// What all workers counted.
@@ -257,6 +267,14 @@ fn counters(workers: usize) -> Arc<[Counters]> {
 }
 
 impl Counts {
+    /// Adds what an endpoint's device dropped before a worker could read it.
+    pub fn add_dropped(&mut self, source: &EndpointSource) {
+        let dropped = source.dropped();
+        if dropped > 0 {
+            *self.drops.entry(ENDPOINT_FULL.into()).or_default() += dropped;
+        }
+    }
+
     /// Adds what the in-kernel gear counted.
     pub fn add_traffic(&mut self, traffic: &Traffic) {
         self.rx_frames += traffic.rx_frames;

@@ -3,7 +3,7 @@
 use crate::config::{Config, Path};
 use crate::cores;
 use crate::link::{self, Link};
-use crate::networks::Networks;
+use crate::networks::{Entry, Networks};
 use crate::port::Nic;
 use crate::shortcut::{self, Declined, Shortcut};
 use crate::slow_path::{self, SlowPath};
@@ -247,9 +247,9 @@ impl Queues {
     /// Has the in-kernel gear take over the next network that waits for it, if it is time. The engine has its frames
     /// until both directions change at once, by the map of networks; none is lost, those that the engine still holds
     /// come late.
-    pub fn upgrade(&mut self, networks: &Networks) {
+    pub fn upgrade(&mut self, networks: &mut Networks) {
         let Some(vni) = self.waiting.take(Instant::now()) else { return };
-        let (Some(shortcut), Some((_, entry))) = (&mut self.shortcut, networks.get(vni)) else { return };
+        let (Some(shortcut), Some(entry)) = (&mut self.shortcut, networks.get_mut(vni)) else { return };
         // Between the last change of the map and this one lies the grace period of a grant: what the map used for
         // another network, and may use for this one, no program still reads.
         let granted = shortcut.grant(&mut self.xdp, entry).and_then(|network| {
@@ -258,8 +258,9 @@ impl Queues {
                 error.into()
             })
         });
-        if let Err(declined) = granted {
-            tracing::info!(%vni, why = %declined, "the engine alone carries this network");
+        entry.declined = granted.err().map(|declined| declined.to_string());
+        if let Some(why) = &entry.declined {
+            tracing::info!(%vni, why, "the engine alone carries this network");
         }
         self.waiting.pause(Instant::now());
     }
@@ -275,6 +276,19 @@ impl Queues {
             shortcut.revoke(vni);
         }
         removed
+    }
+
+    /// Leaves a network to the engine, whose endpoint the in-kernel gear may not use any more.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn demote(&mut self, entry: &mut Entry) -> Result<(), XdpError> {
+        let vni = entry.network.vni;
+        if let Some(shortcut) = &self.shortcut {
+            entry.keep(&shortcut.traffic(vni));
+        }
+        self.revoke(vni)?;
+        self.xdp.set_network(vni, Network::ENGINE)
     }
 
     /// Sends a command to every worker.

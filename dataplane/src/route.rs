@@ -57,6 +57,8 @@ pub enum Change {
     Routes,
     /// Some device.
     Links,
+    /// The device with this index left: it was deleted, or moved to another network namespace.
+    Gone(u32),
     /// Notifications were lost: everything may have changed.
     Lost,
 }
@@ -231,7 +233,8 @@ fn read_changes(mut bytes: &[u8], changes: &mut Vec<Change>) {
             RouteNetlinkMessage::NewNeighbour(message) => neighbour_change(&message, true),
             RouteNetlinkMessage::DelNeighbour(message) => neighbour_change(&message, false),
             RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => Some(Change::Routes),
-            RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => Some(Change::Links),
+            RouteNetlinkMessage::NewLink(_) => Some(Change::Links),
+            RouteNetlinkMessage::DelLink(message) => Some(Change::Gone(message.header.index)),
             _ => None,
         };
         // A burst of routes or links is one change.

@@ -35,7 +35,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use thiserror::Error;
-use uvn_wire::xdp::Network;
 
 const SIGNALS: Token = Token(0);
 const EVENTS: Token = Token(1);
@@ -241,7 +240,7 @@ impl Service {
                     control.answer(connection, answer);
                 }
             } else if let Some(queues) = &mut self.queues {
-                queues.upgrade(&self.networks);
+                queues.upgrade(&mut self.networks);
             }
             let now = Instant::now();
             if let Some(traffic) = self.queues.as_mut().and_then(|queues| queues.traffic.as_mut()) {
@@ -262,6 +261,7 @@ impl Service {
     /// What depends on time.
     fn tick(&mut self, now: Instant) {
         self.check_nic();
+        self.mend_endpoints();
         self.hops_changed |= self.underlay.tick(now);
         self.tables_changed |= self.networks.age(self.second());
         self.beat(now);
@@ -294,34 +294,17 @@ impl Service {
     fn take_changes(&mut self) {
         match self.notifications.read() {
             Ok(changes) => {
-                if changes.iter().any(|change| matches!(change, Change::Links | Change::Lost)) {
+                // First: until then the in-kernel gear may send by another device.
+                self.check_places(&changes);
+                if changes
+                    .iter()
+                    .any(|change| matches!(change, Change::Links | Change::Gone(_) | Change::Lost))
+                {
                     self.check_nic();
                 }
                 self.hops_changed |= self.underlay.follow(&changes);
             }
             Err(error) => tracing::error!(%error, "cannot read rtnetlink notifications"),
-        }
-    }
-
-    /// An endpoint broke at one worker: it is of no use to the others either.
-    fn lose_endpoint(&mut self, slot: u32, error: &io::Error) {
-        let Some(entry) = self.networks.by_slot(slot) else { return };
-        if entry.fault.is_none() {
-            tracing::error!(vni = %entry.network.vni, %error, "the endpoint is lost");
-            entry.fault = Some(error.to_string());
-            if let Some(queues) = &mut self.queues {
-                // The in-kernel gear names the device by its index, which may be another's one day.
-                let vni = entry.network.vni;
-                if let Some(shortcut) = &queues.shortcut {
-                    entry.keep(&shortcut.traffic(vni));
-                }
-                if let Err(error) =
-                    queues.revoke(vni).and_then(|()| queues.xdp.set_network(vni, Network::ENGINE))
-                {
-                    tracing::error!(%vni, %error, "the XDP program does not follow");
-                }
-                queues.send(|| Command::Detach { slot });
-            }
         }
     }
 

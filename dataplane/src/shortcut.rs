@@ -194,6 +194,19 @@ impl Shortcut {
         self.granted.contains_key(&vni)
     }
 
+    /// The networks whose endpoint had an index.
+    pub fn at(&self, endpoint: u32) -> impl Iterator<Item = Vni> {
+        self.granted.iter().filter(move |(_, granted)| granted.endpoint == endpoint).map(|(vni, _)| *vni)
+    }
+
+    /// Whether the endpoint of a network that it carries is still where it was. The programs know it by its index, which in
+    /// another network namespace is another device's.
+    #[must_use]
+    pub fn holds(&self, entry: &Entry) -> bool {
+        let index = || link::get(&entry.source.device_here()?).ok().map(|link| link.index);
+        self.granted.get(&entry.network.vni).is_some_and(|granted| index() == Some(granted.endpoint))
+    }
+
     /// How many networks it carries.
     #[must_use]
     pub fn networks(&self) -> usize {

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::uio::{readv, writev};
 use thiserror::Error;
+use uvn_wire::ethernet::Mac;
 use zerocopy::IntoBytes;
 
 use crate::link;
@@ -70,6 +71,19 @@ impl Tap {
     /// # Errors
     /// See [`TapError`]; the text names the remedy.
     pub fn open(name: &str, queues: usize) -> Result<Vec<Tap>, TapError> {
+        Tap::open_all(name, queues, None)
+    }
+
+    /// The same, with its address set before it has more than one queue: as long as it has the kernel's random one, udev
+    /// gives it another (MACAddressPolicy=persistent).
+    ///
+    /// # Errors
+    /// As for [`Tap::open`].
+    pub fn open_as(name: &str, queues: usize, mac: Mac) -> Result<Vec<Tap>, TapError> {
+        Tap::open_all(name, queues, Some(mac))
+    }
+
+    fn open_all(name: &str, queues: usize, mac: Option<Mac>) -> Result<Vec<Tap>, TapError> {
         let failed = |source| TapError::Create { name: name.into(), source };
         let mut flags = FLAGS;
         if queues > 1 {
@@ -89,6 +103,11 @@ impl Tap {
                 .into();
             // SAFETY: TUNSETIFF reads and writes one ifreq.
             unsafe { ioctl(&fd, libc::TUNSETIFF, &mut request) }.map_err(failed)?;
+            if let Some(mac) = mac
+                && taps.is_empty()
+            {
+                set_mac(&fd, mac).map_err(failed)?;
+            }
             // Without an owner anybody may attach a queue of his own (drivers/net/tun.c, tun_not_capable).
             let owner = nix::unistd::geteuid().as_raw();
             // SAFETY: TUNSETOWNER takes a number.
@@ -163,9 +182,21 @@ impl Tap {
     /// # Errors
     /// The device is gone, or its namespace cannot be entered (CAP_SYS_ADMIN).
     pub fn index(&self) -> io::Result<u32> {
-        let name = self.name()?;
-        link::in_open_netns(self.netns()?.as_fd(), || nix::net::if_::if_nametoindex(name.as_str()))?
-            .map_err(io::Error::from)
+        self.there(nix::net::if_::if_nametoindex)?.map_err(io::Error::from)
+    }
+
+    /// Does `work` with its device's name now, in the namespace where the device now is.
+    ///
+    /// # Errors
+    /// The device is gone, or its namespace cannot be entered (CAP_SYS_ADMIN).
+    pub fn there<T: Send>(&self, work: impl FnOnce(&str) -> T + Send) -> io::Result<T> {
+        match self.name_here() {
+            Some(name) => Ok(work(&name)),
+            None => {
+                let name = self.name()?;
+                link::in_open_netns(self.netns()?.as_fd(), || work(&name))
+            }
+        }
     }
 
     /// Its device's name, if the device is in the caller's network namespace.
@@ -175,6 +206,30 @@ impl Tap {
         let ours = nix::sys::stat::stat("/proc/thread-self/ns/net").ok()?;
         let same = (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino);
         self.name().ok().filter(|_| same)
+    }
+
+    /// Its device's address now.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub fn mac(&self) -> io::Result<Mac> {
+        let mut request = link::request("")?;
+        // SAFETY: SIOCGIFHWADDR writes one ifreq, of which the address is the active member then.
+        let address = unsafe {
+            ioctl(&self.fd, libc::SIOCGIFHWADDR, &mut request)?;
+            request.ifr_ifru.ifru_hwaddr
+        };
+        let mut mac = Mac([0; 6]);
+        mac.0.iter_mut().zip(address.sa_data).for_each(|(to, from)| *to = from as u8);
+        Ok(mac)
+    }
+
+    /// Sets its device's address.
+    ///
+    /// # Errors
+    /// The device is gone, or the kernel's refusal.
+    pub fn set_mac(&self, mac: Mac) -> io::Result<()> {
+        set_mac(&self.fd, mac)
     }
 
     /// The network namespace where its device now is.
@@ -280,6 +335,18 @@ fn interface(fd: &OwnedFd) -> io::Result<libc::ifreq> {
     // SAFETY: TUNGETIFF writes one ifreq.
     unsafe { ioctl(fd, libc::TUNGETIFF, &mut request) }?;
     Ok(request)
+}
+
+/// Sets the address of a queue's device, whatever its name and namespace.
+fn set_mac(fd: &OwnedFd, mac: Mac) -> io::Result<()> {
+    let mut request = link::request("")?;
+    // SAFETY: plain integers; all zero is a valid sockaddr.
+    let mut address: libc::sockaddr = unsafe { std::mem::zeroed() };
+    address.sa_family = libc::ARPHRD_ETHER;
+    address.sa_data.iter_mut().zip(mac.0).for_each(|(to, from)| *to = from as libc::c_char);
+    request.ifr_ifru.ifru_hwaddr = address;
+    // SAFETY: SIOCSIFHWADDR reads one ifreq.
+    unsafe { ioctl(fd, libc::SIOCSIFHWADDR, &mut request) }
 }
 
 fn set_offloads(fd: &OwnedFd, offloads: libc::c_uint) -> io::Result<()> {

@@ -177,7 +177,7 @@ impl Underlay {
                     self.resync();
                     changed = true;
                 }
-                Change::Neighbour { .. } | Change::Links => {}
+                Change::Neighbour { .. } | Change::Links | Change::Gone(_) => {}
             }
         }
         changed

@@ -231,6 +231,54 @@ fn a_tap_outlives_its_descriptor_only_if_persistent() {
 }
 
 #[test]
+fn a_tap_has_its_address_wherever_it_is() {
+    let (netns, other) = (NetNs::new("tapm"), NetNs::new("tapm2"));
+    let (own, foreign) = (Mac([2, 0x75, 10, 0, 0, 1]), Mac([0x6e, 1, 2, 3, 4, 5]));
+    let taps = netns.run(|| Tap::open_as("tap0", 2, own)).unwrap();
+    assert_eq!(netns.run(|| link::get("tap0")).unwrap().mac, Some(own));
+    netns.ip(&format!("link set tap0 netns {} name tap7", other.name()));
+    other.ip(&format!("link set tap7 address {foreign}"));
+    assert_eq!(taps[1].mac().unwrap(), foreign);
+    taps[0].set_mac(own).unwrap();
+    assert_eq!(other.run(|| link::get("tap7")).unwrap().mac, Some(own));
+    assert_eq!(netns.run(|| taps[0].there(str::to_owned)).unwrap(), "tap7");
+}
+
+#[test]
+fn a_queue_that_nobody_reads_gets_nothing() {
+    let netns = NetNs::new("tapq");
+    let mut taps = netns.run(|| Tap::open("tap0", 2)).unwrap();
+    netns.ip("link set tap0 up");
+    netns.ip("addr add 10.0.0.1/24 dev tap0");
+    netns.ip("neigh add 10.0.0.2 lladdr 02:00:00:00:00:02 dev tap0");
+    let flows: Vec<_> =
+        (0..64).map(|_| netns.run(|| std::net::UdpSocket::bind("10.0.0.1:0").unwrap())).collect();
+    let send = |taps: &mut [Tap]| {
+        let mut count = [0, 0];
+        for flow in &flows {
+            flow.send_to(b"uvn", "10.0.0.2:9").unwrap();
+        }
+        for (count, tap) in count.iter_mut().zip(taps) {
+            let mut buffer = [0; 2048];
+            // The kernel itself speaks IPv6 there.
+            while let Ok(Some((_, length))) = tap.receive(&mut buffer) {
+                *count += usize::from(buffer[..length].ends_with(b"uvn"));
+            }
+        }
+        count
+    };
+    for _ in 0..2 {
+        let [first, second] = send(&mut taps);
+        assert!(first > 0 && second > 0, "{first} and {second}");
+        taps[1].set_attached(false).unwrap();
+        taps[1].set_attached(false).unwrap();
+        assert_eq!(send(&mut taps[..1])[0], flows.len());
+        taps[1].set_attached(true).unwrap();
+        taps[1].set_attached(true).unwrap();
+    }
+}
+
+#[test]
 fn no_other_user_gets_a_queue() {
     let netns = NetNs::new("tapo");
     let taps = netns.run(|| Tap::open("tap0", 2)).unwrap();

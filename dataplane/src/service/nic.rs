@@ -129,10 +129,10 @@ impl Service {
     }
 
     /// Has every endpoint follow the NIC's MTU.
-    fn set_mtus(&self) {
+    fn set_mtus(&mut self) {
         let mtu = self.endpoint_mtu();
-        for (_, entry) in self.networks.iter() {
-            if let Err(error) = entry.source.set_mtu(mtu) {
+        for (_, entry) in self.networks.iter_mut() {
+            if let Err(error) = entry.source.set_mtu(mtu, &entry.network.addresses) {
                 tracing::error!(vni = %entry.network.vni, %error, "the endpoint's MTU does not follow the NIC's");
             }
         }

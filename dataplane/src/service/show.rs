@@ -67,9 +67,15 @@ impl Service {
             .collect();
         entries.sort_by_key(|entry| entry.network.vni);
         let queues = self.queues.as_ref();
-        let count = fitting(entries.iter().map(|entry| state_of(entry, queues))).max(1);
+        // Each is asked for once: the kernel has to be asked, too.
+        let mut networks = Vec::new();
+        let states = entries.iter().map(|entry| {
+            networks.push(state_of(entry, queues));
+            networks.last().cloned()
+        });
+        let count = fitting(states).max(1);
         let next = entries.get(count).map(|entry| entry.network.vni.get());
-        let networks = entries.into_iter().take(count).map(|entry| state_of(entry, queues)).collect();
+        networks.truncate(count);
         Reply::Networks { networks, next }
     }
 
@@ -92,6 +98,7 @@ impl Service {
     pub(super) fn show_counters(&self) -> Result<Reply, Failure> {
         let mut workers = Vec::new();
         let mut total = self.past.clone();
+        self.networks.iter().for_each(|(_, entry)| total.add_dropped(&entry.source));
         let mut xdp = std::collections::BTreeMap::new();
         if let Some(queues) = &self.queues {
             for worker in &queues.workers {
@@ -167,12 +174,14 @@ fn state_of(entry: &Entry, queues: Option<&Queues>) -> NetworkState {
     if let Some(shortcut) = shortcut {
         counts.add_traffic(&shortcut.traffic(vni));
     }
+    counts.add_dropped(&entry.source);
     NetworkState {
         vni: vni.get(),
         addresses: entry.network.addresses.clone(),
         mac: entry.mac.to_string(),
         device: entry.source.made().map(|device| device.name.clone()),
         fault: entry.fault.clone(),
+        notes: entry.notes(),
         flood: entry.flood().take(FLOOD_SHOWN).collect(),
         flood_count: entry.flood().count(),
         learned: entry.learned(),

@@ -229,6 +229,11 @@ impl Engine {
 }
 
 impl Engine {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+
     /// Ends it as the kernel would, out of memory.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
