@@ -289,5 +289,6 @@ fn nic(path: DataPath) -> Nic {
         gear: Default::default(),
         port: 4789,
         group: None,
+        flood_rate: None,
     }
 }

@@ -66,7 +66,9 @@ pub fn check(file: &Path) -> Result<Vec<Finding>, Box<dyn Error>> {
         let again = look(&config)?;
         findings.retain(|finding| again.contains(finding));
     }
-    findings.extend(around::warnings(&config));
+    let netlink = Netlink::open()?;
+    let node = netlink.node(&config)?;
+    findings.extend(around::warnings(&config, &node, &netlink.rivals(&node)?));
     Ok(findings)
 }
 

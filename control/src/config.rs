@@ -103,6 +103,9 @@ pub struct Underlay {
     pub port: u16,
     /// Underlay multicast group for broadcast and unknown frames.
     pub group: Option<IpAddr>,
+    /// Broadcast and multicast frames per second that this node sends for one network, before they are copied for each peer.
+    /// None: as many as suit the number of nodes.
+    pub flood_rate: Option<u32>,
 }
 
 /// See [`Underlay::path`].

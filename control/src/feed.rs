@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use uvn_dataplane::client::{Client, ClientError};
-use uvn_dataplane::message::{Counts, Reply, Request, UnknownVni};
+use uvn_dataplane::message::{Counts, ENDPOINT_FULL, NetworkState, Reply, Request, UnknownVni};
 use uvn_dataplane::tap::TapError;
 use uvn_dataplane::xsk::MAX_MTU;
 use uvn_wire::vxlan::Vni;
@@ -52,7 +52,8 @@ const TURN: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_millis(500);
 /// How often what the data plane has is compared with what it shall have.
 const AUDIT: Duration = Duration::from_secs(30);
-/// Broadcast and multicast frames per second that a node sends for one network, all copies together.
+/// Broadcast and multicast frames per second that a node sends for one network, all copies together, unless the
+/// configuration says how many frames.
 const FLOOD: usize = 100_000;
 
 /// Why a data plane does not do what it is to.
@@ -124,6 +125,9 @@ pub struct Status {
     pub networks: usize,
     /// Networks that it does not carry, and why.
     pub faults: BTreeMap<u32, String>,
+    /// Frames that the endpoints' devices have dropped, of the networks with the most.
+    #[serde(default)]
+    pub endpoint_full: BTreeMap<u32, u64>,
     /// How often it was started again since uvnd runs.
     pub restarts: u32,
     /// Its process.
@@ -261,8 +265,8 @@ impl Feed {
     pub fn follow(&mut self, nic: Nic, others: Others) {
         let restart = (nic.vteps().first(), nic.port, nic.gear, &nic.name)
             != (self.nic.vteps().first(), self.nic.port, self.nic.gear, &self.nic.name);
-        let renew =
-            (&nic.addresses, nic.group, nic.queues) != (&self.nic.addresses, self.nic.group, self.nic.queues);
+        let told = |nic: &Nic| (nic.addresses.clone(), nic.group, nic.queues, nic.flood_rate);
+        let renew = told(&nic) != told(&self.nic);
         let allow = others != self.others;
         self.nic = nic;
         let before = std::mem::replace(&mut self.others, others);
@@ -415,6 +419,20 @@ impl Feed {
         if let Some(Reply::Counters { total, xdp, lost, .. }) = counters {
             (status.total, status.verdicts, status.lost) = (total, xdp, lost);
         }
+        if status.total.drops.contains_key(ENDPOINT_FULL) {
+            status.endpoint_full = self.endpoint_full();
+        }
         status
+    }
+
+    /// The networks whose endpoints have dropped most.
+    fn endpoint_full(&mut self) -> BTreeMap<u32, u64> {
+        /// So that a status of many NICs fits one message.
+        const SHOWN: usize = 10;
+        let states = self.states().unwrap_or_default();
+        let dropped = |state: &NetworkState| Some((state.vni, *state.counts.drops.get(ENDPOINT_FULL)?));
+        let mut networks: Vec<(u32, u64)> = states.iter().filter_map(dropped).collect();
+        networks.sort_by_key(|(_, dropped)| std::cmp::Reverse(*dropped));
+        networks.into_iter().take(SHOWN).collect()
     }
 }

@@ -10,6 +10,7 @@ mod request;
 mod socket;
 
 pub use monitor::{Changes, Monitor};
+pub use node::Rival;
 
 use crate::network::{MAX_NICS, Network};
 use crate::plan::{Item, NAT_TABLE, Step};

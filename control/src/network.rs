@@ -50,6 +50,8 @@ pub struct Nic {
     pub port: u16,
     /// Underlay multicast group for broadcast and unknown frames.
     pub group: Option<IpAddr>,
+    /// Broadcast and multicast frames per second of a network; None: as many as suit the number of nodes.
+    pub flood_rate: Option<u32>,
 }
 
 impl Nic {
@@ -158,6 +160,7 @@ mod tests {
             gear: Gear::Auto,
             port: 4789,
             group: None,
+            flood_rate: None,
         }
     }
 

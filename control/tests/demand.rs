@@ -32,6 +32,7 @@ fn rules() -> String {
         gear: Default::default(),
         port: 4790,
         group: None,
+        flood_rate: None,
     };
     let node = Node {
         nics: vec![nic],

@@ -13,11 +13,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use uvn_control::feed::{Feed, FeedError, Others};
+use uvn_control::feed::{Feed, FeedError, Others, Status};
 use uvn_control::network::{DataPath, Network, Nic};
 use uvn_control::peers::Peers;
 use uvn_dataplane::client::Client;
 use uvn_dataplane::config::Path as Gear;
+use uvn_dataplane::link;
 use uvn_dataplane::tap::Tap;
 use uvn_wire::vxlan::Vni;
 
@@ -100,6 +101,7 @@ fn nic(address: &str) -> Nic {
         gear: Default::default(),
         port: 4789,
         group: None,
+        flood_rate: None,
     }
 }
 
@@ -213,6 +215,38 @@ fn another_uvnd_takes_over() {
     let networks = Client::connect(Path::new("/run/uvn/em1.sock")).unwrap().networks().unwrap();
     assert_eq!(networks.len(), 1);
     assert_eq!(networks[0].fault, None);
+}
+
+#[test]
+fn the_status_names_the_networks_whose_endpoints_drop() {
+    let host = Host::new();
+    let mut feed = host.started();
+    feed.add(&network(1000)).unwrap();
+    feed.add(&network(1001)).unwrap();
+    ip("addr add 10.9.0.1/24 dev uvn1000.0");
+    let socket = std::net::UdpSocket::bind("10.9.0.1:0").unwrap();
+    socket.set_broadcast(true).unwrap();
+    let process = Pid::from_raw(pid());
+    kill(process, Signal::SIGSTOP).unwrap();
+    // It stops when it has time to, and the device has room for some.
+    let (lost, start) = (|| link::tx_dropped("uvn1000.0").unwrap(), Instant::now());
+    let before = lost();
+    while lost() - before < 1000 && start.elapsed() < PATIENCE {
+        for _ in 0..1000 {
+            socket.send_to(&[0; 100], "10.9.0.255:9").unwrap();
+        }
+    }
+    kill(process, Signal::SIGCONT).unwrap();
+    assert!(lost() - before >= 1000);
+    // Until the queue is drained, what the kernel itself says is dropped, too.
+    let is_told = |status: &Status, lost| {
+        status.endpoint_full.get(&1000) == Some(&lost)
+            && status.total.drops.get("tx_endpoint_full") == Some(&lost)
+    };
+    let start = Instant::now();
+    while !is_told(&feed.status(), lost() - before) {
+        assert!(start.elapsed() < PATIENCE, "{}: {:?}", lost() - before, feed.status());
+    }
 }
 
 #[test]

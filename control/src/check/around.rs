@@ -2,8 +2,12 @@
 
 use super::Finding;
 use crate::config::Config;
+use crate::netlink::Rival;
+use crate::network::{Nic, Node};
 use std::fs;
 use std::ops::RangeInclusive;
+use uvn_dataplane::outer::{endpoint_mtu, overhead};
+use uvn_wire::ipv6::MIN_MTU;
 
 /// Families that carry data from one user to another outside of every network, as /proc/net/protocols names them; kept
 /// out by tools/modprobe.d/uvn.conf.
@@ -11,9 +15,11 @@ const FAMILIES: [&str; 11] =
     ["SMC", "RDS", "TIPC", "PPPOE", "PPTP", "PPPOL2TP", "AF_VSOCK", "DDP", "PHONET", "KCM", "QIPCRTR"];
 
 /// What an administrator should know of.
-pub(super) fn warnings(config: &Config) -> Vec<Finding> {
+pub(super) fn warnings(config: &Config, node: &Node, rivals: &[Rival]) -> Vec<Finding> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let mut warnings = Vec::new();
+    let mut warnings: Vec<Finding> = node.nics.iter().filter_map(without_ipv6).collect();
+    let setting = |device: &str, name: &str| read(&format!("/proc/sys/net/ipv4/conf/{device}/{name}"));
+    warnings.extend(rivals.iter().filter(|rival| answers_for_others(&rival.device, setting)).map(attracts));
     for family in loaded(&read("/proc/net/protocols")) {
         warnings.push(Finding {
             what: format!("the kernel has loaded {family}, by which users reach each other past uvn"),
@@ -34,6 +40,40 @@ pub(super) fn warnings(config: &Config) -> Vec<Finding> {
         });
     }
     warnings
+}
+
+/// That an underlay is too small for IPv6 inside the networks.
+fn without_ipv6(nic: &Nic) -> Option<Finding> {
+    let vtep = *nic.vteps().first()?;
+    let (mtu, has_ipv6) = (nic.mtu as usize, nic.addresses.iter().any(|cidr| cidr.address.is_ipv6()));
+    (has_ipv6 && endpoint_mtu(mtu, vtep) < MIN_MTU).then(|| Finding {
+        what: format!(
+            "the MTU of {}, {mtu}, is too small for IPv6 in users' networks: they have none there",
+            nic.name
+        ),
+        remedy: format!("raise it to {} or more", MIN_MTU + overhead(vtep)),
+        warning: true,
+    })
+}
+
+/// Whether the node answers by a device for the addresses of its other devices (arp_ignore and arp_filter in ip-sysctl of
+/// the kernel's documentation). The larger of the device's value and that of `all` holds.
+fn answers_for_others(device: &str, setting: impl Fn(&str, &str) -> String) -> bool {
+    let is_set = |name: &str| ["all", device].iter().any(|of| !matches!(setting(of, name).trim(), "" | "0"));
+    !is_set("arp_ignore") && !is_set("arp_filter")
+}
+
+fn attracts(Rival { device, nic }: &Rival) -> Finding {
+    Finding {
+        what: format!(
+            "{device} has an address in the subnet of {nic}, and answers ARP requests for {nic}: what peers then send to \
+             {device} does not reach users' networks"
+        ),
+        remedy: format!(
+            "set net.ipv4.conf.{device}.arp_ignore to 1, and net.ipv4.conf.{device}.arp_announce to 2; or give it another subnet"
+        ),
+        warning: true,
+    }
 }
 
 /// Those of [`FAMILIES`] that the kernel has, by its list.
@@ -68,6 +108,28 @@ mod tests {
             "protocol  size sockets\nAF_VSOCK  1184     0\nTIPC       900     1\nTCPv6     2368     4\n";
         assert_eq!(loaded(protocols), ["TIPC", "AF_VSOCK"]);
         assert_eq!(loaded("TCP 2208 1\n"), [""; 0]);
+    }
+
+    #[test]
+    fn a_device_that_answers_for_others_is_found() {
+        let with = |settings: &'static [(&str, &str, &str)]| {
+            answers_for_others("em2", |device, name| {
+                let value = settings.iter().find(|(of, setting, _)| (*of, *setting) == (device, name));
+                value.map_or("0\n", |(_, _, value)| value).into()
+            })
+        };
+        assert!(with(&[]));
+        assert!(with(&[("em1", "arp_ignore", "1\n")]), "another device's");
+        for setting in ["arp_ignore", "arp_filter"] {
+            for device in ["all", "em2"] {
+                let settings: &'static _ = Box::leak(Box::new([(device, setting, "1\n")]));
+                assert!(!with(settings), "{device} {setting}");
+            }
+        }
+        let rival = Rival { device: "em2".into(), nic: "em1".into() };
+        let said = attracts(&rival).to_string();
+        assert!(said.starts_with("warning: em2 has an address in the subnet of em1"), "{said}");
+        assert!(said.contains("net.ipv4.conf.em2.arp_ignore"), "{said}");
     }
 
     #[test]

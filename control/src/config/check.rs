@@ -36,6 +36,7 @@ impl TomlFile for Config {
             "path" => "\"auto\", \"engine\", \"shortcut\" or \"kernel\"",
             "port" => "a UDP port, 1 to 65535; kernel VXLAN needs another one on each NIC",
             "group" => "a multicast address of a family that the subnets have",
+            "flood_rate" => "0 to 10000000 frames per second",
             "vni" => "[[vni]] tables such as uids = \"16777216-16781311\", first = 60001",
             "uids" => "UIDs from 16777216 to 4294967294, such as \"16777216-16781311\", each in one range",
             "first" => "a VNI from 1, with all that follow up to 16777215 and in no other range",
@@ -162,6 +163,7 @@ impl Underlay {
             }
         }
         within("port", self.port.into(), 1..=65535)?;
+        within("flood_rate", self.flood_rate.unwrap_or(0).into(), 0..=10_000_000)?;
         let Some(group) = self.group else { return Ok(()) };
         if !group.is_multicast() {
             return Err(Invalid::new("group", format!("{group} is not a multicast address")));

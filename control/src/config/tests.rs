@@ -214,6 +214,11 @@ fn subnets_and_nics() {
     refused("nic = \"ib0\"", "nic = \"uvn1000\"", &["underlay[1].nic: `uvn1000` is a name of uvn's own"]);
     refused("nic = \"ib0\"", "nic = \"a/b\"", &["underlay[1].nic: `a/b`"]);
     refused("group = \"239.1.1.1\"", "group = \"10.0.0.1\"", &["underlay[0].group: ", "not a multicast"]);
+    refused(
+        "path = \"kernel\"",
+        "flood_rate = 10000001",
+        &["underlay[1].flood_rate: 10000001; allowed: 0 to"],
+    );
     refused("path = \"kernel\"", "group = \"ff02::1\"", &["underlay[1].group: ff02::1: no subnet"]);
     refused("\"10.0.0.250\"", "\"10.2.0.250\"", &["hosts[0]: 10.2.0.250/32 is not inside"]);
     refused("\"10.1.0.0/24\"", "\"10.1.0.0/16\"", &["hosts[1]: 10.1.0.0/16 is not inside"]);
@@ -286,6 +291,7 @@ fn the_example_holds_the_defaults_that_it_says() {
         "path",
         "port",
         "group",
+        "flood_rate",
         "uids",
         "first",
         "ipv4",

@@ -149,6 +149,7 @@ mod tests {
             gear: Default::default(),
             port: 4789,
             group: None,
+            flood_rate: None,
         }
     }
 

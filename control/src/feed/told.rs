@@ -149,7 +149,8 @@ impl Feed {
             Some(_) => Vec::new(),
             None => self.others.broadcast(),
         };
-        let flood_rate = (FLOOD / peers.len().max(1)).clamp(50, 1000);
+        let suitable = (FLOOD / peers.len().max(1)).clamp(50, 1000);
+        let flood_rate = self.nic.flood_rate.or(suitable.try_into().ok()).unwrap_or(50);
         config::Network {
             vni: wanted.network.vni,
             addresses: self.nic.addresses.clone(),
@@ -159,7 +160,7 @@ impl Feed {
             learning: false,
             max_addresses: 1024,
             ageing: 300,
-            flood_rate: flood_rate.try_into().unwrap_or(50),
+            flood_rate,
         }
     }
 
@@ -204,5 +205,50 @@ impl Feed {
             // Half removed: dead is safe.
             Err(error) => self.lose(&error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::feed::Others;
+    use crate::network::{DataPath, Network, Nic};
+    use crate::peers::Peers;
+    use mio::{Poll, Token};
+
+    /// Broadcast frames per second that a data plane is told, with so many other nodes.
+    fn told(nodes: u16, flood_rate: Option<u32>, group: Option<&str>) -> u32 {
+        let nic = Nic {
+            slot: 0,
+            name: "em1".into(),
+            index: 7,
+            mtu: 1500,
+            arphrd: 1,
+            up: true,
+            queues: 1,
+            subnets: vec!["10.0.0.0/16".parse().unwrap()],
+            addresses: vec!["10.0.255.1/16".parse().unwrap()],
+            path: DataPath::Engine,
+            reason: String::new(),
+            gear: config::Path::Auto,
+            port: 4789,
+            group: group.map(|group| group.parse().unwrap()),
+            flood_rate,
+        };
+        let node = |number: u16| vec![[10, 0, number.to_be_bytes()[0], number.to_be_bytes()[1]].into()];
+        let peers = Peers { nodes: (1..=nodes).map(node).collect(), ..Peers::default() };
+        let others = Others::new(&nic, &peers);
+        let poll = Poll::new().unwrap();
+        let feed = Feed::new(nic, others, poll.registry(), Token(1)).unwrap();
+        let network = Network { uid: 1234, vni: Vni::new(1234).unwrap(), slot: 0, off_subnet: false };
+        feed.request(&Wanted { network, fault: None }).flood_rate
+    }
+
+    #[test]
+    fn broadcast_suits_the_number_of_nodes_or_is_what_the_file_says() {
+        assert_eq!([1, 100, 200, 1000].map(|nodes| told(nodes, None, None)), [1000, 1000, 500, 100]);
+        assert_eq!(told(1000, None, Some("239.1.1.1")), 1000, "one copy");
+        assert_eq!([1, 1000].map(|nodes| told(nodes, Some(20_000), None)), [20_000, 20_000]);
+        assert_eq!(told(1, Some(0), None), 0);
     }
 }

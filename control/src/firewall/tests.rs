@@ -23,6 +23,7 @@ fn nic(slot: u8, name: &str, path: DataPath, address: &str) -> Nic {
         gear: Default::default(),
         port: 4789 + u16::from(slot),
         group: None,
+        flood_rate: None,
     }
 }
 

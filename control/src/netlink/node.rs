@@ -33,14 +33,7 @@ impl Netlink {
     pub fn node(&self, config: &Config) -> Result<Node, NetlinkError> {
         let links = self.socket.links()?;
         let names: Names = links.iter().filter_map(named).collect();
-        let mut devices: Vec<Device> = links.iter().filter_map(Device::read).collect();
-        for message in self.socket.addresses(None)? {
-            if let Some((index, address)) = usable(&message)
-                && let Some(device) = devices.iter_mut().find(|device| device.index == index)
-            {
-                device.addresses.push(address);
-            }
-        }
+        let devices = self.devices(&links)?;
         let main = RouteAttribute::Table(RouteHeader::RT_TABLE_MAIN.into());
         let routes = self.socket.routes(RouteProtocol::Unspec, &[main])?;
         let defaults: Vec<Route> = routes
@@ -55,6 +48,36 @@ impl Netlink {
         }
         Ok(node)
     }
+
+    /// Devices beside the NICs that have an address in their subnets.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn rivals(&self, node: &Node) -> Result<Vec<Rival>, NetlinkError> {
+        Ok(rivals(&node.nics, &self.devices(&self.socket.links()?)?))
+    }
+
+    /// The devices that are not ours, with their addresses.
+    fn devices(&self, links: &[LinkMessage]) -> Result<Vec<Device>, NetlinkError> {
+        let mut devices: Vec<Device> = links.iter().filter_map(Device::read).collect();
+        for message in self.socket.addresses(None)? {
+            if let Some((index, address)) = usable(&message)
+                && let Some(device) = devices.iter_mut().find(|device| device.index == index)
+            {
+                device.addresses.push(address);
+            }
+        }
+        Ok(devices)
+    }
+}
+
+/// A device that may receive what is meant for an underlay NIC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rival {
+    /// Its name.
+    pub device: String,
+    /// The NIC.
+    pub nic: String,
 }
 
 impl Device {
@@ -115,6 +138,21 @@ fn assemble(config: &Config, devices: &[Device], defaults: &[Route], ipv6: bool)
     Node { others, exits, nics, ipv6, nat: config.nat, hosts: config.hosts.clone() }
 }
 
+/// Those that are up and have an IPv4 address on the link of a NIC: IPv6 has no such answers (RFC 4861 section 7.2.3).
+fn rivals(nics: &[Nic], devices: &[Device]) -> Vec<Rival> {
+    let mut rivals = Vec::new();
+    for nic in nics {
+        let on_link = |cidr: &Cidr| {
+            cidr.address.is_ipv4() && nic.addresses.iter().any(|own| own.contains(cidr.address))
+        };
+        let is_rival =
+            |device: &&Device| device.index != nic.index && device.up && device.addresses.iter().any(on_link);
+        let named = |device: &Device| Rival { device: device.name.clone(), nic: nic.name.clone() };
+        rivals.extend(devices.iter().filter(is_rival).map(named));
+    }
+    rivals
+}
+
 fn inside(underlay: &Underlay, address: IpAddr) -> bool {
     underlay.subnets.iter().any(|subnet| subnet.contains(address))
 }
@@ -140,6 +178,7 @@ fn nic(slot: u8, underlay: &Underlay, device: &Device) -> Nic {
         gear: underlay.path.gear(),
         port: underlay.port,
         group: underlay.group,
+        flood_rate: underlay.flood_rate,
     }
 }
 
@@ -205,6 +244,21 @@ mod tests {
         let exits: Vec<_> =
             node.exits.iter().map(|exit| (exit.device.as_str(), exit.address.to_string())).collect();
         assert_eq!(exits, [("em1", "10.0.0.1".into()), ("em1", "fd00::1".into())]);
+    }
+
+    #[test]
+    fn another_device_on_the_subnet_is_a_rival() {
+        let mut devices = [
+            device(2, "eth0", &["192.168.1.1/24"]),
+            device(3, "em1", &["10.0.0.1/16", "fd00::1/64"]),
+            device(4, "em2", &["10.0.0.2/16"]),
+            device(5, "em3", &["fd00::2/64"]),
+        ];
+        let one = config("[[underlay]]\nsubnets = [\"10.0.0.0/16\", \"fd00::/96\"]\nnic = \"em1\"");
+        let nics = assemble(&one, &devices, &[], true).nics;
+        assert_eq!(rivals(&nics, &devices), [Rival { device: "em2".into(), nic: "em1".into() }]);
+        devices[2].up = false;
+        assert_eq!(rivals(&nics, &devices), []);
     }
 
     #[test]

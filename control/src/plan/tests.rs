@@ -24,6 +24,7 @@ fn nic(slot: u8, path: DataPath, addresses: &[&str]) -> Nic {
         gear: Default::default(),
         port: 4789 + u16::from(slot),
         group: None,
+        flood_rate: None,
     }
 }
 

@@ -10,7 +10,7 @@ use uvn_control::client::{Client, ClientError};
 use uvn_control::feed;
 use uvn_control::message::{self, NicState, Reply, Request, Status};
 
-use uvn_dataplane::message::Counts;
+use uvn_dataplane::message::{Counts, ENDPOINT_FULL};
 
 type Done = Result<ExitCode, Box<dyn Error>>;
 
@@ -88,7 +88,7 @@ fn print_nic(out: &mut impl Write, nic: &NicState) -> std::io::Result<()> {
         if alone > 0 {
             writeln!(
                 out,
-                "  the engine alone carries {alone} of them: `uvn-dataplane show` says which, its log why"
+                "  the engine alone carries {alone} of them: `uvn-dataplane show` says which, and why"
             )?;
         }
     }
@@ -100,7 +100,11 @@ fn print_nic(out: &mut impl Write, nic: &NicState) -> std::io::Result<()> {
     for (reason, count) in drops.iter().chain(&engine.verdicts).filter(|(_, count)| **count > 0) {
         write!(out, ", {reason} {count}")?;
     }
-    writeln!(out)
+    writeln!(out)?;
+    for (vni, frames) in &engine.endpoint_full {
+        writeln!(out, "  network {vni}: {ENDPOINT_FULL} {frames}")?;
+    }
+    Ok(())
 }
 
 pub fn check(config: &Path, as_json: bool) -> Done {
