@@ -34,12 +34,16 @@ const NETLINK: Token = Token(1);
 const UNKNOWN: Token = Token(2);
 /// One per NIC from here on.
 const FEEDS: Token = Token(16);
-const CONTROL: Token = Token(64);
+/// One per connection from here on: of root, and of everybody.
+const ROOT: Token = Token(64);
+const EVERYBODY: Token = Token(1 << 16);
 /// One per process from here on.
 const HOLDERS: Token = Token(1 << 20);
 
-/// Everybody may ask for his own state; a burst of logins makes a connection each.
-const LIMITS: Limits = Limits { everyone: true, connections: 4096, fds: 0 };
+/// A burst of logins makes a connection each.
+const ROOT_LIMITS: Limits = Limits { everyone: false, connections: 4096, fds: 0 };
+/// Everybody may ask for his own state.
+const LIMITS: Limits = Limits { everyone: true, ..ROOT_LIMITS };
 /// How often what depends on time is looked at.
 const TICK: Duration = Duration::from_secs(1);
 /// Changes of devices and routes come in bursts: they are followed once per this.
@@ -77,7 +81,9 @@ pub struct Daemon {
     poll: Poll,
     signals: Signals,
     monitor: Monitor,
-    control: Control<Request>,
+    /// Logins, jobs and administrators; always before the other.
+    root: Control<Request>,
+    everybody: Control<Request>,
     networks: Networks,
     /// What has changed, and when to follow that.
     changes: Changes,
@@ -107,14 +113,16 @@ impl Daemon {
         let mut monitor = Monitor::open()?;
         registry.register(&mut monitor, NETLINK, Interest::READABLE).map_err(kernel("rtnetlink"))?;
         // Before anything is touched: a second uvnd must fail here.
-        let control = Control::listen(message::socket(), registry, CONTROL, LIMITS)?;
+        let root = Control::listen(Path::new(message::ROOT_SOCKET), registry, ROOT, ROOT_LIMITS)?;
+        let everybody = Control::listen(Path::new(message::SOCKET), registry, EVERYBODY, LIMITS)?;
         let networks = Networks::start(file, config, registry, UNKNOWN, FEEDS, HOLDERS)?;
         let watchdog = sd_notify::watchdog_enabled().map(|timeout| timeout / 3);
         Ok(Daemon {
             poll,
             signals,
             monitor,
-            control,
+            root,
+            everybody,
             networks,
             changes: Changes::default(),
             follow: None,
@@ -165,7 +173,7 @@ impl Daemon {
 
     /// How long there is nothing to do.
     fn wait(&self, tick: Instant) -> Duration {
-        if self.control.has_work() {
+        if self.root.has_work() || self.everybody.has_work() {
             return Duration::ZERO;
         }
         let next = [Some(tick), self.follow, self.networks.due()].into_iter().flatten().min();
@@ -204,7 +212,8 @@ impl Daemon {
             }
             UNKNOWN => self.networks.read_unknown(),
             token if token >= HOLDERS => self.networks.holder_ended(token),
-            token if token >= CONTROL => self.control.ready(self.poll.registry(), token),
+            token if token >= EVERYBODY => self.everybody.ready(token),
+            token if token >= ROOT => self.root.ready(token),
             // A data plane's connection: its turn comes anyway.
             _ => {}
         }
@@ -221,10 +230,12 @@ impl Daemon {
 
     /// One request a turn: the rest of the work comes in between.
     fn serve(&mut self) {
-        let Some(incoming) = self.control.take() else { return };
-        self.stopping |= incoming.request == Request::Stop && incoming.peer.uid == 0;
-        let answer = self.networks.answer(incoming.request, incoming.peer);
-        self.control.answer(incoming.connection, answer);
+        for control in [&mut self.root, &mut self.everybody] {
+            let Some(incoming) = control.take() else { continue };
+            self.stopping |= incoming.request == Request::Stop && incoming.peer.uid == 0;
+            let answer = self.networks.answer(incoming.request, incoming.peer);
+            return control.answer(incoming.connection, answer);
+        }
     }
 
     /// Tells the service manager that all is well.

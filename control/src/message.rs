@@ -6,13 +6,17 @@ use std::net::IpAddr;
 use std::path::Path;
 use uvn_dataplane::config::Cidr;
 
-/// Where `uvnd` listens.
+/// Where `uvnd` listens for everybody.
 pub const SOCKET: &str = "/run/uvn/uvnd.sock";
+/// Where it listens for root alone: whatever users do at the other socket, logins and jobs do not wait for it.
+pub const ROOT_SOCKET: &str = "/run/uvn/uvnd-root.sock";
 
-/// The control socket.
+/// The control socket for this process.
 #[must_use]
 pub fn socket() -> &'static Path {
-    Path::new(SOCKET)
+    let root = Path::new(ROOT_SOCKET);
+    // An older uvnd, until it is restarted, has only the other one.
+    if nix::unistd::geteuid().is_root() && root.exists() { root } else { Path::new(SOCKET) }
 }
 
 /// What can be asked. Root may ask everything, others only what says so.

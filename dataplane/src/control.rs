@@ -19,11 +19,15 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use thiserror::Error;
 
 /// Connections at a time, of all users but root together and of each: a program needs one.
 const MAX_OTHERS: usize = 256;
 const MAX_EACH: usize = 4;
+/// Connections taken in one turn, refused ones included: whoever connects faster than they are refused would keep the
+/// service in that loop for ever.
+const ACCEPTS: usize = 16;
 
 /// Who may connect, and how much of it there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +72,9 @@ pub enum ControlError {
 pub struct Control<R> {
     path: PathBuf,
     listener: OwnedFd,
+    registry: Registry,
+    /// Connections may wait at the listener.
+    waiting: bool,
     /// Connection `i` has token `first` + 1 + i; the listener has `first`.
     first: usize,
     limits: Limits,
@@ -75,6 +82,7 @@ pub struct Control<R> {
     /// Connections that may have a packet.
     readable: VecDeque<usize>,
     buffer: Vec<u8>,
+    turned_away: TurnedAway,
     requests: PhantomData<fn() -> R>,
 }
 
@@ -119,19 +127,22 @@ impl<R: DeserializeOwned> Control<R> {
         Ok(Control {
             path: path.into(),
             listener,
+            registry: registry.try_clone().map_err(refused)?,
+            waiting: false,
             first: first.0,
             limits,
             connections: Vec::new(),
             readable: VecDeque::new(),
             buffer: vec![0; MAX_BYTES],
+            turned_away: TurnedAway::default(),
             requests: PhantomData,
         })
     }
 
     /// Notes that mio reported one of our tokens.
-    pub fn ready(&mut self, registry: &Registry, token: Token) {
+    pub fn ready(&mut self, token: Token) {
         match token.0.checked_sub(self.first) {
-            Some(0) => self.accept(registry),
+            Some(0) => self.waiting = true,
             Some(connection) if !self.readable.contains(&(connection - 1)) => {
                 self.readable.push_back(connection - 1);
             }
@@ -142,11 +153,15 @@ impl<R: DeserializeOwned> Control<R> {
     /// Whether [`Control::take`] is worth a try.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        !self.readable.is_empty()
+        self.waiting || !self.readable.is_empty()
     }
 
-    /// The next request of any connection, in turn.
+    /// The next request of any connection, in turn. Of the connections that wait, it takes a few.
     pub fn take(&mut self) -> Option<Incoming<R>> {
+        if self.waiting {
+            self.waiting = self.accept();
+        }
+        self.turned_away.tell(&self.path);
         while let Some(connection) = self.readable.pop_front() {
             let Some(Some((socket, peer))) = self.connections.get(connection) else { continue };
             let peer = *peer;
@@ -195,43 +210,42 @@ impl<R: DeserializeOwned> Control<R> {
         }
     }
 
-    fn accept(&mut self, registry: &Registry) {
-        loop {
+    /// Takes up to [`ACCEPTS`] connections; whether there may be more.
+    fn accept(&mut self) -> bool {
+        for _ in 0..ACCEPTS {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-            let socket = match accept4(self.listener.as_raw_fd(), flags) {
-                Ok(fd) => own(fd),
-                Err(nix::Error::EAGAIN) => return,
-                Err(nix::Error::EINTR | nix::Error::ECONNABORTED) => continue,
+            match accept4(self.listener.as_raw_fd(), flags).map(own) {
+                Ok(socket) => self.welcome(socket),
+                Err(nix::Error::EAGAIN) => return false,
+                Err(nix::Error::EINTR | nix::Error::ECONNABORTED) => {}
                 Err(error) => {
                     // Out of descriptors: the peers wait, and the next one that comes makes us try again.
-                    tracing::warn!(%error, "cannot accept a control connection");
-                    return;
+                    self.turned_away.count(None, error.desc());
+                    return false;
                 }
-            };
-            let peer = match getsockopt(&socket, PeerCredentials) {
-                Ok(peer) => Peer { uid: peer.uid(), pid: peer.pid() },
-                Err(error) => {
-                    tracing::warn!(%error, "control connection refused");
-                    continue;
-                }
-            };
-            if let Err(reason) = self.admit(peer) {
-                tracing::warn!(peer.uid, reason, "control connection refused");
-                continue;
             }
-            let free = self.connections.iter().position(Option::is_none);
-            let connection = free.unwrap_or(self.connections.len());
-            let token = Token(self.first + 1 + connection);
-            if let Err(error) =
-                registry.register(&mut SourceFd(&socket.as_raw_fd()), token, Interest::READABLE)
-            {
-                tracing::warn!(%error, "control connection refused");
-                continue;
-            }
-            match self.connections.get_mut(connection) {
-                Some(place) => *place = Some((socket, peer)),
-                None => self.connections.push(Some((socket, peer))),
-            }
+        }
+        true
+    }
+
+    fn welcome(&mut self, socket: OwnedFd) {
+        let peer = match getsockopt(&socket, PeerCredentials) {
+            Ok(peer) => Peer { uid: peer.uid(), pid: peer.pid() },
+            Err(error) => return self.turned_away.count(None, error.desc()),
+        };
+        if let Err(reason) = self.admit(peer) {
+            return self.turned_away.count(Some(peer.uid), reason);
+        }
+        let free = self.connections.iter().position(Option::is_none);
+        let connection = free.unwrap_or(self.connections.len());
+        let token = Token(self.first + 1 + connection);
+        let fd = socket.as_raw_fd();
+        if let Err(error) = self.registry.register(&mut SourceFd(&fd), token, Interest::READABLE) {
+            return self.turned_away.count(Some(peer.uid), &error.to_string());
+        }
+        match self.connections.get_mut(connection) {
+            Some(place) => *place = Some((socket, peer)),
+            None => self.connections.push(Some((socket, peer))),
         }
     }
 
@@ -252,10 +266,39 @@ impl<R: DeserializeOwned> Control<R> {
 
     /// Dropping the descriptor also takes it out of mio's poll.
     fn close(&mut self, connection: usize, reason: &str) {
-        tracing::warn!(connection, reason, "control connection dropped");
-        if let Some(place) = self.connections.get_mut(connection) {
-            *place = None;
+        let Some(place) = self.connections.get_mut(connection) else { return };
+        self.turned_away.count(place.take().map(|(_, peer)| peer.uid), reason);
+    }
+}
+
+/// Connections that were refused or dropped: a line a second in the log, however many they are.
+#[derive(Debug, Default)]
+struct TurnedAway {
+    total: u64,
+    told: u64,
+    at: Option<Instant>,
+    /// The last one: whose, and why.
+    last: (Option<u32>, String),
+}
+
+impl TurnedAway {
+    /// Between two lines.
+    const PAUSE: Duration = Duration::from_secs(1);
+
+    fn count(&mut self, uid: Option<u32>, reason: &str) {
+        self.total += 1;
+        self.last = (uid, reason.to_owned());
+    }
+
+    fn tell(&mut self, path: &Path) {
+        let count = self.total - self.told;
+        if count == 0 || self.at.is_some_and(|at| at.elapsed() < TurnedAway::PAUSE) {
+            return;
         }
+        (self.told, self.at) = (self.total, Some(Instant::now()));
+        let (uid, reason) = &self.last;
+        let (total, path) = (self.total, path.display());
+        tracing::warn!(%path, count, total, last.uid = uid, last.reason = reason, "control connections refused");
     }
 }
 

@@ -227,7 +227,7 @@ impl Service {
                     NETLINK => self.take_changes(),
                     token => {
                         if let Some(control) = &mut self.control {
-                            control.ready(self.poll.registry(), token);
+                            control.ready(token);
                         }
                     }
                 }

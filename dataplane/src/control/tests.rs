@@ -37,15 +37,21 @@ impl Server {
                 return requests;
             }
             for event in &events {
-                self.control.ready(self.poll.registry(), event.token());
+                self.control.ready(event.token());
             }
             requests.extend(std::iter::from_fn(|| self.control.take()));
         }
     }
 
-    fn connect(&mut self) -> OwnedFd {
+    /// Connects, and does not wait until the connection is taken.
+    fn dial(&self) -> OwnedFd {
         let peer = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
         connect(peer.as_raw_fd(), &UnixAddr::new(&self.path()).unwrap()).unwrap();
+        peer
+    }
+
+    fn connect(&mut self) -> OwnedFd {
+        let peer = self.dial();
         assert!(self.requests().is_empty());
         peer
     }
@@ -149,7 +155,7 @@ impl Server {
         let mut events = Events::with_capacity(64);
         self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
         for event in &events {
-            self.control.ready(self.poll.registry(), event.token());
+            self.control.ready(event.token());
         }
         std::iter::from_fn(|| self.control.take()).collect()
     }
@@ -214,4 +220,45 @@ fn another_user_takes_no_more_than_his_share() {
     assert_eq!(admit(&server, 1000), Err("too many"));
     assert_eq!(admit(&server, 1001), Ok(()));
     assert_eq!(admit(&server, 0), Ok(()));
+}
+
+#[test]
+fn a_flood_of_connections_is_taken_a_few_at_a_time() {
+    let mut server = Server::new("flood");
+    let full: Vec<OwnedFd> = (0..LIMITS.connections).map(|_| server.connect()).collect();
+    let surplus: Vec<OwnedFd> = (0..3 * ACCEPTS).map(|_| server.dial()).collect();
+    let refused = |surplus: &[OwnedFd]| {
+        let gone = |peer: &&OwnedFd| {
+            let mut buffer = [0; 8];
+            seqpacket::receive(peer.as_fd(), &mut buffer, false).is_ok_and(|packet| packet.length == 0)
+        };
+        surplus.iter().filter(gone).count()
+    };
+    for turn in 1..=3 {
+        assert!(server.requests_now().is_empty());
+        assert_eq!(refused(&surplus), turn * ACCEPTS, "turn {turn}");
+        assert!(server.control.has_work(), "turn {turn}: there may be more");
+    }
+    assert!(server.requests().is_empty());
+    assert!(!server.control.has_work());
+    assert_eq!(server.open(), full.len());
+    let TurnedAway { total, told, .. } = server.control.turned_away;
+    assert_eq!(total, surplus.len() as u64);
+    assert!(told <= total, "{told}");
+}
+
+#[test]
+fn the_log_has_a_line_a_second_for_all_that_are_refused() {
+    let mut refused = TurnedAway::default();
+    let tell = |refused: &mut TurnedAway| {
+        refused.tell(Path::new("/run/x"));
+        refused.told
+    };
+    assert_eq!(tell(&mut refused), 0);
+    (0..5).for_each(|uid| refused.count(Some(uid), "too many"));
+    assert_eq!(tell(&mut refused), 5);
+    (0..7).for_each(|uid| refused.count(Some(uid), "too many"));
+    assert_eq!(tell(&mut refused), 5, "not yet");
+    refused.at = Instant::now().checked_sub(TurnedAway::PAUSE);
+    assert_eq!(tell(&mut refused), 12);
 }

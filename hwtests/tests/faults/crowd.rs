@@ -8,8 +8,7 @@ use uvn_control::message::{Claim, Outcome, Release, Reply, Request};
 /// Asks uvnd of a node, as `uvn` does.
 fn ask(node: &Node, request: &Request) -> Result<Reply, ClientError> {
     // In an emulated machine a hundred attaches take their time.
-    let socket = Path::new(uvn_control::message::SOCKET);
-    node.within(|| Client::within(socket, Duration::from_secs(600))?.ask(request))
+    node.within(|| Client::within(uvn_control::message::socket(), Duration::from_secs(600))?.ask(request))
 }
 
 fn attach_as_session(node: &Node, uid: u32, pid: i32) -> Result<Outcome, ClientError> {
@@ -179,6 +178,42 @@ fn users_ask_uvnd() {
     });
     assert!(matches!(ask(node, &Request::Ping), Ok(Reply::Pong)));
     drop(sockets);
+    approve(node);
+    daemon.assert_alive();
+}
+
+/// A user who connects and closes in a loop, with as many processes as he likes, until root has been served.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn a_flood_of_connections_does_not_hold_up_root() {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+    use std::os::fd::AsRawFd;
+
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let mut daemon = node.uvnd(&cluster.config("kernel", ""));
+    let (served, dials) = (AtomicBool::new(false), AtomicU64::new(0));
+    let flood = || {
+        let address = UnixAddr::new(uvn_control::message::SOCKET).unwrap();
+        while !served.load(Ordering::Relaxed) {
+            let dial =
+                socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+            if connect(dial.as_raw_fd(), &address).is_ok() {
+                dials.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        (0..4).for_each(|_| drop(scope.spawn(|| as_user(node, ALICE, flood))));
+        node.wait("the flood", PATIENCE, || dials.load(Ordering::Relaxed) > 1000);
+        let before = dials.load(Ordering::Relaxed);
+        let outcome = attach_as_session(node, BOB, std::process::id().cast_signed());
+        let listed = ask(node, &Request::List { from: 0 });
+        served.store(true, Ordering::Relaxed);
+        assert!(matches!(outcome, Ok(Outcome::Made)), "{outcome:?}");
+        assert!(matches!(listed, Ok(Reply::Networks { .. })), "{listed:?}");
+        assert!(dials.load(Ordering::Relaxed) > before, "the flood went on meanwhile");
+    });
     approve(node);
     daemon.assert_alive();
 }
