@@ -128,7 +128,7 @@ impl Bench {
         let nic = nic(path);
         let feed = (path == DataPath::Engine).then(|| {
             let poll = Poll::new().unwrap();
-            let others = Others::new(&nic, &Peers::default());
+            let others = Others::new(&Node::default(), &nic, &Peers::default());
             let mut feed = Feed::new(nic.clone(), others, poll.registry(), Token(0)).unwrap();
             feed.start().expect("cargo build --release -p uvn-dataplane");
             feed
@@ -146,7 +146,10 @@ impl Bench {
             nat: Nat::default(),
             hosts: Vec::new(),
         };
-        let config: Config = parse("[[underlay]]\nsubnets = [\"10.0.0.0/16\", \"fd00::/64\"]").unwrap();
+        let config: Config = parse(
+            "[[underlay]]\nsubnets = [\"10.0.0.0/16\", \"fd00::/64\"]\n[peers]\nnodes = [\"10.0.0.2\"]",
+        )
+        .unwrap();
         let netlink = Netlink::open().unwrap();
         let trial = Step::Create(Item::Vrf { name: "trial".into(), table: 4711 });
         let vrf = netlink.apply(&trial).is_ok();

@@ -6,12 +6,13 @@ use crate::binding::{self, Binding, Devices};
 use crate::client::Client;
 use crate::config::Config;
 use crate::daemon::{STATE, devices, items, policy};
+use crate::feed::{self, Others};
 use crate::firewall;
 use crate::lease::{Leases, state};
 use crate::message::{self, Reply, Request, Status};
 use crate::netlink::Netlink;
 use crate::network::{DataPath, Network, Node};
-use crate::peers::Peers;
+use crate::peers::{self, Directory, Peers};
 use crate::plan;
 use crate::sysctl;
 use nix::errno::Errno;
@@ -24,6 +25,8 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
+/// How long the addresses of nodes are waited for.
+const NAMES: Duration = Duration::from_secs(10);
 /// What is being changed just now is looked at again after this.
 const SETTLE: Duration = Duration::from_millis(700);
 
@@ -60,10 +63,14 @@ pub fn check(file: &Path) -> Result<Vec<Finding>, Box<dyn Error>> {
         return Err("only root can check".into());
     }
     let config = Config::load(file)?;
-    let mut findings = look(&config)?;
+    let mut directory = Directory::new(Path::new(peers::KNOWN));
+    // Why it cannot be followed is among uvnd's warnings.
+    let _told_by_uvnd = directory.follow(&config.peers);
+    directory.wait(NAMES);
+    let mut findings = look(&config, &directory.peers())?;
     if !findings.is_empty() {
         std::thread::sleep(SETTLE);
-        let again = look(&config)?;
+        let again = look(&config, &directory.peers())?;
         findings.retain(|finding| again.contains(finding));
     }
     let netlink = Netlink::open()?;
@@ -76,11 +83,11 @@ pub fn check(file: &Path) -> Result<Vec<Finding>, Box<dyn Error>> {
 struct Promise<'a> {
     config: &'a Config,
     node: Node,
-    peers: Peers,
+    peers: &'a Peers,
     networks: Vec<Network>,
 }
 
-fn look(config: &Config) -> Result<Vec<Finding>, Box<dyn Error>> {
+fn look(config: &Config, peers: &Peers) -> Result<Vec<Finding>, Box<dyn Error>> {
     let mut findings = Vec::new();
     let netlink = Netlink::open()?;
     let mut node = netlink.node(config)?;
@@ -98,9 +105,10 @@ fn look(config: &Config) -> Result<Vec<Finding>, Box<dyn Error>> {
     }
     let leases = state::load(Path::new(STATE), config.nat.slots())?.leases;
     let networks = networks(&leases);
-    let promise = Promise { config, node, peers: config.resolve_peers()?, networks };
+    let promise = Promise { config, node, peers, networks };
     promise.check_kernel(&netlink, &mut findings)?;
     promise.check_settings(&mut findings);
+    promise.check_peers(&mut findings);
     promise.check_binding(&mut findings);
     promise.check_sockets(&mut findings);
     Ok(findings)
@@ -144,7 +152,7 @@ impl Promise<'_> {
     fn check_kernel(&self, netlink: &Netlink, findings: &mut Vec<Finding>) -> Result<(), Box<dyn Error>> {
         let mut wanted = plan::node(&self.node);
         for network in &self.networks {
-            wanted.extend(items(&self.node, &self.peers, network));
+            wanted.extend(items(&self.node, self.peers, network));
         }
         for step in plan::diff(&wanted, &netlink.observe()?) {
             findings.push(finding(format!("the kernel lacks a step: {step}"), LOG));
@@ -158,12 +166,24 @@ impl Promise<'_> {
             findings.push(finding(wrong, "something else sets it: mend that, then `uvn reload`"));
         }
         let opened = sysctl::opened(&self.node, Path::new(sysctl::RECORD));
-        match firewall::is_applied(&firewall::ruleset(self.config, &self.node, &self.peers, &opened)) {
+        match firewall::is_applied(&firewall::ruleset(self.config, &self.node, self.peers, &opened)) {
             Ok(true) => {}
             Ok(false) => {
                 findings.push(finding("the nftables table of uvn is not as it shall be", "`uvn reload`"))
             }
             Err(error) => findings.push(finding(error, "`uvn reload`")),
+        }
+    }
+
+    /// The nodes whose frames each data plane takes.
+    fn check_peers(&self, findings: &mut Vec<Finding>) {
+        for nic in self.node.nics.iter().filter(|nic| nic.path == DataPath::Engine && nic.up) {
+            let shall = Others::new(&self.node, nic, self.peers).allowed;
+            if feed::was_told(&nic.name).is_none_or(|told| told != shall) {
+                let text =
+                    format!("the engine of {} takes frames of other nodes than [peers] lists", nic.name);
+                findings.push(finding(text, LOG));
+            }
         }
     }
 

@@ -12,7 +12,6 @@ mod tests;
 pub use ids::NoVni;
 
 use crate::network::Network;
-use crate::peers::{self, Peers, PeersError};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -156,7 +155,7 @@ pub struct Nat {
     pub ipv6: Cidr,
 }
 
-/// The nodes that run uvn; with none listed, any host on the underlay's subnets may be one.
+/// The nodes that run uvn: at least one of the three.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PeerList {
@@ -249,14 +248,6 @@ impl Config {
     /// [`ConfigError`], which names the file, the line, the key and what is allowed.
     pub fn load(file: &Path) -> Result<Config, ConfigError> {
         toml_file::load(file)
-    }
-
-    /// Resolves the nodes that run uvn: names, and slurm.conf. It may wait for DNS, some seconds at most.
-    ///
-    /// # Errors
-    /// slurm.conf cannot be read, or a node list cannot be expanded.
-    pub fn resolve_peers(&self) -> Result<Peers, PeersError> {
-        peers::resolve(&self.peers)
     }
 
     /// A user's network with the leased number `slot`. It may ask the user database for the user's groups.

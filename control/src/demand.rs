@@ -164,7 +164,8 @@ mod tests {
     use uvn_dataplane::toml_file::parse;
 
     fn config(more: &str) -> Config {
-        parse(&format!("[[underlay]]\nsubnets = [\"10.0.0.0/16\"]\n{more}")).unwrap()
+        parse(&format!("[[underlay]]\nsubnets = [\"10.0.0.0/16\"]\n[peers]\nnodes = [\"n1\"]\n{more}"))
+            .unwrap()
     }
 
     fn vni(number: u32) -> Vni {

@@ -11,8 +11,8 @@ mod process;
 mod told;
 
 pub use choice::{choose, obstacle};
-pub use life::{end, left};
-pub use peers::{MAX_BROADCAST, Others};
+pub use life::{end, left, was_told};
+pub use peers::{MAX_BROADCAST, MAX_PREFIXES, Others};
 
 use crate::network::{Network, Nic};
 use life::is_quiet;

@@ -58,7 +58,7 @@ pub fn ruleset(config: &Config, node: &Node, peers: &Peers, opened: &Opened) -> 
     let kernel: Vec<&Nic> = node.nics.iter().filter(|nic| nic.path == DataPath::Kernel).collect();
     let chains = [
         prerouting(node, &kernel),
-        input(config, &kernel, peers),
+        input(config, node, &kernel, peers),
         output(node, &kernel),
         forward(node, opened),
         translate(node),
@@ -124,7 +124,7 @@ fn prerouting(node: &Node, kernel: &[&Nic]) -> String {
     chain("prerouting", "filter hook prerouting priority raw", &rules)
 }
 
-fn input(config: &Config, kernel: &[&Nic], peers: &Peers) -> String {
+fn input(config: &Config, node: &Node, kernel: &[&Nic], peers: &Peers) -> String {
     let mut rules = Vec::new();
     if !config.srun_ports.is_empty() {
         // Sockets there are in no VRF, and would take connections from all.
@@ -137,7 +137,7 @@ fn input(config: &Config, kernel: &[&Nic], peers: &Peers) -> String {
         // The kernel's VXLAN socket takes what comes from anywhere, also from inside a network.
         let Nic { name, port, .. } = nic;
         rules.push(format!("iifname != \"{name}\" udp dport {port} counter drop"));
-        let allowed = Others::new(nic, peers).allowed;
+        let allowed = Others::new(node, nic, peers).allowed;
         let vteps = allowed.vtep.iter().map(|vtep| vtep.address.to_string());
         let vteps: Vec<String> = allowed.range.iter().map(subnet).chain(vteps).collect();
         let Some(vtep) = nic.vteps().first().copied() else { continue };

@@ -75,7 +75,7 @@ pub struct Exit {
 }
 
 /// What of this node, as it is now and as it is configured, its networks are made of.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Node {
     /// The underlay NICs.
     pub nics: Vec<Nic>,

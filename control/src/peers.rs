@@ -1,20 +1,22 @@
 //! The nodes that run uvn: from addresses, names, node lists and slurm.conf.
 
+mod directory;
 pub mod hostlist;
 mod slurm;
 
+pub use directory::{AGAIN, Directory};
 pub use hostlist::HostlistError;
 pub use slurm::SlurmError;
 
 use crate::config::PeerList;
-use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, ToSocketAddrs};
-use std::time::{Duration, Instant};
+use crate::plan::subnet;
+use std::collections::HashMap;
+use std::net::IpAddr;
 use thiserror::Error;
 use uvn_dataplane::config::Cidr;
 
-/// How long names may take to resolve, all of them together.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// What the names of nodes have stood for.
+pub const KNOWN: &str = "/run/uvn/peers.json";
 
 /// The nodes that run uvn.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,8 +25,28 @@ pub struct Peers {
     pub ranges: Vec<Cidr>,
     /// Single ones, each with the addresses that its name has, ascending; this node may be among them.
     pub nodes: Vec<Vec<IpAddr>>,
-    /// Names that have no address, or none in time.
+    /// Names that have had no answer the last time: they stand for the addresses that they had before, or for nobody.
     pub unresolved: Vec<String>,
+}
+
+impl Peers {
+    /// What of it calls for somebody; None: every name has an address.
+    #[must_use]
+    pub fn complaint(&self) -> Option<String> {
+        /// As many as a line has room for.
+        const NAMED: usize = 5;
+
+        let (first, more) = self.unresolved.split_at_checked(NAMED).unwrap_or((&self.unresolved, &[]));
+        let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+        (!first.is_empty()).then(|| {
+            format!(
+                "peers: no address for {}{more}: without one they are no nodes of ours. Give them one in DNS or \
+                 /etc/hosts; they are asked again every {} s",
+                first.join(", "),
+                AGAIN.as_secs()
+            )
+        })
+    }
 }
 
 /// Why the nodes cannot be listed.
@@ -38,11 +60,11 @@ pub enum PeersError {
     Slurm(#[from] SlurmError),
 }
 
-/// Lists them. Names are looked up in `/etc/hosts` first, then with the system's resolver.
+/// The names and addresses that are listed, each once.
 ///
 /// # Errors
 /// slurm.conf cannot be read, or a node list cannot be expanded.
-pub fn resolve(list: &PeerList) -> Result<Peers, PeersError> {
+pub fn names(list: &PeerList) -> Result<Vec<String>, PeersError> {
     let mut names = Vec::new();
     for expression in &list.nodes {
         names.extend(hostlist::expand(expression)?);
@@ -50,46 +72,50 @@ pub fn resolve(list: &PeerList) -> Result<Peers, PeersError> {
     if let Some(file) = &list.slurm {
         names.extend(slurm::nodes(file)?);
     }
-    let hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
-    let deadline = Instant::now() + PATIENCE;
-    let resolver = |name: &str| {
-        if Instant::now() >= deadline {
-            return Vec::new();
-        }
-        let found = (name, 0).to_socket_addrs();
-        found.map_or_else(|_| Vec::new(), |addresses| addresses.map(|address| address.ip()).collect())
-    };
-    let (nodes, unresolved) = addresses(names, &hosts, resolver);
-    Ok(Peers { ranges: list.range.clone(), nodes, unresolved })
+    names.sort_unstable();
+    names.dedup();
+    Ok(names)
 }
 
-/// The addresses of names, and the names that have none.
-fn addresses(
-    names: Vec<String>,
-    hosts: &str,
-    mut resolver: impl FnMut(&str) -> Vec<IpAddr>,
-) -> (Vec<Vec<IpAddr>>, Vec<String>) {
-    let known = parse_hosts(hosts);
-    let mut found = BTreeSet::new();
-    let mut unresolved = Vec::new();
-    for name in names {
-        let addresses = match (name.parse(), known.get(name.to_ascii_lowercase().as_str())) {
-            (Ok(address), _) => vec![address],
-            (_, Some(addresses)) => addresses.clone(),
-            _ => resolver(&name),
-        };
-        // A node's own name is often a loopback address to itself.
-        let mut usable: Vec<IpAddr> =
-            addresses.into_iter().filter(|address| !address.is_loopback()).collect();
-        usable.sort_unstable();
-        usable.dedup();
-        if usable.is_empty() {
-            unresolved.push(name);
-        } else {
-            found.insert(usable);
+/// What is left of ranges without these: prefixes of which none lies in another.
+#[must_use]
+pub fn without(ranges: Vec<Cidr>, strangers: &[Cidr]) -> Vec<Cidr> {
+    let mut left: Vec<Cidr> = ranges.into_iter().map(subnet).collect();
+    left.sort_by_key(|range| (range.prefix, range.address));
+    let mut kept: Vec<Cidr> = Vec::new();
+    for range in left {
+        if !kept.iter().any(|wider| wider.contains(range.address)) {
+            kept.push(range);
         }
     }
-    (found.into_iter().collect(), unresolved)
+    for stranger in strangers {
+        kept = kept.into_iter().flat_map(|range| cut(range, *stranger)).collect();
+    }
+    kept
+}
+
+/// A prefix without another one: its halves, and theirs, that do not hold it.
+fn cut(range: Cidr, stranger: Cidr) -> Vec<Cidr> {
+    let mut left = Vec::new();
+    let mut rest = range;
+    while rest.prefix < stranger.prefix && rest.contains(stranger.address) {
+        let halves = halves(rest);
+        let holds = usize::from(halves[1].contains(stranger.address));
+        left.push(halves[1 - holds]);
+        rest = halves[holds];
+    }
+    if !stranger.contains(rest.address) {
+        left.push(rest);
+    }
+    left
+}
+
+fn halves(Cidr { address, prefix }: Cidr) -> [Cidr; 2] {
+    let upper = match address {
+        IpAddr::V4(lower) => IpAddr::from((lower.to_bits() | 1 << (31 - prefix)).to_be_bytes()),
+        IpAddr::V6(lower) => IpAddr::from((lower.to_bits() | 1 << (127 - prefix)).to_be_bytes()),
+    };
+    [address, upper].map(|address| Cidr { address, prefix: prefix + 1 })
 }
 
 /// hosts(5): an address and its names per line, `#` begins a comment; names are case-insensitive.
@@ -109,20 +135,20 @@ fn parse_hosts(text: &str) -> HashMap<String, Vec<IpAddr>> {
 mod tests {
     use super::*;
 
+    fn cidrs(texts: &[&str]) -> Vec<Cidr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
     #[test]
-    fn names_are_looked_up_in_hosts_first() {
-        let hosts = "127.0.1.1 node4\n10.0.0.1 Node1 node1.site # node9\nfd00::1 node1\nwrong node2\n";
-        let names = ["node1", "10.0.0.7", "NODE1.SITE", "node2", "node9", "node4"].map(String::from);
-        let mut asked = Vec::new();
-        let (found, unresolved) = addresses(names.into(), hosts, |name| {
-            asked.push(name.to_owned());
-            if name == "node2" { vec!["10.0.0.2".parse().unwrap()] } else { Vec::new() }
-        });
-        let node = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-        let expected: [Vec<IpAddr>; 4] =
-            [node(&["10.0.0.1"]), node(&["10.0.0.1", "fd00::1"]), node(&["10.0.0.2"]), node(&["10.0.0.7"])];
-        assert_eq!(found, expected, "NODE1.SITE has an IPv4 address only");
-        assert_eq!(unresolved, ["node9", "node4"]);
-        assert_eq!(asked, ["node2", "node9"]);
+    fn ranges_are_cut_around_strangers() {
+        let left = |ranges: &[&str], strangers: &[&str]| without(cidrs(ranges), &cidrs(strangers));
+        assert_eq!(left(&["10.0.0.0/16", "10.0.4.0/24"], &[]), cidrs(&["10.0.0.0/16"]));
+        assert_eq!(left(&["10.0.0.0/30"], &["10.0.0.2/32"]), cidrs(&["10.0.0.0/31", "10.0.0.3/32"]));
+        assert_eq!(left(&["10.0.0.0/24"], &["10.0.0.0/16"]), []);
+        assert_eq!(left(&["10.0.0.9/32"], &["10.0.0.9/32"]), []);
+        assert_eq!(left(&["10.0.0.0/24"], &["10.1.0.0/16", "fd00::1/128"]), cidrs(&["10.0.0.0/24"]));
+        assert_eq!(left(&["fd00::/127"], &["fd00::1/128"]), cidrs(&["fd00::/128"]));
+        let all = left(&["0.0.0.0/1"], &["127.0.0.1/32"]);
+        assert_eq!(all.len(), 31);
     }
 }

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use uvn_control::feed::{Feed, FeedError, Others, Status};
-use uvn_control::network::{DataPath, Network, Nic};
+use uvn_control::network::{DataPath, Network, Nic, Node};
 use uvn_control::peers::Peers;
 use uvn_dataplane::client::Client;
 use uvn_dataplane::config::Path as Gear;
@@ -107,7 +107,7 @@ fn nic(address: &str) -> Nic {
 
 fn others(nic: &Nic, nodes: &[&str]) -> Others {
     let nodes = nodes.iter().map(|node| vec![node.parse().unwrap()]).collect();
-    Others::new(nic, &Peers { nodes, ..Peers::default() })
+    Others::new(&Node::default(), nic, &Peers { nodes, ..Peers::default() })
 }
 
 /// A user's network, with its endpoint.

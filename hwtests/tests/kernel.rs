@@ -12,7 +12,7 @@ use uvn_control::config::Config;
 use uvn_control::feed::Others;
 use uvn_control::netlink::{Changes, Monitor, Netlink, NetlinkError};
 use uvn_control::network::{FIRST_TABLE, Network, Node as Facts};
-use uvn_control::peers::Peers;
+use uvn_control::peers::{self, Directory, Peers};
 use uvn_control::plan::{self, Item, Step};
 use uvn_control::{firewall, sysctl};
 use uvn_dataplane::link;
@@ -36,7 +36,9 @@ impl Control {
         let config: Config = toml::from_str(config).unwrap();
         let netlink = Netlink::open().unwrap();
         let facts = netlink.node(&config).unwrap();
-        let peers = config.resolve_peers().unwrap();
+        let mut directory = Directory::new(Path::new(peers::KNOWN));
+        directory.follow(&config.peers).unwrap();
+        let peers = directory.peers();
         Control { config, netlink, facts, peers }
     }
 
@@ -54,7 +56,7 @@ impl Control {
     fn items(&self, network: &Network) -> Vec<Item> {
         let mut items = plan::network(&self.facts, network);
         for nic in &self.facts.nics {
-            items.extend(Others::new(nic, &self.peers).entries(nic, network));
+            items.extend(Others::new(&self.facts, nic, &self.peers).entries(nic, network));
         }
         items
     }

@@ -160,7 +160,7 @@ mod tests {
     fn without_uvnd_only_those_who_are_policed_fail() {
         let silent = Silent::new("gone");
         let uvnd = Uvnd { socket: silent.folder.join("nobody"), ..silent.uvnd() };
-        let config = "policed = [\"1000-1999\"]\n[[underlay]]\nsubnets = [\"10.0.0.0/24\"]\n";
+        let config = "policed = [\"1000-1999\"]\n[[underlay]]\nsubnets = [\"10.0.0.0/24\"]\n[peers]\nnodes = [\"n1\"]\n";
         std::fs::write(&uvnd.config, config).unwrap();
         let attach = |uid| Step { uid, job: 1, step: 0 }.attach(&uvnd, PATIENCE, 1);
         assert_eq!(attach(0), Ok(()));

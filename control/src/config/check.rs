@@ -1,8 +1,9 @@
 //! The rules for each key of `uvn.toml`.
 
 use super::{Config, MAX_UID, Nat, OffSubnet, PathChoice, PeerList, Underlay, VniRange};
+use crate::feed::MAX_PREFIXES;
 use crate::network::MAX_NICS;
-use crate::peers::hostlist;
+use crate::peers::{hostlist, without};
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -42,7 +43,13 @@ impl TomlFile for Config {
             "first" => "a VNI from 1, with all that follow up to 16777215 and in no other range",
             "ipv4" => "an IPv4 subnet from /8 to /30 that overlaps no underlay, such as \"100.64.0.0/10\"",
             "ipv6" => "an IPv6 subnet up to /126 that overlaps no underlay, such as \"fd75:766e::/64\"",
-            "range" => "subnets such as \"10.0.0.0/16\"; IPv6 ones /96 or longer",
+            "peers" => {
+                "the nodes that run uvn, in a table [peers]: `range`, `nodes` or `slurm`, such as range = [\"10.0.0.0/16\"]"
+            }
+            "range" => {
+                "subnets such as \"10.0.0.0/16\"; IPv6 ones /96 or longer; without `hosts`, 900 prefixes at most: give \
+                 those as subnets, or list `nodes`"
+            }
             "nodes" => "addresses and host names, also many at once such as \"node[01-16,20]\"",
             "slurm" => "the absolute path of slurm.conf",
             "default" => "\"allow\" or \"deny\"",
@@ -68,7 +75,10 @@ impl TomlFile for Config {
         self.check_hosts()?;
         check_vnis(&self.vnis)?;
         self.check_nat().map_err(|invalid| invalid.within("nat"))?;
-        self.peers.check().map_err(|invalid| invalid.within("peers"))?;
+        if self.peers == PeerList::default() {
+            return Err(Invalid::new("peers", "it lists nobody"));
+        }
+        self.peers.check(&self.hosts).map_err(|invalid| invalid.within("peers"))?;
         self.off_subnet.check().map_err(|invalid| invalid.within("off_subnet"))
     }
 }
@@ -198,7 +208,7 @@ impl Underlay {
 }
 
 impl PeerList {
-    fn check(&self) -> Result<(), Invalid> {
+    fn check(&self, hosts: &[Cidr]) -> Result<(), Invalid> {
         each_once("range", self.range.iter())?;
         for (index, range) in self.range.iter().enumerate() {
             let key = format!("range[{index}]");
@@ -208,6 +218,9 @@ impl PeerList {
                 return Err(Invalid::new(key, format!("{range} is too wide")));
             }
         }
+        let prefixes = without(self.range.clone(), hosts).len();
+        within("range", prefixes as u64, 0..=MAX_PREFIXES as u64)
+            .map_err(|_| Invalid::new("range", format!("without `hosts` it is {prefixes} prefixes")))?;
         each_once("nodes", self.nodes.iter())?;
         for (index, nodes) in self.nodes.iter().enumerate() {
             hostlist::expand(nodes)
@@ -261,11 +274,6 @@ fn check_vnis(vnis: &[VniRange]) -> Result<(), Invalid> {
 pub(super) fn hints(config: &Config) -> Vec<String> {
     let mut hints = Vec::new();
     let peers = &config.peers;
-    if peers.range.is_empty() && peers.nodes.is_empty() && peers.slurm.is_none() {
-        hints.push(
-            "[peers] lists nobody: every host on the underlay's subnets may send to the networks".into(),
-        );
-    }
     let is_listed = !peers.nodes.is_empty() || peers.slurm.is_some();
     for (index, underlay) in config.underlays.iter().enumerate() {
         let may_be_kernel = matches!(underlay.path, PathChoice::Auto | PathChoice::Kernel);

@@ -117,10 +117,8 @@ fn hints_name_what_deserves_a_look() {
     let mut config: Config = parse(GOOD).unwrap();
     let hints = config.hints();
     assert!(hints.iter().any(|hint| hint.contains("UID 70000's goes to UID 20000000")), "{hints:?}");
-    assert!(!hints.iter().any(|hint| hint.contains("[peers]")), "{hints:?}");
-    config.peers = PeerList::default();
+    config.peers = PeerList { range: config.peers.range, ..PeerList::default() };
     let hints = config.hints();
-    assert!(hints.iter().any(|hint| hint.contains("[peers] lists nobody")));
     assert!(hints.iter().any(|hint| hint.contains("underlay[0]: over IPv6")), "{hints:?}");
     // The first underlay has a group.
     let lonely: Vec<&String> = hints.iter().filter(|hint| hint.contains("finds no other node")).collect();
@@ -242,6 +240,21 @@ fn nat_peers_and_groups() {
         "range = [\"fd00::/64\"]",
         &["peers.range[0]: fd00::/64 is too wide"],
     );
+    for nobody in ["", "[peers]\n", "[peers]\nnodes = []\nrange = []\n"] {
+        let (_, broken) =
+            parse::<Config>(&format!("[[underlay]]\nsubnets = [\"10.0.0.0/16\"]\n{nobody}")).unwrap_err();
+        let text = broken.to_string();
+        assert!(
+            text.starts_with("peers: it lists nobody; allowed: ") && text.contains("`range`, `nodes`"),
+            "{text}"
+        );
+    }
+    let scattered: Vec<String> = (0..120).map(|host| format!("\"10.0.{}.77\"", 2 * host)).collect();
+    let hosts = format!("[{}]", scattered.join(", "));
+    let (_, broken) =
+        parse::<Config>(&GOOD.replace("[\"10.0.0.250\", \"10.1.0.0/24\"]", &hosts)).unwrap_err();
+    let text = broken.to_string();
+    assert!(text.starts_with("peers.range: without `hosts` it is ") && text.contains("900"), "{text}");
     refused("node[01-16,20]", "node[01-16", &["peers.nodes[0]: ", "is not a node list"]);
     refused("\"/etc/slurm/slurm.conf\"", "\"slurm.conf\"", &["peers.slurm: `slurm.conf`"]);
     refused(
@@ -273,7 +286,8 @@ fn without_examples(text: &str) -> String {
 fn the_example_holds_the_defaults_that_it_says() {
     let text = include_str!("../../../tools/uvn.example.toml");
     let full: Config = parse(text).unwrap();
-    let least: Config = parse("[[underlay]]\nsubnets = [\"10.0.0.0/16\"]").unwrap();
+    let least: Config =
+        parse("[[underlay]]\nsubnets = [\"10.0.0.0/16\"]\n[peers]\nrange = [\"10.0.0.0/16\"]").unwrap();
     assert_eq!(parse::<Config>(&without_examples(text)).unwrap(), least);
     assert_eq!((full.underlays.len(), full.vnis.len(), full.hosts.len()), (2, 1, 2));
     // Every key is there, so that none has a default which the example does not show.

@@ -23,7 +23,7 @@ impl Networks {
             self.node.nics.iter().filter(|nic| nic.path == DataPath::Engine).cloned().collect();
         let mut demoted = false;
         for nic in engines {
-            let others = Others::new(&nic, &self.peers);
+            let others = Others::new(&self.node, &nic, &self.peers);
             let wanted = self.wanted();
             let followed = match self.feeds.iter().position(|feed| feed.nic().name == nic.name) {
                 Some(at) => self.follow_feed(at, nic.clone(), others, wanted),

@@ -4,6 +4,7 @@ use super::networks::{ASK, Networks, items, policy};
 use crate::config::Config;
 use crate::netlink::Changes;
 use crate::network::Network;
+use crate::peers;
 use crate::plan::{self, Step};
 use std::time::Instant;
 use uvn_dataplane::protocol::{Code, Failure};
@@ -73,23 +74,32 @@ impl Networks {
     /// What time brings, once a second.
     pub(super) fn tick(&mut self, now: Instant) {
         self.expire();
-        if now >= self.resync || (now >= self.retry && !self.faults.is_empty()) {
+        self.directory.turn(now);
+        let other_nodes = self.learn_peers();
+        if other_nodes || now >= self.resync || (now >= self.retry && !self.faults.is_empty()) {
             self.reap();
+            if self.peers_fault.is_some() {
+                self.list_peers();
+            }
             self.reconcile();
         }
     }
 
-    /// Resolves the nodes that run uvn; keeps those that were known if that fails.
-    pub(super) fn resolve_peers(&mut self) {
-        match self.config.resolve_peers() {
-            Ok(peers) => {
-                if !peers.unresolved.is_empty() {
-                    self.warn(format!("peers: no address for {}", peers.unresolved.join(", ")));
-                }
-                self.peers = peers;
-            }
-            Err(error) => self.warn(error.to_string()),
+    /// Lists the nodes that run uvn, and has their addresses asked; keeps those that were listed if that fails.
+    pub(super) fn list_peers(&mut self) {
+        let listed = self.directory.follow(&self.config.peers);
+        self.peers_fault = listed.err().map(|error| error.to_string());
+        self.learn_peers();
+    }
+
+    /// Takes over what the directory knows; whether that is other nodes than before.
+    pub(super) fn learn_peers(&mut self) -> bool {
+        let before = std::mem::replace(&mut self.peers, self.directory.peers());
+        let changed = (&before.ranges, &before.nodes) != (&self.peers.ranges, &self.peers.nodes);
+        if changed && let Err(error) = self.directory.save() {
+            self.warn(format!("{}: the addresses of nodes are not kept: {error}", peers::KNOWN));
         }
+        changed
     }
 
     /// Reads the configuration again, and follows it. The old one stays if the new one is bad.
@@ -115,7 +125,7 @@ impl Networks {
             self.start_relay();
         }
         self.demoted.clear();
-        self.resolve_peers();
+        self.list_peers();
         Ok(self.reconcile())
     }
 

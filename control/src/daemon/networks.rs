@@ -12,7 +12,7 @@ use crate::lease::state::{self, StateError};
 use crate::lease::{self, LeaseError, Leases};
 use crate::netlink::{self, Netlink, NetlinkError};
 use crate::network::{DataPath, FIRST_TABLE, Network, Node, uid_of};
-use crate::peers::Peers;
+use crate::peers::{self, Directory, Peers};
 use crate::plan::{self, Item};
 use crate::relay::Relay;
 use mio::unix::SourceFd;
@@ -35,6 +35,8 @@ pub(super) const RESYNC: Duration = Duration::from_secs(30);
 pub(super) const ASK: Duration = Duration::from_millis(250);
 /// How often a network that is not as it shall be is tried again.
 pub(super) const RETRY: Duration = Duration::from_secs(5);
+/// How long the start waits for the addresses of nodes: without them, users reach nobody.
+const GREETING: Duration = Duration::from_secs(2);
 /// Comparing again finds what the kernel took along with something else. More rounds than this do not help.
 pub(super) const ROUNDS: usize = 4;
 
@@ -116,7 +118,11 @@ pub struct Networks {
     pub(super) wanted_by_peers: BTreeSet<(Vni, IpAddr)>,
     /// When the data planes are asked for theirs.
     pub(super) ask: Instant,
+    pub(super) directory: Directory,
+    /// Those that the directory knows.
     pub(super) peers: Peers,
+    /// Why they cannot be listed.
+    pub(super) peers_fault: Option<String>,
     /// NICs that `auto` left to the kernel, and why.
     pub(super) demoted: BTreeMap<String, String>,
     pub(super) resync: Instant,
@@ -164,7 +170,9 @@ impl Networks {
             unknown: open_unknown(registry, unknown),
             wanted_by_peers: BTreeSet::new(),
             ask: now,
+            directory: Directory::new(Path::new(peers::KNOWN)),
             peers: Peers::default(),
+            peers_fault: None,
             demoted: BTreeMap::new(),
             resync: now,
             retry: now,
@@ -178,7 +186,9 @@ impl Networks {
         }
         networks.reap();
         networks.start_relay();
-        networks.resolve_peers();
+        networks.list_peers();
+        networks.directory.wait(GREETING);
+        networks.learn_peers();
         networks.reconcile();
         Ok(networks)
     }
@@ -234,7 +244,7 @@ impl Networks {
 pub fn items(node: &Node, peers: &Peers, network: &Network) -> Vec<Item> {
     let mut items = plan::network(node, network);
     for nic in node.nics.iter().filter(|nic| nic.path == DataPath::Kernel && !nic.vteps().is_empty()) {
-        items.extend(Others::new(nic, peers).entries(nic, network));
+        items.extend(Others::new(node, nic, peers).entries(nic, network));
     }
     items
 }

@@ -10,6 +10,8 @@ impl Networks {
     /// For `uvn status`.
     pub(super) fn status(&mut self) -> Status {
         let mut warnings = self.warnings.clone();
+        warnings.extend(self.peers_fault.clone());
+        warnings.extend(self.peers.complaint());
         let mut nics = Vec::new();
         for nic in self.node.nics.clone() {
             let engine =

@@ -242,6 +242,12 @@ pub fn left() -> Vec<String> {
     configs.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect()
 }
 
+/// The peers that a NIC's data plane was told of the last time; None: none was.
+#[must_use]
+pub fn was_told(nic: &str) -> Option<Peers> {
+    Config::load(&Path::new(RUN).join(format!("{nic}.toml"))).ok().map(|config| config.peers)
+}
+
 /// Ends the data plane of a NIC without its [`Feed`]: `uvnd` has ended.
 ///
 /// # Errors

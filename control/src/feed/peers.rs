@@ -1,7 +1,7 @@
 //! The other nodes as a NIC's data path wants them.
 
-use crate::network::{Network, Nic};
-use crate::peers::Peers as Configured;
+use crate::network::{Network, Nic, Node};
+use crate::peers::{Peers as Configured, without};
 use crate::plan::Item;
 use std::net::IpAddr;
 use uvn_dataplane::config::{Cidr, Peers, Vtep};
@@ -9,8 +9,8 @@ use uvn_wire::ethernet::Mac;
 
 /// Nodes at most that a network's broadcast and multicast is replicated to: beyond, it takes a multicast group.
 pub const MAX_BROADCAST: usize = 1024;
-/// Prefixes that the XDP program holds, less some for the configured ones.
-const MAX_PREFIXES: usize = 900;
+/// Prefixes that the XDP program holds, less some.
+pub const MAX_PREFIXES: usize = 900;
 
 /// The other nodes on one NIC.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,29 +22,29 @@ pub struct Others {
 }
 
 impl Others {
-    /// What of the configured peers concerns one NIC. If none are configured, every node on its subnets may be one.
+    /// What of the configured peers concerns one NIC. Nobody else is one: a machine on its subnets may be anybody's, and
+    /// so may those in a range that are known to run no uvn, the hosts that `node` lists and its routers.
     ///
     /// A VTEP is of the family of the NIC's first address, since an endpoint has one MAC, which names its VTEP.
     #[must_use]
-    pub fn new(nic: &Nic, configured: &Configured) -> Others {
-        let Configured { ranges, nodes, .. } = configured;
+    pub fn new(node: &Node, nic: &Nic, configured: &Configured) -> Others {
         let Some(own) = nic.vteps().first().copied() else { return Others::default() };
-        let subnets = nic.subnets.as_slice();
         let is_vtep = |address: &IpAddr| address.is_ipv4() == own.is_ipv4();
-        let on_nic = |address: &IpAddr| subnets.iter().any(|subnet| subnet.contains(*address));
+        let on_nic = |address: &IpAddr| nic.subnets.iter().any(|subnet| subnet.contains(*address));
+        let is_host = |address: &IpAddr| node.hosts.iter().any(|host| host.contains(*address));
         let mut others = Others::default();
-        let everywhere = if ranges.is_empty() && nodes.is_empty() { subnets } else { ranges.as_slice() };
-        for range in everywhere.iter().filter(|range| is_vtep(&range.address)) {
-            for range in subnets.iter().filter_map(|subnet| common(range, subnet)) {
-                // Wider IPv6 ranges leave a MAC too few bits: such nodes must be listed.
-                if (own.is_ipv4() || range.prefix >= 96) && !others.allowed.range.contains(&range) {
-                    others.allowed.range.push(range);
-                }
-            }
-        }
+        let ranges = configured.ranges.iter().filter(|range| is_vtep(&range.address));
+        let on_subnets =
+            ranges.flat_map(|range| nic.subnets.iter().filter_map(|subnet| common(range, subnet)));
+        // Wider IPv6 ranges leave a MAC too few bits: such nodes must be listed.
+        let usable = on_subnets.filter(|range| own.is_ipv4() || range.prefix >= 96);
+        let routers = node.exits.iter().filter_map(|exit| exit.gateway).map(host);
+        let strangers: Vec<Cidr> = node.hosts.iter().copied().chain(routers).collect();
+        others.allowed.range = without(usable.collect(), &strangers);
         let has_other_family = nic.addresses.iter().any(|cidr| !is_vtep(&cidr.address));
-        for node in nodes {
-            let mut overlay: Vec<IpAddr> = node.iter().copied().filter(on_nic).collect();
+        for listed in &configured.nodes {
+            let mut overlay: Vec<IpAddr> =
+                listed.iter().copied().filter(|address| on_nic(address) && !is_host(address)).collect();
             overlay.sort_by_key(|address| !is_vtep(address));
             overlay.dedup();
             let Some(address) = overlay.first().copied().filter(is_vtep) else { continue };
@@ -66,8 +66,7 @@ impl Others {
             return;
         }
         if is_open && self.allowed.range.len() < MAX_PREFIXES {
-            let prefix = if node.address.is_ipv4() { 32 } else { 128 };
-            self.allowed.range.push(Cidr { address: node.address, prefix });
+            self.allowed.range.push(host(node.address));
         } else {
             self.allowed.vtep.push(node.clone());
         }
@@ -121,6 +120,10 @@ impl Others {
     }
 }
 
+fn host(address: IpAddr) -> Cidr {
+    Cidr { address, prefix: if address.is_ipv4() { 32 } else { 128 } }
+}
+
 /// What two prefixes have in common: the longer one, if it lies in the other.
 fn common(a: &Cidr, b: &Cidr) -> Option<Cidr> {
     let (wide, narrow) = if a.prefix <= b.prefix { (a, b) } else { (b, a) };
@@ -130,7 +133,7 @@ fn common(a: &Cidr, b: &Cidr) -> Option<Cidr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::DataPath;
+    use crate::network::{DataPath, Exit};
     use uvn_wire::vxlan::Vni;
 
     fn nic(addresses: &[&str], subnets: &[&str]) -> Nic {
@@ -154,8 +157,12 @@ mod tests {
     }
 
     fn others(nic: &Nic, ranges: &[Cidr], nodes: &[Vec<IpAddr>]) -> Others {
+        others_on(&Node::default(), nic, ranges, nodes)
+    }
+
+    fn others_on(node: &Node, nic: &Nic, ranges: &[Cidr], nodes: &[Vec<IpAddr>]) -> Others {
         let (ranges, nodes) = (ranges.to_vec(), nodes.to_vec());
-        Others::new(nic, &Configured { ranges, nodes, unresolved: Vec::new() })
+        Others::new(node, nic, &Configured { ranges, nodes, unresolved: Vec::new() })
     }
 
     fn cidrs(texts: &[&str]) -> Vec<Cidr> {
@@ -167,18 +174,33 @@ mod tests {
     }
 
     #[test]
-    fn without_peers_the_subnets_are_the_peers() {
+    fn without_peers_nobody_is_one() {
         let nic = nic(&["10.0.0.1/16", "fd00::1/64"], &["10.0.0.0/16", "fd00::/64"]);
-        let others = others(&nic, &[], &[]);
-        assert_eq!(others.allowed.range, cidrs(&["10.0.0.0/16"]));
-        assert!(others.broadcast().is_empty());
+        assert_eq!(others(&nic, &[], &[]), Others::default());
     }
 
     #[test]
     fn ranges_are_cut_to_the_nic() {
         let ranges = cidrs(&["10.0.0.0/8", "10.0.4.0/24", "10.1.0.0/16", "fd00::/112"]);
         let others = others(&nic(&["10.0.0.1/16"], &["10.0.0.0/16"]), &ranges, &[]);
-        assert_eq!(others.allowed.range, cidrs(&["10.0.0.0/16", "10.0.4.0/24"]));
+        assert_eq!(others.allowed.range, cidrs(&["10.0.0.0/16"]));
+    }
+
+    #[test]
+    fn hosts_and_routers_in_a_range_are_no_peers() {
+        let nic = nic(&["10.0.0.1/24"], &["10.0.0.0/24"]);
+        let gateway = Some("10.0.0.254".parse().unwrap());
+        let exit = Exit { device: "em1".into(), gateway, address: "10.0.0.1".parse().unwrap() };
+        let node = Node { hosts: cidrs(&["10.0.0.250/32"]), exits: vec![exit], ..Node::default() };
+        let ranges = cidrs(&["10.0.0.0/24"]);
+        let others = others_on(&node, &nic, &ranges, &[]);
+        let strangers: Vec<u8> = (0..=255).filter(|last| !others.allows([10, 0, 0, *last].into())).collect();
+        assert_eq!(strangers, [250, 254]);
+        // A router may run uvn: then it is listed. What is listed as a host does not.
+        let listed = [ips(&["10.0.0.254"]), ips(&["10.0.0.250"])];
+        let others = others_on(&node, &nic, &ranges, &listed);
+        assert!(others.allows(listed[0][0]) && !others.allows(listed[1][0]));
+        assert_eq!(others.broadcast(), ips(&["10.0.0.254"]));
     }
 
     #[test]

@@ -1,0 +1,193 @@
+//! What the names of the nodes stand for, asked beside the daemon's loop: a resolver that does not answer holds up nobody.
+//!
+//! A name that has had an answer keeps it while it is listed, over a restart of uvnd, too: nodes go on when DNS is away.
+
+use super::{Peers, PeersError, names, parse_hosts};
+use crate::config::PeerList;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::fs;
+use std::net::{IpAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use uvn_dataplane::config::Cidr;
+
+/// The pause before names without an answer are asked again.
+pub const AGAIN: Duration = Duration::from_secs(10);
+/// For how long names are asked; those whose turn has not come are the next ones.
+const PASS: Duration = Duration::from_secs(10);
+/// Names that are asked at once.
+const AT_ONCE: usize = 8;
+
+/// A name and its addresses; none: no answer.
+type Answer = (String, Vec<IpAddr>);
+type Resolver = Arc<dyn Fn(&str) -> Vec<IpAddr> + Send + Sync>;
+
+/// The names that are listed, and their addresses as far as they are known.
+pub struct Directory {
+    /// Where what is known outlives the process.
+    file: PathBuf,
+    resolver: Resolver,
+    ranges: Vec<Cidr>,
+    names: Vec<String>,
+    known: BTreeMap<String, Vec<IpAddr>>,
+    /// Names without an answer, in the order in which they are asked.
+    open: VecDeque<String>,
+    asking: Option<Receiver<Answer>>,
+    again: Instant,
+}
+
+impl fmt::Debug for Directory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Directory { names, known, open, .. } = self;
+        f.debug_struct("Directory").field("names", names).field("known", known).field("open", open).finish()
+    }
+}
+
+impl Directory {
+    /// Knows what an earlier one has left in the file; a file that is not there, or broken, says nothing.
+    #[must_use]
+    pub fn new(file: &Path) -> Directory {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        Directory {
+            file: file.into(),
+            resolver: Arc::new(system),
+            ranges: Vec::new(),
+            names: Vec::new(),
+            known: serde_json::from_str(&text).unwrap_or_default(),
+            open: VecDeque::new(),
+            asking: None,
+            again: Instant::now(),
+        }
+    }
+
+    /// Follows the list, and has its names asked.
+    ///
+    /// # Errors
+    /// slurm.conf cannot be read, or a node list cannot be expanded: then what was listed before stays.
+    pub fn follow(&mut self, list: &PeerList) -> Result<(), PeersError> {
+        self.names = names(list)?;
+        self.ranges.clone_from(&list.range);
+        let listed: BTreeSet<&String> = self.names.iter().collect();
+        self.known.retain(|name, _| listed.contains(name));
+        self.open = self.names.iter().filter(|name| name.parse::<IpAddr>().is_err()).cloned().collect();
+        let now = Instant::now();
+        (self.asking, self.again) = (None, now);
+        self.turn(now);
+        Ok(())
+    }
+
+    /// Takes the answers that have come, and asks again for what has none.
+    pub fn turn(&mut self, now: Instant) {
+        loop {
+            match self.asking.as_ref().map(Receiver::try_recv) {
+                Some(Ok(answer)) => self.learn(answer),
+                Some(Err(TryRecvError::Empty)) => return,
+                Some(Err(TryRecvError::Disconnected)) => {
+                    (self.asking, self.again) = (None, now + AGAIN);
+                    self.complain();
+                }
+                None if now >= self.again && !self.open.is_empty() => {
+                    self.look_in_hosts();
+                    self.asking = Some(self.ask());
+                }
+                None => return,
+            }
+        }
+    }
+
+    /// Waits until all have been asked, so long at most.
+    pub fn wait(&mut self, patience: Duration) {
+        let end = Instant::now() + patience;
+        while let Some(asking) = &self.asking {
+            match asking.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(answer) => self.learn(answer),
+                Err(RecvTimeoutError::Timeout) => return,
+                Err(RecvTimeoutError::Disconnected) => {
+                    (self.asking, self.again) = (None, Instant::now() + AGAIN);
+                }
+            }
+        }
+    }
+
+    /// The nodes, by what is known.
+    #[must_use]
+    pub fn peers(&self) -> Peers {
+        let literal = |name: &String| name.parse().ok().map(|address| vec![address]);
+        let addresses = |name: &String| literal(name).or_else(|| self.known.get(name).cloned());
+        let nodes: BTreeSet<Vec<IpAddr>> = self.names.iter().filter_map(addresses).collect();
+        let mut unresolved: Vec<String> = self.open.iter().cloned().collect();
+        unresolved.sort_unstable();
+        Peers { ranges: self.ranges.clone(), nodes: nodes.into_iter().collect(), unresolved }
+    }
+
+    /// Keeps what is known for the next start.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self) -> std::io::Result<()> {
+        let new = self.file.with_extension("new");
+        let text = serde_json::to_string(&self.known).unwrap_or_default();
+        fs::write(&new, text).and_then(|()| fs::rename(&new, &self.file))
+    }
+
+    /// What the log says once all have been asked.
+    fn complain(&self) {
+        if !self.open.is_empty() {
+            tracing::warn!(names = ?self.open, "no address for nodes of [peers]; they are asked again");
+        }
+    }
+
+    /// /etc/hosts need not be waited for.
+    fn look_in_hosts(&mut self) {
+        let hosts = parse_hosts(&fs::read_to_string("/etc/hosts").unwrap_or_default());
+        for name in self.open.clone() {
+            if let Some(addresses) = hosts.get(&name.to_ascii_lowercase()) {
+                self.learn((name, addresses.clone()));
+            }
+        }
+    }
+
+    fn learn(&mut self, (name, mut addresses): Answer) {
+        // A node's own name is often a loopback address to itself.
+        addresses.retain(|address| !address.is_loopback());
+        addresses.sort_unstable();
+        addresses.dedup();
+        self.open.retain(|open| *open != name);
+        if addresses.is_empty() {
+            // Behind those that have not been asked.
+            self.open.push_back(name);
+        } else {
+            self.known.insert(name, addresses);
+        }
+    }
+
+    /// Asks in threads of their own. The answers end when all names are asked, or the time is over.
+    fn ask(&self) -> Receiver<Answer> {
+        let (sender, receiver) = channel();
+        let (names, end) = (Arc::new(Mutex::new(self.open.clone())), Instant::now() + PASS);
+        for _ in 0..AT_ONCE.min(self.open.len()) {
+            let (names, resolver, sender) = (Arc::clone(&names), Arc::clone(&self.resolver), sender.clone());
+            std::thread::spawn(move || {
+                let next = || names.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                while let (true, Some(name)) = (Instant::now() < end, next()) {
+                    let addresses = resolver(&name);
+                    if sender.send((name, addresses)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        receiver
+    }
+}
+
+fn system(name: &str) -> Vec<IpAddr> {
+    let found = (name, 0).to_socket_addrs();
+    found.map_or_else(|_| Vec::new(), |addresses| addresses.map(|address| address.ip()).collect())
+}
+
+#[cfg(test)]
+mod tests;
