@@ -13,6 +13,7 @@ use crate::limited;
 use crate::network::{DataPath, Nic, Node};
 use crate::peers::Peers;
 use crate::sysctl::Opened;
+use std::collections::BTreeSet;
 use std::fmt::{Display, Write as _};
 use std::fs;
 use std::io;
@@ -174,18 +175,37 @@ fn subnet(cidr: &Cidr) -> String {
 
 /// Before what leaves is tracked. What leaves a network has its NAT address: the endpoint's own is the node's outside,
 /// and the answers would come to the node's sockets.
+///
+/// Whoever sends to a VXLAN port is in every network, so that is for root's sockets. What kernel VXLAN sends has the UID
+/// and the mark of the socket whose packet it carries: a user's own mark, or the one that packets of the system's services
+/// get inside a network. To make either takes a privilege.
 fn output(node: &Node, kernel: &[&Nic]) -> String {
     /// The bits of a mark that say whose socket it is.
     const KIND: u32 = 0xf000_0000;
+    /// Of no user's socket, and inside a network.
+    const SERVICE: u32 = 0x5000_0000;
 
+    let users = Mark::bound(0, 0).0;
     let mut rules = Vec::new();
     for nic in kernel {
-        // VXLAN inside of VXLAN. What kernel VXLAN itself sends carries the mark of the user's socket.
+        // VXLAN inside of VXLAN.
         rules.push(format!("oifname \"uvn*\" udp dport {} counter drop", nic.port));
-        rules.push(format!("oifname \"{}\" udp dport {} notrack accept", nic.name, nic.port));
+        let carried = format!("meta mark & {KIND:#x} != {{ {SERVICE:#x}, {users:#x} }}");
+        let outer = format!("oifname \"{}\" udp dport {}", nic.name, nic.port);
+        rules.push(format!("{outer} meta skuid != 0 {carried} counter drop"));
+        rules.push(format!("{outer} notrack accept"));
+    }
+    let ports: BTreeSet<u16> = node.nics.iter().map(|nic| nic.port).collect();
+    if !ports.is_empty() {
+        rules.push(format!("udp dport {} meta skuid != 0 counter drop", set(ports)));
+    }
+    if !kernel.is_empty() {
+        rules.push(format!(
+            "oifname \"uvn*\" meta mark & {KIND:#x} != {users:#x} meta mark set meta mark & {:#x} | {SERVICE:#x}",
+            !KIND
+        ));
     }
     rules.push("oifname \"uvn*\" notrack accept".into());
-    let users = Mark::bound(0, 0).0;
     for (ip, pool) in pools(node) {
         rules.push(format!("{ip} daddr {pool} drop"));
         rules.push(format!("meta mark & {KIND:#x} == {users:#x} {ip} saddr != {pool} counter drop"));

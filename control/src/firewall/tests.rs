@@ -95,7 +95,10 @@ packets add @reported { @th,96,24 } log group 30070"
     assert_eq!(
         chain("output"),
         "oifname \"uvn*\" udp dport 4790 counter drop
+oifname \"ib0\" udp dport 4790 meta skuid != 0 meta mark & 0xf0000000 != { 0x50000000, 0x70000000 } counter drop
 oifname \"ib0\" udp dport 4790 notrack accept
+udp dport { 4789, 4790 } meta skuid != 0 counter drop
+oifname \"uvn*\" meta mark & 0xf0000000 != 0x70000000 meta mark set meta mark & 0xfffffff | 0x50000000
 oifname \"uvn*\" notrack accept
 ip daddr 100.64.0.0/10 drop
 meta mark & 0xf0000000 == 0x70000000 ip saddr != 100.64.0.0/10 counter drop
