@@ -7,6 +7,7 @@ mod monitor;
 mod node;
 mod reading;
 mod request;
+mod rules;
 mod socket;
 
 pub use monitor::{Changes, Monitor};
@@ -14,6 +15,7 @@ pub use node::Rival;
 
 use crate::network::{MAX_NICS, Network};
 use crate::plan::{Item, NAT_TABLE, Step};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
 use nix::net::if_::if_indextoname;
@@ -65,6 +67,14 @@ pub enum NetlinkError {
         /// The table.
         table: u32,
     },
+    /// A rule of somebody else cannot be put in its place.
+    #[error("cannot move to its place what has been added without a preference, rule {rule}: {source}")]
+    Rule {
+        /// The rule.
+        rule: String,
+        /// The kernel's reason.
+        source: io::Error,
+    },
 }
 
 /// The kernel's network configuration.
@@ -105,7 +115,32 @@ impl Netlink {
     /// # Errors
     /// The kernel's refusal.
     pub fn observe_rules(&self) -> Result<Vec<Item>, NetlinkError> {
-        Ok(self.socket.rules()?.iter().filter_map(reading::rule).collect())
+        Ok(rules::in_order(self.socket.rules()?.iter().filter_map(reading::rule).collect()))
+    }
+
+    /// Puts others' rules that have been added without a preference where they would be without uvn's rules. Returns them
+    /// in words.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn give_way(&self) -> Result<Vec<String>, NetlinkError> {
+        let mut moved = Vec::new();
+        for (before, after) in rules::out_of_place(&self.socket.rules()?) {
+            let words = rules::words(&after);
+            let refused =
+                |refusal: Refusal| NetlinkError::Rule { rule: words.clone(), source: refusal.source };
+            match self.socket.change(RouteNetlinkMessage::NewRule(after), request::NEW) {
+                Err(refusal) if refusal.source.raw_os_error() != Some(libc::EEXIST) => {
+                    return Err(refused(refusal));
+                }
+                _ => {}
+            }
+            match self.socket.change(RouteNetlinkMessage::DelRule(before), 0) {
+                Err(refusal) if !is_gone(&refusal.source) => return Err(refused(refusal)),
+                _ => moved.push(words),
+            }
+        }
+        Ok(moved)
     }
 
     /// All of one network, at a cost that hardly grows with the number of networks. Compare it with

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! rules   0: l3mdev -> the VRF's own table      before `local`, so that an address of the node means the user's
-//!         1: local                              endpoint inside his VRF, not the node's own device
+//!         0: local                              endpoint inside his VRF, not the node's own device
+//!         1: local                              while the other is put behind l3mdev
 //!         2: from this node to a NAT address    unreachable: nobody outside a VRF reaches into it
 //!         3: to a NAT address -> NAT_TABLE      replies from off-subnet, addressed back to the VRF
 //! table   default unreachable                   or a look-up would go on to `main`, and leave the network
@@ -11,6 +12,10 @@
 //!         default via the node's router         off-subnet networks only
 //!         subnets dev ENDPOINT
 //! ```
+//! `local` is the second rule and has preference 0, since the kernel gives a rule without a preference the place before the
+//! second one (fib_default_rule_pref, net/core/fib_rules.c): a site's own then comes after `local`, never before, and
+//! [`crate::netlink::Netlink::give_way`] puts it where it belongs.
+//!
 //! A network's items are in creation order: its table is complete before its VRF goes up. [`diff`] takes away in
 //! another: endpoints before their VRF (a device released from a deleted VRF stays up, in the default VRF), a table's
 //! unreachable routes after it.
@@ -51,10 +56,15 @@ pub fn node(node: &Node) -> Vec<Item> {
     let families: &[bool] = if node.ipv6 { &[true, false] } else { &[true] };
     let mut items = Vec::new();
     for &ipv4 in families {
-        let mut kinds = vec![RuleKind::L3mdev, RuleKind::Local];
         let pool = if ipv4 { node.nat.ipv4 } else { node.nat.ipv6 };
-        kinds.extend([RuleKind::NatUnreachable(pool), RuleKind::NatLookup(pool)]);
-        items.extend((0..).zip(kinds).map(|(priority, kind)| Item::Rule { ipv4, priority, kind }));
+        let rules = [
+            (0, RuleKind::L3mdev),
+            (0, RuleKind::Local),
+            (1, RuleKind::Local),
+            (2, RuleKind::NatUnreachable(pool)),
+            (3, RuleKind::NatLookup(pool)),
+        ];
+        items.extend(rules.map(|(priority, kind)| Item::Rule { ipv4, priority, kind }));
     }
     items
 }

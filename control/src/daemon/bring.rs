@@ -85,6 +85,12 @@ impl Networks {
 
     /// Brings the kernel's objects to what they shall be: rules, and every network.
     pub(super) fn bring_all(&mut self) -> Vec<Step> {
+        match self.netlink.give_way() {
+            Ok(moved) => moved
+                .iter()
+                .for_each(|rule| tracing::info!(rule, "a rule without a preference put in its place")),
+            Err(error) => self.warn(error.to_string()),
+        }
         let mut wanted = plan::node(&self.node);
         let mut networks = Vec::new();
         for network in self.wanted() {

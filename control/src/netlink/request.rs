@@ -25,13 +25,14 @@ use uvn_wire::ethernet::Mac;
 pub const PROTOCOL: RouteProtocol = RouteProtocol::Other(117);
 /// RT_TABLE_LOCAL.
 const TABLE_LOCAL: u8 = 255;
+/// For what is not there yet.
+pub const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
 /// An unlimited lifetime (INFINITY_LIFE_TIME).
 const FOREVER: u32 = u32::MAX;
 
 /// The message that makes an item and the flags that go with it; a TAP is made otherwise.
 pub fn create(item: &Item) -> io::Result<Option<(RouteNetlinkMessage, u16)>> {
     use RouteNetlinkMessage::{NewAddress, NewLink, NewLinkProp, NewNeighbour, NewRoute, NewRule, SetLink};
-    const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
 
     Ok(Some(match item {
         Item::Tap { .. } => return Ok(None),
@@ -229,7 +230,7 @@ fn rule(ipv4: bool, priority: u32, kind: RuleKind) -> RuleMessage {
     message.attributes.push(RuleAttribute::Priority(priority));
     match kind {
         RuleKind::L3mdev => message.attributes.push(RuleAttribute::L3MDev(true)),
-        RuleKind::Local => message.header.table = TABLE_LOCAL,
+        RuleKind::Local | RuleKind::LocalFirst => message.header.table = TABLE_LOCAL,
         RuleKind::NatUnreachable(pool) => {
             message.header.action = RuleAction::Unreachable;
             message.header.dst_len = pool.prefix;

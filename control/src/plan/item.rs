@@ -152,6 +152,8 @@ pub enum RuleKind {
     L3mdev,
     /// The table of the node's own addresses.
     Local,
+    /// The same, before [`RuleKind::L3mdev`] of the same preference: never wanted.
+    LocalFirst,
     /// Packets that this node makes outside VRFs, to a NAT pool: unreachable.
     NatUnreachable(Cidr),
     /// Other packets to a NAT pool: [`NAT_TABLE`].
@@ -212,6 +214,8 @@ impl Item {
             Item::Tap { .. } | Item::Vxlan { .. } => 1,
             Item::Vrf { .. } => 2,
             Item::Route { way: Way::Unreachable, .. } => AFTER_CREATES,
+            // To be made again behind the other, while there is one with preference 1.
+            Item::Rule { kind: RuleKind::LocalFirst, .. } => 0,
             // `local` first, so that it is in neither place only if it is in the other.
             Item::Rule { kind: RuleKind::L3mdev, .. } => AFTER_CREATES + 2,
             Item::Rule { .. } => AFTER_CREATES + 1,
@@ -284,6 +288,7 @@ impl fmt::Display for RuleKind {
         match self {
             RuleKind::L3mdev => f.write_str("a VRF's own table"),
             RuleKind::Local => f.write_str("table local"),
+            RuleKind::LocalFirst => f.write_str("table local, before a VRF's own"),
             RuleKind::NatUnreachable(pool) => write!(f, "from this node to {pool} unreachable"),
             RuleKind::NatLookup(pool) => write!(f, "to {pool} table {NAT_TABLE}"),
         }
