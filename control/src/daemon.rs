@@ -159,7 +159,7 @@ impl Daemon {
                 self.networks.follow(&std::mem::take(&mut self.changes));
                 self.rest = Instant::now() + now.elapsed() * REST;
             }
-            self.networks.turn(now);
+            self.networks.turn(now, self.root.has_work());
             if now >= tick {
                 tick = now + TICK;
                 self.networks.tick(now);

@@ -3,12 +3,14 @@
 //! A data plane says which VNIs it does not know. The kernel's VXLAN drops their packets without a word: there, nftables
 //! logs a packet to us ([`UnknownLog`]), one for each VNI and [`SILENCE_S`], known or not.
 //!
-//! A peer is another node: root there says who sends. It can have any user's network made here, but not many at once,
-//! and never so many that sessions and jobs find no room.
+//! A peer is another node: root there says who sends. It can have any user's network made here, if the user database
+//! knows the user, but not many at once, and never so many that sessions and jobs find no room.
 
 mod log;
+mod users;
 
 pub use log::{GROUP, UnknownLog};
+pub use users::Users;
 
 use crate::config::Config;
 use crate::lease::Leases;
@@ -20,7 +22,7 @@ use uvn_wire::vxlan::Vni;
 
 /// Seconds for which nftables logs nothing more of a VNI.
 pub const SILENCE_S: u32 = 5;
-/// New networks for one VTEP: at once, and then per second.
+/// New networks, and users that the database is asked for, for one VTEP: at once, and then per second.
 const PER_VTEP: (f64, f64) = (10.0, 2.0);
 /// For all of them.
 const IN_ALL: (f64, f64) = (20.0, 5.0);
@@ -28,7 +30,7 @@ const IN_ALL: (f64, f64) = (20.0, 5.0);
 const MAX_NETWORKS: usize = 1000;
 /// How long after a failure a network is not tried again.
 const COOL_DOWN: Duration = Duration::from_secs(30);
-/// VTEPs and failures that are remembered.
+/// VTEPs, failures and users that are remembered.
 const MAX_REMEMBERED: usize = 4096;
 
 /// Why no network is made for a peer's packet.
@@ -37,6 +39,15 @@ pub enum Refusal {
     /// No user has this VNI.
     #[error("no policed user has VNI {0}")]
     NoUser(Vni),
+    /// The user database has no such user.
+    #[error("the user database knows no user {0}")]
+    Stranger(u32),
+    /// It has been asked: to be tried again.
+    #[error("the user database is asked for user {0}")]
+    Asked(u32),
+    /// It is asked for too many.
+    #[error("the user database does not answer as fast as peers send for users that are new here")]
+    Busy,
     /// It could not be made a moment ago.
     #[error("the network of UID {0} could not be made a moment ago")]
     CoolingDown(u32),
@@ -55,6 +66,7 @@ pub enum Refusal {
 #[derive(Debug)]
 pub struct Demand {
     all: Bucket,
+    users: Users,
     vteps: HashMap<IpAddr, Bucket>,
     /// Until when.
     failed: HashMap<u32, Duration>,
@@ -71,8 +83,8 @@ struct Bucket {
 impl Demand {
     /// Nothing yet.
     #[must_use]
-    pub fn new(now: Duration) -> Demand {
-        Demand { all: Bucket::new(IN_ALL, now), vteps: HashMap::new(), failed: HashMap::new() }
+    pub fn new(now: Duration, users: Users) -> Demand {
+        Demand { all: Bucket::new(IN_ALL, now), users, vteps: HashMap::new(), failed: HashMap::new() }
     }
 
     /// Whose network to make, since an allowed VTEP sent to this VNI. None: it is here, and in order.
@@ -105,9 +117,16 @@ impl Demand {
                 return Err(Refusal::TooFast);
             }
         }
+        let known = self.users.knows(uid, now);
+        if known == Some(false) {
+            return Err(Refusal::Stranger(uid));
+        }
         // A peer that is too fast must not use up what all have.
         if !self.vteps.entry(vtep).or_insert(Bucket::new(PER_VTEP, now)).take(now) {
             return Err(Refusal::PeerTooFast(vtep));
+        }
+        if known.is_none() {
+            return Err(if self.users.ask(uid) { Refusal::Asked(uid) } else { Refusal::Busy });
         }
         if !self.all.take(now) {
             return Err(Refusal::TooFast);
@@ -181,6 +200,11 @@ mod tests {
         leases.attach(uid, lease, Duration::ZERO, |slot| config.network_of(uid, slot)).unwrap();
     }
 
+    /// Every user is known.
+    fn demand() -> Demand {
+        Demand::new(NOW, Users::all_known())
+    }
+
     const NOW: Duration = Duration::from_secs(100);
 
     #[test]
@@ -191,7 +215,7 @@ mod tests {
     #[test]
     fn only_policed_users_without_a_network_get_one() {
         let config = config("[[vni]]\nuids = 16777221\nfirst = 60001");
-        let (mut demand, mut leases) = (Demand::new(NOW), Leases::new(100));
+        let (mut demand, mut leases) = (demand(), Leases::new(100));
         let mut ask = |leases: &Leases, number| demand.admit(&config, leases, vni(number), peer(1), NOW);
         assert_eq!(ask(&leases, 1000), Ok(Some(1000)));
         assert_eq!(ask(&leases, 60001), Ok(Some(16_777_221)));
@@ -205,7 +229,7 @@ mod tests {
     #[test]
     fn one_fast_peer_leaves_room_for_others() {
         let (config, leases) = (config(""), Leases::new(100));
-        let mut demand = Demand::new(NOW);
+        let mut demand = demand();
         let mut ask = |number, from, now| demand.admit(&config, &leases, vni(number), from, now);
         let admitted = (0..1000).filter(|user| ask(1000 + user, peer(1), NOW).is_ok()).count();
         assert_eq!(admitted, 10);
@@ -221,7 +245,7 @@ mod tests {
     #[test]
     fn many_vteps_are_not_remembered_for_ever() {
         let (config, leases) = (config(""), Leases::new(100));
-        let mut demand = Demand::new(NOW);
+        let mut demand = demand();
         for second in 0..10_000_u32 {
             let vtep = IpAddr::from((0x0a00_0000 + second).to_be_bytes());
             let now = NOW + Duration::from_secs(second.into());
@@ -237,7 +261,7 @@ mod tests {
     #[test]
     fn what_failed_is_tried_again_later() {
         let (config, leases) = (config(""), Leases::new(100));
-        let mut demand = Demand::new(NOW);
+        let mut demand = demand();
         demand.failed(1000, NOW);
         let mut ask = |now| demand.admit(&config, &leases, vni(1000), peer(1), now);
         assert_eq!(ask(NOW), Err(Refusal::CoolingDown(1000)));
@@ -247,12 +271,33 @@ mod tests {
     #[test]
     fn sessions_find_room_whatever_peers_do() {
         let config = config("[nat]\nipv4 = \"100.64.0.0/29\"");
-        let (mut demand, mut leases) = (Demand::new(NOW), Leases::new(config.nat.slots()));
+        let (mut demand, mut leases) = (demand(), Leases::new(config.nat.slots()));
         attach(&config, &mut leases, 1000, Kind::Session);
         for uid in 1001..1004 {
             assert_eq!(demand.admit(&config, &leases, vni(uid), peer(1), NOW), Ok(Some(uid)));
             attach(&config, &mut leases, uid, Kind::Peer);
         }
         assert_eq!(demand.admit(&config, &leases, vni(1004), peer(1), NOW), Err(Refusal::TooMany(3)));
+    }
+
+    #[test]
+    fn only_users_of_the_database_get_one() {
+        let (config, leases) = (config(""), Leases::new(100));
+        let mut demand = Demand::new(NOW, Users::by(|uid| Some(uid == 1000)));
+        let mut settled = |uid| {
+            // The answer comes from another thread.
+            let mut attempts = 0;
+            loop {
+                let now = NOW + Duration::from_secs(attempts);
+                match demand.admit(&config, &leases, vni(uid), peer(1), now) {
+                    Err(Refusal::Asked(asked)) => assert_eq!(asked, uid),
+                    verdict => return verdict,
+                }
+                attempts += 1;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        assert_eq!(settled(1000), Ok(Some(1000)));
+        assert_eq!(settled(300_000), Err(Refusal::Stranger(300_000)));
     }
 }

@@ -2,11 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "this is how a test fails")]
 
 use std::time::{Duration, Instant};
+use uvn_hwtests::node::add_user;
 use uvn_hwtests::{Cluster, Node};
 
 /// An ordinary user, and another who has nothing anywhere.
 const ALICE: u32 = 1234;
 const BOB: u32 = 9876;
+/// Who is policed, and whom the user database does not know.
+const NOBODY: u32 = 300_000;
 
 /// The number of a user's VRF device on a node: a new one has another.
 fn index(node: &Node, uid: u32) -> Option<String> {
@@ -16,6 +19,7 @@ fn index(node: &Node, uid: u32) -> Option<String> {
 
 /// She has a session on the first node, and uses a service of the second node's root.
 fn made_and_kept_by_traffic(path: &str) {
+    add_user(ALICE);
     let cluster = Cluster::two();
     let config = cluster.config(path, "");
     let mut daemons: Vec<_> = cluster.nodes.iter().map(|node| node.uvnd(&config)).collect();
@@ -39,9 +43,14 @@ fn made_and_kept_by_traffic(path: &str) {
         made = now;
     }
     assert_eq!(index(second, BOB), None);
+    // Somebody who does not exist gets none, before hers is made again and after.
+    first.uvn(&["attach", &NOBODY.to_string()]);
+    let refused = first.try_reach(NOBODY, "nobody", &target);
+    assert!(refused[&target[0]].is_err(), "{refused:?}");
     second.wait("end of her network", Duration::from_secs(60), || index(second, ALICE).is_none());
     second.wait("her network again", Duration::from_secs(60), is_reached);
     assert!(index(second, ALICE).is_some());
+    assert_eq!(index(second, NOBODY), None);
     for (daemon, node) in daemons.iter_mut().zip(&cluster.nodes) {
         daemon.assert_alive();
         node.uvn(&["check"]);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 use uvn_hwtests::cluster::OUTSIDE;
-use uvn_hwtests::node::Server;
+use uvn_hwtests::node::{Server, add_user};
 use uvn_hwtests::reach::Answer;
 use uvn_hwtests::{Cluster, Daemon, Node, path};
 
@@ -196,7 +196,8 @@ fn root_services_are_reached(path: &str) {
     let [first, second] = site.cluster.pair();
     let _servers: Vec<Server> =
         [first, second].iter().map(|node| serve_everywhere(node, 0, &[6000])).collect();
-    // A session on the first node only: the second node makes her network when she comes.
+    // A session on the first node only: the second node makes her network when she comes, since the machine knows her.
+    add_user(ALICE);
     first.uvn(&["attach", &ALICE.to_string()]);
     let everywhere_tcp =
         |addresses: [IpAddr; 2]| [tcp(&addresses[..1], 6000), tcp(&addresses[1..], 7000)].concat();

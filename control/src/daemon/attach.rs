@@ -1,19 +1,25 @@
 //! Leases that come and go, and the networks that come and go with them.
 
 use super::networks::{AttachError, Networks, ROUNDS, STATE, devices};
-use crate::demand::received;
+use crate::demand::{Refusal, received};
+use crate::feed::Feed;
 use crate::lease::{self, Attached, Kind, Lease, Process, process, state};
 use crate::message::{Claim, Outcome, Release};
 use crate::network::Network;
 use crate::plan::{self, Item, Step};
 use mio::Token;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use uvn_wire::vxlan::Vni;
 
 /// How long one turn may take networks down: logins wait meanwhile.
 const TEARDOWN: Duration = Duration::from_millis(200);
+/// After a network for a peer, none is made for so many times as long as it took.
+const DEMAND_REST: u32 = 9;
+/// Networks that peers want and that have not been looked at.
+const MAX_WANTED: usize = 1024;
 
 /// What an end of leases led to.
 #[derive(Debug, Default)]
@@ -275,14 +281,11 @@ impl Networks {
         }
     }
 
-    /// Makes the networks that peers sent to.
+    /// Asks the data planes for the networks that peers sent to.
     pub(super) fn ask_unknown(&mut self) {
-        for feed in &mut self.feeds {
-            let seen = feed.unknown().into_iter().filter_map(|seen| Some((Vni::new(seen.vni)?, seen.vtep)));
-            let seen: Vec<_> = seen.collect();
-            self.wanted_by_peers.extend(seen);
-        }
-        self.admit();
+        let seen = self.feeds.iter_mut().flat_map(Feed::unknown);
+        let seen: Vec<_> = seen.filter_map(|seen| Some((Vni::new(seen.vni)?, seen.vtep))).collect();
+        self.want(seen);
     }
 
     /// Reads what nftables logs of kernel VXLAN.
@@ -290,30 +293,44 @@ impl Networks {
         while let Some(log) = &mut self.unknown {
             match log.read() {
                 Ok(seen) if seen.is_empty() => break,
-                Ok(seen) => self.wanted_by_peers.extend(seen),
+                Ok(seen) => self.want(seen),
                 Err(error) => {
                     tracing::warn!(%error, "cannot tell what peers send to");
                     break;
                 }
             }
         }
-        self.admit();
     }
 
-    fn admit(&mut self) {
-        for (vni, vtep) in std::mem::take(&mut self.wanted_by_peers) {
-            let now = lease::now();
-            match self.demand.admit(&self.config, &self.leases, vni, vtep, now) {
+    /// Makes one of them. It takes a tenth of the time at most: what peers want has no right to more.
+    pub(super) fn make_wanted(&mut self, now: Instant) {
+        if now < self.demand_rest {
+            return;
+        }
+        let mut again = BTreeSet::new();
+        while let Some((vni, vtep)) = self.wanted_by_peers.pop_first() {
+            let at = lease::now();
+            match self.demand.admit(&self.config, &self.leases, vni, vtep, at) {
                 Ok(None) => {}
+                Err(Refusal::Asked(_)) => drop(again.insert((vni, vtep))),
                 Err(refusal) => tracing::debug!(%refusal, "no network on demand"),
                 Ok(Some(uid)) => {
                     let lease = Lease { kind: Kind::Peer, name: vtep.to_string(), holder: None };
                     if self.grant(uid, lease).is_err() {
-                        self.demand.failed(uid, now);
+                        self.demand.failed(uid, at);
                     }
+                    self.demand_rest = Instant::now() + now.elapsed() * DEMAND_REST;
+                    break;
                 }
             }
         }
+        self.wanted_by_peers.append(&mut again);
+    }
+
+    /// A peer that sends for everybody is not remembered for ever.
+    fn want(&mut self, seen: impl IntoIterator<Item = (Vni, IpAddr)>) {
+        let room = MAX_WANTED.saturating_sub(self.wanted_by_peers.len());
+        self.wanted_by_peers.extend(seen.into_iter().take(room));
     }
 
     /// Writes the leases down. What is in force is in memory: an older file only names holders that have ended.

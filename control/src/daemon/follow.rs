@@ -55,8 +55,8 @@ impl Networks {
         self.bind_all();
     }
 
-    /// Drives the data planes.
-    pub(super) fn turn(&mut self, now: Instant) {
+    /// Drives the data planes; and makes a network that a peer wants, unless root waits.
+    pub(super) fn turn(&mut self, now: Instant, root_waits: bool) {
         for feed in &mut self.feeds {
             feed.turn(now);
         }
@@ -64,11 +64,15 @@ impl Networks {
             self.ask = now + ASK;
             self.ask_unknown();
         }
+        if !root_waits {
+            self.make_wanted(now);
+        }
     }
 
     /// When [`Networks::turn`] is due.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.feeds.iter().map(|feed| feed.due().min(self.ask)).min()
+        let wanted = (!self.wanted_by_peers.is_empty()).then(|| self.demand_rest.max(self.ask));
+        self.feeds.iter().map(|feed| feed.due().min(self.ask)).chain(wanted).min()
     }
 
     /// What time brings, once a second.

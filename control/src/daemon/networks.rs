@@ -6,7 +6,7 @@
 use super::holders::Holders;
 use crate::binding::{self, Binding, BindingError, Devices, Policy};
 use crate::config::Config;
-use crate::demand::{Demand, UnknownLog};
+use crate::demand::{Demand, UnknownLog, Users};
 use crate::feed::{Feed, FeedError, Others};
 use crate::lease::state::{self, StateError};
 use crate::lease::{self, LeaseError, Leases};
@@ -113,6 +113,8 @@ pub struct Networks {
     /// Loopback services inside the networks; None: there are none, or it could not be started.
     pub(super) relay: Option<Relay>,
     pub(super) demand: Demand,
+    /// No network is made for a peer before.
+    pub(super) demand_rest: Instant,
     /// VNIs that kernel VXLAN does not know.
     pub(super) unknown: Option<UnknownLog>,
     pub(super) wanted_by_peers: BTreeSet<(Vni, IpAddr)>,
@@ -166,7 +168,8 @@ impl Networks {
             faults: BTreeMap::new(),
             warnings: Vec::new(),
             relay: None,
-            demand: Demand::new(lease::now()),
+            demand: Demand::new(lease::now(), Users::new()),
+            demand_rest: now,
             unknown: open_unknown(registry, unknown),
             wanted_by_peers: BTreeSet::new(),
             ask: now,
