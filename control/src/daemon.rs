@@ -16,6 +16,7 @@ mod status;
 pub use networks::{Networks, STATE, StartError, devices, items, policy};
 
 use crate::config::Config;
+use crate::lockdown;
 use crate::message::{self, Request};
 use crate::netlink::{Changes, Monitor, NetlinkError};
 use mio::{Events, Interest, Poll, Token};
@@ -102,6 +103,10 @@ impl Daemon {
     /// The configuration is wrong, or the node lacks something that no user could do without.
     pub fn start(file: &Path) -> Result<Daemon, DaemonError> {
         let kernel = |what| move |source| DaemonError::Kernel { what, source };
+        // First of all: until it is there, nobody is kept out of the open network.
+        if let Err(error) = lockdown::hold() {
+            tracing::error!(%error, "nobody is kept out of the open network yet");
+        }
         let config = Config::load(file)?;
         raise_file_limit();
         let poll = Poll::new().map_err(kernel("poll"))?;

@@ -19,6 +19,7 @@
 //! The daemon:
 //! - [`daemon`]: attach, detach, reconcile
 //! - [`demand`]: networks made because a peer sent to them
+//! - [`lockdown`]: what holds when it cannot start
 //! - [`relay`]: services that listen on loopback only, such as the resolver
 //! - [`client`]: who asks it
 //! - [`check`]: does this node do what it promises?
@@ -34,6 +35,7 @@ pub mod feed;
 pub mod firewall;
 pub mod lease;
 mod limited;
+pub mod lockdown;
 pub mod message;
 pub mod netlink;
 pub mod network;

@@ -4,6 +4,7 @@ use crate::binding::{self, Binding};
 use crate::client::Client;
 use crate::feed;
 use crate::firewall;
+use crate::lockdown;
 use crate::message::{self, Request};
 use crate::netlink::Netlink;
 use crate::plan;
@@ -60,6 +61,9 @@ pub fn purge(dry_run: bool) -> Purged {
     purged.note(dry_run, "remove the nftables table", || Ok(firewall::remove()?));
     if Path::new(sysctl::RECORD).exists() {
         purged.note(dry_run, "restore kernel settings", || Ok(sysctl::restore(Path::new(sysctl::RECORD))?));
+    }
+    if Path::new(lockdown::LAST).exists() {
+        purged.note(dry_run, format!("remove {}", lockdown::LAST), || Ok(lockdown::forget()?));
     }
     if Path::new(binding::PINS).exists() {
         purged.note(dry_run, "detach the socket programs", || Ok(Binding::remove(Path::new(binding::PINS))?));

@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Folders that every node has for itself, as tmpfs.
-const PRIVATE: [&str; 3] = ["/run/uvn", "/etc/uvn", "/run/node"];
+const PRIVATE: [&str; 4] = ["/run/uvn", "/etc/uvn", "/var/lib/uvn", "/run/node"];
 /// Files that every node has for itself; they are in /run/node.
 const PRIVATE_FILES: [&str; 3] = ["hosts", "resolv.conf", "hostname"];
 

@@ -125,6 +125,7 @@ impl Networks {
         self.leases.set_off_subnet(|uid| config.off_subnet.allows(uid));
         let relay = config.relay != self.config.relay;
         self.config = config;
+        self.keep_config();
         if relay {
             self.start_relay();
         }

@@ -10,6 +10,7 @@ use crate::demand::{Demand, UnknownLog, Users};
 use crate::feed::{Feed, FeedError, Others};
 use crate::lease::state::{self, StateError};
 use crate::lease::{self, LeaseError, Leases};
+use crate::lockdown;
 use crate::netlink::{self, Netlink, NetlinkError};
 use crate::network::{DataPath, FIRST_TABLE, Network, Node, uid_of};
 use crate::peers::{self, Directory, Peers};
@@ -154,7 +155,6 @@ impl Networks {
         let loaded = state::load(Path::new(STATE), config.nat.slots())?;
         let netlink = Netlink::open()?;
         let node = netlink.node(&config)?;
-        // First of all: until it is there, nobody is kept out of the open network.
         let binding = Binding::attach(&binding::cgroup_root()?, Path::new(binding::PINS), &policy(&config))?;
         let now = Instant::now();
         let mut networks = Networks {
@@ -187,6 +187,7 @@ impl Networks {
             tracing::error!("{broken}");
             networks.adopt();
         }
+        networks.keep_config();
         networks.reap();
         networks.start_relay();
         networks.list_peers();
@@ -208,6 +209,13 @@ impl Networks {
             if !matches!(adopted, Ok(true)) {
                 tracing::error!(uid, "the network of this user cannot be taken over, and goes");
             }
+        }
+    }
+
+    /// For the next start.
+    pub(super) fn keep_config(&mut self) {
+        if let Err(error) = lockdown::keep(&self.file) {
+            self.warn(format!("{}: users would be free until the next uvnd is up: {error}", lockdown::LAST));
         }
     }
 

@@ -101,7 +101,7 @@ fn networks_are_mended() {
 /// the VRFs of others.
 fn traces(node: &Node) -> String {
     node.sh("ip -o link | sed 's/<.*//'; ip -o addr; ip rule | grep -v ^1000:; ip -6 rule | grep -v ^1000:; ip route show table all; \
-             ip -6 route show table all; nft list ruleset; ls /sys/fs/bpf /run/uvn; \
+             ip -6 route show table all; nft list ruleset; ls /sys/fs/bpf /run/uvn /var/lib/uvn; \
              cd /proc/sys/net && grep -rs . ipv4/*l3mdev_accept ipv4/ip_forward ipv4/conf/*/forwarding \
              ipv4/conf/*/rp_filter ipv6/conf/*/forwarding ipv6/conf/*/accept_ra mptcp/enabled")
 }
@@ -153,4 +153,50 @@ fn purge_removes_what_a_killed_data_plane_left() {
     node.uvn(&["purge"]);
     let left: Vec<String> = ours(&node.sh("ls /sys/class/net"));
     assert_eq!(left, ["gro-78", "gro-79", "gro-80", "gro-x"]);
+}
+
+/// A node starts anew, and its uvnd cannot: who is policed stays out of the open network, until uvn is purged.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn a_uvnd_that_cannot_start_leaves_nobody_in_the_open_network() {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let is_free = |uid| as_user(node, uid, || TcpListener::bind("127.0.0.1:0").is_ok());
+    let reboot = || {
+        node.sh("find /sys/fs/bpf/uvn -type f -delete; rm -rf /run/uvn/*");
+        // The kernel lets go of what was pinned a moment later.
+        node.wait("socket for Bob", PATIENCE, || is_free(BOB));
+    };
+    let cannot_start = || {
+        let failed = node.command(uvn_hwtests::node::program("uvnd")).output().unwrap();
+        assert_eq!(failed.status.code(), Some(2), "{}", said(&failed));
+    };
+    let start = || {
+        let daemon = node.uvnd(&cluster.config("kernel", &format!("exempt = [{ALICE}]")));
+        // It listens before it is up.
+        node.uvn(&["list"]);
+        daemon
+    };
+    start().crash();
+    assert_eq!((is_free(ALICE), is_free(BOB)), (true, false));
+    reboot();
+    node.write("/etc/uvn/uvn.toml", "policed = nonsense");
+    cannot_start();
+    assert_eq!((is_free(ALICE), is_free(BOB)), (true, false), "by the last configuration");
+    // Nor by one of another version.
+    reboot();
+    node.write(uvn_control::lockdown::LAST, "policed = nonsense");
+    cannot_start();
+    assert_eq!((is_free(ALICE), is_free(BOB)), (false, false), "by default");
+    let mut daemon = start();
+    assert_eq!((is_free(ALICE), is_free(BOB)), (true, false));
+    attach(node, BOB);
+    assert!(is_free(BOB));
+    approve(node);
+    daemon.assert_alive();
+    node.uvn(&["purge"]);
+    reboot();
+    node.write("/etc/uvn/uvn.toml", "policed = nonsense");
+    cannot_start();
+    assert_eq!((is_free(ALICE), is_free(BOB)), (true, true), "purged");
 }

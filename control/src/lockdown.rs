@@ -1,0 +1,61 @@
+//! What holds when `uvnd` cannot start: policed users have no sockets, by the last configuration that was in force.
+//!
+//! The programs are pinned, and outlive a `uvnd` that ends or is killed, but not a reboot. So each start attaches them
+//! first of all, before it reads what may be broken. The first `uvnd` that puts a configuration in force arms that;
+//! `uvn purge` disarms it.
+
+use crate::binding::{self, Binding, BindingError, Policy};
+use crate::config::{Config, default_policed};
+use crate::daemon::policy;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// The last configuration that was in force.
+pub const LAST: &str = "/var/lib/uvn/uvn.toml";
+
+/// Attaches the socket programs, unless some are, or uvn has never been in force here. Nobody has a network by that.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn hold() -> Result<(), BindingError> {
+    let (last, pins) = (Path::new(LAST), Path::new(binding::PINS));
+    if !last.exists() || Binding::pinned(pins).is_ok_and(|(attached, _)| attached) {
+        return Ok(());
+    }
+    let policy = Config::load(last).map_or_else(
+        |error| {
+            tracing::error!(%error, "the default UIDs are policed until there is a configuration");
+            Policy { policed: default_policed(), ..Policy::default() }
+        },
+        |config| policy(&config),
+    );
+    Binding::attach(&binding::cgroup_root()?, pins, &policy).map(drop)
+}
+
+/// Keeps a configuration that is in force for the next start.
+///
+/// # Errors
+/// It cannot be read or written.
+pub fn keep(file: &Path) -> io::Result<()> {
+    let (last, text) = (Path::new(LAST), fs::read(file)?);
+    if fs::read(last).is_ok_and(|kept| kept == text) {
+        return Ok(());
+    }
+    let new = last.with_extension("new");
+    last.parent().map_or(Ok(()), fs::create_dir_all)?;
+    fs::write(&new, text)?;
+    fs::File::open(&new)?.sync_all()?;
+    fs::rename(new, last)
+}
+
+/// Takes it away; there may be none.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn forget() -> io::Result<()> {
+    match fs::remove_file(LAST) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
