@@ -5,6 +5,7 @@
 //! comes with a new generation, attached before the old one is detached, so that there is no moment without.
 
 mod object;
+mod owners;
 mod pins;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
@@ -14,11 +15,13 @@ use aya::{Ebpf, EbpfError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 use uvn_dataplane::config::Cidr;
-use uvn_wire::cgroup::{self, Bound, Network, Verdict};
+use uvn_wire::cgroup::{self, Device, Network, Verdict};
+use uvn_wire::xdp::Address;
 
 /// Where the pins are on a node.
 pub const PINS: &str = "/sys/fs/bpf/uvn";
@@ -27,8 +30,14 @@ pub const PINS: &str = "/sys/fs/bpf/uvn";
 #[derive(Debug, Error)]
 pub enum BindingError {
     /// No cgroup v2 tree.
-    #[error("no cgroup v2 tree in /proc/self/mounts: mount one with `mount -t cgroup2 none /sys/fs/cgroup`")]
+    #[error(
+        "no cgroup v2 tree in /proc/self/mountinfo, but for parts of one: mount the whole with \
+         `mount -t cgroup2 none /sys/fs/cgroup`"
+    )]
     NoCgroup,
+    /// A folder that is not root's.
+    #[error("{} is not root's alone: whoever can change it can detach the socket programs", .0.display())]
+    Foreign(PathBuf),
     /// A file or folder cannot be used.
     #[error("{path}: {source}{}", remedy(path))]
     File {
@@ -81,7 +90,7 @@ pub enum BindingError {
 
 fn remedy(path: &Path) -> &'static str {
     if path.starts_with("/sys/fs/bpf") {
-        "; a BPF file system must be there: `mount -t bpf bpf /sys/fs/bpf`"
+        "; a BPF file system must be there: `mount -t bpf -o mode=700 bpf /sys/fs/bpf`"
     } else {
         ""
     }
@@ -113,6 +122,8 @@ pub struct Devices {
     pub endpoints: Vec<u32>,
     /// Whether the network may reach beyond the underlay's subnets.
     pub off_subnet: bool,
+    /// Its NAT addresses, one or two: the sources of what leaves it.
+    pub sources: Vec<IpAddr>,
 }
 
 /// The attached programs and who has which network.
@@ -128,28 +139,40 @@ pub struct Binding {
 }
 
 struct Maps {
-    bound: HashMap<MapData, u32, [u32; 6]>,
-    networks: Array<MapData, [u32; 2]>,
-    devices: HashMap<MapData, u32, u32>,
+    bound: HashMap<MapData, u32, u32>,
+    networks: Array<MapData, [u64; 8]>,
+    devices: HashMap<MapData, u32, u64>,
     counters: PerCpuArray<MapData, u64>,
 }
 
-/// Where the cgroup v2 tree is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside cgroup v1.
+/// The folder in which the pins' is, if others than root can make something there.
+#[must_use]
+pub fn open_file_system(pins: &Path) -> Option<&Path> {
+    pins.parent().filter(|folder| matches!(pins::verify(folder), Err(BindingError::Foreign(_))))
+}
+
+/// Where the cgroup v2 tree is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside cgroup v1. A mount of a part
+/// of it, as container runtimes make, does not count: the programs would not see who is elsewhere.
 ///
 /// # Errors
 /// It is mounted nowhere.
 pub fn cgroup_root() -> Result<PathBuf, BindingError> {
-    let path = Path::new("/proc/self/mounts");
+    let path = Path::new("/proc/self/mountinfo");
     let mounts = fs::read_to_string(path).map_err(file(path))?;
-    mounts
-        .lines()
-        .filter_map(|line| {
-            let mut words = line.split(' ').skip(1);
-            Some((words.next()?, words.next()?))
-        })
-        .find(|&(_, kind)| kind == "cgroup2")
-        .map(|(folder, _)| PathBuf::from(folder))
-        .ok_or(BindingError::NoCgroup)
+    root_of_tree(&mounts).ok_or(BindingError::NoCgroup)
+}
+
+/// In the words of proc_pid_mountinfo(5): the root within the file system is the fourth, the mount point the fifth; the
+/// kind is behind a dash.
+fn root_of_tree(mounts: &str) -> Option<PathBuf> {
+    let tree = |line: &str| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let mut words = mount.split(' ').skip(3);
+        let (root, point) = (words.next()?, words.next()?);
+        let kind = file_system.split(' ').next()?;
+        (kind == "cgroup2" && root == "/").then(|| PathBuf::from(point))
+    };
+    mounts.lines().find_map(tree)
 }
 
 impl Binding {
@@ -159,7 +182,9 @@ impl Binding {
     /// # Errors
     /// No privileges, no BPF file system at `pins`, a policy too large, or the kernel refuses. What was attached stays.
     pub fn attach(cgroup: &Path, pins: &Path, policy: &Policy) -> Result<Binding, BindingError> {
-        let mut ebpf = object::load(&pins::state(pins)?, policy)?;
+        let state = pins::state(pins);
+        pins::create(pins, &state)?;
+        let mut ebpf = object::load(&state, policy)?;
         let maps = Maps {
             bound: take(&mut ebpf, "BOUND")?,
             networks: take(&mut ebpf, "NETWORKS")?,
@@ -181,9 +206,11 @@ impl Binding {
     /// What another process has pinned below `pins`: whether its programs are attached, and the networks that they know.
     ///
     /// # Errors
-    /// Nothing is pinned there, or the kernel refuses.
+    /// Nothing is pinned there, others than root could change it, or the kernel refuses.
     pub fn pinned(pins: &Path) -> Result<(bool, BTreeMap<u32, Devices>), BindingError> {
-        let state = pins::state(pins)?;
+        let state = pins::state(pins);
+        pins::verify(pins)?;
+        pins::verify(&state)?;
         let open = |name| MapData::from_pin(state.join(name)).map_err(map(name));
         let maps = Maps {
             bound: Map::HashMap(open("BOUND")?).try_into().map_err(map("BOUND"))?,
@@ -200,7 +227,7 @@ impl Binding {
     /// # Errors
     /// As [`Binding::attach`]; the old policy then still holds.
     pub fn set_policy(&mut self, policy: &Policy) -> Result<(), BindingError> {
-        let mut ebpf = object::load(&pins::state(&self.pins)?, policy)?;
+        let mut ebpf = object::load(&pins::state(&self.pins), policy)?;
         self.replace(&mut ebpf)
     }
 
@@ -217,18 +244,12 @@ impl Binding {
         // Known from here on: unbind then undoes what an error leaves half done.
         self.known.insert(uid, (number, devices.clone()));
         self.last = number;
-        let network = Network { vrf: devices.vrf, off_subnet: devices.off_subnet.into() };
-        self.maps.networks.set(number, words2(network), 0).map_err(map("NETWORKS"))?;
+        self.maps.networks.set(number, words(devices.network(uid)), 0).map_err(map("NETWORKS"))?;
         for device in devices.all() {
-            self.maps.devices.insert(device, devices.vrf, 0).map_err(map("DEVICES"))?;
+            let value = Device::new(device, devices.vrf).0;
+            self.maps.devices.insert(device, value, 0).map_err(map("DEVICES"))?;
         }
-        let mut name = [0; 16];
-        // As network.rs names the VRF: 15 bytes at most.
-        for (to, from) in name.iter_mut().zip(format!("uvn{uid}").bytes()) {
-            *to = from;
-        }
-        let bound = Bound { number, vrf: devices.vrf, name };
-        self.maps.bound.insert(uid, words6(bound), 0).map_err(map("BOUND"))?;
+        self.maps.bound.insert(uid, number, 0).map_err(map("BOUND"))?;
         for device in old.iter().flat_map(|(_, old)| old.all()) {
             if !devices.all().any(|wanted| wanted == device) {
                 unless_missing(self.maps.devices.remove(&device)).map_err(map("DEVICES"))?;
@@ -244,7 +265,7 @@ impl Binding {
     pub fn unbind(&mut self, uid: u32) -> Result<(), BindingError> {
         let Some((number, devices)) = self.known.get(&uid) else { return Ok(()) };
         unless_missing(self.maps.bound.remove(&uid)).map_err(map("BOUND"))?;
-        self.maps.networks.set(*number, [0; 2], 0).map_err(map("NETWORKS"))?;
+        self.maps.networks.set(*number, words(Network::NONE), 0).map_err(map("NETWORKS"))?;
         for device in devices.all() {
             unless_missing(self.maps.devices.remove(&device)).map_err(map("DEVICES"))?;
         }
@@ -291,14 +312,14 @@ impl Binding {
         let generation = self.generation.wrapping_add(1);
         let folder = pins::links(&self.pins, generation);
         let cgroup = File::open(&self.cgroup).map_err(file(&self.cgroup))?;
-        pins::create(&folder)?;
+        pins::create(&self.pins, &folder)?;
         if let Err(error) = object::attach(ebpf, &cgroup, &folder) {
             // The error that matters is the first.
             let _ = pins::remove(&folder);
             return Err(error);
         }
         self.generation = generation;
-        pins::keep_only(&self.pins, &[folder, pins::state(&self.pins)?])
+        pins::keep_only(&self.pins, &[folder, pins::state(&self.pins)])
     }
 
     fn free_number(&self) -> Result<u32, BindingError> {
@@ -315,6 +336,19 @@ impl Devices {
     fn all(&self) -> impl Iterator<Item = u32> {
         self.endpoints.iter().copied().chain([self.vrf])
     }
+
+    fn network(&self, uid: u32) -> Network {
+        let mut name = [0; 16];
+        // As network.rs names the VRF: 15 bytes at most.
+        for (to, from) in name.iter_mut().zip(format!("uvn{uid}").bytes()) {
+            *to = from;
+        }
+        let mut sources = Network::NONE.sources;
+        for (to, from) in sources.iter_mut().zip(self.sources.iter().cycle()) {
+            *to = (*from).into();
+        }
+        Network { sources, name, uid, vrf: self.vrf, off_subnet: self.off_subnet.into(), padding: 0 }
+    }
 }
 
 impl Maps {
@@ -322,21 +356,23 @@ impl Maps {
     fn read(&self) -> Result<BTreeMap<u32, (u32, Devices)>, BindingError> {
         let mut endpoints: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for entry in self.devices.iter() {
-            let (device, vrf) = entry.map_err(map("DEVICES"))?;
+            let (device, value) = entry.map_err(map("DEVICES"))?;
+            let vrf = Device(value).vrf();
             if device != vrf {
                 endpoints.entry(vrf).or_default().push(device);
             }
         }
         let mut known = BTreeMap::new();
         for entry in self.bound.iter() {
-            let (uid, words) = entry.map_err(map("BOUND"))?;
-            let bound: Bound = zerocopy::transmute!(words);
-            let words = self.networks.get(&bound.number, 0).map_err(map("NETWORKS"))?;
-            let network: Network = zerocopy::transmute!(words);
-            let mut endpoints = endpoints.remove(&bound.vrf).unwrap_or_default();
+            let (uid, number) = entry.map_err(map("BOUND"))?;
+            let words = self.networks.get(&number, 0).map_err(map("NETWORKS"))?;
+            let Network { vrf, off_subnet, sources, .. } = zerocopy::transmute!(words);
+            let mut endpoints = endpoints.remove(&vrf).unwrap_or_default();
             endpoints.sort_unstable();
-            let off_subnet = network.off_subnet != 0;
-            known.insert(uid, (bound.number, Devices { vrf: bound.vrf, endpoints, off_subnet }));
+            let mut sources: Vec<IpAddr> =
+                sources.into_iter().filter(|source| *source != ANY).map(IpAddr::from).collect();
+            sources.dedup();
+            known.insert(uid, (number, Devices { vrf, endpoints, off_subnet: off_subnet != 0, sources }));
         }
         Ok(known)
     }
@@ -347,12 +383,11 @@ fn is_linked(pins: &Path, generation: u32) -> bool {
     object::PROGRAMS.iter().all(|name| folder.join(name).exists())
 }
 
-fn words2(network: Network) -> [u32; 2] {
-    zerocopy::transmute!(network)
-}
+/// No address is there.
+const ANY: Address = Address([0; 4]);
 
-fn words6(bound: Bound) -> [u32; 6] {
-    zerocopy::transmute!(bound)
+fn words(network: Network) -> [u64; 8] {
+    zerocopy::transmute!(network)
 }
 
 fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, BindingError> {
@@ -372,5 +407,21 @@ fn unless_missing(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_the_cgroup_tree_is_not_its_root() {
+        let part = "40 30 0:26 /system.slice/box /box/sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n";
+        let whole =
+            "31 24 0:26 / /sys/fs/cgroup/unified rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
+        let other = "32 24 0:27 / /sys/fs/cgroup rw - tmpfs cgroup2 rw\n";
+        let found = root_of_tree(&[part, other, whole].concat());
+        assert_eq!(found, Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(root_of_tree(&[part, other].concat()), None);
     }
 }

@@ -189,6 +189,15 @@ impl Promise<'_> {
 
     /// The socket programs and what they know.
     fn check_binding(&self, findings: &mut Vec<Finding>) {
+        if let Some(open) = binding::open_file_system(Path::new(binding::PINS)) {
+            findings.push(finding(
+                format!(
+                    "{}: users can make files there, in place of uvn's before uvnd starts",
+                    open.display()
+                ),
+                "mount the BPF file system with mode=700",
+            ));
+        }
         let (attached, bound) = match Binding::pinned(Path::new(binding::PINS)) {
             Ok(pinned) => pinned,
             Err(error) => return findings.push(finding(error, RESTART)),

@@ -180,17 +180,15 @@ fn subnet(cidr: &Cidr) -> String {
 /// and the mark of the socket whose packet it carries: a user's own mark, or the one that packets of the system's services
 /// get inside a network. To make either takes a privilege.
 fn output(node: &Node, kernel: &[&Nic]) -> String {
-    /// The bits of a mark that say whose socket it is.
-    const KIND: u32 = 0xf000_0000;
     /// Of no user's socket, and inside a network.
     const SERVICE: u32 = 0x5000_0000;
 
-    let users = Mark::bound(0, 0).0;
+    let (kind, users) = (Mark::KIND, Mark::bound(0, 0).0);
     let mut rules = Vec::new();
     for nic in kernel {
         // VXLAN inside of VXLAN.
         rules.push(format!("oifname \"uvn*\" udp dport {} counter drop", nic.port));
-        let carried = format!("meta mark & {KIND:#x} != {{ {SERVICE:#x}, {users:#x} }}");
+        let carried = format!("meta mark & {kind:#x} != {{ {SERVICE:#x}, {users:#x} }}");
         let outer = format!("oifname \"{}\" udp dport {}", nic.name, nic.port);
         rules.push(format!("{outer} meta skuid != 0 {carried} counter drop"));
         rules.push(format!("{outer} notrack accept"));
@@ -201,26 +199,28 @@ fn output(node: &Node, kernel: &[&Nic]) -> String {
     }
     if !kernel.is_empty() {
         rules.push(format!(
-            "oifname \"uvn*\" meta mark & {KIND:#x} != {users:#x} meta mark set meta mark & {:#x} | {SERVICE:#x}",
-            !KIND
+            "oifname \"uvn*\" meta mark & {kind:#x} != {users:#x} meta mark set meta mark & {:#x} | {SERVICE:#x}",
+            !kind
         ));
     }
     rules.push("oifname \"uvn*\" notrack accept".into());
     for (ip, pool) in pools(node) {
         rules.push(format!("{ip} daddr {pool} drop"));
-        rules.push(format!("meta mark & {KIND:#x} == {users:#x} {ip} saddr != {pool} counter drop"));
+        rules.push(format!("meta mark & {kind:#x} == {users:#x} {ip} saddr != {pool} counter drop"));
     }
     chain("output", "filter hook output priority raw", &rules)
 }
 
-/// Networks end here. All that goes into one from outside is what answers packets with a NAT address.
+/// Networks end here. All that goes into one from outside is what answers packets with a NAT address. It gets the mark of
+/// whoever sent those: the socket programs refuse it in any other network, as after a forged source, or when the address
+/// has got a new network meanwhile.
 fn forward(node: &Node, opened: &Opened) -> String {
     let mut rules = vec!["iifname \"uvn*\" drop".to_owned()];
-    rules.extend(
-        pools(node).into_iter().map(|(ip, pool)| {
-            format!("oifname \"uvn*\" {ip} daddr {pool} ct state established,related accept")
-        }),
-    );
+    rules.extend(pools(node).into_iter().map(|(ip, pool)| {
+        format!(
+            "oifname \"uvn*\" {ip} daddr {pool} ct state established,related meta mark set ct mark accept"
+        )
+    }));
     rules.push("oifname \"uvn*\" drop".into());
     if !opened.ipv4.is_empty() {
         let devices = set(opened.ipv4.iter().map(|device| format!("\"{device}\"")));
@@ -244,15 +244,17 @@ fn translate(node: &Node) -> String {
             let address = nic.addresses.iter().map(|cidr| cidr.address).find(of_family);
             if let (Some(address), false) = (address, subnets.is_empty()) {
                 rules.push(format!(
-                    "oifname \"{}\" {ip} saddr {pool} {ip} daddr {} snat {ip} to {address}",
+                    "oifname \"{}\" {ip} saddr {pool} {ip} daddr {} ct mark set meta mark snat {ip} to {address}",
                     nic.name,
                     set(subnets)
                 ));
             }
         }
         for exit in node.exits.iter().filter(|exit| of_family(&exit.address)) {
-            rules
-                .push(format!("oifname \"{}\" {ip} saddr {pool} snat {ip} to {}", exit.device, exit.address));
+            rules.push(format!(
+                "oifname \"{}\" {ip} saddr {pool} ct mark set meta mark snat {ip} to {}",
+                exit.device, exit.address
+            ));
         }
     }
     chain("translate", "nat hook postrouting priority srcnat", &rules)

@@ -10,16 +10,17 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Uid, fork, setuid};
 use socket2::{Domain, Protocol, Socket, Type};
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use uvn_control::binding::{Binding, Devices, Policy, cgroup_root};
-use uvn_wire::cgroup::Verdict;
+use uvn_wire::cgroup::{self, Verdict};
 
 const ALICE: u32 = 1000;
 const BOB: u32 = 1001;
@@ -114,6 +115,10 @@ fn devices(uid: u32) -> Devices {
         vrf: index(&format!("uvn{uid}")),
         endpoints: vec![index(&format!("uvn{uid}.0"))],
         off_subnet: false,
+        sources: vec![
+            format!("100.64.0.{}", uid - 999).parse().unwrap(),
+            format!("fd75:766e::{}", uid - 999).parse().unwrap(),
+        ],
     }
 }
 
@@ -339,19 +344,198 @@ fn packets_leave_through_the_own_network_only() {
 
 /// One datagram with IP_PKTINFO naming the device.
 fn send_through(device: &str, to: &str) -> io::Result<()> {
+    send_from(&udp()?, device, "0.0.0.0", to)
+}
+
+/// The same with the source.
+fn send_from(socket: &Socket, device: &str, from: &str, to: &str) -> io::Result<()> {
     use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
-    let socket = udp()?;
     socket.set_broadcast(true)?;
     let SocketAddr::V4(to) = to.parse().unwrap() else { unreachable!() };
+    let from: Ipv4Addr = from.parse().unwrap();
     let info = libc::in_pktinfo {
-        ipi_ifindex: index(device) as i32,
-        ipi_spec_dst: libc::in_addr { s_addr: 0 },
+        ipi_ifindex: if device.is_empty() { 0 } else { index(device) as i32 },
+        ipi_spec_dst: libc::in_addr { s_addr: from.to_bits().to_be() },
         ipi_addr: libc::in_addr { s_addr: 0 },
     };
     let message = [ControlMessage::Ipv4PacketInfo(&info)];
     let data = [io::IoSlice::new(b"x")];
     sendmsg(socket.as_raw_fd(), &data, &message, MsgFlags::empty(), Some(&SockaddrIn::from(to)))?;
     Ok(())
+}
+
+fn is_refused(result: io::Result<()>) -> io::Result<()> {
+    expect(result.is_err_and(|error| error.raw_os_error() == Some(libc::EPERM)))
+}
+
+/// The connection tracker lets answers to an address into the network that has it.
+#[test]
+fn the_source_is_the_own_networks() {
+    let place = Place::new();
+    let mut binding = place.attach(&policy());
+    binding.bind(ALICE, &Devices { off_subnet: true, ..devices(ALICE) }).unwrap();
+    binding.bind(BOB, &devices(BOB)).unwrap();
+    for uid in [ALICE, BOB] {
+        for address in devices(uid).sources {
+            ip(&format!("address add {address} dev uvn{uid}"));
+        }
+    }
+    ip("route add 10.9.0.0/16 via 10.3.0.2 dev em1");
+    let [[own, own6], [others, others6]] =
+        [ALICE, BOB].map(|uid| [0, 1].map(|family: usize| SocketAddr::new(devices(uid).sources[family], 0)));
+    let free_bind = |address: SocketAddr, kind| -> io::Result<()> {
+        let socket = Socket::new(Domain::for_address(address), kind, None)?;
+        let (level, name) = match address {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_FREEBIND),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND),
+        };
+        let on = 1_i32;
+        // SAFETY: the option is as long as said.
+        let result = unsafe {
+            libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), size_of_val(&on) as u32)
+        };
+        expect(result == 0)?;
+        socket.bind(&address.into())
+    };
+    let bind = || {
+        for kind in [Type::STREAM, Type::DGRAM] {
+            for address in [own, own6, address_of("0.0.0.0"), address_of("::"), address_of("127.0.0.1")] {
+                free_bind(address, kind)?;
+            }
+            for address in [others, others6, address_of("192.0.2.1"), address_of("2001:db8::1")] {
+                is_refused(free_bind(address, kind))?;
+            }
+        }
+        Ok(())
+    };
+    assert_eq!(place.as_user(ALICE, bind), 0);
+    assert_eq!(count(&binding, Verdict::Source), 8);
+    let (own, others) = (own.ip().to_string(), others.ip().to_string());
+    let send = || {
+        let socket = udp()?;
+        for device in ["", "em1", "uvn1000"] {
+            is_refused(send_from(&socket, device, &others, "10.9.0.1:9"))?;
+        }
+        send_from(&socket, "em1", &own, "10.9.0.1:9")?;
+        // What the message names counts though the socket is connected.
+        socket.connect(&address("10.1.0.2:9"))?;
+        is_refused(send_from(&socket, "em1", &others, "10.9.0.1:9"))
+    };
+    assert_eq!(place.as_user(ALICE, send), 0);
+    assert_eq!(count(&binding, Verdict::Source), 12);
+}
+
+fn address_of(text: &str) -> SocketAddr {
+    SocketAddr::new(text.parse().unwrap(), 0)
+}
+
+/// A program with privileges, as ping is, may change its socket's mark: no way out of its user's network.
+#[test]
+fn a_changed_mark_lets_nothing_through() {
+    let place = Place::new();
+    let mut binding = place.attach(&policy());
+    binding.bind(ALICE, &devices(ALICE)).unwrap();
+    binding.bind(BOB, &devices(BOB)).unwrap();
+    let as_setuid_program = |through: &'static str, to: &'static str, mark: Option<u32>| {
+        let attempt = move || {
+            nix::unistd::setresuid(Uid::from_raw(ALICE), Uid::from_raw(0), Uid::from_raw(0))?;
+            let socket = udp()?;
+            if let Some(mark) = mark {
+                socket.set_mark(mark)?;
+            }
+            send_from(&socket, through, "0.0.0.0", to)
+        };
+        place.as_user(0, attempt)
+    };
+    assert_eq!(as_setuid_program("uvn1000", "10.1.0.2:9", None), 0);
+    for mark in [0, 1, 0x7000_0001] {
+        for (through, to) in [("uvn1001", "10.2.0.2:9"), ("em1", "10.3.0.3:9"), ("uvn1000", "10.1.0.2:9")] {
+            assert_eq!(as_setuid_program(through, to, Some(mark)), libc::EPERM, "{mark:#x} {through}");
+        }
+    }
+    assert_eq!(count(&binding, Verdict::Mark), 9);
+}
+
+/// An element of a hash map may become another key's while a program reads it.
+#[test]
+fn sockets_are_in_the_own_network_while_networks_change() {
+    const WHILE: Duration = Duration::from_secs(3);
+    let place = Place::new();
+    let mut binding = place.attach(&policy());
+    let networks = [ALICE, BOB].map(|uid| (uid, devices(uid)));
+    for (uid, devices) in &networks {
+        binding.bind(*uid, devices).unwrap();
+    }
+    let done = AtomicBool::new(false);
+    let changes = std::thread::scope(|scope| {
+        let changing = scope.spawn(|| {
+            let mut changes = 0_u64;
+            while !done.load(Relaxed) {
+                changes += 1;
+                for (uid, devices) in &networks {
+                    let devices = Devices { off_subnet: changes % 2 == 0, ..devices.clone() };
+                    binding.bind(*uid, &devices).unwrap();
+                }
+            }
+            changes
+        });
+        let make_sockets = || {
+            let end = Instant::now() + WHILE;
+            let one = move || {
+                let mut made = 0_u64;
+                while made == 0 || Instant::now() < end {
+                    // A look-up that is overtaken again and again is refused.
+                    let Ok(socket) = tcp() else { continue };
+                    expect(is_bound_to(&socket, "uvn1000"))?;
+                    made += 1;
+                }
+                Ok(())
+            };
+            let threads = [(); 3].map(|()| std::thread::spawn(one));
+            threads.into_iter().try_for_each(|thread| thread.join().unwrap())
+        };
+        let result = place.as_user(ALICE, make_sockets);
+        done.store(true, Relaxed);
+        assert_eq!(result, 0);
+        changing.join().unwrap()
+    });
+    assert!(changes > 0);
+}
+
+/// Who owns the folder of the pins takes them away, and the programs with them.
+#[test]
+fn pins_are_roots_alone() {
+    let place = Place::new();
+    let (pins, others) = (place.pins(), place.bpffs.join("others"));
+    fs::create_dir(&others).unwrap();
+    fs::create_dir(others.join("kept")).unwrap();
+    // As the file system is mounted here, everybody may make something in it.
+    let squat = || {
+        for folder in [&pins, &pins.join("links-0"), &pins.join("links-4294967295")] {
+            fs::create_dir(folder)?;
+            fs::set_permissions(folder, Permissions::from_mode(0o777))?;
+        }
+        Ok(())
+    };
+    let link = || std::os::unix::fs::symlink(&others, &pins);
+    for squat in [&squat as &dyn Fn() -> io::Result<()>, &link] {
+        assert_eq!(place.as_user(BOB, squat), 0);
+        let binding = place.attach(&policy());
+        assert!(binding.is_attached());
+        for folder in [pins.clone(), pins.join("links-1"), pins.join(format!("state-{}", cgroup::LAYOUT))] {
+            let metadata = fs::symlink_metadata(&folder).unwrap();
+            assert_eq!((metadata.uid(), metadata.mode() & 0o7777), (0, 0o700), "{folder:?}");
+        }
+        let take_away = || fs::remove_file(pins.join("links-1/uvn_create"));
+        assert_eq!(place.as_user(BOB, take_away), libc::EACCES);
+        assert_eq!(place.as_user(ALICE, || udp().map(drop)), libc::EPERM);
+        assert!(Binding::pinned(&pins).unwrap().0);
+        fs::set_permissions(&pins, Permissions::from_mode(0o777)).unwrap();
+        let error = Binding::pinned(&pins).unwrap_err().to_string();
+        assert!(error.contains("/uvn is not root's alone"), "{error}");
+        Binding::remove(&pins).unwrap();
+        assert!(others.join("kept").exists());
+    }
 }
 
 /// Sockets that a file system in the kernel makes while a user reads have no mark. Inherited ones are like that, too.

@@ -1,23 +1,29 @@
 //! The cgroup programs that keep every socket of a policed user in his network, whatever process holds it.
 //!
 //! They are attached to the root of the cgroup tree and act on the network namespace of the `uvnd` that loaded them;
-//! a user's own namespaces are left alone. `sock_create` binds a socket to the user's VRF and marks it, which he can
-//! undo neither; the address hooks check that it still is; `egress` checks where each packet of a marked socket leaves,
-//! since some options of a single message bypass the former.
+//! a user's own namespaces are left alone. `sock_create` binds a socket to the user's VRF, marks it for the packet filter,
+//! and notes in its storage whose it is, which no process can change; the address hooks check that it is still bound, and
+//! the source that it asks for, since the packet filter translates that before `egress` sees it; `egress` checks where
+//! each packet leaves, since some options of a single message bypass the former.
 #![no_std]
 #![no_main]
 
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_sock, bpf_sock_addr};
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_setsockopt, bpf_sk_fullsock};
+use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
+use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE};
+use aya_ebpf::bindings::{bpf_map_def, bpf_sock, bpf_sock_addr};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_setsockopt, bpf_sk_fullsock, bpf_sk_storage_get,
+};
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_uid_gid};
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, map};
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext};
 use aya_ebpf::{EbpfContext, Global};
+use core::cell::UnsafeCell;
 use core::ffi::c_void;
-use core::mem::offset_of;
-use uvn_wire::cgroup::{self, Bound, Mark, Network, Range, Verdict};
+use core::mem::{MaybeUninit, offset_of};
+use uvn_wire::cgroup::{self, Device, Mark, Network, Owner, Range, Verdict};
 use uvn_wire::ethernet::ethertype;
 use uvn_wire::ipv4::{self, Ipv4, protocol};
 use uvn_wire::ipv6::{self, Ipv6};
@@ -41,21 +47,40 @@ static POLICED: Array<Range> = Array::with_max_entries(cgroup::RANGE_ENTRIES, 0)
 #[map]
 static PORTS: Array<u8> = Array::with_max_entries(1 << 16, 0);
 
-/// Destinations that are not off-subnet. Belongs to the policy.
+/// Destinations that are not off-subnet. Belongs to the policy, and does not change once the programs are attached.
 #[map]
 static DESTINATIONS: LpmTrie<Address, u8> = LpmTrie::with_max_entries(cgroup::DESTINATION_ENTRIES, 0);
 
-/// The network of each user. Pinned, as are the maps below: they outlive `uvnd`.
+/// The number of each user's network. Pinned, as are the maps below: they outlive `uvnd`.
 #[map]
-static BOUND: HashMap<u32, Bound> = HashMap::pinned(cgroup::NETWORK_ENTRIES, BPF_F_NO_PREALLOC);
+static BOUND: HashMap<u32, u32> = HashMap::pinned(cgroup::NETWORK_ENTRIES, BPF_F_NO_PREALLOC);
 
-/// Networks by their number in marks.
+/// Networks by their number.
 #[map]
 static NETWORKS: Array<Network> = Array::pinned(cgroup::NETWORK_ENTRIES, 0);
 
 /// The VRF to which a VRF or endpoint belongs, by interface index.
 #[map]
-static DEVICES: HashMap<u32, u32> = HashMap::pinned(cgroup::DEVICE_ENTRIES, BPF_F_NO_PREALLOC);
+static DEVICES: HashMap<u32, u64> = HashMap::pinned(cgroup::DEVICE_ENTRIES, BPF_F_NO_PREALLOC);
+
+/// Whose each socket is. `uvnd` makes it: the kernel wants to know the types of its values.
+#[map]
+static OWNERS: Owners = Owners(UnsafeCell::new(bpf_map_def {
+    type_: BPF_MAP_TYPE_SK_STORAGE,
+    key_size: size_of::<u32>() as u32,
+    value_size: size_of::<Owner>() as u32,
+    max_entries: 0,
+    map_flags: BPF_F_NO_PREALLOC | BPF_F_CLONE,
+    id: 0,
+    pinning: PINNED_BY_NAME,
+}));
+
+/// A map of this kind is nowhere in aya but with BTF.
+#[repr(transparent)]
+struct Owners(UnsafeCell<bpf_map_def>);
+
+// SAFETY: its address alone is used.
+unsafe impl Sync for Owners {}
 
 /// Sockets and packets by verdict.
 #[map]
@@ -65,6 +90,8 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Verdict::ALL.len() as u3
 const SOL_SOCKET: i32 = 1;
 const SO_BINDTODEVICE: i32 = 25;
 const SO_MARK: i32 = 36;
+/// aya_obj::maps::PinningType::ByName
+const PINNED_BY_NAME: u32 = 1;
 /// include/linux/udp.h, RFC 3828
 const UDP_LITE: u32 = 136;
 /// The interface index of `lo` in every network namespace (include/net/net_namespace.h, LOOPBACK_IFINDEX).
@@ -81,14 +108,16 @@ pub fn uvn_create(ctx: SockContext) -> i32 {
 #[cgroup_sock_addr(bind4)]
 pub fn uvn_bind4(ctx: SockAddrContext) -> i32 {
     let Some(uid) = policed(&ctx) else { return 1 };
-    answer(bind(ctx.sock_addr, uid))
+    // SAFETY: the verifier knows the context's fields.
+    let address = Address::mapped(unsafe { (*ctx.sock_addr).user_ip4 });
+    answer(bind(ctx.sock_addr, uid, address))
 }
 
 /// As [`uvn_bind4`].
 #[cgroup_sock_addr(bind6)]
 pub fn uvn_bind6(ctx: SockAddrContext) -> i32 {
     let Some(uid) = policed(&ctx) else { return 1 };
-    answer(bind(ctx.sock_addr, uid))
+    answer(bind(ctx.sock_addr, uid, address6(ctx.sock_addr)))
 }
 
 /// A destination: still in his network? TCP fast open comes here, too.
@@ -97,38 +126,39 @@ pub fn uvn_connect4(ctx: SockAddrContext) -> i32 {
     let Some(uid) = policed(&ctx) else { return 1 };
     // SAFETY: the verifier knows the context's fields.
     let destination = Address::mapped(unsafe { (*ctx.sock_addr).user_ip4 });
-    answer(send(ctx.sock_addr, uid, destination))
+    answer(send(ctx.sock_addr, uid, destination, ANY))
 }
 
 /// As [`uvn_connect4`].
 #[cgroup_sock_addr(connect6)]
 pub fn uvn_connect6(ctx: SockAddrContext) -> i32 {
     let Some(uid) = policed(&ctx) else { return 1 };
-    answer(send(ctx.sock_addr, uid, address6(ctx.sock_addr)))
+    answer(send(ctx.sock_addr, uid, address6(ctx.sock_addr), ANY))
 }
 
-/// A datagram with a destination of its own: still in his network?
+/// A datagram with a destination or with ancillary data of its own: still in his network, and from there?
 #[cgroup_sock_addr(sendmsg4)]
 pub fn uvn_sendmsg4(ctx: SockAddrContext) -> i32 {
     let Some(uid) = policed(&ctx) else { return 1 };
     // SAFETY: the verifier knows the context's fields.
-    let destination = Address::mapped(unsafe { (*ctx.sock_addr).user_ip4 });
-    answer(send(ctx.sock_addr, uid, destination))
+    let (destination, source) = unsafe { ((*ctx.sock_addr).user_ip4, (*ctx.sock_addr).msg_src_ip4) };
+    answer(send(ctx.sock_addr, uid, Address::mapped(destination), Address::mapped(source)))
 }
 
 /// As [`uvn_sendmsg4`].
 #[cgroup_sock_addr(sendmsg6)]
 pub fn uvn_sendmsg6(ctx: SockAddrContext) -> i32 {
     let Some(uid) = policed(&ctx) else { return 1 };
-    answer(send(ctx.sock_addr, uid, address6(ctx.sock_addr)))
+    answer(send(ctx.sock_addr, uid, address6(ctx.sock_addr), source6(ctx.sock_addr)))
 }
 
 /// A packet about to leave through a device, before it is cut into fragments.
 #[cgroup_skb(egress)]
 pub fn uvn_egress(ctx: SkBuffContext) -> i32 {
-    match marked(&ctx) {
-        Some((socket, mark)) => answer(leave(&ctx, socket, mark)),
-        None => 1,
+    match owned(&ctx) {
+        Ok(Some((socket, owner))) => answer(leave(&ctx, socket, owner)),
+        Ok(None) => 1,
+        Err(verdict) => answer(Err(verdict)),
     }
 }
 
@@ -138,9 +168,10 @@ pub fn uvn_ingress(ctx: SkBuffContext) -> i32 {
     if let Err(verdict) = stayed(&ctx) {
         return answer(Err(verdict));
     }
-    match marked(&ctx) {
-        Some((socket, mark)) => answer(arrive(&ctx, socket, mark)),
-        None => 1,
+    match owned(&ctx) {
+        Ok(Some((socket, owner))) => answer(arrive(&ctx, socket, owner)),
+        Ok(None) => 1,
+        Err(verdict) => answer(Err(verdict)),
     }
 }
 
@@ -164,17 +195,54 @@ fn policed(ctx: &impl EbpfContext) -> Option<u32> {
     None
 }
 
+/// How often an element is looked up that another's has come in place of.
+const LOOKS: u32 = 4;
+
+/// The number of the user's network, and that as a whole.
 #[inline(always)]
-fn bound(uid: u32) -> Result<&'static Bound, Verdict> {
-    // SAFETY: the map does not preallocate: a value found stays as it is until this run ends.
-    unsafe { BOUND.get(uid) }.ok_or(Verdict::NoNetwork)
+fn network_of(uid: u32) -> Result<(u32, Network), Verdict> {
+    for _ in 0..LOOKS {
+        let found = BOUND.get_ptr(uid).ok_or(Verdict::NoNetwork)?;
+        // SAFETY: an element of the map, some user's.
+        let number = unsafe { found.read_volatile() };
+        let Some(place) = NETWORKS.get_ptr(number) else { continue };
+        // SAFETY: an element of the array. The UID is read last: while it is his, so is what was read before.
+        let (network, owner) = unsafe { (place.read_volatile(), (&raw const (*place).uid).read_volatile()) };
+        if owner == uid {
+            return Ok((number, network));
+        }
+    }
+    Err(Verdict::NoNetwork)
 }
 
-/// The VRF of a VRF or endpoint.
+/// The network with this number, if it is still this user's.
+#[inline(always)]
+fn network(owner: Owner) -> Option<&'static Network> {
+    NETWORKS.get(owner.mark.number()).filter(|network| network.uid == owner.uid)
+}
+
+/// The VRF of a VRF or endpoint. 0 is nobody's.
 #[inline(always)]
 fn vrf_of(device: u32) -> Option<u32> {
-    // SAFETY: as above.
-    unsafe { DEVICES.get(device) }.copied()
+    for _ in 0..LOOKS {
+        // SAFETY: an element of the map, some device's, in one word.
+        let found = Device(unsafe { DEVICES.get_ptr(device)?.read_volatile() });
+        if found.index() == device {
+            return Some(found.vrf());
+        }
+    }
+    Some(0)
+}
+
+/// Whose a socket is; None: no policed user's.
+#[inline(always)]
+fn owner(socket: *mut bpf_sock) -> Option<&'static mut Owner> {
+    // SAFETY: the verifier knows the socket, and that null is sorted out.
+    unsafe {
+        bpf_sk_storage_get(OWNERS.0.get().cast(), socket.cast(), core::ptr::null_mut(), 0)
+            .cast::<Owner>()
+            .as_mut()
+    }
 }
 
 #[inline(always)]
@@ -182,22 +250,48 @@ fn is_port(port: u32, kind: u8) -> bool {
     PORTS.get(port).is_some_and(|kinds| kinds & kind != 0)
 }
 
+/// What an address is, if it is not off-subnet. Word by word: a prefix's length puts the address off the eight bytes by
+/// which the verifier wants the stack aligned.
+#[inline(always)]
+fn special(Address([a, b, c, d]): Address) -> Option<u8> {
+    let mut key = MaybeUninit::<Key<Address>>::uninit();
+    for (index, word) in [u128::BITS, a, b, c, d].into_iter().enumerate() {
+        // SAFETY: a key is five words: the length and the address.
+        unsafe { key.as_mut_ptr().cast::<u32>().add(index).write_volatile(word) };
+    }
+    // SAFETY: all five words are written.
+    DESTINATIONS.get(unsafe { key.assume_init_ref() }).copied()
+}
+
 #[inline(always)]
 fn create(socket: *mut bpf_sock, uid: u32) -> Result<(), Verdict> {
-    let network = bound(uid)?;
+    let (number, network) = network_of(uid)?;
     // SAFETY: the verifier knows the context's fields, and which of them may be written.
-    unsafe {
+    let mark = unsafe {
         match (*socket).protocol {
             // net/ipv4/af_inet.c puts the protocol in place of 0 before it asks us.
-            TCP if is_called_back() => {
-                (*socket).mark = Mark::unbound(TAG.load(), network.number).0;
-            }
+            TCP if is_called_back() => Mark::unbound(TAG.load(), number),
             TCP | UDP | UDP_LITE | ICMP | ICMPV6 => {
                 (*socket).bound_dev_if = network.vrf;
-                (*socket).mark = Mark::bound(TAG.load(), network.number).0;
+                Mark::bound(TAG.load(), number)
             }
             _ => return Err(Verdict::Protocol),
         }
+    };
+    let mut owner = Owner { mark, uid };
+    // SAFETY: here the context is the socket; the kernel reads as much as a value of the map is long.
+    let noted = unsafe {
+        (*socket).mark = mark.0;
+        let owner = (&raw mut owner).cast();
+        bpf_sk_storage_get(
+            OWNERS.0.get().cast(),
+            socket.cast(),
+            owner,
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        )
+    };
+    if noted.is_null() {
+        return Err(Verdict::NoMemory);
     }
     count(Verdict::Bound);
     Ok(())
@@ -217,67 +311,91 @@ fn is_called_back() -> bool {
     cgroup::CALLED_BACK.contains(&name)
 }
 
+/// No source was asked for.
+const ANY: Address = Address([0; 4]);
+
 #[inline(always)]
-fn bind(ctx: *mut bpf_sock_addr, uid: u32) -> Result<(), Verdict> {
-    let network = bound(uid)?;
+fn bind(ctx: *mut bpf_sock_addr, uid: u32, address: Address) -> Result<(), Verdict> {
+    let (number, network) = network_of(uid)?;
     // SAFETY: the verifier knows the context's fields; the socket is there.
     let (port, socket) = unsafe { ((*ctx).user_port, (*ctx).__bindgen_anon_1.sk) };
     let port = u32::from(u16::from_be(port as u16));
     if is_port(port, cgroup::PORT_SERVICE) {
         return Err(Verdict::ServicePort);
     }
-    if is_port(port, cgroup::PORT_SRUN) && is_outside(socket) {
+    may_come_from(&network, address)?;
+    let owner = owner(socket);
+    if is_port(port, cgroup::PORT_SRUN) && is_outside(socket, owner.as_deref()) {
         return Ok(());
     }
-    keep(ctx, socket, network)
+    keep(ctx, socket, number, &network, owner)
 }
 
 #[inline(always)]
-fn send(ctx: *mut bpf_sock_addr, uid: u32, destination: Address) -> Result<(), Verdict> {
-    let network = bound(uid)?;
+fn send(ctx: *mut bpf_sock_addr, uid: u32, destination: Address, source: Address) -> Result<(), Verdict> {
+    let (number, network) = network_of(uid)?;
     // SAFETY: the verifier knows the context's fields; the socket is there.
     let socket = unsafe { (*ctx).__bindgen_anon_1.sk };
     // SAFETY: likewise.
-    let (device, mark, port) = unsafe { ((*socket).bound_dev_if, Mark((*socket).mark), (*socket).src_port) };
-    if device == 0 && !mark.is_ours(TAG.load()) {
+    let (device, port) = unsafe { ((*socket).bound_dev_if, (*socket).src_port) };
+    may_come_from(&network, source)?;
+    let owner = owner(socket);
+    if device == 0 && owner.is_none() {
         // No user made it: a file system's own, in the process that happens to read, or inherited.
-        return match DESTINATIONS.get(Key::new(u128::BITS, destination)) {
-            Some(&cgroup::DESTINATION_HOST) => Ok(()),
+        return match special(destination) {
+            Some(cgroup::DESTINATION_HOST) => Ok(()),
             _ => Err(Verdict::Device),
         };
     }
-    if is_outside(socket) && is_port(port, cgroup::PORT_SRUN) {
+    if is_outside(socket, owner.as_deref()) && is_port(port, cgroup::PORT_SRUN) {
         return Err(Verdict::Released);
     }
-    keep(ctx, socket, network)
+    keep(ctx, socket, number, &network, owner)
 }
 
-/// Whether the socket is marked, and not bound yet.
+/// Whether the network may use a source: its own ones, and those that are no way beyond the underlay's subnets. Another
+/// network's NAT address would have the connection tracker let answers into that.
 #[inline(always)]
-fn is_outside(socket: *mut bpf_sock) -> bool {
+fn may_come_from(network: &Network, source: Address) -> Result<(), Verdict> {
+    let is_own = network.sources.iter().any(|own| *own == source);
+    if is_own || special(source).is_some() { Ok(()) } else { Err(Verdict::Source) }
+}
+
+/// Whether the socket is somebody's, and not bound yet.
+#[inline(always)]
+fn is_outside(socket: *mut bpf_sock, owner: Option<&Owner>) -> bool {
     // SAFETY: the verifier knows a socket's fields.
-    let (device, mark) = unsafe { ((*socket).bound_dev_if, Mark((*socket).mark)) };
-    device == 0 && mark.is_ours(TAG.load()) && mark.is_unbound()
+    let device = unsafe { (*socket).bound_dev_if };
+    device == 0 && owner.is_some_and(|owner| owner.mark.is_unbound())
 }
 
 /// Lets the socket go on if it is in `network`, and puts it there if it is ours and in none: at first use, or after
 /// connect to AF_UNSPEC (net/ipv4/udp.c, __udp_disconnect).
 #[inline(always)]
-fn keep(ctx: *mut bpf_sock_addr, socket: *mut bpf_sock, network: &'static Bound) -> Result<(), Verdict> {
+fn keep(
+    ctx: *mut bpf_sock_addr,
+    socket: *mut bpf_sock,
+    number: u32,
+    network: &Network,
+    owner: Option<&mut Owner>,
+) -> Result<(), Verdict> {
     // SAFETY: the verifier knows a socket's fields.
-    let (device, mark) = unsafe { ((*socket).bound_dev_if, Mark((*socket).mark)) };
-    let unbound = Mark::unbound(TAG.load(), network.number);
-    let bound = Mark::bound(TAG.load(), network.number);
+    let device = unsafe { (*socket).bound_dev_if };
+    let owner = owner.filter(|owner| owner.uid == network.uid && owner.mark.number() == number);
     if device == 0 {
-        if mark != unbound && mark != bound {
+        if owner.is_none() {
             return Err(Verdict::Device);
         }
         set_option(ctx, SO_BINDTODEVICE, network.name.as_ptr().cast(), network.name.len())?;
     } else if device != network.vrf && vrf_of(device) != Some(network.vrf) {
         return Err(Verdict::Device);
     }
-    if mark == unbound {
+    if let Some(owner) = owner
+        && owner.mark.is_unbound()
+    {
+        let bound = Mark::bound(TAG.load(), number);
         set_option(ctx, SO_MARK, (&raw const bound.0).cast(), size_of::<u32>())?;
+        owner.mark = bound;
     }
     Ok(())
 }
@@ -296,38 +414,48 @@ fn set_option(
     }
 }
 
-/// The packet's socket and its mark, if that is ours. An answer to a connection request has its listener.
+/// The packet's socket and whose it is, if it is a policed user's. An answer to a connection request has its listener.
 #[inline(always)]
-fn marked(ctx: &SkBuffContext) -> Option<(*mut bpf_sock, Mark)> {
+fn owned(ctx: &SkBuffContext) -> Result<Option<(*mut bpf_sock, Owner)>, Verdict> {
     // SAFETY: the verifier knows the context's fields, and sees that null is sorted out.
     let socket = unsafe {
         let any = (*ctx.skb.skb).__bindgen_anon_2.sk;
         if any.is_null() {
-            return None;
+            return Ok(None);
         }
         bpf_sk_fullsock(any)
     };
     if socket.is_null() {
-        return None;
+        return Ok(None);
     }
     // SAFETY: a full socket, not null.
     let mark = Mark(unsafe { (*socket).mark });
-    mark.is_ours(TAG.load()).then_some((socket, mark))
+    match owner(socket) {
+        Some(owner) if owner.mark == mark => Ok(Some((socket, *owner))),
+        // The packet filter goes by the mark.
+        Some(_) => Err(Verdict::Mark),
+        // The kernel's own, which answers for one that is closed (net/ipv4/ip_output.c, ip_send_unicast_reply).
+        None if mark.is_ours(TAG.load()) => {
+            let uid = NETWORKS.get(mark.number()).ok_or(Verdict::Outside)?.uid;
+            Ok(Some((socket, Owner { mark, uid })))
+        }
+        None => Ok(None),
+    }
 }
 
 #[inline(always)]
-fn leave(ctx: &SkBuffContext, socket: *mut bpf_sock, mark: Mark) -> Result<(), Verdict> {
+fn leave(ctx: &SkBuffContext, socket: *mut bpf_sock, owner: Owner) -> Result<(), Verdict> {
     // SAFETY: the verifier knows the fields of both.
     let (device, ethertype, kind) =
         unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).protocol, (*socket).protocol) };
     let through = vrf_of(device);
-    if mark.is_unbound() {
+    if owner.mark.is_unbound() {
         return match through {
             None if is_answering(socket) || is_resetting(ctx, socket, ethertype)? => Ok(()),
             _ => Err(Verdict::Outside),
         };
     }
-    let network = NETWORKS.get(mark.number()).ok_or(Verdict::Outside)?;
+    let network = network(owner).ok_or(Verdict::Outside)?;
     if through.is_some_and(|vrf| vrf != network.vrf) {
         return Err(Verdict::OtherNetwork);
     }
@@ -376,9 +504,10 @@ fn is_resetting(ctx: &SkBuffContext, socket: *mut bpf_sock, ethertype: u32) -> R
     Ok(u32::from(packet.protocol) == TCP && is_port(u32::from(u16::from_be(port)), cgroup::PORT_SRUN))
 }
 
-/// Whether a packet that a marked socket of this node has sent comes out of its own network. Of broadcast and multicast
+/// Whether a packet with the mark of a socket of this node comes out of that one's network. Of broadcast and multicast
 /// the kernel delivers a copy to this node that belongs to no socket, past `egress` (net/ipv4/ip_output.c,
-/// ip_mc_output); the mark is on it still.
+/// ip_mc_output); the mark is on it still. To what answers from off-subnet the packet filter gives the mark of what it
+/// answers: with another network's source that would come here.
 #[inline(always)]
 fn stayed(ctx: &SkBuffContext) -> Result<(), Verdict> {
     // SAFETY: the verifier knows the context's fields.
@@ -396,17 +525,17 @@ fn stayed(ctx: &SkBuffContext) -> Result<(), Verdict> {
 }
 
 #[inline(always)]
-fn arrive(ctx: &SkBuffContext, socket: *mut bpf_sock, mark: Mark) -> Result<(), Verdict> {
+fn arrive(ctx: &SkBuffContext, socket: *mut bpf_sock, owner: Owner) -> Result<(), Verdict> {
     // SAFETY: the verifier knows the fields of both.
     let (from, device) = unsafe { ((*ctx.skb.skb).ifindex, (*socket).bound_dev_if) };
-    if mark.is_unbound() {
+    if owner.mark.is_unbound() {
         // Slurm's daemons are in no network: what comes out of one is a user's.
         return match vrf_of(from) {
             None if is_answering(socket) => Ok(()),
             _ => Err(Verdict::Unwanted),
         };
     }
-    let network = NETWORKS.get(mark.number()).ok_or(Verdict::Unwanted)?;
+    let network = network(owner).ok_or(Verdict::Unwanted)?;
     if device != 0 && (device == network.vrf || vrf_of(device) == Some(network.vrf)) {
         Ok(())
     } else {
@@ -471,8 +600,8 @@ impl Packet {
         if self.options || u32::from(self.protocol) != kind {
             return Err(Verdict::Options);
         }
-        match DESTINATIONS.get(Key::new(u128::BITS, self.destination)) {
-            Some(&cgroup::DESTINATION_HOST) => Ok(()),
+        match special(self.destination) {
+            Some(cgroup::DESTINATION_HOST) => Ok(()),
             Some(_) => Err(Verdict::Near),
             None if network.off_subnet != 0 => Ok(()),
             None => Err(Verdict::OffSubnet),
@@ -494,6 +623,20 @@ fn address6(ctx: *mut bpf_sock_addr) -> Address {
             (&raw const (*ctx).user_ip6[1]).read_volatile(),
             (&raw const (*ctx).user_ip6[2]).read_volatile(),
             (&raw const (*ctx).user_ip6[3]).read_volatile(),
+        ]
+    })
+}
+
+/// As [`address6`], of the source of a message.
+#[inline(always)]
+fn source6(ctx: *mut bpf_sock_addr) -> Address {
+    // SAFETY: as there.
+    Address(unsafe {
+        [
+            (&raw const (*ctx).msg_src_ip6[0]).read_volatile(),
+            (&raw const (*ctx).msg_src_ip6[1]).read_volatile(),
+            (&raw const (*ctx).msg_src_ip6[2]).read_volatile(),
+            (&raw const (*ctx).msg_src_ip6[3]).read_volatile(),
         ]
     })
 }

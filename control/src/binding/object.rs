@@ -3,7 +3,7 @@
 // SO_NETNS_COOKIE has no safe interface.
 #![allow(unsafe_code)]
 
-use super::{BindingError, Policy, file, map, take};
+use super::{BindingError, Policy, file, map, owners, take};
 use aya::maps::Array;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::programs::links::FdLink;
@@ -57,6 +57,7 @@ pub fn load(state: &Path, policy: &Policy) -> Result<Ebpf, BindingError> {
     let netns = netns_cookie().map_err(file(Path::new("/proc/self/ns/net")))?;
     let tag = cgroup::tag(netns);
     // The object has no BTF to relocate; reading the kernel's would take a while.
+    owners::make(&state.join("OWNERS"))?;
     let mut ebpf = EbpfLoader::new()
         .btf(None)
         .default_map_pin_directory(state)

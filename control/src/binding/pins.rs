@@ -1,19 +1,19 @@
 //! What lies on the BPF file system: `state-LAYOUT/` with the maps, `links-GENERATION/` with the attached programs.
 
 use super::{BindingError, file};
-use std::fs;
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use uvn_wire::cgroup;
 
-/// The folder of the maps, made if need be.
-///
-/// # Errors
-/// It cannot be made.
-pub fn state(pins: &Path) -> Result<PathBuf, BindingError> {
-    let folder = pins.join(format!("state-{}", cgroup::LAYOUT));
-    create(&folder)?;
-    Ok(folder)
+/// How often a folder is made anew that somebody else makes again.
+const TRIES: u32 = 8;
+
+/// Where the maps are.
+#[must_use]
+pub fn state(pins: &Path) -> PathBuf {
+    pins.join(format!("state-{}", cgroup::LAYOUT))
 }
 
 /// The folder of a generation of programs.
@@ -27,16 +27,51 @@ pub fn links(pins: &Path, generation: u32) -> PathBuf {
 /// # Errors
 /// The pins cannot be listed.
 pub fn generation(pins: &Path) -> Result<u32, BindingError> {
-    let generation = |folder: &PathBuf| folder.file_name()?.to_str()?.strip_prefix("links-")?.parse().ok();
+    // One is left to come after it.
+    let generation = |folder: &PathBuf| {
+        let number: u32 = folder.file_name()?.to_str()?.strip_prefix("links-")?.parse().ok()?;
+        (number < u32::MAX).then_some(number)
+    };
     Ok(list(pins)?.iter().filter_map(generation).max().unwrap_or(0))
 }
 
-/// Makes a folder. It is there: fine.
+/// Makes `folder`, below `pins`, and `pins` itself: root's, and closed to others. What others have put in their place is
+/// removed: whoever owns a folder takes the programs' pins away.
 ///
 /// # Errors
-/// It cannot be made.
-pub fn create(folder: &Path) -> Result<(), BindingError> {
-    fs::create_dir_all(folder).map_err(file(folder))
+/// They cannot be made.
+pub fn create(pins: &Path, folder: &Path) -> Result<(), BindingError> {
+    own(pins)?;
+    own(folder)
+}
+
+fn own(folder: &Path) -> Result<(), BindingError> {
+    for _ in 0..TRIES {
+        match DirBuilder::new().mode(0o700).create(folder) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => return made.map_err(file(folder)),
+        }
+        if is_roots(folder)? {
+            return fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(file(folder));
+        }
+        tracing::error!("{}: others could change it; removed, to be made anew", folder.display());
+        remove(folder)?;
+    }
+    verify(folder)
+}
+
+/// Fails where a folder is not root's alone.
+///
+/// # Errors
+/// Others can change it, or it is not there.
+pub fn verify(folder: &Path) -> Result<(), BindingError> {
+    if is_roots(folder)? { Ok(()) } else { Err(BindingError::Foreign(folder.into())) }
+}
+
+/// Whether it is a folder, and no link to one, that root alone can change.
+fn is_roots(folder: &Path) -> Result<bool, BindingError> {
+    let metadata = fs::symlink_metadata(folder).map_err(file(folder))?;
+    Ok(metadata.is_dir() && metadata.uid() == 0 && metadata.mode() & 0o022 == 0)
 }
 
 /// Removes what else is below `pins`.
@@ -53,7 +88,8 @@ pub fn keep_only(pins: &Path, keep: &[PathBuf]) -> Result<(), BindingError> {
 /// # Errors
 /// The first one met, having gone on.
 pub fn remove(path: &Path) -> Result<(), BindingError> {
-    if !path.is_dir() {
+    // A link to a folder is removed, and not what is in that.
+    if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
         return unless_missing(fs::remove_file(path)).map_err(file(path));
     }
     let below = list(path)?.iter().map(|path| remove(path)).fold(Ok(()), Result::and);

@@ -267,7 +267,8 @@ pub fn devices(node: &Node, network: &Network) -> Option<Devices> {
     let with_vtep = node.nics.iter().filter(|nic| !nic.vteps().is_empty());
     let mut endpoints = with_vtep.map(|nic| index(&network.endpoint(nic))).collect::<Option<Vec<u32>>>()?;
     endpoints.sort_unstable();
-    Some(Devices { vrf: index(&network.vrf())?, endpoints, off_subnet: network.off_subnet })
+    let sources = node.nat.addresses(network.slot).into();
+    Some(Devices { vrf: index(&network.vrf())?, endpoints, off_subnet: network.off_subnet, sources })
 }
 
 /// Without it there are no networks on demand over kernel VXLAN.

@@ -108,18 +108,18 @@ meta mark & 0xf0000000 == 0x70000000 ip6 saddr != fd75:766e::/64 counter drop"
     assert_eq!(
         chain("forward"),
         "iifname \"uvn*\" drop
-oifname \"uvn*\" ip daddr 100.64.0.0/10 ct state established,related accept
-oifname \"uvn*\" ip6 daddr fd75:766e::/64 ct state established,related accept
+oifname \"uvn*\" ip daddr 100.64.0.0/10 ct state established,related meta mark set ct mark accept
+oifname \"uvn*\" ip6 daddr fd75:766e::/64 ct state established,related meta mark set ct mark accept
 oifname \"uvn*\" drop
 iifname { \"em1\", \"eth0\" } meta nfproto ipv4 drop
 meta nfproto ipv6 drop"
     );
     assert_eq!(
         chain("translate"),
-        "oifname \"em1\" ip saddr 100.64.0.0/10 ip daddr { 10.0.0.0/16 } snat ip to 10.0.0.1
-oifname \"ib0\" ip saddr 100.64.0.0/10 ip daddr { 10.1.0.0/16 } snat ip to 10.1.0.1
-oifname \"eth0\" ip saddr 100.64.0.0/10 snat ip to 192.0.2.1
-oifname \"em1\" ip6 saddr fd75:766e::/64 snat ip6 to 2001:db8::1"
+        "oifname \"em1\" ip saddr 100.64.0.0/10 ip daddr { 10.0.0.0/16 } ct mark set meta mark snat ip to 10.0.0.1
+oifname \"ib0\" ip saddr 100.64.0.0/10 ip daddr { 10.1.0.0/16 } ct mark set meta mark snat ip to 10.1.0.1
+oifname \"eth0\" ip saddr 100.64.0.0/10 ct mark set meta mark snat ip to 192.0.2.1
+oifname \"em1\" ip6 saddr fd75:766e::/64 ct mark set meta mark snat ip6 to 2001:db8::1"
     );
     assert_eq!(
         chain("postrouting"),

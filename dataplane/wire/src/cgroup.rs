@@ -1,10 +1,11 @@
 //! What the cgroup programs and their loader agree on: the mark of a socket, verdicts, and the keys, values and sizes
 //! of the maps.
 
+use crate::xdp::Address;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Counts up when a pinned map changes its keys, values or size: `uvnd` then does not take over an older one's maps.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 /// Networks on a node at most; a mark names one of them.
 pub const NETWORK_ENTRIES: u32 = 16_384;
 /// VRFs and endpoints.
@@ -32,16 +33,20 @@ pub const DESTINATION_HOST: u8 = 2;
 pub const CALLED_BACK: [[u8; 16]; 3] =
     [*b"srun\0\0\0\0\0\0\0\0\0\0\0\0", *b"salloc\0\0\0\0\0\0\0\0\0\0", *b"sattach\0\0\0\0\0\0\0\0\0"];
 
-/// The mark (SO_MARK) of a policed socket, which its user cannot change. The kernel copies it to accepted sockets.
+/// The mark (SO_MARK) of a policed socket, for the packet filter. The kernel copies it to accepted sockets. Programs with
+/// privileges can change it, and then get no packet through: see [`Owner`].
 ///
 /// ```text
 /// 0111 | tag of the network namespace: 12 bits | number of the network: 16 bits      bound to the network's VRF
 /// 0110 | ...                                                                         not bound yet
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
 pub struct Mark(pub u32);
 
 impl Mark {
+    /// The bits that say whether a mark is ours, and of which kind.
+    pub const KIND: u32 = 0xf000_0000;
     const BOUND: u32 = 0x7000_0000;
     const UNBOUND: u32 = 0x6000_0000;
 
@@ -71,7 +76,7 @@ impl Mark {
     #[must_use]
     #[inline]
     pub const fn is_unbound(self) -> bool {
-        self.0 & 0xf000_0000 == Mark::UNBOUND
+        self.0 & Mark::KIND == Mark::UNBOUND
     }
 
     /// The number of the network.
@@ -99,26 +104,76 @@ pub struct Range {
     pub last: u32,
 }
 
-/// The network of a UID.
+/// A network by its number. All zero: there is none.
+///
+/// Its UID is compared by all that come here by a number: what a hash map's look-up has found is another key's as soon
+/// as it is replaced (kernel/bpf/memalloc.c reuses elements at once), and a socket may be older than the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
-#[repr(C)]
-pub struct Bound {
-    /// Its number in marks.
-    pub number: u32,
-    /// The interface index of its VRF.
-    pub vrf: u32,
+#[repr(C, align(8))]
+pub struct Network {
+    /// Its NAT addresses, one repeated where there are fewer: no other source leaves it for what is off-subnet.
+    pub sources: [Address; Network::SOURCES],
     /// The VRF's name, which SO_BINDTODEVICE wants, NUL-terminated.
     pub name: [u8; 16],
-}
-
-/// A network by its number. No VRF: the network is gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
-#[repr(C)]
-pub struct Network {
+    /// Whose it is.
+    pub uid: u32,
     /// The interface index of its VRF.
     pub vrf: u32,
     /// Not 0: it may reach beyond the underlay's subnets.
     pub off_subnet: u32,
+    /// Fills up to the next word.
+    pub padding: u32,
+}
+
+impl Network {
+    /// One of each family.
+    pub const SOURCES: usize = 2;
+    /// There is none.
+    pub const NONE: Network = Network {
+        sources: [Address([0; 4]); Network::SOURCES],
+        name: [0; 16],
+        uid: 0,
+        vrf: 0,
+        off_subnet: 0,
+        padding: 0,
+    };
+}
+
+/// The value in the map of devices: in one word, so that it is read whole, and with its key, as [`Network`] has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Device(pub u64);
+
+impl Device {
+    /// A VRF or endpoint and its VRF, by interface index.
+    #[must_use]
+    #[inline]
+    pub const fn new(index: u32, vrf: u32) -> Device {
+        Device((vrf as u64) << 32 | index as u64)
+    }
+
+    /// The device.
+    #[must_use]
+    #[inline]
+    pub const fn index(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// The VRF to which it belongs.
+    #[must_use]
+    #[inline]
+    pub const fn vrf(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// What a policed socket's storage holds, which nobody but the programs can change. Accepted sockets get a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Owner {
+    /// The mark that it shall have.
+    pub mark: Mark,
+    /// Who made it.
+    pub uid: u32,
 }
 
 /// What the programs did with a socket or a packet. The value is its index in the counters. Packets that pass are not
@@ -152,11 +207,17 @@ pub enum Verdict {
     Options,
     /// Packet dropped: for a socket outside of every network.
     Unwanted,
+    /// Bind or send refused: the source is not the own network's, and what is sent to it would be let into another's.
+    Source,
+    /// Packet dropped: a program with privileges has changed its socket's mark.
+    Mark,
+    /// Socket refused: the kernel had no memory to note whose it is.
+    NoMemory,
 }
 
 impl Verdict {
     /// Every verdict, in the order of the counters.
-    pub const ALL: [Verdict; 13] = [
+    pub const ALL: [Verdict; 16] = [
         Verdict::Bound,
         Verdict::NoNetwork,
         Verdict::Protocol,
@@ -170,6 +231,9 @@ impl Verdict {
         Verdict::OffSubnet,
         Verdict::Options,
         Verdict::Unwanted,
+        Verdict::Source,
+        Verdict::Mark,
+        Verdict::NoMemory,
     ];
 
     /// The name in statistics and logs.
@@ -189,6 +253,9 @@ impl Verdict {
             Verdict::OffSubnet => "off_subnet",
             Verdict::Options => "options",
             Verdict::Unwanted => "unwanted",
+            Verdict::Source => "source",
+            Verdict::Mark => "mark",
+            Verdict::NoMemory => "no_memory",
         }
     }
 }
@@ -218,6 +285,14 @@ mod tests {
         for foreign in [0, 0x4abc_3fff, 0x8abc_3fff, 0xfabc_3fff, 0x0abc_3fff] {
             assert!(!Mark(foreign).is_ours(0xabc), "{foreign:#x}");
         }
+    }
+
+    #[test]
+    fn values_are_as_long_as_the_maps_say() {
+        assert_eq!(size_of::<Network>(), 64);
+        assert_eq!(size_of::<Owner>(), 8);
+        let device = Device::new(u32::MAX - 1, 7);
+        assert_eq!((device.index(), device.vrf()), (u32::MAX - 1, 7));
     }
 
     #[test]
