@@ -473,7 +473,7 @@ fn sockets_are_in_the_own_network_while_networks_change() {
             while !done.load(Relaxed) {
                 changes += 1;
                 for (uid, devices) in &networks {
-                    let devices = Devices { off_subnet: changes % 2 == 0, ..devices.clone() };
+                    let devices = Devices { off_subnet: changes.is_multiple_of(2), ..devices.clone() };
                     binding.bind(*uid, &devices).unwrap();
                 }
             }

@@ -6,6 +6,7 @@
 //!
 //! - [`socket`]: sockets of any kind, their options, and messages with ancillary data
 //! - [`device`]: through another device than the own network's
+//! - [`source`]: from somebody else's address
 //! - [`protocol`]: with other protocols and families
 //! - [`vxlan`]: with VXLAN made by hand
 //! - [`process`]: as another user, in other namespaces, with sockets made by others
@@ -17,6 +18,7 @@ pub mod listen;
 pub mod process;
 pub mod protocol;
 pub mod socket;
+pub mod source;
 pub mod uring;
 pub mod vxlan;
 
@@ -67,6 +69,18 @@ pub struct Aim {
     /// A host of the subnet that is not listed; its servers are on the same ports
     #[arg(long)]
     pub host6: Ipv6Addr,
+    /// A host off-subnet that sends back what it gets on PORT
+    #[arg(long)]
+    pub outside: Ipv4Addr,
+    /// A host off-subnet that sends back what it gets on PORT
+    #[arg(long)]
+    pub outside6: Ipv6Addr,
+    /// The victim's NAT addresses
+    #[arg(long)]
+    pub nat: Ipv4Addr,
+    /// The victim's NAT addresses
+    #[arg(long)]
+    pub nat6: Ipv6Addr,
     /// The NIC
     #[arg(long)]
     pub nic: String,
@@ -113,6 +127,7 @@ impl Attempt {
 #[must_use]
 pub fn all() -> Vec<Attempt> {
     let mut all = device::attempts();
+    all.extend(source::attempts());
     all.extend(protocol::attempts());
     all.extend(vxlan::attempts());
     all.extend(process::attempts());

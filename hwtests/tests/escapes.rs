@@ -8,8 +8,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+use uvn_hwtests::cluster::OUTSIDE;
 use uvn_hwtests::escape::process::SUBUID;
-use uvn_hwtests::escape::{self, PORT, PORT6, protocol};
+use uvn_hwtests::escape::{self, PORT, PORT6, protocol, source};
 use uvn_hwtests::namespace::text;
 use uvn_hwtests::node::program;
 use uvn_hwtests::reach::{Answer, parse};
@@ -22,6 +23,17 @@ const STRANGER: u32 = 5555;
 const CONFIG: &str = "srun_ports = [\"60001-60010\"]\nservice_ports = [\"6817-6818\"]";
 /// At once: each attempt is a process that waits.
 const BATCH: usize = 24;
+
+/// What is left of the rules on the open node.
+const OPEN: &str = "table inet open {
+    chain in { type filter hook prerouting priority raw; iifname \"uvn*\" notrack; }
+    chain out { type filter hook output priority raw; oifname \"uvn*\" notrack; }
+    chain leave {
+        type nat hook postrouting priority srcnat
+        ip saddr 100.64.0.0/10 masquerade
+        ip6 saddr fd75:766e::/64 masquerade
+    }
+}";
 
 struct Site {
     daemons: Vec<Daemon>,
@@ -52,6 +64,7 @@ impl Site {
             site.servers.push(node.serve(ALICE, &format!("alice@{}", node.name()), &sockets));
         }
         site.servers.push(Server::start(&site.cluster.storage, 0, "storage", &sockets));
+        site.servers.push(Server::probe(&site.cluster.outside, 0, &["listen", "reflect", "outside"]));
         site
     }
 
@@ -59,11 +72,12 @@ impl Site {
         &self.cluster.nodes[0]
     }
 
-    /// Takes away what keeps Bob in on his node: the programs and the rules. The networks stay.
+    /// Takes away what keeps Bob in on his node: the programs and the rules. The networks stay, and their NAT.
     fn open(&mut self) {
         self.daemons.remove(0).crash();
         let node = self.node();
         node.sh("find /sys/fs/bpf/uvn -type f -delete && nft flush ruleset");
+        node.sh(&format!("nft '{OPEN}'"));
         node.write("/proc/sys/net/mptcp/enabled", "1");
     }
 
@@ -76,6 +90,10 @@ impl Site {
     fn aim(&self, who: &str) -> Vec<String> {
         let [here, there] = [0, 1].map(|node: usize| self.cluster.nodes[node].addresses());
         let host = self.cluster.storage_address();
+        let nat = |family: &str, pool: &str| {
+            let address = format!("ip {family} -o address show dev uvn{ALICE} | grep -o '{pool}[^/]*'");
+            self.node().sh(&address).trim().to_owned()
+        };
         let pairs = [
             ("--who", who.to_owned()),
             ("--uid", BOB.to_string()),
@@ -87,6 +105,10 @@ impl Site {
             ("--there6", there[1].to_string()),
             ("--host", host.0.to_string()),
             ("--host6", host.1.to_string()),
+            ("--outside", OUTSIDE.0.to_string()),
+            ("--outside6", OUTSIDE.1.to_string()),
+            ("--nat", nat("-4", "100.64")),
+            ("--nat6", nat("-6", "fd75:766e")),
             ("--nic", "em1".to_owned()),
         ];
         pairs.into_iter().flat_map(|(key, value)| [key.to_owned(), value]).collect()
@@ -144,7 +166,7 @@ fn succeeded(answers: &BTreeMap<String, Answer>) -> BTreeSet<&str> {
 }
 
 /// Attempts that need not work on the open node either: with which data path, how their names begin and end, and why.
-const CANNOT_BE_SHOWN: [(&str, &str, &str, &str); 18] = [
+const CANNOT_BE_SHOWN: [(&str, &str, &str, &str); 19] = [
     ("", "device-down", "", "the kernel asks for CAP_NET_ADMIN"),
     ("", "own-device-down", "", "the kernel asks for CAP_NET_ADMIN"),
     ("", "socket-llc", "", "the kernel asks for CAP_NET_RAW"),
@@ -153,6 +175,7 @@ const CANNOT_BE_SHOWN: [(&str, &str, &str, &str); 18] = [
     ("", "socket-xdp", "", "the kernel asks for CAP_NET_RAW"),
     ("", "unpin", "", "the pins are root's"),
     ("", "nat-", "", "routes and rules close it, which belong to the networks"),
+    ("", "source-message6-nic", "", "IPv6 refuses a message another device than its socket is bound to"),
     ("", "scope-", "", "the victim's server is not reached by link-local addresses"),
     ("", "socket-dccp", "", "these kernels have none"),
     ("", "socket-smc-inet", "", "since Linux 6.11"),
@@ -226,6 +249,26 @@ fn own_namespaces_are_left_alone() {
         assert!(output.status.success(), "{uid}: {}", text(&output.stderr));
     }
     site.conclude();
+}
+
+/// Even where a forged source is not refused, what answers it gets to nobody.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn answers_to_a_forged_source_are_dropped() {
+    let site = Site::new("kernel");
+    let names = source::attempts().into_iter().map(|attempt| attempt.name);
+    let names: Vec<String> = names.filter(|name| can_be_shown("kernel", name)).collect();
+    site.node().sh("find /sys/fs/bpf/uvn -name 'uvn_bind*' -delete -o -name 'uvn_sendmsg*' -delete");
+    assert_eq!(succeeded(&site.attempt("blind", "", &names)), BTreeSet::new());
+    // Without the program that sees what is received, they do get it.
+    site.node().sh("find /sys/fs/bpf/uvn -name uvn_ingress -delete");
+    let end = Instant::now() + Duration::from_secs(60);
+    let mut got = BTreeSet::new();
+    while got.len() < names.len() && Instant::now() < end {
+        let answers = site.attempt("open", "", &names);
+        got.extend(succeeded(&answers).into_iter().map(String::from));
+    }
+    assert_eq!(got, names.into_iter().collect(), "cannot be shown");
 }
 
 /// What listens where it should not gets nothing.

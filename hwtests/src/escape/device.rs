@@ -142,7 +142,7 @@ fn others() -> Vec<Attempt> {
         let to = SocketAddr::new(aim.there.to_ipv6_mapped().into(), super::PORT);
         let socket = inet(Type::DGRAM, to)?;
         let any = Ipv4Addr::UNSPECIFIED.to_ipv6_mapped();
-        socket::send_through_from(&socket, &aim.endpoint(), any, to, what.as_bytes())?;
+        socket::send_from(&socket, socket::index(&aim.endpoint())?, any.into(), to, what.as_bytes())?;
         socket::answer(&mut &socket)
     }));
     all.push(Attempt::new("mapped-bindtodevice", |aim, what| {

@@ -1,10 +1,11 @@
 //! Sockets that listen where they should not: to get what is meant for somebody else.
 
-use super::{FREE_PORT, SRUN_PORT, socket};
+use super::{FREE_PORT, PORT, SRUN_PORT, socket};
+use crate::cluster::OUTSIDE;
 use crate::reach::{serve_tcp, serve_udp};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
 /// How to listen.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -17,6 +18,8 @@ pub enum Trick {
     AutobindAsSrun,
     /// TCP on SRUN_PORT, as srun does
     Srun,
+    /// UDP on PORT of the off-subnet host, to send everything back
+    Reflect,
     /// The kernel's own socket below one of AF_SMC, without bind
     Smc,
 }
@@ -36,6 +39,15 @@ pub fn run(how: Trick, name: &str, device: Option<&str>) -> io::Result<()> {
             socket::disconnect(&socket)?;
             announce(FREE_PORT);
             serve_udp(&socket.into(), name);
+            return Ok(());
+        }
+        Trick::Reflect => {
+            // Bound, so that the answers have that source.
+            let bind = |address: IpAddr| UdpSocket::bind((address, PORT));
+            let (ipv4, ipv6) = (bind(OUTSIDE.0.into())?, bind(OUTSIDE.1.into())?);
+            announce(PORT);
+            std::thread::spawn(move || reflect(&ipv4));
+            reflect(&ipv6);
             return Ok(());
         }
         Trick::Autobind => stream()?,
@@ -63,6 +75,16 @@ pub fn run(how: Trick, name: &str, device: Option<&str>) -> io::Result<()> {
         serve_tcp(stream?, name);
     }
     Ok(())
+}
+
+/// Sends every datagram back. Runs for ever.
+fn reflect(udp: &UdpSocket) {
+    let mut datagram = [0; 512];
+    loop {
+        // An error is an ICMP answer to what we sent to somebody who has left.
+        let Ok((length, from)) = udp.recv_from(&mut datagram) else { continue };
+        let _gone = udp.send_to(&datagram[..length], from);
+    }
 }
 
 fn announce(port: u16) {

@@ -90,6 +90,28 @@ fn privileged() -> Vec<Attempt> {
             let socket = any(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP)?;
             protocol::ping(&socket, &aim.nic, aim.host.into())
         }),
+        // As `ping -m` is where it is setuid, and what else has this capability and lets its user choose the mark.
+        Attempt::new("root-marked-raw-ping", |aim, _| {
+            keep_net_raw(aim.uid)?;
+            protocol::ping(&marked(libc::SOCK_RAW, libc::IPPROTO_ICMP)?, &aim.endpoint(), aim.there.into())
+        }),
+        Attempt::new("root-marked-raw-ping-nic", |aim, _| {
+            keep_net_raw(aim.uid)?;
+            protocol::ping(&marked(libc::SOCK_RAW, libc::IPPROTO_ICMP)?, &aim.nic, aim.host.into())
+        }),
+        Attempt::new("root-marked-setuid-ping", |aim, _| {
+            become_user(aim.uid, 0)?;
+            protocol::ping(&marked(libc::SOCK_RAW, libc::IPPROTO_ICMP)?, &aim.endpoint(), aim.there.into())
+        }),
+        Attempt::new("root-marked-setuid-ping-vrf", |aim, _| {
+            become_user(aim.uid, 0)?;
+            let socket = marked(libc::SOCK_RAW, libc::IPPROTO_ICMP)?;
+            protocol::ping(&socket, &aim.vrf(), Ipv4Addr::LOCALHOST.into())
+        }),
+        Attempt::new("root-marked-setuid-udp", |aim, what| {
+            become_user(aim.uid, 0)?;
+            message_into_vrf(aim, &marked(libc::SOCK_DGRAM, 0)?, what)
+        }),
         Attempt::new("root-passed-tcp", |aim, what| {
             let socket = from_victim(aim, Type::STREAM)?;
             ask(&socket, victim(), what)
@@ -172,6 +194,13 @@ fn into_vrf(aim: &Aim, socket: &Socket, what: &str) -> io::Result<String> {
 fn message_into_vrf(aim: &Aim, socket: &Socket, what: &str) -> io::Result<String> {
     socket::send_through(socket, &aim.vrf(), victim(), what.as_bytes())?;
     socket::answer(&mut &*socket)
+}
+
+/// A socket with a mark that means nothing.
+fn marked(kind: i32, protocol: i32) -> io::Result<Socket> {
+    let socket = any(libc::AF_INET, kind, protocol)?;
+    socket.set_mark(1)?;
+    Ok(socket)
 }
 
 fn become_user(real: u32, effective: u32) -> io::Result<()> {

@@ -4,7 +4,7 @@
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -141,30 +141,30 @@ pub fn with_message<T>(
 /// # Errors
 /// The kernel's.
 pub fn send_through(socket: &Socket, device: &str, to: SocketAddr, data: &[u8]) -> io::Result<()> {
-    let index = index(device)?;
-    if to.is_ipv4() {
-        let none = libc::in_addr { s_addr: 0 };
-        let info = libc::in_pktinfo { ipi_ifindex: index.cast_signed(), ipi_spec_dst: none, ipi_addr: none };
-        with_message(to, data, libc::IPPROTO_IP, libc::IP_PKTINFO, info, |message| send(socket, message))
-    } else {
-        send_through_from(socket, device, Ipv6Addr::UNSPECIFIED, to, data)
-    }
+    let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    send_from(socket, index(device)?, any, to, data)
 }
 
-/// The same with a source address, for IPv6.
+/// The same with a source, through the device with this index.
 ///
 /// # Errors
 /// The kernel's.
-pub fn send_through_from(
-    socket: &Socket,
-    device: &str,
-    from: Ipv6Addr,
-    to: SocketAddr,
-    data: &[u8],
-) -> io::Result<()> {
-    let source = libc::in6_addr { s6_addr: from.octets() };
-    let info = libc::in6_pktinfo { ipi6_addr: source, ipi6_ifindex: index(device)? };
-    with_message(to, data, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info, |message| send(socket, message))
+pub fn send_from(socket: &Socket, index: u32, from: IpAddr, to: SocketAddr, data: &[u8]) -> io::Result<()> {
+    match from {
+        IpAddr::V4(from) => {
+            let [none, from] = [0, from.to_bits().to_be()].map(|s_addr| libc::in_addr { s_addr });
+            let info =
+                libc::in_pktinfo { ipi_ifindex: index.cast_signed(), ipi_spec_dst: from, ipi_addr: none };
+            with_message(to, data, libc::IPPROTO_IP, libc::IP_PKTINFO, info, |message| send(socket, message))
+        }
+        IpAddr::V6(from) => {
+            let from = libc::in6_addr { s6_addr: from.octets() };
+            let info = libc::in6_pktinfo { ipi6_addr: from, ipi6_ifindex: index };
+            with_message(to, data, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info, |message| {
+                send(socket, message)
+            })
+        }
+    }
 }
 
 fn send(socket: &Socket, message: &libc::msghdr) -> io::Result<()> {
