@@ -212,7 +212,7 @@ impl Feed {
 mod tests {
     use super::*;
     use crate::feed::Others;
-    use crate::network::{DataPath, Network, Nic};
+    use crate::network::{DataPath, Network, Nic, Node};
     use crate::peers::Peers;
     use mio::{Poll, Token};
 
@@ -237,7 +237,7 @@ mod tests {
         };
         let node = |number: u16| vec![[10, 0, number.to_be_bytes()[0], number.to_be_bytes()[1]].into()];
         let peers = Peers { nodes: (1..=nodes).map(node).collect(), ..Peers::default() };
-        let others = Others::new(&nic, &peers);
+        let others = Others::new(&Node::default(), &nic, &peers);
         let poll = Poll::new().unwrap();
         let feed = Feed::new(nic, others, poll.registry(), Token(1)).unwrap();
         let network = Network { uid: 1234, vni: Vni::new(1234).unwrap(), slot: 0, off_subnet: false };

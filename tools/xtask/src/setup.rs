@@ -29,6 +29,8 @@ pub const EBPF: &[Package] = &[
 pub const TEST: &[Package] = &[
     ("iproute2", "network namespaces and links"),
     ("ethtool", "switches the wire's offloads"),
+    ("nftables", "uvnd's packet filter"),
+    ("iputils-ping", "asks who is there"),
     ("tshark", "decodes what the data plane has sent, and checks every checksum"),
 ];
 
@@ -61,6 +63,9 @@ pub const GUEST: &[Package] = &[
 /// What the suites in the guest start.
 pub const SUITES: &[Package] = &[
     ("ethtool", "switches the wire's offloads"),
+    ("nftables", "uvnd's packet filter"),
+    ("iputils-ping", "asks who is there"),
+    ("uidmap", "subordinate UIDs"),
     ("strace", "kills uvnd at every step of its work"),
     ("openssh-server", "logins with PAM"),
     ("openssh-client", "the same"),
