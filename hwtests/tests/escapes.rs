@@ -185,16 +185,20 @@ const CANNOT_BE_SHOWN: [(&str, &str, &str, &str); 19] = [
     ("", "vxlan-gso-there4", "", "the rig's NIC cannot finish checksums, and so takes no UDP_SEGMENT"),
     ("", "vxlan-lo-there4", "", "through lo there is no other node"),
     ("kernel", "vxlan-nic-localhost4", "", "no NIC carries 127.0.0.1"),
-    ("engine", "vxlan-", "", "the engine takes from the NIC only, and no fragments: see SHOWN_WITH_ENGINE"),
+    (
+        "engine",
+        "vxlan-",
+        "",
+        "the engine takes from the NIC only, no fragments and no options: see SHOWN_WITH_ENGINE",
+    ),
 ];
 /// Those that the engine of another node takes.
-const SHOWN_WITH_ENGINE: [&str; 6] = [
+const SHOWN_WITH_ENGINE: [&str; 5] = [
     "vxlan-plain-there4",
     "vxlan-connected-there4",
     "vxlan-corked-there4",
     "vxlan-nic-there4",
     "vxlan-mapped",
-    "vxlan-options",
 ];
 
 fn can_be_shown(path: &str, name: &str) -> bool {
