@@ -22,6 +22,7 @@ pub mod source;
 pub mod uring;
 pub mod vxlan;
 
+use crate::cluster::OUTSIDE;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
 use std::io::{self, Write};
@@ -70,16 +71,16 @@ pub struct Aim {
     #[arg(long)]
     pub host6: Ipv6Addr,
     /// A host off-subnet that sends back what it gets on PORT
-    #[arg(long)]
+    #[arg(long, default_value_t = OUTSIDE.0)]
     pub outside: Ipv4Addr,
     /// A host off-subnet that sends back what it gets on PORT
-    #[arg(long)]
+    #[arg(long, default_value_t = OUTSIDE.1)]
     pub outside6: Ipv6Addr,
-    /// The victim's NAT addresses
-    #[arg(long)]
+    /// The victim's NAT addresses; by default of the node's first network
+    #[arg(long, default_value = "100.64.0.1")]
     pub nat: Ipv4Addr,
-    /// The victim's NAT addresses
-    #[arg(long)]
+    /// The victim's NAT addresses; by default of the node's first network
+    #[arg(long, default_value = "fd75:766e::1")]
     pub nat6: Ipv6Addr,
     /// The NIC
     #[arg(long)]
