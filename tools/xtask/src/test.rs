@@ -21,11 +21,13 @@ pub fn test() -> bool {
     let set_up = thread::spawn(|| setup::install(setup::ALL).map_err(|error| error.to_string()));
     closings.push(timed("format", format));
     closings.push(timed("clippy", clippy));
-    closings.push(timed("set-up", || match set_up.join() {
+    let set_up = timed("set-up", || match set_up.join() {
         Ok(installed) => installed.map(|()| "ok: every package is there".into()),
         Err(_) => Err("it panicked".into()),
-    }));
-    if closings.iter().all(|(name, closing)| name != "set-up" || closing.is_ok()) {
+    });
+    let is_set_up = set_up.1.is_ok();
+    closings.push(set_up);
+    if is_set_up {
         closings.push(timed("tests", tests));
         closings.push(timed("ebpf", object));
         match suites::build() {
