@@ -4,11 +4,11 @@
 
 mod common;
 
-use common::NetNs;
 use common::cluster::{Cluster, Settings, V4, VNI};
 use common::engine::Engine;
 use common::packet::PacketSocket;
 use common::traffic::{Place, ping};
+use common::{NetNs, until};
 use nix::sys::signal::Signal;
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
@@ -48,15 +48,6 @@ impl Rig {
 
     fn notes(&self) -> String {
         self.engines[0].network(VNI).notes.join("; ")
-    }
-}
-
-#[track_caller]
-fn until(what: &str, condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < PATIENCE, "waited for: {what}");
-        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -8,26 +8,15 @@ mod frames;
 #[path = "common/numbered.rs"]
 mod numbered;
 
-use common::NetNs;
 use common::cluster::v4;
 use common::packet::PacketSocket;
+use common::{NetNs, until};
 use numbered::{Numbered, OVERLAY, VNI};
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use uvn_dataplane::config::Vtep;
 use uvn_dataplane::message::Request;
 use uvn_wire::ethernet::Mac;
-
-const PATIENCE: Duration = Duration::from_secs(30);
-
-#[track_caller]
-fn until(what: &str, condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < PATIENCE, "waited for: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
 
 #[test]
 fn killed_under_traffic_it_is_closed() {

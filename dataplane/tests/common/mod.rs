@@ -10,7 +10,18 @@ pub mod traffic;
 
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 use uvn_dataplane::link::in_netns;
+
+/// Waits until it is so, 30 s at most.
+#[track_caller]
+pub fn until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(30), "waited for: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
 
 /// A network namespace, deleted on drop. IPv6 addresses are only those that a test adds.
 pub struct NetNs {
