@@ -1,5 +1,6 @@
 //! Does this node do what it promises? Looks at the live state itself, and does not take `uvnd`'s word for it.
 
+mod accounts;
 mod around;
 
 use crate::binding::{self, Binding, Devices};
@@ -7,6 +8,7 @@ use crate::client::Client;
 use crate::config::Config;
 use crate::daemon::{STATE, devices, items, policy};
 use crate::feed::{self, Others};
+use crate::finding::{Finding, Id, LOG};
 use crate::firewall;
 use crate::lease::{Leases, state};
 use crate::message::{self, Reply, Request, Status};
@@ -18,10 +20,8 @@ use crate::sysctl;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket, sockopt};
 use nix::unistd::{Uid, geteuid, setresuid};
-use serde::Serialize;
 use std::collections::BTreeSet;
 use std::error::Error;
-use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -30,29 +30,7 @@ const NAMES: Duration = Duration::from_secs(10);
 /// What is being changed just now is looked at again after this.
 const SETTLE: Duration = Duration::from_millis(700);
 
-/// Something that is not as it should be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// What.
-    pub what: String,
-    /// What helps.
-    pub remedy: String,
-    /// uvn does what it promises, and something beside it calls for attention.
-    pub warning: bool,
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}; {}", if self.warning { "warning: " } else { "" }, self.what, self.remedy)
-    }
-}
-
-fn finding(what: impl fmt::Display, remedy: &str) -> Finding {
-    Finding { what: what.to_string(), remedy: remedy.into(), warning: false }
-}
-
 const RESTART: &str = "restart uvnd: `systemctl restart uvnd`; users' networks live on";
-const LOG: &str = "uvnd mends it within half a minute; if it stays, its log tells why";
 
 /// Checks this node. What stands only while something is being changed is no finding.
 ///
@@ -76,6 +54,7 @@ pub fn check(file: &Path) -> Result<Vec<Finding>, Box<dyn Error>> {
     let netlink = Netlink::open()?;
     let node = netlink.node(&config)?;
     findings.extend(around::warnings(&config, &node, &netlink.rivals(&node)?));
+    findings.extend(accounts::findings(&config));
     Ok(findings)
 }
 
@@ -101,7 +80,11 @@ fn look(config: &Config, peers: &Peers) -> Result<Vec<Finding>, Box<dyn Error>> 
             }
             check_status(&status, &mut findings);
         }
-        Err(error) => findings.push(finding(error, "networks work on, but nothing is attached or mended")),
+        Err(error) => findings.push(Finding::fault(
+            Id::Uvnd,
+            error,
+            "networks work on, but nothing is attached or mended",
+        )),
     }
     let leases = state::load(Path::new(STATE), config.nat.slots())?.leases;
     let networks = networks(&leases);
@@ -126,23 +109,29 @@ fn networks(leases: &Leases) -> Vec<Network> {
 }
 
 fn check_status(status: &Status, findings: &mut Vec<Finding>) {
-    for warning in &status.warnings {
-        findings.push(finding(warning, LOG));
-    }
+    findings.extend(status.findings.iter().cloned());
     for nic in &status.nics {
         if !nic.up {
-            findings.push(finding(format!("{} is down", nic.name), "`ip link set up` it"));
+            findings.push(Finding::fault(
+                Id::NicDown,
+                format!("{} is down", nic.name),
+                "`ip link set up` it",
+            ));
         }
         let Some(engine) = &nic.engine else { continue };
         if !["running", "down"].contains(&engine.state.as_str()) {
-            findings.push(finding(format!("the engine of {}: {}", nic.name, engine.state), LOG));
+            findings.push(Finding::fault(
+                Id::DataPlane,
+                format!("the engine of {}: {}", nic.name, engine.state),
+                LOG,
+            ));
         }
         if engine.networks != status.networks {
             let text = format!(
                 "the engine of {} has {} networks, not {}",
                 nic.name, engine.networks, status.networks
             );
-            findings.push(finding(text, LOG));
+            findings.push(Finding::fault(Id::DataPlaneNetworks, text, LOG));
         }
     }
 }
@@ -155,7 +144,7 @@ impl Promise<'_> {
             wanted.extend(items(&self.node, self.peers, network));
         }
         for step in plan::diff(&wanted, &netlink.observe()?) {
-            findings.push(finding(format!("the kernel lacks a step: {step}"), LOG));
+            findings.push(Finding::fault(Id::Kernel, format!("the kernel lacks a step: {step}"), LOG));
         }
         Ok(())
     }
@@ -163,26 +152,42 @@ impl Promise<'_> {
     /// Kernel settings and packet filter.
     fn check_settings(&self, findings: &mut Vec<Finding>) {
         for wrong in sysctl::check(&self.node) {
-            findings.push(finding(wrong, "something else sets it: mend that, then `uvn reload`"));
+            findings.push(Finding::fault(
+                Id::Setting,
+                wrong,
+                "something else sets it: mend that, then `uvn reload`",
+            ));
         }
         let opened = sysctl::opened(&self.node, Path::new(sysctl::RECORD));
         match firewall::is_applied(&firewall::ruleset(self.config, &self.node, self.peers, &opened)) {
             Ok(true) => {}
-            Ok(false) => {
-                findings.push(finding("the nftables table of uvn is not as it shall be", "`uvn reload`"))
-            }
-            Err(error) => findings.push(finding(error, "`uvn reload`")),
+            Ok(false) => findings.push(Finding::fault(
+                Id::Firewall,
+                "the nftables table of uvn is not as it shall be",
+                "`uvn reload`",
+            )),
+            Err(error) => findings.push(Finding::fault(Id::Firewall, error, "`uvn reload`")),
         }
     }
 
-    /// The nodes whose frames each data plane takes.
+    /// The nodes whose frames each data plane takes, and those that kernel VXLAN sends to.
     fn check_peers(&self, findings: &mut Vec<Finding>) {
+        for nic in self.node.nics.iter().filter(|nic| nic.path == DataPath::Kernel && nic.up) {
+            let group = self.config.underlays.get(usize::from(nic.slot)).and_then(|underlay| underlay.group);
+            if group.is_none() && self.peers.nodes.is_empty() {
+                let what =
+                    format!("{} is kernel VXLAN's, which knows of no other node: users reach none", nic.name);
+                let remedy =
+                    "list the nodes in [peers] (`nodes`, `slurm`), or set a `group` of the [[underlay]]";
+                findings.push(Finding::fault(Id::Alone, what, remedy));
+            }
+        }
         for nic in self.node.nics.iter().filter(|nic| nic.path == DataPath::Engine && nic.up) {
             let shall = Others::new(&self.node, nic, self.peers).allowed;
             if feed::was_told(&nic.name).is_none_or(|told| told != shall) {
                 let text =
                     format!("the engine of {} takes frames of other nodes than [peers] lists", nic.name);
-                findings.push(finding(text, LOG));
+                findings.push(Finding::fault(Id::DataPlanePeers, text, LOG));
             }
         }
     }
@@ -190,7 +195,8 @@ impl Promise<'_> {
     /// The socket programs and what they know.
     fn check_binding(&self, findings: &mut Vec<Finding>) {
         if let Some(open) = binding::open_file_system(Path::new(binding::PINS)) {
-            findings.push(finding(
+            findings.push(Finding::fault(
+                Id::Pins,
                 format!(
                     "{}: users can make files there, in place of uvn's before uvnd starts",
                     open.display()
@@ -200,21 +206,28 @@ impl Promise<'_> {
         }
         let (attached, bound) = match Binding::pinned(Path::new(binding::PINS)) {
             Ok(pinned) => pinned,
-            Err(error) => return findings.push(finding(error, RESTART)),
+            Err(error) => return findings.push(Finding::fault(Id::Programs, error, RESTART)),
         };
         if !attached {
-            findings
-                .push(finding("a socket program is not attached: users may leave their networks", RESTART));
+            findings.push(Finding::fault(
+                Id::Programs,
+                "a socket program is not attached: users may leave their networks",
+                RESTART,
+            ));
         }
         let wanted: BTreeSet<u32> = self.networks.iter().map(|network| network.uid).collect();
         for uid in bound.keys().filter(|uid| !wanted.contains(uid)) {
-            findings.push(finding(format!("sockets of user {uid} are bound, though he has no network"), LOG));
+            findings.push(Finding::fault(
+                Id::Bound,
+                format!("sockets of user {uid} are bound, though he has no network"),
+                LOG,
+            ));
         }
         for network in &self.networks {
             let (has, shall): (Option<&Devices>, _) = (bound.get(&network.uid), devices(&self.node, network));
             if has != shall.as_ref() {
                 let text = format!("sockets of user {} are bound to {has:?}, not {shall:?}", network.uid);
-                findings.push(finding(text, LOG));
+                findings.push(Finding::fault(Id::Bound, text, LOG));
             }
         }
     }
@@ -228,11 +241,18 @@ impl Promise<'_> {
                     Ok(device) if device == network.vrf() => {}
                     Err(Errno::EAFNOSUPPORT) if family == AddressFamily::Inet6 => {}
                     Ok(device) => {
-                        findings
-                            .push(finding(format!("a socket of user {uid} is bound to {device:?}"), RESTART));
+                        findings.push(Finding::fault(
+                            Id::Sockets,
+                            format!("a socket of user {uid} is bound to {device:?}"),
+                            RESTART,
+                        ));
                     }
                     Err(error) => {
-                        findings.push(finding(format!("user {uid} cannot make a socket: {error}"), LOG));
+                        findings.push(Finding::fault(
+                            Id::Sockets,
+                            format!("user {uid} cannot make a socket: {error}"),
+                            LOG,
+                        ));
                     }
                 }
             }
@@ -244,7 +264,7 @@ impl Promise<'_> {
                 Err(Errno::EPERM) => {}
                 other => {
                     let text = format!("user {uid} has no network, and may make a socket: {other:?}");
-                    findings.push(finding(text, RESTART));
+                    findings.push(Finding::fault(Id::Sockets, text, RESTART));
                 }
             }
         }

@@ -12,10 +12,14 @@ mod tests;
 pub use ids::NoVni;
 
 use crate::network::Network;
+use nix::unistd::geteuid;
 use serde::{Deserialize, Deserializer};
 use std::fmt;
+use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use uvn_dataplane::config::{Cidr, Path as Gear};
@@ -247,6 +251,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], which names the file, the line, the key and what is allowed.
     pub fn load(file: &Path) -> Result<Config, ConfigError> {
+        owned(file).map_err(|source| ConfigError::Read { file: file.into(), source })?;
         toml_file::load(file)
     }
 
@@ -284,6 +289,17 @@ impl Nat {
             IpAddr::V6(base) => Ipv6Addr::from_bits(base.to_bits().wrapping_add(u128::from(slot) + 1)).into(),
         })
     }
+}
+
+/// Refuses a file that others could change: it decides who is policed.
+fn owned(file: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(file)?;
+    let trusted = [0, geteuid().as_raw()].contains(&metadata.uid());
+    if trusted && metadata.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    let remedy = "others than root can change it: `chown root`, `chmod go-w`";
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, remedy))
 }
 
 /// A range as it is written: `"1000-60000"`, `"1000"` or `1000`.

@@ -226,7 +226,7 @@ impl Daemon {
 
     fn reload(&mut self) {
         notify(&[NotifyState::Reloading]);
-        match self.networks.reload(false) {
+        match self.networks.reload(false, false) {
             Ok(steps) => tracing::info!(steps = steps.len(), "reloaded"),
             Err(failure) => tracing::error!(%failure, "not reloaded: the old configuration stays"),
         }

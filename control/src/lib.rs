@@ -6,6 +6,7 @@
 //! - [`network`]: a node's underlay NICs, a user's network, and their names and numbers
 //! - [`lease`]: who holds which user's network, and until when
 //! - [`plan`]: what the kernel shall hold for a network, and the steps from what it holds
+//! - [`finding`]: what is not as it should be, with an id to alert on
 //! - [`message`]: what is said between `uvnd` and `uvn`, PAM, SPANK
 //!
 //! The kernel and the data plane:
@@ -32,6 +33,7 @@ pub mod config;
 pub mod daemon;
 pub mod demand;
 pub mod feed;
+pub mod finding;
 pub mod firewall;
 pub mod lease;
 mod limited;

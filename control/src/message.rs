@@ -1,6 +1,7 @@
 //! What is said between `uvnd` and `uvn`, PAM, SPANK, as [`uvn_dataplane::protocol`] packs it.
 
 use crate::feed;
+use crate::finding::Finding;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::path::Path;
@@ -59,6 +60,9 @@ pub enum Request {
         /// Only tell the steps.
         #[serde(default)]
         dry_run: bool,
+        /// Even if that takes endpoints from users who have a network.
+        #[serde(default)]
+        force: bool,
     },
     /// Ends `uvnd`; the networks stay. [`Reply::Done`].
     Stop,
@@ -184,8 +188,8 @@ pub struct Status {
     pub leases: usize,
     /// Sockets and packets by the socket programs' verdict.
     pub verdicts: Vec<(String, u64)>,
-    /// What is wrong, and the remedy.
-    pub warnings: Vec<String>,
+    /// What is not as it should be.
+    pub findings: Vec<Finding>,
 }
 
 /// One underlay NIC.
@@ -226,7 +230,7 @@ mod tests {
             Request::Detach { uid: 1, what: Release::All, dry_run: false },
             Request::List { from: 7 },
             Request::Status,
-            Request::Reload { dry_run: true },
+            Request::Reload { dry_run: true, force: true },
             Request::Stop,
         ] {
             assert_eq!(parse_request(&request_packet(&request).unwrap()), Ok(request));

@@ -40,10 +40,8 @@ impl Peers {
         let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
         (!first.is_empty()).then(|| {
             format!(
-                "peers: no address for {}{more}: without one they are no nodes of ours. Give them one in DNS or \
-                 /etc/hosts; they are asked again every {} s",
+                "peers: no address for {}{more}: without one they are no nodes of ours",
                 first.join(", "),
-                AGAIN.as_secs()
             )
         })
     }

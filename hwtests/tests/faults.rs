@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 #![allow(unsafe_code, reason = "a thread becomes an ordinary user")]
 
+#[path = "faults/closed.rs"]
+mod closed;
 #[path = "faults/crash.rs"]
 mod crash;
 #[path = "faults/crowd.rs"]

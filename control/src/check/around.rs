@@ -1,7 +1,7 @@
 //! What is around uvn on this node and takes something from what it promises.
 
-use super::Finding;
 use crate::config::Config;
+use crate::finding::{Finding, Id};
 use crate::netlink::Rival;
 use crate::network::{Nic, Node};
 use std::fs;
@@ -21,23 +21,21 @@ pub(super) fn warnings(config: &Config, node: &Node, rivals: &[Rival]) -> Vec<Fi
     let setting = |device: &str, name: &str| read(&format!("/proc/sys/net/ipv4/conf/{device}/{name}"));
     warnings.extend(rivals.iter().filter(|rival| answers_for_others(&rival.device, setting)).map(attracts));
     for family in loaded(&read("/proc/net/protocols")) {
-        warnings.push(Finding {
-            what: format!("the kernel has loaded {family}, by which users reach each other past uvn"),
-            remedy: "unless something needs it: install modprobe.d/uvn.conf, and unload the module or restart the node"
-                .into(),
-            warning: true,
-        });
+        warnings.push(Finding::warning(
+            Id::Family,
+            format!("the kernel has loaded {family}, by which users reach each other past uvn"),
+            "unless something needs it: install modprobe.d/uvn.conf, and unload the module or restart the node",
+        ));
     }
     let ports = |name: &str| read(&format!("/proc/sys/net/ipv4/ip_local_{name}"));
     if let Some(port) = given_away(&config.srun_ports, &ports("port_range"), &ports("reserved_ports")) {
-        warnings.push(Finding {
-            what: format!(
+        warnings.push(Finding::warning(
+            Id::SrunPorts,
+            format!(
                 "port {port} of `srun_ports` is one that the kernel gives to outgoing connections: srun may not get it"
             ),
-            remedy: "list them in net.ipv4.ip_local_reserved_ports, or keep them out of net.ipv4.ip_local_port_range"
-                .into(),
-            warning: true,
-        });
+            "list them in net.ipv4.ip_local_reserved_ports, or keep them out of net.ipv4.ip_local_port_range",
+        ));
     }
     warnings
 }
@@ -46,13 +44,15 @@ pub(super) fn warnings(config: &Config, node: &Node, rivals: &[Rival]) -> Vec<Fi
 fn without_ipv6(nic: &Nic) -> Option<Finding> {
     let vtep = *nic.vteps().first()?;
     let (mtu, has_ipv6) = (nic.mtu as usize, nic.addresses.iter().any(|cidr| cidr.address.is_ipv6()));
-    (has_ipv6 && endpoint_mtu(mtu, vtep) < MIN_MTU).then(|| Finding {
-        what: format!(
-            "the MTU of {}, {mtu}, is too small for IPv6 in users' networks: they have none there",
-            nic.name
-        ),
-        remedy: format!("raise it to {} or more", MIN_MTU + overhead(vtep)),
-        warning: true,
+    (has_ipv6 && endpoint_mtu(mtu, vtep) < MIN_MTU).then(|| {
+        Finding::warning(
+            Id::Mtu,
+            format!(
+                "the MTU of {}, {mtu}, is too small for IPv6 in users' networks: they have none there",
+                nic.name
+            ),
+            format!("raise it to {} or more", MIN_MTU + overhead(vtep)),
+        )
     })
 }
 
@@ -64,16 +64,16 @@ fn answers_for_others(device: &str, setting: impl Fn(&str, &str) -> String) -> b
 }
 
 fn attracts(Rival { device, nic }: &Rival) -> Finding {
-    Finding {
-        what: format!(
+    Finding::warning(
+        Id::ArpRival,
+        format!(
             "{device} has an address in the subnet of {nic}, and answers ARP requests for {nic}: what peers then send to \
              {device} does not reach users' networks"
         ),
-        remedy: format!(
+        format!(
             "set net.ipv4.conf.{device}.arp_ignore to 1, and net.ipv4.conf.{device}.arp_announce to 2; or give it another subnet"
         ),
-        warning: true,
-    }
+    )
 }
 
 /// Those of [`FAMILIES`] that the kernel has, by its list.
@@ -128,7 +128,10 @@ mod tests {
         }
         let rival = Rival { device: "em2".into(), nic: "em1".into() };
         let said = attracts(&rival).to_string();
-        assert!(said.starts_with("warning: em2 has an address in the subnet of em1"), "{said}");
+        assert!(
+            said.starts_with("warning: UVN-ARP-RIVAL: em2 has an address in the subnet of em1"),
+            "{said}"
+        );
         assert!(said.contains("net.ipv4.conf.em2.arp_ignore"), "{said}");
     }
 

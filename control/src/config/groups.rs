@@ -38,6 +38,14 @@ impl OffSubnet {
     }
 }
 
+impl Group {
+    /// Whether the user database has it; a number needs no entry.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        gid(self).is_some()
+    }
+}
+
 /// All GIDs of a user; of one without an entry in the user database, none.
 fn groups_of(uid: u32) -> nix::Result<Vec<u32>> {
     let Some(user) = User::from_uid(Uid::from_raw(uid))? else { return Ok(Vec::new()) };

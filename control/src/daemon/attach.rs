@@ -3,6 +3,7 @@
 use super::networks::{AttachError, Networks, ROUNDS, STATE, devices};
 use crate::demand::{Refusal, received};
 use crate::feed::Feed;
+use crate::finding::Id;
 use crate::lease::{self, Attached, Kind, Lease, Process, process, state};
 use crate::message::{Claim, Outcome, Release};
 use crate::network::Network;
@@ -100,6 +101,12 @@ impl Networks {
     fn make(&mut self, network: &Network) -> Result<Vec<Step>, AttachError> {
         if self.node.nics.iter().all(|nic| nic.vteps().is_empty()) {
             return Err(AttachError::NoNic);
+        }
+        if self.firewall_fault.is_some() {
+            self.settle();
+        }
+        if let Some(fault) = &self.firewall_fault {
+            return Err(AttachError::Firewall(fault.clone()));
         }
         let items = self.items(network);
         let steps = self.bring(network, &items)?;
@@ -212,7 +219,7 @@ impl Networks {
         if due.is_empty() {
             return;
         }
-        let busy = process::users(&due).unwrap_or_else(|error| {
+        let busy = process::users(|uid| due.contains(&uid)).unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot tell whose processes are left: networks stay");
             due.clone()
         });
@@ -277,7 +284,7 @@ impl Networks {
         if let Some(relay) = &mut self.relay
             && let Err(error) = relay.remove(uid)
         {
-            self.warn(error.to_string());
+            self.warn(Id::Relay, error);
         }
     }
 
@@ -336,7 +343,7 @@ impl Networks {
     /// Writes the leases down. What is in force is in memory: an older file only names holders that have ended.
     pub(super) fn save(&mut self) {
         if let Err(error) = state::save(&self.leases, Path::new(STATE)) {
-            self.warn(error.to_string());
+            self.warn(Id::File, error);
         }
     }
 }

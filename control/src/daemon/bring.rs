@@ -1,6 +1,7 @@
 //! Brings the node to what it shall be: the node is looked at, and what differs is changed. Goes on past errors.
 
 use super::networks::{Networks, RESYNC, RETRY, ROUNDS, devices};
+use crate::finding::Id;
 use crate::firewall;
 use crate::network::{DataPath, Network, Nic};
 use crate::plan::{self, Item, Step};
@@ -15,7 +16,7 @@ impl Networks {
     pub(super) fn reconcile(&mut self) -> Vec<Step> {
         self.resync = Instant::now() + RESYNC;
         self.retry = Instant::now() + RETRY;
-        self.warnings.clear();
+        self.findings.clear();
         self.faults.clear();
         self.look();
         self.settle();
@@ -31,7 +32,7 @@ impl Networks {
     pub(super) fn look(&mut self) {
         match self.netlink.node(&self.config) {
             Ok(node) => self.node = node,
-            Err(error) => self.warn(error.to_string()),
+            Err(error) => self.warn(Id::Kernel, error),
         }
         for nic in &mut self.node.nics {
             if let Some(reason) = self.demoted.get(&nic.name) {
@@ -45,7 +46,7 @@ impl Networks {
         self.free_ports();
         let record = Path::new(sysctl::RECORD);
         if let Err(error) = sysctl::apply(&self.node, record) {
-            self.warn(error.to_string());
+            self.warn(Id::Setting, error);
         }
         let opened = sysctl::opened(&self.node, record);
         let ruleset = firewall::ruleset(&self.config, &self.node, &self.peers, &opened);
@@ -53,8 +54,9 @@ impl Networks {
             true => Ok(()),
             false => firewall::apply(&ruleset),
         });
-        if let Err(error) = applied {
-            self.warn(error.to_string());
+        self.firewall_fault = applied.err().map(|error| error.to_string());
+        if let Some(fault) = &self.firewall_fault {
+            tracing::error!("nobody gets a network until the packet filter is in place: {fault}");
         }
     }
 
@@ -67,7 +69,7 @@ impl Networks {
         for (index, device) in self.netlink.left_for_gro().unwrap_or_default() {
             let is_in_the_way = self.node.nics.iter().any(|nic| kernel(nic) && nic.index == index);
             if is_in_the_way && let Err(error) = link::delete(&device) {
-                self.warn(error.to_string());
+                self.warn(Id::Kernel, error);
             }
         }
     }
@@ -78,7 +80,7 @@ impl Networks {
             if self.leases.get(uid).is_none_or(|held| held.leaving)
                 && let Err(error) = self.binding.unbind(uid)
             {
-                self.warn(error.to_string());
+                self.warn(Id::Programs, error);
             }
         }
     }
@@ -89,7 +91,7 @@ impl Networks {
             Ok(moved) => moved
                 .iter()
                 .for_each(|rule| tracing::info!(rule, "a rule without a preference put in its place")),
-            Err(error) => self.warn(error.to_string()),
+            Err(error) => self.warn(Id::Kernel, error),
         }
         let mut wanted = plan::node(&self.node);
         let mut networks = Vec::new();
@@ -104,7 +106,7 @@ impl Networks {
             let observed = match self.netlink.observe() {
                 Ok(observed) => observed,
                 Err(error) => {
-                    self.warn(error.to_string());
+                    self.warn(Id::Kernel, error);
                     break;
                 }
             };
@@ -140,7 +142,7 @@ impl Networks {
             if let Step::Delete(_) = step {
                 let step = step.to_string();
                 let reason = refused.iter().find(|reason| reason.starts_with(&step)).cloned();
-                self.warn(reason.unwrap_or(step));
+                self.warn(Id::Kernel, reason.unwrap_or(step));
             }
         }
     }
@@ -168,7 +170,7 @@ impl Networks {
         if let Some(relay) = &mut self.relay
             && let Err(error) = relay.add(network.uid, &network.vrf())
         {
-            self.warn(error.to_string());
+            self.warn(Id::Relay, error);
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::networks::Networks;
 use crate::config::PathChoice;
 use crate::feed::{Feed, Others};
+use crate::finding::Id;
 use crate::network::{DataPath, Network, Nic};
 use mio::Token;
 use std::collections::BTreeSet;
@@ -77,7 +78,7 @@ impl Networks {
             }
             drawback => {
                 self.feeds.push(feed);
-                drawback.into_iter().for_each(|drawback| self.warn(drawback));
+                drawback.into_iter().for_each(|drawback| self.warn(Id::DataPath, drawback));
                 Ok(())
             }
         }
@@ -90,7 +91,7 @@ impl Networks {
 
     /// Leaves a NIC to the kernel, until uvnd is started again. False: it is to have the engine or nothing.
     fn demote(&mut self, nic: &Nic, reason: String) -> bool {
-        self.warn(format!("{}: left to kernel VXLAN: {reason}", nic.name));
+        self.warn(Id::DataPath, format!("{}: left to kernel VXLAN: {reason}", nic.name));
         if self.is_auto(nic) {
             self.demoted.insert(nic.name.clone(), reason);
         }

@@ -2,8 +2,9 @@
 
 use super::networks::{ASK, Networks, items, policy};
 use crate::config::Config;
+use crate::finding::Id;
 use crate::netlink::Changes;
-use crate::network::Network;
+use crate::network::{Network, Nic};
 use crate::peers;
 use crate::plan::{self, Step};
 use std::time::Instant;
@@ -77,15 +78,27 @@ impl Networks {
 
     /// What time brings, once a second.
     pub(super) fn tick(&mut self, now: Instant) {
+        self.hold_programs();
         self.expire();
         self.directory.turn(now);
         let other_nodes = self.learn_peers();
-        if other_nodes || now >= self.resync || (now >= self.retry && !self.faults.is_empty()) {
+        let faulty = !self.faults.is_empty() || self.firewall_fault.is_some();
+        if other_nodes || now >= self.resync || (now >= self.retry && faulty) {
             self.reap();
             if self.peers_fault.is_some() {
                 self.list_peers();
             }
             self.reconcile();
+        }
+    }
+
+    /// Attaches the socket programs again if somebody has taken their pins away.
+    fn hold_programs(&mut self) {
+        if !self.binding.is_attached() {
+            match self.binding.set_policy(&policy(&self.config)) {
+                Ok(()) => tracing::warn!("the socket programs were not attached any more: they are again"),
+                Err(error) => tracing::error!(%error, "the socket programs are not attached: users are free"),
+            }
         }
     }
 
@@ -101,7 +114,7 @@ impl Networks {
         let before = std::mem::replace(&mut self.peers, self.directory.peers());
         let changed = (&before.ranges, &before.nodes) != (&self.peers.ranges, &self.peers.nodes);
         if changed && let Err(error) = self.directory.save() {
-            self.warn(format!("{}: the addresses of nodes are not kept: {error}", peers::KNOWN));
+            self.warn(Id::File, format!("{}: the addresses of nodes are not kept: {error}", peers::KNOWN));
         }
         changed
     }
@@ -109,12 +122,15 @@ impl Networks {
     /// Reads the configuration again, and follows it. The old one stays if the new one is bad.
     ///
     /// # Errors
-    /// It is bad, or cannot be put in force.
-    pub(super) fn reload(&mut self, dry_run: bool) -> Result<Vec<Step>, Failure> {
+    /// It is bad, or cannot be put in force; or, unless `force` is set, users would lose an endpoint by it.
+    pub(super) fn reload(&mut self, dry_run: bool, force: bool) -> Result<Vec<Step>, Failure> {
         let invalid = |error: ConfigError| Failure::new(Code::Invalid, error.to_string());
         let config = Config::load(&self.file).map_err(invalid)?;
         if dry_run {
             return self.compare(&config);
+        }
+        if !force {
+            self.spare(&config)?;
         }
         if policy(&config) != policy(&self.config) {
             self.binding
@@ -132,6 +148,28 @@ impl Networks {
         self.demoted.clear();
         self.list_peers();
         Ok(self.reconcile())
+    }
+
+    /// Refuses a configuration without a NIC on which users have endpoints: a typo must not cut them off.
+    fn spare(&self, config: &Config) -> Result<(), Failure> {
+        /// As many as a line has room for.
+        const NAMED: usize = 5;
+
+        let users: Vec<String> = self.wanted().iter().map(|network| network.uid.to_string()).collect();
+        let node =
+            self.netlink.node(config).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+        let stays = |nic: &Nic| node.nics.iter().any(|new| new.name == nic.name && !new.vteps().is_empty());
+        let goes = self.node.nics.iter().find(|nic| !nic.vteps().is_empty() && !stays(nic));
+        let (Some(nic), Some(named)) = (goes, users.chunks(NAMED).next()) else { return Ok(()) };
+        let more = users.len().saturating_sub(named.len());
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        let refusal = format!(
+            "it would take the endpoints on {} from users {}{more}: the old configuration stays; correct `subnets` and \
+             `nic`, or force it",
+            nic.name,
+            named.join(", ")
+        );
+        Err(Failure::new(Code::Invalid, refusal))
     }
 
     /// The steps that a configuration would take.

@@ -8,6 +8,7 @@ use crate::binding::{self, Binding, BindingError, Devices, Policy};
 use crate::config::Config;
 use crate::demand::{Demand, UnknownLog, Users};
 use crate::feed::{Feed, FeedError, Others};
+use crate::finding::{Finding, Id, LOG};
 use crate::lease::state::{self, StateError};
 use crate::lease::{self, LeaseError, Leases};
 use crate::lockdown;
@@ -19,6 +20,7 @@ use crate::relay::Relay;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
@@ -89,6 +91,9 @@ pub enum AttachError {
     /// No underlay NIC is there.
     #[error("none of the underlay NICs is there with an address in its subnets: see `uvn status`")]
     NoNic,
+    /// What keeps networks apart beside the socket programs.
+    #[error("the packet filter is not in place: {0}")]
+    Firewall(String),
     /// A data plane.
     #[error(transparent)]
     Feed(#[from] FeedError),
@@ -109,8 +114,10 @@ pub struct Networks {
     pub(super) holders: Holders,
     /// Why a leased network is not as it shall be.
     pub(super) faults: BTreeMap<u32, String>,
-    /// What else is wrong.
-    pub(super) warnings: Vec<String>,
+    /// What else is not as it should be.
+    pub(super) findings: Vec<Finding>,
+    /// Why the packet filter is not in place: nobody gets a network until it is.
+    pub(super) firewall_fault: Option<String>,
     /// Loopback services inside the networks; None: there are none, or it could not be started.
     pub(super) relay: Option<Relay>,
     pub(super) demand: Demand,
@@ -166,7 +173,8 @@ impl Networks {
             feeds: Vec::new(),
             holders: Holders::new(registry, holders)?,
             faults: BTreeMap::new(),
-            warnings: Vec::new(),
+            findings: Vec::new(),
+            firewall_fault: None,
             relay: None,
             demand: Demand::new(lease::now(), Users::new()),
             demand_rest: now,
@@ -215,21 +223,29 @@ impl Networks {
     /// For the next start.
     pub(super) fn keep_config(&mut self) {
         if let Err(error) = lockdown::keep(&self.file) {
-            self.warn(format!("{}: users would be free until the next uvnd is up: {error}", lockdown::LAST));
+            self.warn(
+                Id::File,
+                format!("{}: users would be free until the next uvnd is up: {error}", lockdown::LAST),
+            );
         }
     }
 
     pub(super) fn start_relay(&mut self) {
         match Relay::start(&self.config.relay) {
             Ok(relay) => self.relay = Some(relay),
-            Err(error) => self.warn(format!("no loopback services inside networks: {error}")),
+            Err(error) => self.warn(Id::Relay, format!("no loopback services inside networks: {error}")),
         }
     }
 
-    pub(super) fn warn(&mut self, text: String) {
-        tracing::warn!("{text}");
-        if !self.warnings.contains(&text) {
-            self.warnings.push(text);
+    pub(super) fn warn(&mut self, id: Id, what: impl Display) {
+        self.found(Finding::fault(id, what, LOG));
+    }
+
+    /// Remembers a finding until the node is looked at again.
+    pub(super) fn found(&mut self, finding: Finding) {
+        tracing::warn!("{finding}");
+        if !self.findings.contains(&finding) {
+            self.findings.push(finding);
         }
     }
 

@@ -42,8 +42,8 @@ impl Networks {
             }
             Request::List { from } => Ok(self.list(from, peer)),
             Request::Status => Ok(Reply::Status(Box::new(self.status()))),
-            Request::Reload { dry_run } => {
-                let steps = self.reload(dry_run)?;
+            Request::Reload { dry_run, force } => {
+                let steps = self.reload(dry_run, force)?;
                 Ok(Reply::Steps { count: steps.len(), steps: in_words(&steps) })
             }
             Request::Stop => Ok(Reply::Done),

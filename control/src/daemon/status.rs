@@ -2,41 +2,46 @@
 
 use super::networks::Networks;
 use crate::feed;
+use crate::finding::{Finding, Id, LOG};
 use crate::message::{NicState, Status};
+use crate::netlink;
 use crate::network::{DataPath, Nic};
 use uvn_wire::cgroup::Verdict;
+
+/// The remedy for names without an address.
+const NAMES: &str = "give them one in DNS or /etc/hosts; uvnd asks again every 10 s";
+/// The remedy for what stands in the way of uvnd alone.
+const AGAIN: &str = "mend that; uvnd tries again by itself within half a minute";
 
 impl Networks {
     /// For `uvn status`.
     pub(super) fn status(&mut self) -> Status {
-        let mut warnings = self.warnings.clone();
-        warnings.extend(self.peers_fault.clone());
-        warnings.extend(self.peers.complaint());
+        let mut findings = self.findings.clone();
+        let unlisted = self.peers_fault.iter().map(|what| Finding::fault(Id::Peers, what, AGAIN));
+        let unresolved = self.peers.complaint();
+        findings.extend(unlisted.chain(unresolved.map(|what| Finding::fault(Id::Peers, what, NAMES))));
+        let firewall = self.firewall_fault.iter();
+        findings.extend(firewall.map(|what| Finding::fault(Id::Firewall, what, AGAIN)));
         let mut nics = Vec::new();
         for nic in self.node.nics.clone() {
             let engine =
                 self.feeds.iter_mut().find(|feed| feed.nic().name == nic.name).map(feed::Feed::status);
-            if let Some(engine) = &engine {
-                for (vni, fault) in &engine.faults {
-                    warnings.push(format!("network {vni} on {}: {fault}", nic.name));
-                }
+            for (vni, fault) in engine.iter().flat_map(|engine| &engine.faults) {
+                let what = format!("network {vni} on {}: {fault}", nic.name);
+                findings.push(Finding::fault(Id::Network, what, LOG));
             }
             nics.push(state(&nic, engine));
         }
-        for underlay in self.config.underlays.iter().enumerate() {
-            let (slot, underlay) = underlay;
-            if nics.len() < self.config.underlays.len()
-                && self.node.nics.iter().all(|nic| usize::from(nic.slot) != slot)
-            {
-                let subnets: Vec<String> = underlay.subnets.iter().map(ToString::to_string).collect();
-                warnings.push(format!("no NIC has an address in {}", subnets.join(", ")));
-            }
-        }
+        findings.extend(self.without_nic());
         for (uid, fault) in &self.faults {
-            warnings.push(format!("network of user {uid}: {fault}"));
+            findings.push(Finding::fault(Id::Network, format!("network of user {uid}: {fault}"), LOG));
         }
         if !self.binding.is_attached() {
-            warnings.push("the socket programs are not attached: restart uvnd".into());
+            findings.push(Finding::fault(
+                Id::Programs,
+                "the socket programs are not attached",
+                "restart uvnd",
+            ));
         }
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -46,8 +51,28 @@ impl Networks {
             networks: self.leases.len(),
             leases: self.leases.iter().map(|(_, held)| held.leases.len()).sum(),
             verdicts: self.verdicts(),
-            warnings,
+            findings,
         }
+    }
+
+    /// The underlays without a NIC.
+    fn without_nic(&self) -> impl Iterator<Item = Finding> {
+        let has_nic = |slot: usize| self.node.nics.iter().any(|nic| usize::from(nic.slot) == slot);
+        let underlays = self.config.underlays.iter().enumerate();
+        underlays.filter(move |(slot, _)| !has_nic(*slot)).map(|(_, underlay)| {
+            let subnets: Vec<String> = underlay.subnets.iter().map(ToString::to_string).collect();
+            let subnets = subnets.join(", ");
+            let what = match &underlay.nic {
+                Some(nic) if netlink::index(nic).is_err() => format!("there is no NIC {nic}"),
+                Some(nic) => format!("{nic} has no address in {subnets}"),
+                None => format!("no NIC has an address in {subnets}"),
+            };
+            Finding::fault(
+                Id::NicMissing,
+                what,
+                "correct `nic` and `subnets` of the [[underlay]], or the NIC",
+            )
+        })
     }
 
     fn verdicts(&self) -> Vec<(String, u64)> {

@@ -156,7 +156,7 @@ fn users_ask_uvnd() {
     for request in [
         Request::Status,
         Request::Stop,
-        Request::Reload { dry_run: true },
+        Request::Reload { dry_run: true, force: false },
         Request::Attach { uid: ALICE, claim: Claim::Manual, dry_run: false },
         Request::Detach { uid: BOB, what: Release::All, dry_run: false },
     ] {

@@ -42,8 +42,8 @@ pub fn detach(uid: u32, claim: Option<Claim>, dry_run: bool, as_json: bool) -> D
     print(as_json, json!({ "uid": uid, "leases": leases, "steps": steps }), &text, shown(&steps, dry_run))
 }
 
-pub fn reload(dry_run: bool, as_json: bool) -> Done {
-    let reply = Client::connect(message::socket())?.ask(&Request::Reload { dry_run })?;
+pub fn reload(dry_run: bool, force: bool, as_json: bool) -> Done {
+    let reply = Client::connect(message::socket())?.ask(&Request::Reload { dry_run, force })?;
     let Reply::Steps { steps, count } = reply else { return Err(ClientError::Mismatch.into()) };
     let text = if dry_run { format!("{count} steps") } else { format!("reloaded: {count} steps") };
     print(as_json, json!({ "steps": steps, "count": count }), &text, &steps)

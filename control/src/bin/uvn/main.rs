@@ -85,6 +85,9 @@ enum Command {
     Reload {
         #[command(flatten)]
         output: Output,
+        /// Even if users who have a network lose an endpoint by it.
+        #[arg(long)]
+        force: bool,
         /// Print the steps, change nothing.
         #[arg(long)]
         dry_run: bool,
@@ -133,7 +136,7 @@ fn main() -> ExitCode {
         Command::Check { config, output } => show::check(&config, output.json),
         Command::Exec { user, command } => exec::exec(&user, &command),
         Command::Pam { config } => return pam::pam(&config),
-        Command::Reload { output, dry_run } => change::reload(dry_run, output.json),
+        Command::Reload { output, force, dry_run } => change::reload(dry_run, force, output.json),
         Command::Purge { output, dry_run } => change::purge(dry_run, output.json),
     };
     match result {

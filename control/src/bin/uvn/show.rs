@@ -52,8 +52,8 @@ pub fn status(as_json: bool) -> Done {
     let verdicts: Vec<String> =
         status.verdicts.iter().map(|(verdict, count)| format!("{verdict} {count}")).collect();
     writeln!(out, "sockets and packets: {}", verdicts.join(", "))?;
-    for warning in &status.warnings {
-        writeln!(out, "WARNING: {warning}")?;
+    for finding in &status.findings {
+        writeln!(out, "{finding}")?;
     }
     Ok(ExitCode::SUCCESS)
 }
