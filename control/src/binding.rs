@@ -20,7 +20,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 use uvn_dataplane::config::Cidr;
-use uvn_wire::cgroup::{self, Device, Network, Verdict};
+use uvn_wire::cgroup::{self, Device, Network, Refused, Verdict};
 use uvn_wire::xdp::Address;
 
 /// Where the pins are on a node.
@@ -99,6 +99,8 @@ fn remedy(path: &Path) -> &'static str {
 /// Who is policed, and what is special about ports and destinations.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
+    /// Nobody is refused: what would be is counted.
+    pub observe: bool,
     /// UIDs that get a socket only in a network of their own. Exemptions are already cut out.
     pub policed: Vec<RangeInclusive<u32>>,
     /// Ports that users may not bind to.
@@ -136,6 +138,8 @@ pub struct Binding {
     /// The number given last. Numbers come round late, so that an old socket's means nothing for long.
     last: u32,
     maps: Maps,
+    /// Belongs to the policy.
+    refused: HashMap<MapData, u32, [u64; 3]>,
 }
 
 struct Maps {
@@ -198,6 +202,7 @@ impl Binding {
             known: maps.read()?,
             last: 0,
             maps,
+            refused: take(&mut ebpf, "REFUSED")?,
         };
         binding.replace(&mut ebpf)?;
         Ok(binding)
@@ -228,7 +233,10 @@ impl Binding {
     /// As [`Binding::attach`]; the old policy then still holds.
     pub fn set_policy(&mut self, policy: &Policy) -> Result<(), BindingError> {
         let mut ebpf = object::load(&pins::state(&self.pins), policy)?;
-        self.replace(&mut ebpf)
+        let refused = take(&mut ebpf, "REFUSED")?;
+        self.replace(&mut ebpf)?;
+        self.refused = refused;
+        Ok(())
     }
 
     /// Puts a user's sockets into his network from now on, or changes its devices.
@@ -290,6 +298,18 @@ impl Binding {
             *counter = values.iter().sum();
         }
         Ok(counters)
+    }
+
+    /// Who was refused a socket for want of a network since this policy holds, or would have been: how many, and by which
+    /// program last.
+    #[must_use]
+    pub fn refused(&self) -> BTreeMap<u32, (u64, String)> {
+        let refused = self.refused.iter().flatten().map(|(uid, words)| {
+            let Refused { count, program } = zerocopy::transmute!(words);
+            let name = program.split(|byte| *byte == 0).next().unwrap_or_default();
+            (uid, (count, String::from_utf8_lossy(name).into_owned()))
+        });
+        refused.collect()
     }
 
     /// Whether the programs are still pinned, and with that attached.

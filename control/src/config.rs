@@ -37,6 +37,9 @@ pub const MAX_NETWORKS: u32 = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// Whether anybody is refused anything.
+    #[serde(default)]
+    pub mode: Mode,
     /// UIDs whose sockets are bound to their network, and refused without one.
     #[serde(default = "default_policed", deserialize_with = "ranges")]
     pub policed: Vec<RangeInclusive<u32>>,
@@ -77,6 +80,17 @@ pub struct Config {
     /// Who may reach beyond the underlay's subnets.
     #[serde(default)]
     pub off_subnet: OffSubnet,
+}
+
+/// See [`Config::mode`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Sockets are in the user's network, or refused.
+    #[default]
+    Enforce,
+    /// Sockets stay as they are: networks are made, and what would be refused is counted and logged.
+    Observe,
 }
 
 /// See [`Config::attachment`].

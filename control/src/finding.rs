@@ -27,6 +27,8 @@ macro_rules! ids {
 }
 
 ids! {
+    /// Nobody is refused anything: `mode` is "observe".
+    Observes = "UVN-OBSERVES";
     /// `uvnd` does not answer.
     Uvnd = "UVN-UVND-SILENT";
     /// A port that the configuration gives srun is the kernel's to give away.

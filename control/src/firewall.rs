@@ -6,7 +6,7 @@
 //! Traffic inside networks is not tracked: users' networks have the same addresses, and the tracker would take one
 //! user's flow for another's.
 
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::demand::{self, GROUP};
 use crate::feed::Others;
 use crate::limited;
@@ -60,7 +60,7 @@ pub fn ruleset(config: &Config, node: &Node, peers: &Peers, opened: &Opened) -> 
     let chains = [
         prerouting(node, &kernel),
         input(config, node, &kernel, peers),
-        output(node, &kernel),
+        output(config, node, &kernel),
         forward(node, opened),
         translate(node),
         postrouting(node),
@@ -179,7 +179,7 @@ fn subnet(cidr: &Cidr) -> String {
 /// Whoever sends to a VXLAN port is in every network, so that is for root's sockets. What kernel VXLAN sends has the UID
 /// and the mark of the socket whose packet it carries: a user's own mark, or the one that packets of the system's services
 /// get inside a network. To make either takes a privilege.
-fn output(node: &Node, kernel: &[&Nic]) -> String {
+fn output(config: &Config, node: &Node, kernel: &[&Nic]) -> String {
     /// Of no user's socket, and inside a network.
     const SERVICE: u32 = 0x5000_0000;
 
@@ -195,7 +195,8 @@ fn output(node: &Node, kernel: &[&Nic]) -> String {
     }
     let ports: BTreeSet<u16> = node.nics.iter().map(|nic| nic.port).collect();
     if !ports.is_empty() {
-        rules.push(format!("udp dport {} meta skuid != 0 counter drop", set(ports)));
+        let verdict = if config.mode == Mode::Enforce { "drop" } else { "" };
+        rules.push(format!("udp dport {} meta skuid != 0 counter {verdict}", set(ports)));
     }
     if !kernel.is_empty() {
         rules.push(format!(

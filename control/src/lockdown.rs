@@ -1,8 +1,9 @@
 //! What holds when `uvnd` cannot start: policed users have no sockets, by the last configuration that was in force.
 //!
 //! The programs are pinned, and outlive a `uvnd` that ends or is killed, but not a reboot. So each start attaches them
-//! first of all, before it reads what may be broken. The first `uvnd` that puts a configuration in force arms that;
-//! `uvn purge` disarms it.
+//! first of all, before it reads what may be broken; and so does a unit of its own, before anybody can log in, since `uvnd`
+//! waits for the network. The first `uvnd` that enforces a configuration arms that; one that observes, or `uvn purge`,
+//! disarms it.
 
 use crate::binding::{self, Binding, BindingError, Policy};
 use crate::config::{Config, default_policed};
@@ -30,7 +31,7 @@ pub fn hold() -> Result<(), BindingError> {
         },
         |config| policy(&config),
     );
-    Binding::attach(&binding::cgroup_root()?, pins, &policy).map(drop)
+    Binding::attach(&binding::cgroup_root()?, pins, &Policy { observe: false, ..policy }).map(drop)
 }
 
 /// Keeps a configuration that is in force for the next start.

@@ -188,8 +188,23 @@ pub struct Status {
     pub leases: usize,
     /// Sockets and packets by the socket programs' verdict.
     pub verdicts: Vec<(String, u64)>,
+    /// Nobody is refused anything.
+    pub observes: bool,
+    /// Who was refused the most sockets for want of a network since the configuration is in force, or would have been.
+    pub refused: Vec<Refused>,
     /// What is not as it should be.
     pub findings: Vec<Finding>,
+}
+
+/// A user without a network who asked for sockets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// The user.
+    pub uid: u32,
+    /// How many.
+    pub count: u64,
+    /// The last program that asked.
+    pub program: String,
 }
 
 /// One underlay NIC.

@@ -4,6 +4,7 @@ use crate::binding::{self, Binding};
 use crate::client::Client;
 use crate::feed;
 use crate::firewall;
+use crate::limited;
 use crate::lockdown;
 use crate::message::{self, Request};
 use crate::netlink::Netlink;
@@ -13,6 +14,7 @@ use std::error::Error;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use uvn_dataplane::link;
 
@@ -20,6 +22,10 @@ use uvn_dataplane::link;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What it and the data planes have written.
 const RUN: &str = "/run/uvn";
+/// What starts at boot.
+const UNITS: [&str; 2] = ["uvnd.service", "uvn-lockdown.service"];
+/// There if systemd runs (sd_booted(3)).
+const SYSTEMD: &str = "/run/systemd/system";
 
 /// What a purge did.
 #[derive(Debug, Default)]
@@ -49,6 +55,10 @@ impl Purged {
 #[must_use]
 pub fn purge(dry_run: bool) -> Purged {
     let mut purged = Purged::default();
+    // The next boot would police again.
+    for unit in UNITS.iter().filter(|unit| is_enabled(unit)) {
+        purged.note(dry_run, format!("disable {unit}"), || disable(unit));
+    }
     if message::socket().exists() {
         purged.note(dry_run, "stop uvnd", stop);
     }
@@ -79,6 +89,20 @@ pub fn purge(dry_run: bool) -> Purged {
         _ => Ok(()),
     });
     purged
+}
+
+/// Whether systemd starts a unit at boot.
+fn is_enabled(unit: &str) -> bool {
+    let asked = limited::output(Command::new("systemctl").args(["is-enabled", "--quiet", unit]), &[], PATIENCE);
+    Path::new(SYSTEMD).exists() && asked.is_ok_and(|output| output.status.success())
+}
+
+fn disable(unit: &str) -> Result<(), Box<dyn Error>> {
+    let output = limited::output(Command::new("systemctl").args(["disable", "--quiet", unit]), &[], PATIENCE)?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("systemctl disable {unit}: {}", String::from_utf8_lossy(&output.stderr).trim()).into()),
+    }
 }
 
 fn stop() -> Result<(), Box<dyn Error>> {

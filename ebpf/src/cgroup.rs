@@ -17,13 +17,13 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_uid_gid};
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, map};
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext};
 use aya_ebpf::{EbpfContext, Global};
 use core::cell::UnsafeCell;
 use core::ffi::c_void;
 use core::mem::{MaybeUninit, offset_of};
-use uvn_wire::cgroup::{self, Device, Mark, Network, Owner, Range, Verdict};
+use uvn_wire::cgroup::{self, Device, Mark, Network, Owner, Range, Refused, Verdict};
 use uvn_wire::ethernet::ethertype;
 use uvn_wire::ipv4::{self, Ipv4, protocol};
 use uvn_wire::ipv6::{self, Ipv6};
@@ -39,6 +39,10 @@ static NETNS: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 static TAG: Global<u32> = Global::new(0);
 
+/// Not 0: the programs count what they would refuse, and refuse nothing. The loader sets it.
+#[unsafe(no_mangle)]
+static OBSERVE: Global<u32> = Global::new(0);
+
 /// Policed UIDs. Belongs to the policy: each load of the programs has its own.
 #[map]
 static POLICED: Array<Range> = Array::with_max_entries(cgroup::RANGE_ENTRIES, 0);
@@ -50,6 +54,10 @@ static PORTS: Array<u8> = Array::with_max_entries(1 << 16, 0);
 /// Destinations that are not off-subnet. Belongs to the policy, and does not change once the programs are attached.
 #[map]
 static DESTINATIONS: LpmTrie<Address, u8> = LpmTrie::with_max_entries(cgroup::DESTINATION_ENTRIES, 0);
+
+/// Who was refused a socket for want of a network. Belongs to the policy.
+#[map]
+static REFUSED: LruHashMap<u32, Refused> = LruHashMap::with_max_entries(cgroup::REFUSED_ENTRIES, 0);
 
 /// The number of each user's network. Pinned, as are the maps below: they outlive `uvnd`.
 #[map]
@@ -101,7 +109,11 @@ const LO: u32 = 1;
 #[cgroup_sock(sock_create)]
 pub fn uvn_create(ctx: SockContext) -> i32 {
     let Some(uid) = policed(&ctx) else { return 1 };
-    answer(create(ctx.sock, uid))
+    let created = create(ctx.sock, uid);
+    if created == Err(Verdict::NoNetwork) {
+        note(uid);
+    }
+    answer(created)
 }
 
 /// A local address: still in his network?
@@ -266,6 +278,10 @@ fn special(Address([a, b, c, d]): Address) -> Option<u8> {
 #[inline(always)]
 fn create(socket: *mut bpf_sock, uid: u32) -> Result<(), Verdict> {
     let (number, network) = network_of(uid)?;
+    if observes() {
+        count(Verdict::Bound);
+        return Ok(());
+    }
     // SAFETY: the verifier knows the context's fields, and which of them may be written.
     let mark = unsafe {
         match (*socket).protocol {
@@ -316,13 +332,16 @@ const ANY: Address = Address([0; 4]);
 
 #[inline(always)]
 fn bind(ctx: *mut bpf_sock_addr, uid: u32, address: Address) -> Result<(), Verdict> {
-    let (number, network) = network_of(uid)?;
     // SAFETY: the verifier knows the context's fields; the socket is there.
     let (port, socket) = unsafe { ((*ctx).user_port, (*ctx).__bindgen_anon_1.sk) };
     let port = u32::from(u16::from_be(port as u16));
     if is_port(port, cgroup::PORT_SERVICE) {
         return Err(Verdict::ServicePort);
     }
+    if observes() {
+        return Ok(());
+    }
+    let (number, network) = network_of(uid)?;
     may_come_from(&network, address)?;
     let owner = owner(socket);
     if is_port(port, cgroup::PORT_SRUN) && is_outside(socket, owner.as_deref()) {
@@ -333,6 +352,9 @@ fn bind(ctx: *mut bpf_sock_addr, uid: u32, address: Address) -> Result<(), Verdi
 
 #[inline(always)]
 fn send(ctx: *mut bpf_sock_addr, uid: u32, destination: Address, source: Address) -> Result<(), Verdict> {
+    if observes() {
+        return Ok(());
+    }
     let (number, network) = network_of(uid)?;
     // SAFETY: the verifier knows the context's fields; the socket is there.
     let socket = unsafe { (*ctx).__bindgen_anon_1.sk };
@@ -641,6 +663,26 @@ fn source6(ctx: *mut bpf_sock_addr) -> Address {
     })
 }
 
+/// Whether sockets are left as they are.
+#[inline(always)]
+fn observes() -> bool {
+    OBSERVE.load() != 0
+}
+
+/// Remembers who was refused a socket, for the log: best effort.
+#[inline(always)]
+fn note(uid: u32) {
+    let program = bpf_get_current_comm().unwrap_or_default();
+    match REFUSED.get_ptr_mut(&uid) {
+        // SAFETY: some user's element; a count that goes to another is a small lie in a log.
+        Some(refused) => unsafe {
+            (*refused).count += 1;
+            (*refused).program = program;
+        },
+        None => drop(REFUSED.insert(&uid, &Refused { count: 1, program }, 0)),
+    }
+}
+
 /// 1: go on. 0: EPERM, or drop.
 #[inline(always)]
 fn answer(result: Result<(), Verdict>) -> i32 {
@@ -648,7 +690,7 @@ fn answer(result: Result<(), Verdict>) -> i32 {
         Ok(()) => 1,
         Err(verdict) => {
             count(verdict);
-            0
+            i32::from(observes())
         }
     }
 }

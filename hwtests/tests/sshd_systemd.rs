@@ -64,7 +64,7 @@ fn install() -> Namespace {
         fs::copy(program(name), Path::new(folder).join(name)).unwrap();
     }
     let units = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tools/systemd"));
-    for unit in ["uvnd.service", "uvn-dataplane@.service"] {
+    for unit in ["uvnd.service", "uvn-lockdown.service", "uvn-dataplane@.service"] {
         fs::copy(units.join(unit), Path::new("/etc/systemd/system").join(unit)).unwrap();
     }
     fs::create_dir_all("/etc/uvn").unwrap();

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 use uvn_control::daemon::{Daemon, DaemonError};
+use uvn_control::lockdown;
 
 /// One network per user on this node. Logs to stderr, by RUST_LOG (default: info).
 ///
@@ -17,16 +18,28 @@ struct Arguments {
     /// The TOML file that says what to do.
     #[arg(long, default_value = uvn_control::config::FILE)]
     config: PathBuf,
+    /// Only keep policed users from sockets until uvnd is up, if it has enforced its configuration before; and end.
+    #[arg(long)]
+    lock_down: bool,
 }
 
 fn main() -> ExitCode {
-    let Arguments { config } = Arguments::parse();
+    let Arguments { config, lock_down } = Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    if lock_down {
+        return match lockdown::hold() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("uvnd: users are in the open network until uvnd is up: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     match Daemon::start(&config).and_then(Daemon::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

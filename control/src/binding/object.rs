@@ -63,6 +63,7 @@ pub fn load(state: &Path, policy: &Policy) -> Result<Ebpf, BindingError> {
         .default_map_pin_directory(state)
         .override_global("NETNS", &netns, true)
         .override_global("TAG", &tag, true)
+        .override_global("OBSERVE", &u32::from(policy.observe), true)
         .load(OBJECT)?;
     // First: a program keeps its maps once it is loaded.
     for name in PROGRAMS {

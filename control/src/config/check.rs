@@ -19,6 +19,7 @@ impl TomlFile for Config {
         let name = key.rsplit('.').next()?;
         Some(match name.split('[').next()? {
             "policed" | "exempt" => "UIDs from 1 to 4294967294, such as 1000 or \"1000-60000\"; not root's 0",
+            "mode" => "\"enforce\" or \"observe\"",
             "attachment" => "\"required\" or \"optional\"",
             "linger_s" => "0 to 1000000 seconds",
             "service_ports" | "srun_ports" => {

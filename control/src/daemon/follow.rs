@@ -79,6 +79,7 @@ impl Networks {
     /// What time brings, once a second.
     pub(super) fn tick(&mut self, now: Instant) {
         self.hold_programs();
+        self.tell_refused(now);
         self.expire();
         self.directory.turn(now);
         let other_nodes = self.learn_peers();

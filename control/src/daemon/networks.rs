@@ -4,8 +4,9 @@
 //! kernel objects, lease. So a policed user's sockets are either in his whole network, or refused.
 
 use super::holders::Holders;
+use super::refused::Refusals;
 use crate::binding::{self, Binding, BindingError, Devices, Policy};
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::demand::{Demand, UnknownLog, Users};
 use crate::feed::{Feed, FeedError, Others};
 use crate::finding::{Finding, Id, LOG};
@@ -120,6 +121,7 @@ pub struct Networks {
     pub(super) firewall_fault: Option<String>,
     /// Loopback services inside the networks; None: there are none, or it could not be started.
     pub(super) relay: Option<Relay>,
+    pub(super) refusals: Refusals,
     pub(super) demand: Demand,
     /// No network is made for a peer before.
     pub(super) demand_rest: Instant,
@@ -176,6 +178,7 @@ impl Networks {
             findings: Vec::new(),
             firewall_fault: None,
             relay: None,
+            refusals: Refusals::new(now),
             demand: Demand::new(lease::now(), Users::new()),
             demand_rest: now,
             unknown: open_unknown(registry, unknown),
@@ -222,7 +225,11 @@ impl Networks {
 
     /// For the next start.
     pub(super) fn keep_config(&mut self) {
-        if let Err(error) = lockdown::keep(&self.file) {
+        let kept = match self.config.mode {
+            Mode::Enforce => lockdown::keep(&self.file),
+            Mode::Observe => lockdown::forget(),
+        };
+        if let Err(error) = kept {
             self.warn(
                 Id::File,
                 format!("{}: users would be free until the next uvnd is up: {error}", lockdown::LAST),
@@ -304,6 +311,7 @@ fn open_unknown(registry: &Registry, token: Token) -> Option<UnknownLog> {
 pub fn policy(config: &Config) -> Policy {
     let ports: BTreeSet<u16> = config.underlays.iter().map(|underlay| underlay.port).collect();
     Policy {
+        observe: config.mode == Mode::Observe,
         policed: config.policed_ranges(),
         service_ports: config.service_ports.clone(),
         srun_ports: config.srun_ports.clone(),

@@ -1,6 +1,7 @@
 //! How this node is doing.
 
 use super::networks::Networks;
+use crate::config::Mode;
 use crate::feed;
 use crate::finding::{Finding, Id, LOG};
 use crate::message::{NicState, Status};
@@ -36,6 +37,14 @@ impl Networks {
         for (uid, fault) in &self.faults {
             findings.push(Finding::fault(Id::Network, format!("network of user {uid}: {fault}"), LOG));
         }
+        if self.config.mode == Mode::Observe {
+            let what = "uvn observes: users are in no network of their own, and nobody is refused";
+            findings.push(Finding::warning(
+                Id::Observes,
+                what,
+                "`mode = \"enforce\"` when all users get networks",
+            ));
+        }
         if !self.binding.is_attached() {
             findings.push(Finding::fault(
                 Id::Programs,
@@ -51,6 +60,8 @@ impl Networks {
             networks: self.leases.len(),
             leases: self.leases.iter().map(|(_, held)| held.leases.len()).sum(),
             verdicts: self.verdicts(),
+            observes: self.config.mode == Mode::Observe,
+            refused: self.refused(),
             findings,
         }
     }

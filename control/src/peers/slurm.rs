@@ -1,8 +1,10 @@
 //! The nodes of a slurm.conf (slurm.conf(5)): `NodeName`, `NodeAddr`, `NodeHostname`, and `Include`.
 
 use super::hostlist::{self, HostlistError};
+use regex::Regex;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use thiserror::Error;
 
 /// Files that may include each other.
@@ -46,10 +48,9 @@ fn read(file: &Path, nodes: &mut Vec<String>, depth: usize) -> Result<(), SlurmE
     let text =
         std::fs::read_to_string(file).map_err(|source| SlurmError::Read { file: file.into(), source })?;
     for line in logical_lines(&text) {
-        let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((&line, ""));
-        if word.eq_ignore_ascii_case("include") {
+        if let Some(name) = included(&line) {
             // Relative to the file; Path::join takes an absolute one as it is.
-            let included = file.parent().unwrap_or(Path::new("/")).join(rest.trim());
+            let included = file.parent().unwrap_or(Path::new("/")).join(name);
             read(&included, nodes, depth + 1)?;
         } else if let Some(list) = addresses(&line) {
             let names = hostlist::expand(list);
@@ -59,11 +60,12 @@ fn read(file: &Path, nodes: &mut Vec<String>, depth: usize) -> Result<(), SlurmE
     Ok(())
 }
 
-/// Lines without comments, joined where one ends in a backslash.
+/// Lines without comments, joined where one ends in a backslash (src/common/parse_config.c, _get_next_line). A backslash
+/// keeps the character behind it from being a comment's beginning.
 fn logical_lines(text: &str) -> Vec<String> {
     let mut lines = vec![String::new()];
     for line in text.lines() {
-        let line = line.split('#').next().unwrap_or_default().trim();
+        let line = without_comment(line).trim_end();
         let (line, continued) = line.strip_suffix('\\').map_or((line, false), |line| (line, true));
         if let Some(last) = lines.last_mut() {
             last.push_str(line);
@@ -75,16 +77,51 @@ fn logical_lines(text: &str) -> Vec<String> {
     lines
 }
 
+fn without_comment(line: &str) -> &str {
+    let mut escaped = false;
+    for (index, character) in line.char_indices() {
+        match character {
+            '#' if !escaped => return line.get(..index).unwrap_or(line),
+            '\\' => escaped = !escaped,
+            _ => escaped = false,
+        }
+    }
+    line
+}
+
+/// The file that a line includes.
+fn included(line: &str) -> Option<&str> {
+    let mut words = line.split_whitespace();
+    words.next().filter(|word| word.eq_ignore_ascii_case("include"))?;
+    words.next()
+}
+
+/// A key and its value, as Slurm finds them (src/common/parse_config.c, keyvalue_pattern): blanks may stand round the sign
+/// of equality and, in quotes, in the value.
+static PAIR: LazyLock<Result<Regex, regex::Error>> = LazyLock::new(|| {
+    Regex::new(r#"^[[:space:]]*([[:alnum:]_.]+)[[:space:]]*[-*+/]?=[[:space:]]*(?:"([^"]*)"|([^[:space:]]+))(?:[[:space:]]|$)"#)
+});
+
+/// The pairs of a line, up to where it is no pair any more.
+fn pairs(line: &str) -> impl Iterator<Item = (&str, &str)> {
+    let mut rest = line;
+    std::iter::from_fn(move || {
+        let found = PAIR.as_ref().ok()?.captures(rest)?;
+        let value = found.get(2).or_else(|| found.get(3))?;
+        let pair = (found.get(1)?.as_str(), value.as_str());
+        rest = rest.get(found.get(0)?.end()..)?;
+        Some(pair)
+    })
+}
+
 /// The list of addresses of a line that begins with `NodeName=`.
 fn addresses(line: &str) -> Option<&str> {
-    let mut words = line.split_whitespace().filter_map(|word| word.split_once('='));
-    let (key, name) = words.next()?;
+    let (key, name) = pairs(line).next()?;
     if !key.eq_ignore_ascii_case("NodeName") || name.eq_ignore_ascii_case("DEFAULT") {
         return None;
     }
-    let value = |wanted: &str| {
-        words.clone().find(|(key, _)| key.eq_ignore_ascii_case(wanted)).map(|(_, value)| value)
-    };
+    let value =
+        |wanted: &str| pairs(line).find(|(key, _)| key.eq_ignore_ascii_case(wanted)).map(|(_, value)| value);
     Some(value("NodeAddr").or_else(|| value("NodeHostname")).unwrap_or(name))
 }
 
@@ -109,6 +146,27 @@ mod tests {
         let found = nodes(&folder.join("slurm.conf"));
         std::fs::remove_dir_all(&folder).unwrap();
         assert_eq!(found.unwrap(), ["10.0.0.1", "10.0.0.2", "b", "node07", "node09"]);
+    }
+
+    /// Each spelling that Slurm's pattern takes, and what it makes of it.
+    #[test]
+    fn pairs_are_found_as_slurm_finds_them() {
+        let blanks = ["", " ", "\t", " \t "];
+        for (before, after) in blanks.iter().flat_map(|before| blanks.map(|after| (before, after))) {
+            for (written, value) in [("n[1-2]", "n[1-2]"), ("\"n[1-2]\"", "n[1-2]"), ("\"a b\"", "a b"), ("\"\"", "")] {
+                let line = format!("{after}NodeName{before}={after}{written} CPUs{before}={after}4");
+                let found: Vec<_> = pairs(&line).collect();
+                assert_eq!(found, [("NodeName", value), ("CPUs", "4")], "{line:?}");
+                assert_eq!(addresses(&line), Some(value), "{line:?}");
+            }
+        }
+        // Quotes that do not end with the value are part of it.
+        assert_eq!(addresses("NodeName=\"a\"b"), Some("\"a\"b"));
+        assert_eq!(addresses("NodeName=a NodeAddr+=10.0.0.1"), Some("10.0.0.1"));
+        for none in ["NodeName", "NodeName=", "=n1", "NodeName==", "Node-Name=n1", "NodeName = default", ""] {
+            assert_ne!(addresses(none), Some("n1"), "{none:?}");
+        }
+        assert_eq!(logical_lines("a \\# b # c\n")[0], "a \\# b");
     }
 
     #[test]

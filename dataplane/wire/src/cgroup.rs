@@ -10,6 +10,8 @@ pub const LAYOUT: u32 = 2;
 pub const NETWORK_ENTRIES: u32 = 16_384;
 /// VRFs and endpoints.
 pub const DEVICE_ENTRIES: u32 = 65_536;
+/// Users whose refusals are remembered.
+pub const REFUSED_ENTRIES: u32 = 1024;
 /// Ranges of policed UIDs.
 pub const RANGE_ENTRIES: u32 = 64;
 /// Destinations beyond a network, by prefix.
@@ -176,6 +178,16 @@ pub struct Owner {
     pub uid: u32,
 }
 
+/// The sockets that a user did not get for want of a network, or would not have got if uvn did more than observe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Refused {
+    /// How many.
+    pub count: u64,
+    /// The name of the last program that asked for one, NUL-terminated.
+    pub program: [u8; 16],
+}
+
 /// What the programs did with a socket or a packet. The value is its index in the counters. Packets that pass are not
 /// counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -291,6 +303,7 @@ mod tests {
     fn values_are_as_long_as_the_maps_say() {
         assert_eq!(size_of::<Network>(), 64);
         assert_eq!(size_of::<Owner>(), 8);
+        assert_eq!(size_of::<Refused>(), 24);
         let device = Device::new(u32::MAX - 1, 7);
         assert_eq!((device.index(), device.vrf()), (u32::MAX - 1, 7));
     }

@@ -1,6 +1,7 @@
 //! What fails, fails closed, is named by `uvn check` until it is mended, and is tried again by itself.
 
 use super::*;
+use uvn_hwtests::node::program;
 
 /// What `uvn check` says; it does not approve.
 fn complaint(node: &Node) -> String {
@@ -129,4 +130,61 @@ fn names_that_do_not_exist_are_found() {
 fn range_only(config: &str) -> String {
     let (before, _) = config.split_once("[peers]").expect("peers");
     format!("{before}[peers]\nrange = [\"10.0.0.0/24\"]\n")
+}
+
+/// For the first week on a cluster: nobody is refused, and the log and `uvn status` tell who would be.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn who_only_observes_refuses_nobody() {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let observing = cluster.config("kernel", "mode = \"observe\"");
+    let mut daemon = node.uvnd(&observing);
+    attach(node, ALICE);
+    assert!(may_make_a_socket(node, ALICE) && may_make_a_socket(node, BOB));
+    let status = node.uvn(&["status"]);
+    assert!(status.contains("would be refused, user 9876") && !status.contains("user 1234 without"), "{status}");
+    assert!(node.uvn(&["check"]).contains("warning: UVN-OBSERVES"));
+    node.wait("a line in the log", PATIENCE, || daemon.log().contains("they would be refused"));
+    // A reboot leaves nobody out, either.
+    node.sh("rm -r /sys/fs/bpf/uvn");
+    lock_down(node);
+    assert!(may_make_a_socket(node, BOB));
+    node.write("/etc/uvn/uvn.toml", &cluster.config("kernel", ""));
+    node.uvn(&["reload"]);
+    assert!(may_make_a_socket(node, ALICE) && !may_make_a_socket(node, BOB));
+    approve(node);
+    let status = node.uvn(&["status"]);
+    assert!(status.contains("sockets refused, user 9876"), "{status}");
+    node.write("/etc/uvn/uvn.toml", &observing);
+    node.uvn(&["reload"]);
+    assert!(may_make_a_socket(node, BOB));
+    daemon.assert_alive();
+}
+
+/// What uvn-lockdown.service does at boot.
+fn lock_down(node: &Node) {
+    let output = node.command(program("uvnd")).arg("--lock-down").output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn a_boot_keeps_users_out_before_uvnd_is_up() {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let reboot = || node.sh("rm -r /sys/fs/bpf/uvn");
+    lock_down(node);
+    assert!(may_make_a_socket(node, BOB), "uvn has never been in force here");
+    drop(node.uvnd(&cluster.config("kernel", "exempt = [1234]")));
+    reboot();
+    node.wait("the open network", PATIENCE, || may_make_a_socket(node, BOB));
+    lock_down(node);
+    assert!(!may_make_a_socket(node, BOB));
+    assert!(may_make_a_socket(node, ALICE), "exempt by the last configuration");
+    let mut daemon = node.restart_uvnd();
+    attach(node, BOB);
+    approve(node);
+    assert!(may_make_a_socket(node, BOB));
+    daemon.assert_alive();
 }

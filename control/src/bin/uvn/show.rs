@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use uvn_control::check;
 use uvn_control::client::{Client, ClientError};
 use uvn_control::feed;
-use uvn_control::message::{self, NicState, Reply, Request, Status};
+use uvn_control::message::{self, NicState, Refused, Reply, Request, Status};
 
 use uvn_dataplane::message::{Counts, ENDPOINT_FULL};
 
@@ -52,6 +52,10 @@ pub fn status(as_json: bool) -> Done {
     let verdicts: Vec<String> =
         status.verdicts.iter().map(|(verdict, count)| format!("{verdict} {count}")).collect();
     writeln!(out, "sockets and packets: {}", verdicts.join(", "))?;
+    let refused = if status.observes { "sockets that would be refused" } else { "sockets refused" };
+    for Refused { uid, count, program } in &status.refused {
+        writeln!(out, "{refused}, user {uid} without a network: {count}, the last to {program}")?;
+    }
     for finding in &status.findings {
         writeln!(out, "{finding}")?;
     }

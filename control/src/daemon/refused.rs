@@ -1,0 +1,91 @@
+//! Who is refused sockets for want of a network, or would be: a line in the log for each, now and then.
+
+use super::networks::Networks;
+use crate::config::Mode;
+use crate::message::Refused;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// How often a user is named.
+const EVERY: Duration = Duration::from_secs(60);
+/// Users named at a time; and in `uvn status`.
+const NAMED: usize = 8;
+
+/// What has been logged.
+#[derive(Debug)]
+pub(super) struct Refusals {
+    told: BTreeMap<u32, u64>,
+    next: Instant,
+}
+
+impl Refusals {
+    pub(super) fn new(now: Instant) -> Refusals {
+        Refusals { told: BTreeMap::new(), next: now }
+    }
+
+    /// Those with more refusals than they were named for, most of them first.
+    fn news(&mut self, refused: &[Refused]) -> Vec<Refused> {
+        let mut news = Vec::new();
+        for one in refused {
+            // A new policy counts from the beginning.
+            let told = self.told.insert(one.uid, one.count).filter(|told| *told <= one.count).unwrap_or(0);
+            if one.count > told {
+                news.push(Refused { count: one.count - told, ..one.clone() });
+            }
+        }
+        self.told.retain(|uid, _| refused.iter().any(|one| one.uid == *uid));
+        news.sort_by_key(|one| std::cmp::Reverse(one.count));
+        news
+    }
+}
+
+impl Networks {
+    /// Those with the most refusals.
+    pub(super) fn refused(&self) -> Vec<Refused> {
+        let of = |(uid, (count, program))| Refused { uid, count, program };
+        let mut refused: Vec<Refused> = self.binding.refused().into_iter().map(of).collect();
+        refused.sort_by_key(|one| std::cmp::Reverse(one.count));
+        refused.truncate(NAMED);
+        refused
+    }
+
+    /// Logs them.
+    pub(super) fn tell_refused(&mut self, now: Instant) {
+        if now < self.refusals.next {
+            return;
+        }
+        let news = self.refusals.news(&self.refused());
+        if news.is_empty() {
+            return;
+        }
+        self.refusals.next = now + EVERY;
+        let observes = self.config.mode == Mode::Observe;
+        for Refused { uid, count, program } in news {
+            if observes {
+                tracing::info!(uid, count, program, "sockets without a network: they would be refused");
+            } else {
+                tracing::warn!(
+                    uid,
+                    count,
+                    program,
+                    "sockets refused: the user has no network, by PAM, Slurm or `uvn attach`"
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_named_for_what_is_new() {
+        let one = |uid, count| Refused { uid, count, program: "cat".into() };
+        let mut refusals = Refusals::new(Instant::now());
+        assert_eq!(refusals.news(&[one(1, 5), one(2, 9)]), [one(2, 9), one(1, 5)]);
+        assert_eq!(refusals.news(&[one(1, 5), one(2, 10)]), [one(2, 1)]);
+        assert_eq!(refusals.news(&[one(1, 5)]), []);
+        assert_eq!(refusals.news(&[one(1, 2), one(2, 3)]), [one(2, 3), one(1, 2)]);
+    }
+}
