@@ -7,7 +7,7 @@ mod frames;
 mod tables;
 
 use crossbeam::channel::{Receiver, unbounded};
-use frames::{arp_request, ethernet, solicitation, udp, vxlan};
+use frames::{advertisement, arp_request, ethernet, solicitation, udp, vxlan};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -233,6 +233,18 @@ fn inner_checks() {
     let mut node = Node::new(tables(network()));
     assert!(node.receive(&to_a(Mac::of(B), B6, A6, 1)).is_some());
     assert!(node.receive(&to_a(Mac::of(B), "192.168.7.7".parse().unwrap(), A, 1)).is_some(), "off-subnet");
+}
+
+#[test]
+fn an_advertisement_is_the_targets_own() {
+    let (IpAddr::V6(a6), IpAddr::V6(b6)) = (A6, B6) else { unreachable!() };
+    let of = |target: &str| wrap(&advertisement(Mac::of(B), b6, target.parse().unwrap(), (Mac::of(A), a6)));
+    refused(&of("fd00::3"), Drop::RxSourceIp); // another VTEP's
+    refused(&of("fd00::1"), Drop::RxSourceIp); // our own
+    let mut node = Node::new(tables(network()));
+    for target in [B6.to_string(), "fe80::2".into(), "2001:db8::1".into()] {
+        assert!(node.receive(&of(&target)).is_some(), "{target}");
+    }
 }
 
 #[test]

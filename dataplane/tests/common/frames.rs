@@ -115,6 +115,25 @@ pub fn solicitation(mac: Mac, sender: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
     ethernet(mac, Mac([0x33, 0x33, 0xff, a, b, c]), ethertype, &packet)
 }
 
+/// A neighbour advertisement that overrides what is cached: `target` is at `mac`.
+pub fn advertisement(mac: Mac, sender: Ipv6Addr, target: Ipv6Addr, to: (Mac, Ipv6Addr)) -> Vec<u8> {
+    let mut advertisement = Neighbour {
+        kind: icmp::v6::NEIGHBOUR_ADVERTISEMENT,
+        code: 0,
+        checksum: 0.into(),
+        flags: icmp::OVERRIDE.into(),
+        target: target.octets(),
+    };
+    let option = LinkLayerOption { kind: icmp::TARGET_LINK_LAYER, length: 1, mac };
+    let sum = pseudo(sender.into(), to.1.into(), protocol::ICMPV6, 32)
+        + Sum::of(advertisement.as_bytes())
+        + Sum::of(option.as_bytes());
+    advertisement.checksum = sum.checksum().into();
+    let payload = [advertisement.as_bytes(), option.as_bytes()].concat();
+    let (ethertype, packet) = ip(sender.into(), to.1.into(), protocol::ICMPV6, 0, &payload);
+    ethernet(mac, to.0, ethertype, &packet)
+}
+
 /// A VXLAN frame from one VTEP to another, whose MAC is [`NIC`], around an inner frame. `tos` is the outer one.
 pub fn vxlan(
     settings: &Encapsulation,
