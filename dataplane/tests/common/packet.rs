@@ -46,11 +46,6 @@ impl PacketSocket {
         setsockopt(&self.socket, RcvBufForce, &bytes).expect("root");
     }
 
-    /// From now on [`PacketSocket::verified`] works.
-    pub fn set_auxiliary(&self) {
-        self.option(libc::PACKET_AUXDATA);
-    }
-
     /// From now on frames are sent with a virtio-net header in front (PACKET_VNET_HDR).
     pub fn set_metadata(&self) {
         /// include/uapi/linux/if_packet.h
@@ -82,29 +77,6 @@ impl PacketSocket {
     /// Sends one frame if the device takes it.
     pub fn try_send(&self, frame: &[u8]) {
         let _refused = send(self.socket.as_raw_fd(), frame, MsgFlags::empty());
-    }
-
-    /// The next frame that is there, and whether the kernel takes a checksum in it for verified
-    /// (CHECKSUM_UNNECESSARY).
-    pub fn verified(&self) -> Option<(Vec<u8>, bool)> {
-        /// include/uapi/linux/if_packet.h
-        const TP_STATUS_CSUM_VALID: u32 = 1 << 7;
-        let (mut frame, mut control) = (vec![0_u8; 65_600], [0_u64; 16]);
-        let mut part = libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: frame.len() };
-        // SAFETY: zeros are a message without anything.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
-        (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), size_of_val(&control));
-        // SAFETY: the buffers are as long as they are said to be, and outlive the call.
-        let length = unsafe { libc::recvmsg(self.socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
-        frame.truncate(usize::try_from(length).ok()?);
-        // SAFETY: the kernel has filled the message in; its first control message is all that was asked for.
-        let status = unsafe {
-            let header = libc::CMSG_FIRSTHDR(&raw const message);
-            assert!(!header.is_null(), "PACKET_AUXDATA is on");
-            libc::CMSG_DATA(header).cast::<libc::tpacket_auxdata>().read_unaligned().tp_status
-        };
-        Some((frame, status & TP_STATUS_CSUM_VALID != 0))
     }
 
     /// The next frame; None if none comes in time. With no time it only looks whether one is there.

@@ -9,6 +9,7 @@ use crate::common::engine::Engine;
 use crate::common::packet::PacketSocket;
 use crate::common::traffic::content;
 use crate::frames;
+use crate::verdict::{Probe, Verdicts};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -42,16 +43,16 @@ pub struct Outcome {
     pub handed: BTreeSet<Vec<u8>>,
     /// Datagrams that the user's socket got; resets and echo replies of his kernel, from the transport header on.
     pub told: BTreeSet<Vec<u8>>,
-    /// Of so many frames at the NIC did the kernel take a checksum for verified.
-    pub verified: usize,
+    /// What the socket buffers at the NIC said of checksums.
+    pub verdicts: Verdicts,
 }
 
 pub struct Receiver {
     pub name: &'static str,
     pub engine: Option<Engine>,
     wire: PacketSocket,
-    nic: PacketSocket,
     endpoint: PacketSocket,
+    probe: Probe,
     sockets: [UdpSocket; 2],
     /// Takes what the node answers: the attacker's kernel has nothing to say to that.
     _port: UdpSocket,
@@ -100,11 +101,12 @@ impl Receiver {
         let sockets = own.map(|address| node.run(|| UdpSocket::bind((address, PORT)).unwrap()));
         sockets.iter().for_each(|socket| socket.set_nonblocking(true).unwrap());
         let wire = PacketSocket::new(&cluster.nodes[1], "em1");
-        let [nic, endpoint] = ["em1", "uvn"].map(|device| PacketSocket::new(node, device));
-        [&wire, &nic, &endpoint].into_iter().for_each(|socket| socket.set_buffer(16 << 20));
-        nic.set_auxiliary();
+        let endpoint = PacketSocket::new(node, "uvn");
+        [&wire, &endpoint].into_iter().for_each(|socket| socket.set_buffer(16 << 20));
+        // The program of the gear stands behind it.
+        let probe = Probe::new(node, "em1");
         let port = cluster.nodes[1].run(|| UdpSocket::bind(("::", 4789)).unwrap());
-        Receiver { name, engine, wire, nic, endpoint, sockets, _port: port, cluster }
+        Receiver { name, engine, wire, endpoint, probe, sockets, _port: port, cluster }
     }
 
     /// Switches offloads of the NIC.
@@ -114,6 +116,7 @@ impl Receiver {
 
     /// Sends frames from the wire and waits until so many of them have told the user something.
     pub fn judge<'a>(&self, frames: impl IntoIterator<Item = &'a [u8]>, tell: usize) -> Outcome {
+        let before = self.probe.verdicts();
         frames.into_iter().for_each(|frame| self.wire.send(frame));
         let (start, mut outcome) = (Instant::now(), Outcome::default());
         while outcome.told.len() < tell && start.elapsed() < PATIENCE {
@@ -122,6 +125,7 @@ impl Receiver {
         }
         std::thread::sleep(GRACE);
         self.collect(&mut outcome);
+        outcome.verdicts = self.probe.verdicts().since(&before);
         outcome
     }
 
@@ -143,9 +147,6 @@ impl Receiver {
             if let Some(answer) = frame.get(outer..).and_then(|inner| answer(inner, theirs)) {
                 outcome.told.insert(answer.to_vec());
             }
-        }
-        while let Some((frame, verified)) = self.nic.verified() {
-            outcome.verified += usize::from(verified && frame[..6] == frames::NIC.0);
         }
     }
 }
