@@ -134,7 +134,7 @@ impl EndpointSource {
 
     fn new(made: Option<Device>, parts: Parts) -> EndpointSource {
         let source = EndpointSource { made, without_ipv6: false, mended: 0, dropped: 0, parts };
-        EndpointSource { dropped: source.dropped(), ..source }
+        EndpointSource { dropped: source.state().1, ..source }
     }
 
     /// An endpoint of no queues.
@@ -246,12 +246,13 @@ impl EndpointSource {
         ipv6.into_iter().chain(mended)
     }
 
-    /// How many frames of the user were dropped before a worker could read them, since the device is in use: its queue was
-    /// full.
+    /// Whether the device is up, and how many frames of the user were dropped before a worker could read them, since it is
+    /// in use: its queue was full.
     #[must_use]
-    pub fn dropped(&self) -> u64 {
-        let all = self.there(link::tx_dropped).ok().and_then(Result::ok);
-        all.unwrap_or(0).saturating_sub(self.dropped)
+    pub fn state(&self) -> (bool, u64) {
+        let state = self.there(link::tx_dropped).ok().and_then(Result::ok);
+        let (up, dropped) = state.unwrap_or((true, 0));
+        (up, dropped.saturating_sub(self.dropped))
     }
 
     /// Does `work` with the device's name, in its network namespace.

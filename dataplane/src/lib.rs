@@ -38,10 +38,12 @@
 //! - [`traffic`]: what is done about the traffic, where that pays: threads for the NIC, cores awake
 //! - [`waiting`]: the networks that the in-kernel gear is still to take over
 //! - [`underlay`], [`route`]: next hops, from the kernel's routes and neighbours
-//! - [`link`]: network devices by name: rtnetlink, ethtool, namespaces
+//! - [`link`]: network devices by name: rtnetlink, ethtool, namespaces; [`bpf`]: whether programs are where they were put
+//! - [`rivals`]: devices that answer for the NIC
 #![deny(unsafe_code)]
 
 pub mod answer;
+pub mod bpf;
 pub mod client;
 pub mod config;
 pub mod control;
@@ -64,6 +66,7 @@ pub mod protocol;
 pub mod queues;
 pub mod redirect;
 pub mod ring;
+pub mod rivals;
 pub mod rotation;
 pub mod route;
 pub mod seqpacket;

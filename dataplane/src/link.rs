@@ -1,7 +1,9 @@
-//! Network devices by name: rtnetlink requests, the ethtool settings that AF_XDP needs, network namespaces.
+//! Network devices by name: rtnetlink requests, settings by ethtool, network namespaces.
 
-// ethtool and setns have no safe interface.
-#![allow(unsafe_code)]
+mod ethtool;
+
+pub use ethtool::{disable_tx_offloads, joins_frames, queues};
+pub(crate) use ethtool::{name_of, request};
 
 use std::fmt;
 use std::fs::File;
@@ -62,6 +64,8 @@ pub struct Link {
     pub rx_queues: u32,
     /// ARPHRD_* type: 1 is Ethernet, 32 InfiniBand.
     pub arphrd: u16,
+    /// What kind of virtual device it is; None: none.
+    pub kind: Option<InfoKind>,
 }
 
 /// Sends one rtnetlink request in the calling thread's network namespace and returns what the kernel answers.
@@ -178,17 +182,35 @@ pub fn get(name: &str) -> Result<Link, LinkError> {
         .ok_or_else(|| LinkError::NotFound(name.into()))
 }
 
-/// How many frames a device has dropped instead of sending them.
+/// Looks a device up by its index.
+///
+/// # Errors
+/// [`LinkError::NotFound`], or the kernel's refusal.
+pub fn at(index: u32) -> Result<Link, LinkError> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    let name = format!("index {index}");
+    let answers = ask(&name, "look-up", RouteNetlinkMessage::GetLink(message), 0)?;
+    let found = answers.into_iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => Some(link.into()),
+        _ => None,
+    });
+    found.ok_or(LinkError::NotFound(name))
+}
+
+/// Whether a device is up, and how many frames it has dropped instead of sending them.
 ///
 /// # Errors
 /// No such device, or the kernel's refusal.
-pub fn tx_dropped(name: &str) -> Result<u64, LinkError> {
+pub fn tx_dropped(name: &str) -> Result<(bool, u64), LinkError> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.into()));
     let answers = ask(name, "look-up", RouteNetlinkMessage::GetLink(message), 0)?;
     let counts = answers.into_iter().find_map(|answer| match answer {
         RouteNetlinkMessage::NewLink(link) => link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Stats64(stats) => Some(stats.tx_dropped),
+            LinkAttribute::Stats64(stats) => {
+                Some((link.header.flags.contains(LinkFlags::Up), stats.tx_dropped))
+            }
             _ => None,
         }),
         _ => None,
@@ -221,6 +243,7 @@ impl From<LinkMessage> for Link {
             running: flags.contains(LinkFlags::Running),
             rx_queues: 1,
             arphrd: message.header.link_layer_type.into(),
+            kind: None,
         };
         for attribute in message.attributes {
             match attribute {
@@ -228,6 +251,12 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::NumRxQueues(queues) => link.rx_queues = queues,
+                LinkAttribute::LinkInfo(infos) => {
+                    link.kind = infos.into_iter().find_map(|info| match info {
+                        LinkInfo::Kind(kind) => Some(kind),
+                        _ => None,
+                    });
+                }
                 _ => {}
             }
         }
@@ -376,91 +405,6 @@ fn refused(name: &str, action: &'static str, source: io::Error) -> LinkError {
         Some(libc::ENODEV) => LinkError::NotFound(name.into()),
         _ => LinkError::Refused { name: name.into(), action, source },
     }
-}
-
-/// How many receive queues a device uses (ETHTOOL_GCHANNELS); a driver that does not say uses all it has.
-///
-/// # Errors
-/// No such device, or the kernel's refusal.
-pub fn queues(name: &str) -> Result<u32, LinkError> {
-    /// `struct ethtool_channels`.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Channels {
-        command: u32,
-        max: [u32; 4],
-        rx: u32,
-        tx: u32,
-        other: u32,
-        combined: u32,
-    }
-    /// ETHTOOL_GCHANNELS.
-    const GET_CHANNELS: u32 = 0x3c;
-
-    let mut channels = Channels { command: GET_CHANNELS, ..Channels::default() };
-    // SAFETY: ETHTOOL_GCHANNELS writes one struct ethtool_channels, which `Channels` is.
-    match unsafe { ethtool(name, &mut channels) } {
-        Ok(()) => Ok((channels.combined + channels.rx).max(1)),
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(get(name)?.rx_queues.max(1)),
-        Err(error) => Err(refused(name, "reading the queue count", error)),
-    }
-}
-
-/// Makes a device hand over finished frames: no transmit checksum left to hardware, no TSO, hence no super-frame.
-///
-/// For the user's end of a veth whose other end is AF_XDP: XDP loses the mark that a checksum is still to be done.
-///
-/// # Errors
-/// No such device, or the driver's refusal.
-pub fn disable_tx_offloads(name: &str) -> Result<(), LinkError> {
-    /// ETHTOOL_STXCSUM and ETHTOOL_STSO. Without checksumming the kernel also takes back UDP segmentation.
-    const SET_TX_CHECKSUM: u32 = 0x17;
-    const SET_TSO: u32 = 0x1f;
-
-    for command in [SET_TSO, SET_TX_CHECKSUM] {
-        // `struct ethtool_value`: command and value.
-        let mut value = [command, 0u32];
-        // SAFETY: both commands read one struct ethtool_value, which two u32 are.
-        unsafe { ethtool(name, &mut value) }.map_err(|error| refused(name, "turning offloads off", error))?;
-    }
-    Ok(())
-}
-
-/// SIOCETHTOOL with the command's own structure.
-///
-/// # Safety
-/// `T` begins with the command and is the structure that this command reads and writes.
-unsafe fn ethtool<T>(name: &str, command: &mut T) -> io::Result<()> {
-    let mut request = self::request(name)?;
-    request.ifr_ifru.ifru_data = std::ptr::from_mut(command).cast();
-
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
-    // SAFETY: the request names a device and points at a structure that outlives the call; the caller vouches for its
-    // type.
-    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &mut request) } {
-        result if result < 0 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
-    }
-}
-
-/// An empty ioctl request for a device; refuses a name that none can have.
-pub(crate) fn request(name: &str) -> io::Result<libc::ifreq> {
-    // SAFETY: plain integers and a union of them; all zero is a valid ifreq.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // The last byte stays zero.
-    if name.len() >= request.ifr_name.len() || name.contains('\0') {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a device name has at most 15 bytes"));
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    Ok(request)
-}
-
-/// The name that the kernel put in a request.
-pub(crate) fn name_of(request: &libc::ifreq) -> String {
-    let bytes: Vec<u8> = request.ifr_name.iter().map(|&c| c as u8).take_while(|&byte| byte != 0).collect();
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Runs `work` in another network namespace (`/run/netns/NAME`, `/proc/PID/ns/net`) and returns what it returns.

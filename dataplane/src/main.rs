@@ -142,6 +142,9 @@ fn print_summary(out: &mut impl Write, summary: &Summary) -> std::io::Result<()>
         Some("shortcut") => format!(" ({} in the shortcut, {} to follow)", summary.shortcut, summary.waiting),
         _ => String::new(),
     };
+    for note in &summary.notes {
+        writeln!(out, "note: {}; {}", note.what(nic), note.remedy(nic))?;
+    }
     writeln!(out, "{networks} networks{gears}, {hops} next hops, {unresolved} unresolved")?;
     for worker in &summary.workers {
         let core = worker.core.map_or_else(|| "any".into(), |core| core.to_string());

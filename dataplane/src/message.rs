@@ -2,6 +2,10 @@
 //!
 //! An endpoint's file descriptors travel beside `add_network` by SCM_RIGHTS.
 
+mod note;
+
+pub use note::Note;
+
 use crate::config::{Cidr, Network, Vtep};
 use crate::traffic::trial::Measure;
 use serde::{Deserialize, Serialize};
@@ -164,6 +168,9 @@ pub struct Summary {
     pub vteps: usize,
     /// The allowed ranges: the first 64.
     pub ranges: Vec<Cidr>,
+    /// What takes something from it, though it works.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<Note>,
 }
 
 /// One worker.

@@ -6,6 +6,7 @@ use crate::config::Network;
 use crate::counters::{Counters, Drop};
 use crate::device::EndpointSource;
 use crate::message::{Counts, ENDPOINT_FULL};
+use crate::shortcut::Declined;
 use crate::tables::{self, Learned, Vteps};
 use hashbrown::HashMap;
 use std::net::IpAddr;
@@ -26,7 +27,7 @@ pub struct Entry {
     /// Why it has no endpoint now.
     pub fault: Option<String>,
     /// Why the in-kernel gear does not carry it, where there is one.
-    pub declined: Option<String>,
+    pub declined: Option<Declined>,
     /// One per worker, since the workers were started.
     counters: Arc<[Counters]>,
     /// What earlier workers counted.
@@ -242,6 +243,7 @@ impl Networks {
         for (_, entry) in self.iter_mut() {
             entry.past = entry.counts();
             entry.counters = counters(workers);
+            entry.declined = None;
             entry.table = None;
         }
     }
@@ -268,8 +270,7 @@ fn counters(workers: usize) -> Arc<[Counters]> {
 
 impl Counts {
     /// Adds what an endpoint's device dropped before a worker could read it.
-    pub fn add_dropped(&mut self, source: &EndpointSource) {
-        let dropped = source.dropped();
+    pub fn add_dropped(&mut self, dropped: u64) {
         if dropped > 0 {
             *self.drops.entry(ENDPOINT_FULL.into()).or_default() += dropped;
         }

@@ -258,9 +258,9 @@ impl Queues {
                 error.into()
             })
         });
-        entry.declined = granted.err().map(|declined| declined.to_string());
+        entry.declined = granted.err();
         if let Some(why) = &entry.declined {
-            tracing::info!(%vni, why, "the engine alone carries this network");
+            tracing::info!(%vni, %why, "the engine alone carries this network");
         }
         self.waiting.pause(Instant::now());
     }
@@ -289,6 +289,15 @@ impl Queues {
         }
         self.revoke(vni)?;
         self.xdp.set_network(vni, Network::ENGINE)
+    }
+
+    /// What somebody has taken from the NIC that this cannot work without; None: nothing.
+    #[must_use]
+    pub fn broken(&self) -> Option<&'static str> {
+        match &self.shortcut {
+            Some(shortcut) => shortcut.broken(),
+            None => self.xdp.is_detached().then_some("the XDP program was detached"),
+        }
     }
 
     /// Sends a command to every worker.

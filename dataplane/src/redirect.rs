@@ -8,9 +8,10 @@
 // bpf(2) has no safe interface.
 #![allow(unsafe_code)]
 
+use crate::bpf::{bpf, bpf_fd};
 use crate::link;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 /// bpf(2) commands and types (include/uapi/linux/bpf.h).
 const MAP_CREATE: libc::c_long = 0;
@@ -107,20 +108,4 @@ fn program(map: RawFd) -> [Instruction; 6] {
         instruction(0x85, 0, 0, REDIRECT_MAP),
         instruction(0x95, 0, 0, 0),
     ]
-}
-
-/// # Safety
-/// `T` is the beginning of the attributes that `command` reads.
-unsafe fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::c_long> {
-    // SAFETY: the caller vouches for the type; the kernel takes what is not given for zero.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-/// # Safety
-/// As for [`bpf`], and `command` returns a new descriptor.
-unsafe fn bpf_fd<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
-    // SAFETY: as the caller vouches; the descriptor is new and nobody else's.
-    unsafe { Ok(OwnedFd::from_raw_fd(bpf(command, attributes)? as RawFd)) }
 }

@@ -55,8 +55,10 @@ pub enum Change {
     },
     /// Some route.
     Routes,
-    /// Some device.
-    Links,
+    /// The device with this index: it is new, or something about it.
+    Link(u32),
+    /// Some device's addresses.
+    Addresses,
     /// The device with this index left: it was deleted, or moved to another network namespace.
     Gone(u32),
     /// Notifications were lost: everything may have changed.
@@ -173,7 +175,7 @@ fn read_neighbour(message: &NeighbourMessage) -> Neighbour {
     }
 }
 
-/// The kernel's notifications about devices, neighbours and routes of this network namespace.
+/// The kernel's notifications about devices, addresses, neighbours and routes of this network namespace.
 pub struct Notifications {
     socket: Socket,
     buffer: Vec<u8>,
@@ -185,8 +187,9 @@ impl Notifications {
     /// # Errors
     /// The kernel's refusal.
     pub fn subscribe() -> io::Result<Notifications> {
-        /// rtnetlink groups (include/uapi/linux/rtnetlink.h): RTNLGRP_LINK, _NEIGH, _IPV4_ROUTE, _IPV6_ROUTE.
-        const GROUPS: [u32; 4] = [1, 3, 7, 11];
+        /// rtnetlink groups (include/uapi/linux/rtnetlink.h): RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE,
+        /// _IPV6_IFADDR, _IPV6_ROUTE.
+        const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind(&SocketAddr::new(0, 0))?;
         for group in GROUPS {
@@ -233,7 +236,10 @@ fn read_changes(mut bytes: &[u8], changes: &mut Vec<Change>) {
             RouteNetlinkMessage::NewNeighbour(message) => neighbour_change(&message, true),
             RouteNetlinkMessage::DelNeighbour(message) => neighbour_change(&message, false),
             RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => Some(Change::Routes),
-            RouteNetlinkMessage::NewLink(_) => Some(Change::Links),
+            RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
+                Some(Change::Addresses)
+            }
+            RouteNetlinkMessage::NewLink(message) => Some(Change::Link(message.header.index)),
             RouteNetlinkMessage::DelLink(message) => Some(Change::Gone(message.header.index)),
             _ => None,
         };

@@ -6,6 +6,7 @@
 
 mod endpoint;
 mod nic;
+mod notes;
 mod request;
 mod show;
 
@@ -115,6 +116,12 @@ pub struct Service {
     hops_changed: bool,
     /// Something else does.
     tables_changed: bool,
+    /// Some device's addresses differ from those that were looked at.
+    addresses_changed: bool,
+    /// VTEP addresses that no device has.
+    absent: Vec<IpAddr>,
+    /// Devices beside the NIC with an address on its link.
+    on_link: Vec<String>,
     /// What earlier workers counted.
     past: Counts,
     watchdog: Watchdog,
@@ -182,6 +189,9 @@ impl Service {
             tables: Arc::new(tables),
             hops_changed: false,
             tables_changed: false,
+            addresses_changed: true,
+            absent: Vec::new(),
+            on_link: Vec::new(),
             past: Counts::default(),
             watchdog: Watchdog { every, due: Instant::now(), turns: Vec::new() },
             config,
@@ -262,6 +272,10 @@ impl Service {
     fn tick(&mut self, now: Instant) {
         self.check_nic();
         self.mend_endpoints();
+        self.restore_places();
+        if std::mem::take(&mut self.addresses_changed) {
+            self.follow_addresses();
+        }
         self.hops_changed |= self.underlay.tick(now);
         self.tables_changed |= self.networks.age(self.second());
         self.beat(now);
@@ -298,10 +312,12 @@ impl Service {
                 self.check_places(&changes);
                 if changes
                     .iter()
-                    .any(|change| matches!(change, Change::Links | Change::Gone(_) | Change::Lost))
+                    .any(|change| matches!(change, Change::Link(_) | Change::Gone(_) | Change::Lost))
                 {
                     self.check_nic();
                 }
+                self.addresses_changed |=
+                    changes.iter().any(|change| matches!(change, Change::Addresses | Change::Lost));
                 self.hops_changed |= self.underlay.follow(&changes);
             }
             Err(error) => tracing::error!(%error, "cannot read rtnetlink notifications"),

@@ -6,7 +6,12 @@
 //! the endpoints' frames reach nobody. VXLAN to this port then reaches at most a device of ours that takes no frame: it
 //! is there because the kernel's GRO joins VXLAN frames only where a VXLAN device listens.
 
-use crate::link::{self, Link, LinkError};
+mod joining;
+
+pub use joining::{clear, nic_of_gro};
+
+use crate::bpf;
+use crate::link::{self, Link};
 use crate::networks::Entry;
 use crate::slow_path::{self, SlowPathError};
 use crate::tables::{Tables, Vteps};
@@ -17,6 +22,7 @@ use aya::programs::links::FdLink;
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::sys::SyscallError;
+use joining::Joining;
 use std::collections::{HashMap as Known, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
@@ -24,9 +30,6 @@ use thiserror::Error;
 use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::Vni;
 use uvn_wire::xdp::{self, Address, Network, Traffic, mac_key};
-
-/// What the name of the device for GRO begins with; the NIC's index follows.
-const GRO: &str = "gro-";
 
 /// Why a network or a NIC stays with the engine.
 #[derive(Debug, Error)]
@@ -40,6 +43,12 @@ pub enum Declined {
     /// The endpoint is a veth pair, or in another network namespace than the NIC.
     #[error("its endpoint is no TAP in the NIC's network namespace")]
     Elsewhere,
+    /// The endpoint was moved.
+    #[error("its endpoint has left the NIC's network namespace")]
+    Moved,
+    /// The endpoint takes and sends nothing.
+    #[error("its endpoint is down")]
+    Down,
     /// No room for its counters.
     #[error("{} networks have it already", xdp::TRAFFIC_ENTRIES)]
     Full,
@@ -54,6 +63,14 @@ pub enum Declined {
     Map(#[from] XdpError),
 }
 
+impl Declined {
+    /// Whether it may end without a change of the network: by what others do to the endpoint.
+    #[must_use]
+    pub fn may_end(&self) -> bool {
+        matches!(self, Declined::Elsewhere | Declined::Moved | Declined::Down)
+    }
+}
+
 /// The programs and their maps.
 pub struct Shortcut {
     endpoints: HashMap<MapData, u32, u32>,
@@ -65,10 +82,12 @@ pub struct Shortcut {
     granted: Known<Vni, Granted>,
     /// What networks that have gone had.
     past: Traffic,
-    /// The device for GRO, if there is one.
-    gro: Option<String>,
+    joining: Joining,
+    /// The NIC's index, and that of the slow path's TAP.
+    nic: u32,
+    slow_path: u32,
     /// Detach when they are closed.
-    _links: [FdLink; 2],
+    links: [FdLink; 2],
 }
 
 /// One network's egress.
@@ -77,7 +96,7 @@ struct Granted {
     /// Its place among the counters.
     slot: u32,
     /// Detaches when it is closed.
-    _egress: FdLink,
+    egress: FdLink,
 }
 
 impl Shortcut {
@@ -103,8 +122,10 @@ impl Shortcut {
             traffic: take(object, "TRAFFIC")?,
             granted: Known::new(),
             past: Traffic::default(),
-            gro: join_frames(nic.index, port),
-            _links: links,
+            joining: Joining::open(nic.index, port),
+            nic: nic.index,
+            slow_path: link::get(&slow_path).map_err(XdpError::from)?.index,
+            links,
         })
     }
 
@@ -121,8 +142,7 @@ impl Shortcut {
             return Err(Declined::Learning);
         }
         let vni = entry.network.vni;
-        let Some(device) = entry.source.device_here() else { return Err(Declined::Elsewhere) };
-        let endpoint = link::get(&device).map_err(XdpError::from)?.index;
+        let Link { index: endpoint, name: device, .. } = place(entry)?;
         let taken: HashSet<u32> = self.granted.values().map(|granted| granted.slot).collect();
         let slot = (0..xdp::TRAFFIC_ENTRIES).find(|slot| !taken.contains(slot)).ok_or(Declined::Full)?;
         let mut addresses = entry.network.addresses.iter().map(|cidr| Address::from(cidr.address));
@@ -133,7 +153,7 @@ impl Shortcut {
             .and_then(|egress| link(egress, &device, TcAttachType::Egress))
         {
             Ok(egress) => {
-                self.granted.insert(vni, Granted { endpoint, slot, _egress: egress });
+                self.granted.insert(vni, Granted { endpoint, slot, egress });
                 Ok(Network { endpoint, mac: mac_key(entry.mac), slot, addresses })
             }
             Err(error) => {
@@ -199,12 +219,44 @@ impl Shortcut {
         self.granted.iter().filter(move |(_, granted)| granted.endpoint == endpoint).map(|(vni, _)| *vni)
     }
 
-    /// Whether the endpoint of a network that it carries is still where it was. The programs know it by its index, which in
-    /// another network namespace is another device's.
+    /// Whether the endpoint of a network that it carries is still where it was, and up. The programs know it by its index,
+    /// which in another network namespace is another device's.
+    ///
+    /// # Errors
+    /// Why it can be carried no more.
+    pub fn holds(&self, entry: &Entry) -> Result<(), Declined> {
+        let endpoint = self.granted.get(&entry.network.vni).map(|granted| granted.endpoint);
+        match place(entry) {
+            Ok(link) if Some(link.index) == endpoint => Ok(()),
+            Err(Declined::Down) => Err(Declined::Down),
+            _ => Err(Declined::Moved),
+        }
+    }
+
+    /// The networks whose program somebody has detached from the endpoint.
+    pub fn detached(&self) -> impl Iterator<Item = Vni> {
+        self.granted.iter().filter(|(_, granted)| is_detached(&granted.egress)).map(|(vni, _)| *vni)
+    }
+
+    /// What somebody has taken from it that it cannot work without; None: nothing.
     #[must_use]
-    pub fn holds(&self, entry: &Entry) -> bool {
-        let index = || link::get(&entry.source.device_here()?).ok().map(|link| link.index);
-        self.granted.get(&entry.network.vni).is_some_and(|granted| index() == Some(granted.endpoint))
+    pub fn broken(&self) -> Option<&'static str> {
+        let slow_path = link::get(&slow_path::device(self.nic));
+        if !slow_path.is_ok_and(|link| link.up && link.index == self.slow_path) {
+            return Some("its way to the engine, slow-N, was deleted, moved, renamed or set down");
+        }
+        self.links.iter().any(is_detached).then_some("a tc program was detached")
+    }
+
+    /// Puts back what it can work without, if somebody has taken it.
+    pub fn mend(&mut self) {
+        self.joining.mend();
+    }
+
+    /// Whether there is a device for GRO.
+    #[must_use]
+    pub fn joins(&self) -> bool {
+        self.joining.is_there()
     }
 
     /// How many networks it carries.
@@ -233,14 +285,19 @@ impl Shortcut {
     }
 }
 
-impl Drop for Shortcut {
-    fn drop(&mut self) {
-        if let Some(device) = &self.gro
-            && let Err(error) = link::delete(device)
-        {
-            tracing::debug!(%error, "the device for GRO is gone already");
-        }
-    }
+/// The device of a network that the in-kernel gear can serve.
+///
+/// # Errors
+/// Why it cannot serve it.
+pub fn place(entry: &Entry) -> Result<Link, Declined> {
+    let device = entry.source.device_here().ok_or(Declined::Elsewhere)?;
+    let link = link::get(&device).map_err(XdpError::from)?;
+    if link.up { Ok(link) } else { Err(Declined::Down) }
+}
+
+/// Whether somebody has detached a program. If the kernel does not say: no.
+pub(crate) fn is_detached(link: &FdLink) -> bool {
+    link.info().is_ok_and(|link| bpf::is_attached(link.id()).is_ok_and(|attached| !attached))
 }
 
 /// Whether the kernel takes tc programs as links on a NIC, without which there is no in-kernel gear. Yes if it does not say.
@@ -251,38 +308,6 @@ pub fn is_possible(nic: &str) -> bool {
             io_error.raw_os_error() != Some(libc::EINVAL)
         }
         _ => true,
-    }
-}
-
-/// Removes the device for GRO that a data plane of the NIC with index `nic` left when it was killed: in either gear it
-/// would only keep the port from others.
-pub fn clear(nic: u32) {
-    match link::delete(&format!("{GRO}{nic}")) {
-        Ok(()) | Err(LinkError::NotFound(_)) => {}
-        Err(error) => tracing::warn!(%error, "the device for GRO that is there"),
-    }
-}
-
-/// The index of the NIC that a device for GRO was made for, by its name; None: it has none of ours. While a data plane
-/// uses it, the [`slow_path::device`] of that NIC is there, too.
-#[must_use]
-pub fn nic_of_gro(device: &str) -> Option<u32> {
-    let digits = device.strip_prefix(GRO)?;
-    digits.parse().ok().filter(|nic: &u32| nic.to_string() == digits)
-}
-
-/// Has GRO join VXLAN frames to this port. It works without, but slower.
-fn join_frames(nic: u32, port: u16) -> Option<String> {
-    let device = format!("{GRO}{nic}");
-    clear(nic);
-    match link::create_deaf_vxlan(&device, port) {
-        Ok(()) => Some(device),
-        Err(error) => {
-            // It may be there, and not be up.
-            let _ = link::delete(&device);
-            tracing::warn!(%error, port, "received frames are not joined, unless another VXLAN device has the port");
-            None
-        }
     }
 }
 

@@ -177,7 +177,7 @@ impl Underlay {
                     self.resync();
                     changed = true;
                 }
-                Change::Neighbour { .. } | Change::Links | Change::Gone(_) => {}
+                Change::Neighbour { .. } | Change::Link(_) | Change::Gone(_) | Change::Addresses => {}
             }
         }
         changed

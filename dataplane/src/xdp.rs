@@ -4,13 +4,14 @@
 //! ends, the NIC is the host's again, and VXLAN reaches nobody.
 
 use crate::config::{Cidr, Encapsulation};
-use crate::link::{self, LinkError};
+use crate::link::{self, Link, LinkError};
 use crate::shortcut;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, XskMap};
 use aya::programs::links::FdLink;
 use aya::programs::{ProgramError, Xdp as Program, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
+use netlink_packet_route::link::InfoKind;
 use std::collections::HashSet;
 use std::hash::Hash;
 use std::io;
@@ -93,7 +94,7 @@ pub struct Xdp {
     /// Where the program runs, and what detaches it when it is closed. None: the in-kernel gear has the NIC.
     attached: Option<(Mode, FdLink)>,
     /// What stands behind it in generic mode.
-    _guard: Option<FdLink>,
+    guard: Option<FdLink>,
     mac: Array<MapData, [u32; 2]>,
     local: Addresses,
     vteps: Addresses,
@@ -115,14 +116,14 @@ impl Xdp {
     /// # Errors
     /// No such NIC, no privileges, another XDP program on it, or the kernel refuses both modes.
     pub fn attach(nic: &str, settings: &Encapsulation) -> Result<Xdp, XdpError> {
-        let index = link::get(nic)?.index;
-        let mut xdp = Xdp::load(index, settings, 0)?;
+        let device = link::get(nic)?;
+        let mut xdp = Xdp::load(device.index, settings, 0)?;
         let program: &mut Program =
             xdp.object.program_mut("uvn_xdp").ok_or(ProgramError::NotLoaded)?.try_into()?;
         program.load()?;
-        let attached = attach(program, nic, index)?;
+        let attached = attach(program, &device)?;
         if let Mode::Generic { .. } = attached.0 {
-            xdp._guard = shortcut::guard(&mut xdp.object, nic)
+            xdp.guard = shortcut::guard(&mut xdp.object, nic)
                 .inspect_err(|error| {
                     let what = "generic XDP does not see what a sender's tc program has redirected: it reaches the host's stack";
                     tracing::warn!(nic, %error, "{what}");
@@ -149,7 +150,7 @@ impl Xdp {
             .load(OBJECT)?;
         Ok(Xdp {
             attached: None,
-            _guard: None,
+            guard: None,
             mac: take(&mut object, "MAC")?,
             local: take(&mut object, "LOCAL")?,
             vteps: take(&mut object, "VTEPS")?,
@@ -171,6 +172,13 @@ impl Xdp {
     #[must_use]
     pub fn mode(&self) -> Option<&Mode> {
         Some(&self.attached.as_ref()?.0)
+    }
+
+    /// Whether somebody has detached a program that is to stand before the host's stack.
+    #[must_use]
+    pub fn is_detached(&self) -> bool {
+        let links = self.attached.iter().map(|(_, link)| link).chain(&self.guard);
+        links.into_iter().any(shortcut::is_detached)
     }
 
     /// From now on frames to another MAC than this, the NIC's, are another host's.
@@ -294,20 +302,30 @@ impl Xdp {
 }
 
 /// Driver mode, or else generic mode.
-fn attach(program: &mut Program, nic: &str, index: u32) -> Result<(Mode, FdLink), XdpError> {
-    let (id, mode) = match program.attach_to_if_index(index, XdpMode::Driver) {
+fn attach(program: &mut Program, nic: &Link) -> Result<(Mode, FdLink), XdpError> {
+    let busy = || XdpError::Busy(nic.name.clone());
+    let driver = if nic.kind == Some(InfoKind::Bond) {
+        // A bond runs the program in its ports' drivers, and then a socket of the bond takes none of their frames
+        // (xsk_rcv_check, net/xdp/xsk.c).
+        Err("the program would run in the bond's ports, whose frames a socket of the bond does not take".into())
+    } else {
+        match program.attach_to_if_index(nic.index, XdpMode::Driver) {
+            Err(error) if is_busy(&error) => return Err(busy()),
+            attached => attached.map_err(|error| reason(&error)),
+        }
+    };
+    let (id, mode) = match driver {
         Ok(id) => (id, Mode::Driver),
-        Err(error) if is_busy(&error) => return Err(XdpError::Busy(nic.to_owned())),
-        Err(driver) => match program.attach_to_if_index(index, XdpMode::Skb) {
-            Ok(id) => (id, Mode::Generic { refused: reason(&driver) }),
-            Err(error) if is_busy(&error) => return Err(XdpError::Busy(nic.to_owned())),
+        Err(refused) => match program.attach_to_if_index(nic.index, XdpMode::Skb) {
+            Ok(id) => (id, Mode::Generic { refused }),
+            Err(error) if is_busy(&error) => return Err(busy()),
             Err(generic) => {
-                let (nic, driver, generic) = (nic.to_owned(), reason(&driver), reason(&generic));
-                return Err(XdpError::Refused { nic, driver, generic });
+                let (nic, generic) = (nic.name.clone(), reason(&generic));
+                return Err(XdpError::Refused { nic, driver: refused, generic });
             }
         },
     };
-    let link = program.take_link(id)?.try_into().map_err(|_| XdpError::NoLink(nic.to_owned()))?;
+    let link = program.take_link(id)?.try_into().map_err(|_| XdpError::NoLink(nic.name.clone()))?;
     Ok((mode, link))
 }
 

@@ -3,54 +3,22 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "common/links.rs"]
+mod links;
+#[path = "common/pair.rs"]
+mod pair;
 
 use common::cluster::{Cluster, Settings, V4, VNI};
-use common::engine::Engine;
 use common::packet::PacketSocket;
-use common::traffic::{Place, ping};
+use common::traffic::{self, Place, ping};
 use common::{NetNs, until};
+use links::Links;
 use nix::sys::signal::Signal;
+use pair::{GEARS, Rig};
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(30);
-const GEARS: [&str; 2] = ["path = \"engine\"", "path = \"shortcut\""];
-
-/// Two nodes with a user on both, whose endpoints are in the nodes' own namespaces.
-struct Rig {
-    // Dropped first: a data plane ends before its namespace.
-    engines: [Engine; 2],
-    cluster: Cluster,
-}
-
-impl Rig {
-    fn new(sections: &'static str, mtu: usize) -> Rig {
-        let cluster = Cluster::wired(&V4[..2], 1).together();
-        Rig::set_mtu(&cluster, mtu);
-        let settings = Settings { sections, ..Settings::default() };
-        let engines = [0, 1].map(|node| cluster.engine(node, &settings));
-        Rig { engines, cluster }
-    }
-
-    fn set_mtu(cluster: &Cluster, mtu: usize) {
-        cluster.nodes.iter().for_each(|node| drop(node.ip(&format!("link set em1 mtu {mtu}"))));
-    }
-
-    fn here(&self) -> &NetNs {
-        &self.cluster.nodes[0]
-    }
-
-    /// IPv4, or IPv6.
-    fn ping(&self, family: usize) {
-        let ((here, own), (_, theirs)) = (self.cluster.user(0), self.cluster.user(1));
-        ping(Place(here, own[family]), theirs[family], &[8]);
-    }
-
-    fn notes(&self) -> String {
-        self.engines[0].network(VNI).notes.join("; ")
-    }
-}
-
 #[test]
 fn a_mac_that_another_program_changes_is_set_back() {
     for sections in GEARS {
@@ -135,7 +103,68 @@ fn a_moved_endpoint_sends_by_the_nic_alone() {
         let state = rig.engines[0].network(VNI);
         assert!(!state.shortcut && state.fault.is_none(), "{state:?}");
         assert_eq!(sections == GEARS[1], rig.notes().contains("left the NIC's network namespace"));
+        elsewhere.ip(&format!("link set uvn netns {}", rig.here().name()));
+        rig.here().ip("link set uvn up");
+        rig.here().ip("addr add 10.1.0.1/24 dev uvn");
+        until("the same as before", || {
+            rig.engines[0].network(VNI).shortcut == (sections == GEARS[1]) && rig.notes().is_empty()
+        });
+        rig.ping(0);
     }
+}
+
+#[test]
+fn an_endpoint_that_is_set_down_is_told() {
+    for sections in GEARS {
+        let rig = Rig::new(sections, 1500);
+        rig.ping(0);
+        rig.here().ip("link set uvn down");
+        until("a word of it", || rig.notes().contains("its endpoint is down"));
+        until("the engine alone", || !rig.engines[0].network(VNI).shortcut);
+        let ((_, own), (there, theirs)) = (rig.cluster.user(0), rig.cluster.user(1));
+        let far = there.run(|| UdpSocket::bind((theirs[0], 0)).unwrap());
+        until("its drops", || {
+            let _lost = far.send_to(b"uvn", (own[0], 9));
+            rig.engines[0].network(VNI).counts.drops.contains_key("rx_endpoint_full")
+        });
+        rig.here().ip("link set uvn up");
+        until("the same as before", || {
+            rig.engines[0].network(VNI).shortcut == (sections == GEARS[1]) && rig.notes().is_empty()
+        });
+        rig.ping(0);
+    }
+}
+
+#[test]
+fn an_endpoint_that_loses_offloads_works() {
+    for sections in GEARS {
+        let rig = Rig::new(sections, 1500);
+        let ((here, own), (there, theirs)) = (rig.cluster.user(0), rig.cluster.user(1));
+        for offload in ["tx", "tso", "gso", "sg", "rx", "gro"] {
+            let set = here.command("ethtool").args(["-K", "uvn", offload, "off"]).status().unwrap();
+            assert!(set.success(), "{offload}");
+            for (own, theirs) in own.into_iter().zip(theirs) {
+                traffic::udp_segmented(Place(here, own), Place(there, theirs), 40, 1000);
+                traffic::tcp(Place(here, own), Place(there, theirs), 1 << 18);
+            }
+        }
+        rig.engines[0].assert_no_drops();
+    }
+}
+
+#[test]
+fn a_program_that_is_detached_from_an_endpoint_is_put_back() {
+    let rig = Rig::new(GEARS[1], 1500);
+    let engine = &rig.engines[0];
+    let device = rig.here().run(|| uvn_dataplane::link::get("uvn")).unwrap().index;
+    let before = Links::of(engine.pid(), device);
+    assert_eq!(before.0.len(), 1);
+    before.detach();
+    let after = || Links::of(engine.pid(), device);
+    until("another", || after() != before && after().0.len() == 1 && engine.network(VNI).shortcut);
+    let counted = engine.counted();
+    rig.ping(0);
+    assert!(engine.counted().since(&counted).verdict("tc_encapsulated") > 0);
 }
 
 #[test]

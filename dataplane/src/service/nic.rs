@@ -10,7 +10,7 @@ use crate::worker::Command;
 use crate::xsk::MAX_MTU;
 use hashbrown::HashMap;
 use std::io::ErrorKind;
-use std::net::UdpSocket;
+use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,9 @@ impl Service {
             return Err(ServiceError::NotEthernet(link.name));
         }
         self.set_link(Some(link));
-        self.check_vteps();
+        self.check_port();
+        self.addresses_changed = false;
+        self.follow_addresses();
         // A data plane that has just been killed may still be about to let go of the NIC.
         let end = Instant::now() + Duration::from_secs(2);
         loop {
@@ -43,22 +45,17 @@ impl Service {
         }
     }
 
-    /// Warns of what keeps peers away or lets tenants out, though it can still be mended while this runs.
-    fn check_vteps(&self) {
+    /// Warns of what lets tenants out, though it can still be mended while this runs.
+    fn check_port(&self) {
         let port = self.config.encapsulation.port;
-        for vtep in &self.config.vtep {
-            match UdpSocket::bind((*vtep, port)).map_err(|error| error.kind()) {
-                Err(ErrorKind::AddrNotAvailable) => {
-                    tracing::warn!(%vtep, "no device has this VTEP address: peers cannot find this node");
-                }
-                Err(ErrorKind::AddrInUse) => {
-                    tracing::warn!(
-                        port,
-                        "a program or a kernel VXLAN device has the port: it gets what tenants send there from this node"
-                    );
-                }
-                _ => {}
-            }
+        let is_taken = |vtep: &IpAddr| {
+            UdpSocket::bind((*vtep, port)).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+        };
+        if self.config.vtep.iter().any(is_taken) {
+            tracing::warn!(
+                port,
+                "a program or a kernel VXLAN device has the port: it gets what tenants send there from this node"
+            );
         }
     }
 
@@ -82,9 +79,17 @@ impl Service {
             self.close_nic();
         }
         self.set_link(link);
+        if let Some(queues) = &mut self.queues {
+            if let Some(shortcut) = &mut queues.shortcut {
+                shortcut.mend();
+            }
+        }
         if let Some(queues) = &self.queues {
             let count = self.count_queues();
-            if queues.workers.iter().any(|worker| worker.handle.has_ended()) {
+            if let Some(why) = queues.broken() {
+                tracing::error!(nic = self.config.nic, why, "another program breaks it; it is made anew");
+                self.close_nic();
+            } else if queues.workers.iter().any(|worker| worker.handle.has_ended()) {
                 tracing::error!(nic = self.config.nic, "a worker has ended; all are started anew");
                 self.close_nic();
             } else if count.is_some_and(|count| count as usize != queues.workers.len()) {
@@ -108,7 +113,9 @@ impl Service {
         }
         let before = std::mem::replace(&mut self.link, link);
         let mtu = self.nic_mtu();
-        self.underlay.set_nic(self.link.as_ref().map(|link| (link.index, mtu)));
+        // Nothing can be sent by one that is down: whoever tries shall be told.
+        let in_use = self.link.as_ref().filter(|link| link.up);
+        self.underlay.set_nic(in_use.map(|link| (link.index, mtu)));
         self.hops_changed = true;
         if let Err(error) = self.filter_mac() {
             tracing::error!(error, "frames to the NIC's new MAC may be taken for another host's");

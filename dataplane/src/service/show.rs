@@ -55,6 +55,7 @@ impl Service {
             unresolved: unresolved.len(),
             vteps: self.peers.vtep.len(),
             ranges: self.peers.range.iter().copied().take(64).collect(),
+            notes: self.notes(),
         }
     }
 
@@ -98,7 +99,7 @@ impl Service {
     pub(super) fn show_counters(&self) -> Result<Reply, Failure> {
         let mut workers = Vec::new();
         let mut total = self.past.clone();
-        self.networks.iter().for_each(|(_, entry)| total.add_dropped(&entry.source));
+        self.networks.iter().for_each(|(_, entry)| total.add_dropped(entry.source.state().1));
         let mut xdp = std::collections::BTreeMap::new();
         if let Some(queues) = &self.queues {
             for worker in &queues.workers {
@@ -174,14 +175,19 @@ fn state_of(entry: &Entry, queues: Option<&Queues>) -> NetworkState {
     if let Some(shortcut) = shortcut {
         counts.add_traffic(&shortcut.traffic(vni));
     }
-    counts.add_dropped(&entry.source);
+    let (up, dropped) = entry.source.state();
+    counts.add_dropped(dropped);
+    let mut notes = entry.notes();
+    if !up {
+        notes.push("its endpoint is down: nothing reaches the user, and nothing leaves him".into());
+    }
     NetworkState {
         vni: vni.get(),
         addresses: entry.network.addresses.clone(),
         mac: entry.mac.to_string(),
         device: entry.source.made().map(|device| device.name.clone()),
         fault: entry.fault.clone(),
-        notes: entry.notes(),
+        notes,
         flood: entry.flood().take(FLOOD_SHOWN).collect(),
         flood_count: entry.flood().count(),
         learned: entry.learned(),

@@ -54,6 +54,8 @@ pub struct Settings {
     pub network: Option<&'static str>,
     /// The endpoint is a veth.
     pub veth: bool,
+    /// The NIC's driver takes no XDP program.
+    pub generic: bool,
 }
 
 impl Cluster {
@@ -102,6 +104,19 @@ impl Cluster {
             node.ip(&format!("addr add {here}/24 dev wire"));
             let ends = format!("local {here} remote {there} dev wire dstport 8472");
             node.ip(&format!("link add em1 mtu 1500 type vxlan id 7 {ends} udpcsum nolearning"));
+        }
+        cluster.finish_wires(|node| [format!("{}/24", V4[node]), format!("{}/64", V6[node])]);
+        cluster
+    }
+
+    /// Two nodes on a wire, whose NICs are bridges with one port.
+    pub fn bridged(vteps: &[IpAddr]) -> Cluster {
+        let cluster = Cluster::apart(vteps);
+        cluster.nodes[0].veth("port", &cluster.nodes[1], "port");
+        for node in &cluster.nodes {
+            node.run(|| link::disable_tx_offloads("port")).unwrap();
+            node.ip("link add em1 type bridge");
+            node.ip("link set port master em1");
         }
         cluster.finish_wires(|node| [format!("{}/24", V4[node]), format!("{}/64", V6[node])]);
         cluster
@@ -221,7 +236,12 @@ impl Cluster {
             {netns}
             "#
         );
-        let mut engine = Engine::start(&self.nodes[node], &config);
+        let mut engine = if settings.generic {
+            Engine::launch(&self.nodes[node], &config)
+        } else {
+            Engine::start(&self.nodes[node], &config)
+        };
+        engine.wait_for_gear();
         // The user's kernel speaks at once (MLD); before there is a next hop that is dropped.
         engine.wait_for_hops();
         engine

@@ -93,6 +93,7 @@ impl Engine {
     /// is the text of its file, without the control socket.
     pub fn start(netns: &NetNs, config: &str) -> Engine {
         let engine = Engine::launch(netns, config);
+        assert_ne!(engine.summary().xdp.as_deref(), Some("generic"));
         engine.wait_for_gear();
         engine
     }
@@ -123,7 +124,6 @@ impl Engine {
         // It answers when all is set up.
         let summary = engine.summary();
         assert_eq!(summary.state, "running");
-        assert_ne!(summary.xdp.as_deref(), Some("generic"));
         engine
     }
 
@@ -160,6 +160,16 @@ impl Engine {
             std::thread::sleep(Duration::from_millis(2));
         }
         self.ready = self.counted_when("all frames", |_| true);
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join("control")
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Its control socket.

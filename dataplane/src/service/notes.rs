@@ -1,0 +1,88 @@
+//! What takes something from the data plane, though it works.
+
+use super::Service;
+use crate::link;
+use crate::message::Note;
+use crate::outer::overhead;
+use crate::rivals;
+use crate::shortcut::Shortcut;
+use std::net::{IpAddr, UdpSocket};
+use uvn_wire::ipv6::MIN_MTU;
+use uvn_wire::xdp::Verdict;
+
+/// A list of thousands would leave no room for the rest.
+const SHOWN: usize = 8;
+
+impl Service {
+    /// For `show`.
+    pub(super) fn notes(&self) -> Vec<Note> {
+        let absent = self.absent.iter().map(|vtep| Note::VtepAbsent { vtep: *vtep });
+        let rivals = self.rivals().into_iter().map(|device| Note::Rival { device });
+        absent.chain(rivals).chain(self.of_gear()).chain(self.narrow_ways().take(SHOWN)).collect()
+    }
+
+    /// After a change of some device's addresses.
+    pub(super) fn follow_addresses(&mut self) {
+        let has_no_device = |vtep: &IpAddr| {
+            let refused = UdpSocket::bind((*vtep, 0)).err().map(|error| error.kind());
+            refused == Some(std::io::ErrorKind::AddrNotAvailable)
+        };
+        let absent: Vec<IpAddr> = self.config.vtep.iter().copied().filter(has_no_device).collect();
+        let before = self.rivals();
+        if let Some(nic) = &self.link {
+            match rivals::on_link(nic.index, &self.config.vtep) {
+                Ok(devices) => self.on_link = devices,
+                Err(error) => tracing::error!(%error, "cannot look at the devices' addresses"),
+            }
+        }
+        let nic = &self.config.nic;
+        let absences = absent.iter().filter(|vtep| !self.absent.contains(vtep));
+        let absences = absences.map(|vtep| Note::VtepAbsent { vtep: *vtep });
+        let rivals = self.rivals().into_iter().filter(|device| !before.contains(device));
+        for note in absences.chain(rivals.map(|device| Note::Rival { device })) {
+            tracing::warn!(remedy = note.remedy(nic), "{}", note.what(nic));
+        }
+        self.absent = absent;
+    }
+
+    /// Devices that answer for the NIC, and are no endpoints of networks.
+    fn rivals(&self) -> Vec<String> {
+        let mut rivals: Vec<String> =
+            self.on_link.iter().filter(|device| rivals::answers_for_others(device)).cloned().collect();
+        if !rivals.is_empty() {
+            for (_, entry) in self.networks.iter() {
+                let own = entry.source.device_here();
+                rivals.retain(|device| Some(device) != own.as_ref());
+            }
+        }
+        rivals.truncate(SHOWN);
+        rivals
+    }
+
+    fn of_gear(&self) -> Vec<Note> {
+        let Some(queues) = &self.queues else { return Vec::new() };
+        let joins = queues.shortcut.as_ref().map(Shortcut::joins);
+        let no_gro = joins.is_some() && matches!(link::joins_frames(&self.config.nic), Ok(false));
+        let unseen = queues.xdp.counters().map_or(0, |counters| counters[Verdict::Unseen as usize]);
+        let notes = [
+            (unseen > 0).then_some(Note::Unseen { frames: unseen }),
+            no_gro.then_some(Note::GroOff),
+            (joins == Some(false)).then_some(Note::NotJoined),
+        ];
+        notes.into_iter().flatten().collect()
+    }
+
+    /// Ways that are narrower than what IPv6 needs, if a network has it.
+    fn narrow_ways(&self) -> impl Iterator<Item = Note> {
+        let is_ipv6 = |entry: &crate::networks::Entry| {
+            entry.network.addresses.iter().any(|cidr| cidr.address.is_ipv6())
+        };
+        // Below that the endpoints have none, which is told with each network.
+        let has_ipv6 =
+            self.endpoint_mtu() >= MIN_MTU && self.networks.iter().any(|(_, entry)| is_ipv6(entry));
+        self.underlay.hops().filter_map(move |(vtep, hop)| {
+            let least = MIN_MTU + overhead(vtep);
+            (has_ipv6 && hop.mtu < least).then_some(Note::NarrowWay { vtep, mtu: hop.mtu, least })
+        })
+    }
+}
