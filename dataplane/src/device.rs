@@ -3,6 +3,7 @@
 
 use crate::config::{Cidr, Device, DeviceKind};
 use crate::link::{self, LinkError};
+use crate::message::Place;
 use crate::port::{Endpoint, Offloads, VnetHeader};
 use crate::tap::{Tap, TapError};
 use crate::veth::{Veth, VethError};
@@ -150,6 +151,22 @@ impl EndpointSource {
             Parts::Tap(taps) => taps.first()?.name_here(),
             Parts::Veth(_) => None,
         }
+    }
+
+    /// Where its device is now, if that can be named.
+    #[must_use]
+    pub fn place(&self) -> Option<Place> {
+        if let Some(device) = self.device_here() {
+            return Some(Place { device, netns: None });
+        }
+        let made = self.made.as_ref()?;
+        let device = match &self.parts {
+            // Elsewhere, and nobody has said where.
+            Parts::Tap(_) if made.netns.is_none() => return None,
+            Parts::Tap(taps) => taps.first()?.name().ok()?,
+            Parts::Veth(_) => made.name.clone(),
+        };
+        Some(Place { device, netns: made.netns.clone() })
     }
 
     /// The device that was made here.

@@ -31,6 +31,7 @@
 //! - [`message`]: the control protocol; [`protocol`], [`seqpacket`]: how one is packed
 //! - [`control`], [`client`]: the two ends of the control socket
 //! - [`service`]: the thread that owns them all: set-up, changes, life cycle
+//! - [`capture`]: what a network sends and receives, for a human
 //! - [`daemon`]: the service manager and the limit of open files, for `uvnd` too
 //! - [`networks`]: the networks, what was learned in them, and their tables
 //! - [`device`]: endpoint devices, made or handed over
@@ -44,6 +45,7 @@
 
 pub mod answer;
 pub mod bpf;
+pub mod capture;
 pub mod client;
 pub mod config;
 pub mod control;

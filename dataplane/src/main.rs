@@ -3,10 +3,11 @@
 use clap::{Parser, Subcommand};
 use serde_json::json;
 use std::error::Error;
-use std::io::{IsTerminal, Write};
+use std::io::{BufWriter, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
+use uvn_dataplane::capture::{self, CaptureError};
 use uvn_dataplane::client::{Client, ClientError};
 use uvn_dataplane::config::Config;
 use uvn_dataplane::message::{Counts, Reply, Request, Residency, Summary};
@@ -37,6 +38,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Writes what a network sends and receives to stdout, in either gear, as a pcap file: for `| tcpdump -nr -`.
+    Capture {
+        /// The data plane's control socket.
+        #[arg(long)]
+        socket: PathBuf,
+        /// The network.
+        vni: u32,
+    },
 }
 
 fn main() -> ExitCode {
@@ -45,6 +54,10 @@ fn main() -> ExitCode {
             let there = config.iter().find(|file| file.exists()).or(config.first());
             there.map_or(ExitCode::from(2), |file| run(file))
         }
+        Command::Capture { socket, vni } => match capture(&socket, vni) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(1, &*error),
+        },
         Command::Show { socket, json } => match show(&socket, json) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(1, &*error),
@@ -71,6 +84,18 @@ fn run(file: &Path) -> ExitCode {
     match Service::start(config).and_then(Service::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &error),
+    }
+}
+
+fn capture(socket: &Path, vni: u32) -> Result<(), Box<dyn Error>> {
+    let out = std::io::stdout().lock();
+    if out.is_terminal() {
+        return Err("a capture is for a file or a program, as in `... | tcpdump -nr -`".into());
+    }
+    match capture::run(&Client::connect(socket)?, vni, &mut BufWriter::new(out)) {
+        // Whoever reads it has seen enough.
+        Err(CaptureError::Write(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
     }
 }
 

@@ -11,6 +11,7 @@ use crate::traffic::trial::Measure;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 /// The most file descriptors beside one request: one per worker.
 pub const MAX_FDS: usize = 64;
@@ -195,6 +196,9 @@ pub struct NetworkState {
     pub mac: String,
     /// The device that was made for it; None: its descriptors were passed in.
     pub device: Option<String>,
+    /// Where its endpoint's device is now; None: it is lost, or in a namespace without a name here.
+    #[serde(default)]
+    pub endpoint: Option<Place>,
     /// Why it has no endpoint now; None: it has one.
     pub fault: Option<String>,
     /// What is not as it should be, though it works.
@@ -214,6 +218,15 @@ pub struct NetworkState {
     pub waiting: bool,
     /// Its share of the counters, over all workers and the in-kernel gear.
     pub counts: Counts,
+}
+
+/// Where a device is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Its name.
+    pub device: String,
+    /// Its network namespace's file; None: the data plane's own namespace.
+    pub netns: Option<PathBuf>,
 }
 
 /// One VTEP or multicast group.

@@ -186,6 +186,7 @@ fn state_of(entry: &Entry, queues: Option<&Queues>) -> NetworkState {
         addresses: entry.network.addresses.clone(),
         mac: entry.mac.to_string(),
         device: entry.source.made().map(|device| device.name.clone()),
+        endpoint: entry.source.place().filter(|_| entry.fault.is_none()),
         fault: entry.fault.clone(),
         notes,
         flood: entry.flood().take(FLOOD_SHOWN).collect(),
