@@ -24,6 +24,7 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::path::Path;
 use std::time::Duration;
+use uvn_dataplane::message::Note;
 
 /// How long the addresses of nodes are waited for.
 const NAMES: Duration = Duration::from_secs(10);
@@ -121,6 +122,9 @@ fn check_status(status: &Status, findings: &mut Vec<Finding>) {
             ));
         }
         let Some(engine) = &nic.engine else { continue };
+        // Which devices are endpoints is better known here: [`around::warnings`] has those.
+        let notes = engine.notes.iter().filter(|note| !matches!(note, Note::Rival { .. }));
+        findings.extend(notes.map(|note| around::noted(&nic.name, note)));
         if !["running", "down"].contains(&engine.state.as_str()) {
             findings.push(Finding::fault(
                 Id::DataPlane,
@@ -282,4 +286,57 @@ fn device_of_socket(uid: u32, family: AddressFamily) -> nix::Result<String> {
     setresuid(root, root, root)?;
     let device = getsockopt(&made?, sockopt::BindToDevice)?;
     Ok(device.to_string_lossy().trim_end_matches('\0').into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::NicState;
+
+    fn status(notes: Vec<Note>) -> Status {
+        let engine = feed::Status { state: "running".into(), notes, ..feed::Status::default() };
+        let nic = NicState {
+            name: "em1".into(),
+            up: true,
+            mtu: 1500,
+            addresses: Vec::new(),
+            vteps: Vec::new(),
+            port: 4789,
+            path: "engine".into(),
+            reason: String::new(),
+            engine: Some(engine),
+        };
+        Status {
+            version: String::new(),
+            pid: 1,
+            config: String::new(),
+            nics: vec![nic],
+            networks: 0,
+            leases: 0,
+            verdicts: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_a_data_plane_notes_is_a_warning_with_a_remedy() {
+        let vtep = [10, 0, 0, 1].into();
+        let notes = [
+            (Note::Unseen { frames: 8 }, "tc_unseen", "`path`"),
+            (Note::GroOff, "GRO", "ethtool -K em1 gro on"),
+            (Note::NotJoined, "join", "port"),
+            (Note::NarrowWay { vtep, mtu: 1300, least: 1330 }, "1300", "1330"),
+            (Note::VtepAbsent { vtep }, "10.0.0.1", "ip address add"),
+        ];
+        for (note, what, remedy) in notes {
+            let mut findings = Vec::new();
+            check_status(&status(vec![note.clone()]), &mut findings);
+            let [finding] = &findings[..] else { panic!("{note:?}: {findings:?}") };
+            assert!(finding.warning, "{finding}");
+            assert!(finding.what.contains(what) && finding.remedy.contains(remedy), "{finding}");
+        }
+        let mut findings = Vec::new();
+        check_status(&status(vec![Note::Rival { device: "em2".into() }]), &mut findings);
+        assert_eq!(findings, [], "said once");
+    }
 }

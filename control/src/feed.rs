@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use uvn_dataplane::client::{Client, ClientError};
-use uvn_dataplane::message::{Counts, ENDPOINT_FULL, NetworkState, Reply, Request, UnknownVni};
+use uvn_dataplane::message::{Counts, ENDPOINT_FULL, NetworkState, Note, Reply, Request, UnknownVni};
 use uvn_dataplane::tap::TapError;
 use uvn_dataplane::xsk::MAX_MTU;
 use uvn_wire::vxlan::Vni;
@@ -123,6 +123,9 @@ pub struct Status {
     pub workers: usize,
     /// Networks that it carries.
     pub networks: usize,
+    /// What takes something from it, though it works.
+    #[serde(default)]
+    pub notes: Vec<Note>,
     /// Networks that it does not carry, and why.
     pub faults: BTreeMap<u32, String>,
     /// Frames that the endpoints' devices have dropped, of the networks with the most.
@@ -416,6 +419,7 @@ impl Feed {
         (status.gear, status.gear_reason) = (summary.gear, summary.gear_reason);
         (status.shortcut, status.waiting) = (summary.shortcut, summary.waiting);
         (status.workers, status.networks) = (summary.workers.len(), summary.networks);
+        status.notes = summary.notes;
         if let Some(Reply::Counters { total, xdp, lost, .. }) = counters {
             (status.total, status.verdicts, status.lost) = (total, xdp, lost);
         }

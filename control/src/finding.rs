@@ -51,7 +51,13 @@ ids! {
     DataPlanePeers = "UVN-DATA-PLANE-PEERS";
     /// Kernel VXLAN knows of no other node.
     Alone = "UVN-VXLAN-ALONE";
-    /// The MTU of a NIC is too small for IPv6 inside.
+    /// No device has a VTEP address.
+    VtepAbsent = "UVN-VTEP-ABSENT";
+    /// XDP in generic mode does not see some frames of peers.
+    Unseen = "UVN-XDP-UNSEEN";
+    /// The kernel does not join the frames that the in-kernel gear receives.
+    NotJoined = "UVN-GRO-OFF";
+    /// The MTU of a NIC, or of the way to a node, is too small for IPv6 inside.
     Mtu = "UVN-MTU-IPV6";
     /// Another device of the node draws the NIC's frames.
     ArpRival = "UVN-ARP-RIVAL";

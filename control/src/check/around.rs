@@ -6,7 +6,9 @@ use crate::netlink::Rival;
 use crate::network::{Nic, Node};
 use std::fs;
 use std::ops::RangeInclusive;
+use uvn_dataplane::message::Note;
 use uvn_dataplane::outer::{endpoint_mtu, overhead};
+use uvn_dataplane::rivals::answers_for_others;
 use uvn_wire::ipv6::MIN_MTU;
 
 /// Families that carry data from one user to another outside of every network, as /proc/net/protocols names them; kept
@@ -18,8 +20,7 @@ const FAMILIES: [&str; 11] =
 pub(super) fn warnings(config: &Config, node: &Node, rivals: &[Rival]) -> Vec<Finding> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let mut warnings: Vec<Finding> = node.nics.iter().filter_map(without_ipv6).collect();
-    let setting = |device: &str, name: &str| read(&format!("/proc/sys/net/ipv4/conf/{device}/{name}"));
-    warnings.extend(rivals.iter().filter(|rival| answers_for_others(&rival.device, setting)).map(attracts));
+    warnings.extend(rivals.iter().filter(|rival| answers_for_others(&rival.device)).map(attracts));
     for family in loaded(&read("/proc/net/protocols")) {
         warnings.push(Finding::warning(
             Id::Family,
@@ -56,24 +57,20 @@ fn without_ipv6(nic: &Nic) -> Option<Finding> {
     })
 }
 
-/// Whether the node answers by a device for the addresses of its other devices (arp_ignore and arp_filter in ip-sysctl of
-/// the kernel's documentation). The larger of the device's value and that of `all` holds.
-fn answers_for_others(device: &str, setting: impl Fn(&str, &str) -> String) -> bool {
-    let is_set = |name: &str| ["all", device].iter().any(|of| !matches!(setting(of, name).trim(), "" | "0"));
-    !is_set("arp_ignore") && !is_set("arp_filter")
+fn attracts(Rival { device, nic }: &Rival) -> Finding {
+    noted(nic, &Note::Rival { device: device.clone() })
 }
 
-fn attracts(Rival { device, nic }: &Rival) -> Finding {
-    Finding::warning(
-        Id::ArpRival,
-        format!(
-            "{device} has an address in the subnet of {nic}, and answers ARP requests for {nic}: what peers then send to \
-             {device} does not reach users' networks"
-        ),
-        format!(
-            "set net.ipv4.conf.{device}.arp_ignore to 1, and net.ipv4.conf.{device}.arp_announce to 2; or give it another subnet"
-        ),
-    )
+/// What a data plane says of itself.
+pub(super) fn noted(nic: &str, note: &Note) -> Finding {
+    let id = match note {
+        Note::VtepAbsent { .. } => Id::VtepAbsent,
+        Note::Rival { .. } => Id::ArpRival,
+        Note::Unseen { .. } => Id::Unseen,
+        Note::GroOff | Note::NotJoined => Id::NotJoined,
+        Note::NarrowWay { .. } => Id::Mtu,
+    };
+    Finding::warning(id, note.what(nic), note.remedy(nic))
 }
 
 /// Those of [`FAMILIES`] that the kernel has, by its list.
@@ -111,27 +108,9 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_answers_for_others_is_found() {
-        let with = |settings: &'static [(&str, &str, &str)]| {
-            answers_for_others("em2", |device, name| {
-                let value = settings.iter().find(|(of, setting, _)| (*of, *setting) == (device, name));
-                value.map_or("0\n", |(_, _, value)| value).into()
-            })
-        };
-        assert!(with(&[]));
-        assert!(with(&[("em1", "arp_ignore", "1\n")]), "another device's");
-        for setting in ["arp_ignore", "arp_filter"] {
-            for device in ["all", "em2"] {
-                let settings: &'static _ = Box::leak(Box::new([(device, setting, "1\n")]));
-                assert!(!with(settings), "{device} {setting}");
-            }
-        }
-        let rival = Rival { device: "em2".into(), nic: "em1".into() };
-        let said = attracts(&rival).to_string();
-        assert!(
-            said.starts_with("warning: UVN-ARP-RIVAL: em2 has an address in the subnet of em1"),
-            "{said}"
-        );
+    fn a_device_that_answers_for_the_nic_is_named() {
+        let said = attracts(&Rival { device: "em2".into(), nic: "em1".into() }).to_string();
+        assert!(said.starts_with("warning: UVN-ARP-RIVAL: em2 has an address in the subnet of em1"), "{said}");
         assert!(said.contains("net.ipv4.conf.em2.arp_ignore"), "{said}");
     }
 

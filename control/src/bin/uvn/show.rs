@@ -84,6 +84,9 @@ fn print_nic(out: &mut impl Write, nic: &NicState) -> std::io::Result<()> {
         out,
         "  data plane {state}: xdp {mode}{copies}, {workers} workers, {networks} networks, {restarts} restarts"
     )?;
+    for note in &engine.notes {
+        writeln!(out, "  note: {}; {}", note.what(name), note.remedy(name))?;
+    }
     if engine.gear.as_deref() == Some("shortcut") {
         if engine.waiting > 0 {
             writeln!(out, "  the engine carries {} of them until the shortcut takes over", engine.waiting)?;
