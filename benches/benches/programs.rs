@@ -100,7 +100,7 @@ fn in_kernel(c: &mut Criterion, xdp: &mut Xdp, mut shortcut: Shortcut) {
     once(c, "tc_once", "nothing", &egress, (&not_ours, None), TC_ACT_UNSPEC);
     for entries in ENTRIES {
         fill(xdp, entries);
-        xdp.set_network(Vni::new(1).unwrap(), granted).unwrap();
+        xdp.set_network(granted).unwrap();
         shortcut.follow(&tables(1, entries)).unwrap();
         for length in [64, 1450] {
             let name = format!("{length}_bytes_{entries}_entries");
@@ -118,7 +118,7 @@ fn fill(xdp: &mut Xdp, entries: u32) {
     let vteps: Vec<IpAddr> =
         (0..entries).map(|number| Ipv4Addr::from_bits(first.to_bits() + number).into()).collect();
     xdp.set_vteps(&vteps, &[]).unwrap();
-    (1..=entries).for_each(|vni| xdp.set_network(Vni::new(vni).unwrap(), Network::ENGINE).unwrap());
+    (1..=entries).for_each(|vni| xdp.set_network(Network::engine(Vni::new(vni).unwrap())).unwrap());
 }
 
 /// The program on em1.

@@ -407,6 +407,22 @@ fn refused(name: &str, action: &'static str, source: io::Error) -> LinkError {
     }
 }
 
+/// The kernel's number for this network namespace, which no other ever has (Linux 5.14 and later).
+///
+/// # Errors
+/// The kernel is older.
+pub fn netns_cookie() -> io::Result<u64> {
+    let socket =
+        std::net::UdpSocket::bind(("::", 0)).or_else(|_| std::net::UdpSocket::bind(("0.0.0.0", 0)))?;
+    let (mut cookie, mut length) = (0_u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: the option writes as many bytes as `length` says.
+    let result = unsafe {
+        let value = (&raw mut cookie).cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, value, &raw mut length)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
 /// Runs `work` in another network namespace (`/run/netns/NAME`, `/proc/PID/ns/net`) and returns what it returns.
 ///
 /// On a thread of its own, so that the caller's namespace never changes. Sockets and TAPs opened there stay there.

@@ -103,14 +103,15 @@ impl Outer {
         self.length
     }
 
-    /// The same for the in-kernel gear, with the longest inner frame that fits the path; None if the UDP checksum has
-    /// to be computed.
+    /// The same for the in-kernel gear, with its key there and the longest inner frame that fits the path; None if the UDP
+    /// checksum has to be computed.
     #[must_use]
-    pub fn hop(&self, largest: usize) -> Option<xdp::Hop> {
+    pub fn hop(&self, mac: [u32; 2], largest: usize) -> Option<xdp::Hop> {
         if self.udp_sum.is_some() {
             return None;
         }
         Some(xdp::Hop {
+            mac,
             headers: self.bytes,
             padding: [0; 2],
             length: self.length as u32,

@@ -237,7 +237,7 @@ impl Queues {
     /// # Errors
     /// The XDP program's map is full, or the kernel refuses.
     pub fn grant(&mut self, vni: Vni) -> Result<(), XdpError> {
-        self.xdp.set_network(vni, Network::ENGINE)?;
+        self.xdp.set_network(Network::engine(vni))?;
         if self.shortcut.is_some() {
             self.waiting.add(vni, Instant::now());
         }
@@ -253,7 +253,7 @@ impl Queues {
         // Between the last change of the map and this one lies the grace period of a grant: what the map used for
         // another network, and may use for this one, no program still reads.
         let granted = shortcut.grant(&mut self.xdp, entry).and_then(|network| {
-            self.xdp.set_network(vni, network).map_err(|error| {
+            self.xdp.set_network(network).map_err(|error| {
                 shortcut.revoke(vni);
                 error.into()
             })
@@ -288,7 +288,7 @@ impl Queues {
             entry.keep(&shortcut.traffic(vni));
         }
         self.revoke(vni)?;
-        self.xdp.set_network(vni, Network::ENGINE)
+        self.xdp.set_network(Network::engine(vni))
     }
 
     /// What somebody has taken from the NIC that this cannot work without; None: nothing.

@@ -29,7 +29,7 @@ use std::net::IpAddr;
 use thiserror::Error;
 use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::Vni;
-use uvn_wire::xdp::{self, Address, Network, Traffic, mac_key};
+use uvn_wire::xdp::{self, Address, Network, Owner, Traffic, mac_key};
 
 /// Why a network or a NIC stays with the engine.
 #[derive(Debug, Error)]
@@ -74,8 +74,8 @@ impl Declined {
 /// The programs and their maps.
 pub struct Shortcut {
     endpoints: HashMap<MapData, u32, u32>,
-    owners: Mirrored<[u32; 4], [u32; 4]>,
-    hops: Mirrored<[u32; 2], [u32; 22]>,
+    owners: Mirrored<[u32; 4], [u32; 8]>,
+    hops: Mirrored<[u32; 2], [u32; 24]>,
     /// By slot.
     traffic: PerCpuArray<MapData, [u64; 4]>,
     /// The networks that it carries.
@@ -154,7 +154,7 @@ impl Shortcut {
         {
             Ok(egress) => {
                 self.granted.insert(vni, Granted { endpoint, slot, egress });
-                Ok(Network { endpoint, mac: mac_key(entry.mac), slot, addresses })
+                Ok(Network { vni: vni.get(), endpoint, mac: mac_key(entry.mac), slot, addresses })
             }
             Err(error) => {
                 self.clear(vni, endpoint);
@@ -199,9 +199,10 @@ impl Shortcut {
                 && tables.vteps.of_mac(Mac::of(*vtep)) == Some(*vtep)
         };
         let hops = tables.hops.iter().filter(|(vtep, _)| reachable(vtep)).filter_map(|(vtep, hop)| {
-            Some((mac_key(Mac::of(*vtep)), zerocopy::transmute!(hop.outer.hop(hop.largest_inner())?)))
+            let key = mac_key(Mac::of(*vtep));
+            Some((key, zerocopy::transmute!(hop.outer.hop(key, hop.largest_inner())?)))
         });
-        let owners = owners(tables).map(|(overlay, vtep)| (overlay.0, vtep.0));
+        let owners = owners(tables).map(|owner| (owner.overlay.0, zerocopy::transmute!(owner)));
         // Both, whatever one says: who has gone must be gone from each.
         let (owners, hops) = (owners.collect(), hops.collect());
         let owners = self.owners.set(owners);
@@ -312,13 +313,13 @@ pub fn is_possible(nic: &str) -> bool {
 }
 
 /// The overlay addresses of the VTEPs, and the addresses of VTEPs in use that only a range allows.
-fn owners(tables: &Tables) -> impl Iterator<Item = (Address, Address)> + '_ {
+fn owners(tables: &Tables) -> impl Iterator<Item = Owner> + '_ {
     let vteps: &Vteps = &tables.vteps;
     let ranged = tables.hops.keys().filter(move |vtep| vteps.of_overlay(**vtep) == Some(**vtep));
     vteps
         .overlay()
         .chain(ranged.map(|vtep| (*vtep, *vtep)))
-        .map(|(overlay, vtep)| (overlay.into(), vtep.into()))
+        .map(|(overlay, vtep)| Owner { overlay: overlay.into(), vtep: vtep.into() })
 }
 
 fn add(sum: &mut Traffic, traffic: &Traffic) {

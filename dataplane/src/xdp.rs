@@ -9,7 +9,8 @@ use crate::shortcut;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, XskMap};
 use aya::programs::links::FdLink;
-use aya::programs::{ProgramError, Xdp as Program, XdpMode};
+use aya::programs::{ProgramError, ProgramType, Xdp as Program, XdpMode};
+use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 use netlink_packet_route::link::InfoKind;
 use std::collections::HashSet;
@@ -99,7 +100,7 @@ pub struct Xdp {
     local: Addresses,
     vteps: Addresses,
     prefixes: LpmTrie<MapData, [u32; 4], u8>,
-    networks: HashMap<MapData, u32, [u32; 20]>,
+    networks: HashMap<MapData, u32, [u32; 21]>,
     sockets: XskMap<MapData>,
     unknown: PerCpuHashMap<MapData, u32, [u64; 3]>,
     counters: PerCpuArray<MapData, u64>,
@@ -146,6 +147,7 @@ impl Xdp {
             .override_global("PORT", &settings.port, true)
             .override_global("NIC", &index, true)
             .override_global("ENGINE", &engine, true)
+            .override_global("NETNS", &netns(), true)
             .override_global("IPV6_ZERO_CHECKSUM", &u8::from(!settings.ipv6_checksum), true)
             .load(OBJECT)?;
         Ok(Xdp {
@@ -212,9 +214,9 @@ impl Xdp {
     ///
     /// # Errors
     /// More than [`xdp::VNI_ENTRIES`], or the kernel refuses.
-    pub fn set_network(&mut self, vni: Vni, network: Network) -> Result<(), XdpError> {
-        let value: [u32; 20] = zerocopy::transmute!(network);
-        self.networks.insert(vni.get(), value, 0).map_err(|source| match errno(&source) {
+    pub fn set_network(&mut self, network: Network) -> Result<(), XdpError> {
+        let value: [u32; 21] = zerocopy::transmute!(network);
+        self.networks.insert(network.vni, value, 0).map_err(|source| match errno(&source) {
             Some(libc::E2BIG) => XdpError::Full {
                 map: "NETWORKS",
                 limit: xdp::VNI_ENTRIES,
@@ -298,6 +300,14 @@ impl Xdp {
             }
         }
         Ok(taken)
+    }
+}
+
+/// By which the tc programs know this network namespace. 0: they have no means to.
+fn netns() -> u64 {
+    match is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_get_netns_cookie) {
+        Ok(true) => link::netns_cookie().unwrap_or(0),
+        _ => 0,
     }
 }
 

@@ -13,13 +13,15 @@ mod judge;
 use cases::{A, A6, B, B6, D6, Fate, USERS, edited, genuine, inner_cases, outer_cases};
 use common::cluster::v4;
 use common::traffic::content;
-use frames::{ethernet, ip, udp, vxlan};
+use frames::{ethernet, fragment, ip, udp, vxlan};
 use judge::{Judges, Settings, Taken, encapsulation};
 use std::net::IpAddr;
 use uvn_dataplane::config::Encapsulation;
 use uvn_wire::checksum::Sum;
 use uvn_wire::ethernet::Mac;
 use uvn_wire::ipv4::protocol;
+use uvn_wire::vxlan::PORT;
+use uvn_wire::xdp::{Address, Network, Owner};
 
 /// Inner frames from one VTEP's endpoint to ours: TCP, UDP and ICMP of one family.
 fn plain(vtep: IpAddr, from: IpAddr, to: IpAddr, tos: u8) -> [(&'static str, Vec<u8>); 3] {
@@ -40,14 +42,28 @@ fn plain(vtep: IpAddr, from: IpAddr, to: IpAddr, tos: u8) -> [(&'static str, Vec
     ]
 }
 
+/// Fragments of a plain frame: the first, one in the middle, the last, and of IPv6 the only one (RFC 6946).
+fn fragments(inner: &[u8]) -> Vec<Vec<u8>> {
+    let mut fragments =
+        vec![fragment(inner, 0..16, true), fragment(inner, 16..24, true), fragment(inner, 24..48, false)];
+    if inner[12] == 0x86 {
+        fragments.push(fragment(inner, 0..48, false));
+    }
+    fragments
+}
+
 /// Every kind of frame that the in-kernel gear is for.
 fn good(tos: u8, outer_tos: u8) -> Vec<(String, Vec<u8>)> {
     let mut frames = Vec::new();
     for (vtep, local, from) in [(B, A, [B, B6]), (D6, A6, [v4(4), D6])] {
         for (from, to) in from.into_iter().zip([A, A6]) {
             for (name, inner) in plain(vtep, from, to, tos) {
-                let frame = vxlan(&encapsulation(), vtep, local, USERS[0], outer_tos, &inner);
-                frames.push((format!("{name} from {from} over {vtep}"), frame));
+                let wrapped = |inner: &[u8]| vxlan(&encapsulation(), vtep, local, USERS[0], outer_tos, inner);
+                let name = format!("{name} from {from} over {vtep}");
+                frames.extend(
+                    fragments(&inner).iter().map(|inner| (format!("fragment of {name}"), wrapped(inner))),
+                );
+                frames.push((name, wrapped(&inner)));
             }
         }
     }
@@ -66,7 +82,10 @@ fn plain_frames_are_taken() {
     let traffic = judges.traffic();
     assert_eq!(
         traffic,
-        [(12, good(0, 0).iter().map(|(_, frame)| inner_length(frame)).sum()), (1, inner.len() as u64)]
+        [
+            (good(0, 0).len() as u64, good(0, 0).iter().map(|(_, frame)| inner_length(frame)).sum()),
+            (1, inner.len() as u64)
+        ]
     );
 }
 
@@ -157,6 +176,90 @@ fn the_attack_list() {
         }
         assert!(seen[Taken::Gear as usize] > 0 && seen[Taken::Nobody as usize] > 30, "{seen:?}");
     }
+}
+
+/// All fragments of a datagram go one way, unless the first one is refused: without it the others are of no use.
+#[test]
+fn fragments_of_all_kinds() {
+    let judges = Judges::new(&Settings::default());
+    let macs = (Mac::of(B), Mac::of(A));
+    let frame = |inner: &[u8]| vxlan(&encapsulation(), B, A, USERS[0], 0, inner);
+    let mut cases = Vec::new();
+    for (name, from, to) in [("IPv4", B, A), ("IPv6", B6, A6)] {
+        let header = if from.is_ipv4() { 0 } else { 8 };
+        let to_port = udp(macs, (from, 50_000), (to, PORT), 0, &[7; 40]);
+        let other = |protocol: u8| {
+            let (ethertype, packet) =
+                ip(from, to, protocol, 0, &[[protocol, 0, 1, 4, 0, 0, 0, 0]; 6].concat());
+            ethernet(macs.0, macs.1, ethertype, &packet)
+        };
+        let mut case =
+            |what: &str, inner: Vec<u8>, taken| cases.push((format!("{name}: {what}"), inner, taken));
+        case("to the VXLAN port", fragment(&to_port, 0..16, true), Taken::Nobody);
+        case("the rest of it", fragment(&to_port, 16..48, false), Taken::Gear);
+        for (protocol, inner) in plain(B, from, to, 0) {
+            for shown in 0..=8 {
+                let inner = fragment(&inner, 0..shown, true);
+                // Shorter ones hide the ports, of which ICMP has none.
+                let taken = match shown {
+                    8 => Taken::Gear,
+                    _ if protocol == "ICMP" => Taken::Engine,
+                    _ => Taken::Nobody,
+                };
+                case(&format!("{protocol}, {shown} bytes"), inner, taken);
+            }
+            let first = fragment(&inner, 0..16, true);
+            for cut in 1..16 {
+                case("cut short", first[..first.len() - cut].to_vec(), Taken::Nobody);
+            }
+            case("padded", [&first[..], &[0; 20]].concat(), Taken::Gear);
+            let stranger = edited(&first, &[(if header > 0 { 37 } else { 29 }, 77)]);
+            case("of another's address", stranger, Taken::Nobody);
+        }
+        // What is the engine's whole is so in pieces.
+        for protocol in [47, 136] {
+            case("another protocol", fragment(&other(protocol), 0..16, true), Taken::Engine);
+            case("more of it", fragment(&other(protocol), 16..24, true), Taken::Engine);
+        }
+        if header > 0 {
+            case("the only one, to the VXLAN port", fragment(&to_port, 0..48, false), Taken::Nobody);
+            for extension in [0, 43, 60] {
+                case("later extension header", fragment(&other(extension), 16..24, true), Taken::Engine);
+            }
+            case("fragments of fragments", fragment(&other(44), 8..24, true), Taken::Engine);
+            let behind_options =
+                [&to_port[..20], &[60], &to_port[21..54], &[44, 0, 1, 4, 0, 0, 0, 0]].concat();
+            let behind_options = [&behind_options[..], &fragment(&to_port, 8..40, true)[54..]].concat();
+            case("behind options", edited(&behind_options, &[(19, 48)]), Taken::Engine);
+        }
+    }
+    for (name, inner, taken) in cases {
+        assert_eq!(judges.judge(&frame(&inner)), taken, "{name}: {inner:02x?}");
+    }
+}
+
+/// The kernel uses the element of a key that is gone for another one at once, while programs still look at it.
+#[test]
+fn an_element_with_anothers_key_is_nobodys() {
+    let judges = Judges::new(&Settings::default());
+    let frame = |inner: &[u8]| vxlan(&encapsulation(), B, A, USERS[0], 0, inner);
+    let [(_, inner), ..] = plain(B, B, A, 0);
+    let (mut networks, mut owners) = (
+        judges.map::<u32, [u8; size_of::<Network>()]>("NETWORKS"),
+        judges.map::<[u8; size_of::<Address>()], [u8; size_of::<Owner>()]>("OWNERS"),
+    );
+    let owner = zerocopy::transmute!(Address::from(B));
+    let values = (networks.get(&USERS[0], 0).unwrap(), owners.get(&owner, 0).unwrap());
+    assert_eq!(judges.judge(&frame(&inner)), Taken::Gear);
+    // The key is in front.
+    let mut changed = values;
+    (changed.0[0], changed.1[12]) = (!changed.0[0], !changed.1[12]);
+    networks.insert(USERS[0], changed.0, 0).unwrap();
+    assert_eq!(judges.judge(&frame(&inner)), Taken::Engine);
+    networks.insert(USERS[0], values.0, 0).unwrap();
+    assert_eq!(judges.judge(&frame(&inner)), Taken::Gear);
+    owners.insert(owner, changed.1, 0).unwrap();
+    assert_eq!(judges.judge(&frame(&inner)), Taken::Engine);
 }
 
 /// What the maps' keys, the engine's types or the offsets could confuse.

@@ -3,12 +3,18 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 
 mod common;
+#[path = "common/frames.rs"]
+mod crafted;
 mod frames;
 
+use aya::TestRunOptions;
+use aya::programs::{ProgramType, SchedClassifier, TcAttachType, TestRun};
+use aya::sys::{BpfHelper, is_helper_supported};
 use common::NetNs;
 use common::cluster::{network, v4, v6};
 use common::engine::Engine;
 use common::packet::PacketSocket;
+use crafted::fragment;
 use frames::{Spec, bytes};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -27,6 +33,11 @@ const VNI: u32 = 0x01_0203;
 const NIC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const NEXT: Mac = Mac([2, 0, 0, 0, 0, 2]);
 const PATIENCE: Duration = Duration::from_secs(30);
+/// include/uapi/linux/pkt_cls.h
+const TC_ACT_UNSPEC: i32 = -1;
+const TC_ACT_REDIRECT: i32 = 7;
+/// Where struct __sk_buff has the index of its device (include/uapi/linux/bpf.h).
+const IFINDEX: usize = 40;
 
 /// A node with one endpoint, whose kernel is silent, and the other end of its wire.
 struct Rig {
@@ -202,6 +213,56 @@ fn segments_are_those_of_the_engine() {
     }
 }
 
+#[test]
+fn fragments_are_those_of_the_engine() {
+    for ipv6 in [false, true] {
+        let rig = Rig::new(ipv6, encapsulations()[0].1, encapsulations()[0].0);
+        for (v6, tcp) in [(false, false), (false, true), (true, false), (true, true)] {
+            let spec = Spec { tos: 0x2a, ..rig.spec(v6, tcp, 200) };
+            for (range, more) in [(0..104, true), (104..160, true), (160..208, false)] {
+                let (name, before) = (format!("{range:?} of {spec:.0?}"), rig.engine.counted());
+                let frame = fragment(&spec.build(), range, more);
+                rig.endpoint.send(&[VnetHeader::default().as_bytes(), &frame].concat());
+                rig.expect_on_wire(&frame, spec.tos, &name);
+                let counted = rig.engine.counted().since(&before);
+                assert_eq!((counted.verdict("tc_encapsulated"), counted.tx_frames), (1, 1), "{name}");
+            }
+        }
+    }
+}
+
+/// Whether a socket's frames are this gear's: from the endpoint's own network namespace, and from another, to which somebody
+/// has just moved it.
+#[test]
+fn frames_of_another_network_namespace_are_the_engines() {
+    let rig = Rig::new(false, Encapsulation::default(), "");
+    let [node, outside] = &rig._netns;
+    let index = node.run(|| link::get("uvn").unwrap().index);
+    outside.ip(&format!("link add moved index {index} type veth peer name far"));
+    let program = node.run(|| {
+        let (_, mut programs) = SchedClassifier::query_tcx("uvn", TcAttachType::Egress).unwrap();
+        SchedClassifier::from_program_info(programs.remove(0), "uvn_egress".into()).unwrap()
+    });
+    let frame = rig.spec(false, false, 100).build();
+    let run = || {
+        let mut skb = [0; IFINDEX + 4];
+        skb[IFINDEX..].copy_from_slice(&index.to_ne_bytes());
+        let mut out = [0; 512];
+        let options = TestRunOptions {
+            data_in: Some(&frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&skb),
+            ..TestRunOptions::default()
+        };
+        program.test_run(options).unwrap().return_value as i32
+    };
+    assert_eq!(node.run(run), TC_ACT_REDIRECT);
+    // Before Linux 6.13 no program can tell.
+    let knows =
+        is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_get_netns_cookie).unwrap();
+    assert_eq!(outside.run(run), if knows { TC_ACT_UNSPEC } else { TC_ACT_REDIRECT });
+}
+
 /// What is not plain, or does not fit, takes the engine's way; the gear neither sends nor drops it.
 #[test]
 fn the_rest_is_the_engines() {
@@ -228,9 +289,16 @@ fn the_rest_is_the_engines() {
         frame[at] = byte;
         frame
     };
-    check("first fragment", none, &edited(20, 0x20), 1, &[]);
-    check("later fragment", none, &edited(21, 9), 1, &[]);
     check("another protocol", none, &edited(23, 47), 1, &[]);
+    // Held by the engine: what will not become whole goes no further.
+    let other = edited(23, 47);
+    check(
+        "a fragment of it",
+        none,
+        &[&other[..20], &[0x20], &other[21..]].concat(),
+        0,
+        &[("tx_fragment", 1)],
+    );
     check("broadcast", none, &[&[0xff; 6], &udp[6..]].concat(), 1, &[]);
     check(
         "own VXLAN port",
@@ -239,6 +307,8 @@ fn the_rest_is_the_engines() {
         0,
         &[("tx_nested_vxlan", 1)],
     );
+    let to_port = [&udp[..20], &[0x20], &udp[21..36], &[0x12, 0xb5], &udp[38..]].concat();
+    check("a fragment to it", none, &to_port, 0, &[("tx_nested_vxlan", 1)]);
     let long = rig.spec(false, false, 2000).build();
     check("too long", none, &long, 0, &[("tx_too_big", 1)]);
     // Segments of more than fits: the kernel cuts them for the TAP, as their sender is not to be trusted.

@@ -22,7 +22,8 @@ use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::{PORT, Vni};
 use uvn_wire::xdp::Network;
 use uvn_wire::xdp::Verdict::{
-    self, BadFlags, BadHeader, BadLength, NoSocket, OtherHost, Pass, Redirected, UnknownVni, UnknownVtep,
+    self, BadFlags, BadHeader, BadLength, Fragment, NoSocket, OtherHost, Pass, Redirected, UnknownVni,
+    UnknownVtep,
 };
 use zerocopy::IntoBytes;
 
@@ -55,7 +56,7 @@ impl Rig {
         xdp.set_local(&addresses(&["10.0.0.1", "fd00::1", "239.1.1.1"])).unwrap();
         xdp.set_vteps(&addresses(&["10.0.0.2", "fd00::2"]), &prefixes(&["10.9.0.0/16", "fd00:9::/96"]))
             .unwrap();
-        xdp.set_network(Vni::new(VNI).unwrap(), Network::ENGINE).unwrap();
+        xdp.set_network(Network::engine(Vni::new(VNI).unwrap())).unwrap();
         let wire = PacketSocket::new(&outside, "wire");
         let host = PacketSocket::new(&node, "nic");
         Rig { xdp, wire, host, node, outside, sent: 0 }
@@ -76,13 +77,14 @@ impl Rig {
             Verdict::ALL.into_iter().filter(|v| after[*v as usize] != before[*v as usize]).collect();
         let [verdict] = moved[..] else { panic!("{moved:?}") };
         assert_eq!(after[verdict as usize], before[verdict as usize] + 1);
-        let passed = self.host.receive(if verdict == Pass { PATIENCE } else { Duration::ZERO });
+        let is_host = matches!(verdict, Pass | Fragment);
+        let passed = self.host.receive(if is_host { PATIENCE } else { Duration::ZERO });
         // The kernel moves the first VLAN tag out of the frame.
         let expected = match frame[12..14] {
             [0x81, 0x00] | [0x88, 0xa8] => [&frame[..12], &frame[16..]].concat(),
             _ => frame.to_vec(),
         };
-        assert_eq!(passed, (verdict == Pass).then_some(expected), "{verdict:?}");
+        assert_eq!(passed, is_host.then_some(expected), "{verdict:?}");
         verdict
     }
 }
@@ -117,7 +119,10 @@ struct Frame {
     source: &'static str,
     destination: &'static str,
     options: usize,
+    /// IPv4's flags and offset.
     fragment: u16,
+    /// In IPv6 a fragment header, with this protocol and offset, is behind the IPv6 header.
+    fragment6: Option<(u8, u16)>,
     protocol: u8,
     port: u16,
     udp_length: Option<u16>,
@@ -133,6 +138,7 @@ impl Frame {
         destination: "10.0.0.1",
         options: 0,
         fragment: 0x4000,
+        fragment6: None,
         protocol: 17,
         port: PORT,
         udp_length: None,
@@ -168,10 +174,16 @@ impl Frame {
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
-                frame.extend((payload.len() as u16).to_be_bytes());
-                frame.extend([self.protocol, 64]);
+                let header = self.fragment6.map(|(protocol, offset)| {
+                    let [high, low] = offset.to_be_bytes();
+                    [protocol, 0, high, low, 0, 0, 0, 9]
+                });
+                let header = header.as_slice().as_flattened();
+                frame.extend(((header.len() + payload.len()) as u16).to_be_bytes());
+                frame.extend([if header.is_empty() { self.protocol } else { 44 }, 64]);
                 frame.extend(source.octets());
                 frame.extend(destination.octets());
+                frame.extend(header);
             }
             _ => unreachable!("one family"),
         }
@@ -215,8 +227,28 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Verdict)> {
     case("before the prefix", v4("10.8.255.255", "10.0.0.1"), UnknownVtep);
     case("after the prefix", v4("10.10.0.0", "10.0.0.1"), UnknownVtep);
     case("unknown VNI from a stranger", Frame { vni: 9, ..v4("10.0.0.4", "10.0.0.1") }, UnknownVni);
-    case("first fragment", Frame { fragment: 0x2000, ..Frame::IPV4 }, Pass);
+    // Only a first one shows its port; a later one may hold anything in its place.
+    let first = Frame { fragment: 0x2000, ..Frame::IPV4 };
+    case("first fragment", first, Fragment);
+    case("first fragment that must not be one", Frame { fragment: 0x6000, ..first }, Fragment);
+    case("first fragment with options", Frame { options: 8, ..first }, Fragment);
+    case("first fragment from a stranger", Frame { source: "10.0.0.4", ..first }, Fragment);
+    case("first fragment of an unknown VNI", Frame { vni: 9, flags: 0, ..first }, Fragment);
+    case("first fragment to a group", Frame { destination: "239.1.1.1", ..first }, Fragment);
+    case("first fragment to another address", Frame { destination: "10.0.0.3", ..first }, Pass);
+    case("first fragment to another port", Frame { port: 53, ..first }, Pass);
+    case("first fragment of TCP", Frame { protocol: 6, ..first }, Pass);
+    case("middle fragment", Frame { fragment: 0x2001, ..Frame::IPV4 }, Pass);
     case("last fragment", Frame { fragment: 1, ..Frame::IPV4 }, Pass);
+    let first = Frame { fragment6: Some((17, 1)), ..Frame::IPV6 };
+    case("first IPv6 fragment", first, Fragment);
+    case("the only IPv6 fragment", Frame { fragment6: Some((17, 0)), ..first }, Fragment);
+    case("first IPv6 fragment to another address", Frame { destination: "fd00::3", ..first }, Pass);
+    case("first IPv6 fragment to another port", Frame { port: 53, ..first }, Pass);
+    case("later IPv6 fragment", Frame { fragment6: Some((17, 9)), ..first }, Pass);
+    for protocol in [0, 6, 43, 44, 60] {
+        case("IPv6 fragment of something else", Frame { fragment6: Some((protocol, 1)), ..first }, Pass);
+    }
     for options in (4..=40).step_by(4) {
         case("options", Frame { options, ..Frame::IPV4 }, BadHeader);
     }
@@ -257,12 +289,17 @@ fn every_verdict(label: &str, mtu: u32, driver: bool) {
         assert_eq!(rig.verdict(&frame), verdict, "{name}: {frame:02x?}");
     }
     let with_options = Frame { options: 40, ..Frame::IPV4 };
-    for (frame, headers) in [(Frame::IPV4, 14 + 20), (Frame::IPV6, 14 + 40), (with_options, 14 + 60)] {
+    let first = Frame { fragment: 0x2000, ..Frame::IPV4 };
+    let first6 = Frame { fragment6: Some((17, 1)), ..Frame::IPV6 };
+    let cut = [(Frame::IPV4, 20), (Frame::IPV6, 40), (with_options, 60), (first, 20), (first6, 48)];
+    for (frame, headers) in cut.map(|(frame, headers)| (frame, 14 + headers)) {
         let has_options = frame.options > 0;
+        let is_fragment = frame.fragment == 0x2000 || frame.fragment6.is_some();
         let frame = frame.bytes();
         for length in 14..=frame.len() {
             let expected = match length {
                 _ if length < headers + 8 => Pass,
+                _ if is_fragment => Fragment,
                 _ if has_options => BadHeader,
                 _ if length < headers + 8 + 8 => BadLength,
                 _ => NoSocket,
@@ -326,12 +363,14 @@ fn the_socket_gets_what_is_ours_in_generic_mode() {
 fn judge(frame: &[u8]) -> Verdict {
     let be16 = |bytes: &[u8]| u16::from_be_bytes([bytes[0], bytes[1]]);
     let mut has_options = false;
+    let is_fragment;
     let (source, destination, udp): (IpAddr, IpAddr, &[u8]) = match (be16(&frame[12..]), &frame[14..]) {
         (0x0800, ip) if ip.len() >= 20 => {
             let header = usize::from(ip[0] & 15) * 4;
+            is_fragment = be16(&ip[6..]) & 0x2000 != 0;
             if ip[0] >> 4 != 4
                 || header < 20
-                || be16(&ip[6..]) & 0x3fff != 0
+                || be16(&ip[6..]) & 0x1fff != 0
                 || ip[9] != 17
                 || ip.len() < header
             {
@@ -341,15 +380,25 @@ fn judge(frame: &[u8]) -> Verdict {
             has_options = header > 20;
             (address(12).into(), address(16).into(), &ip[header..])
         }
-        (0x86dd, ip) if ip.len() >= 40 && ip[0] >> 4 == 6 && ip[6] == 17 => {
+        (0x86dd, ip) if ip.len() >= 40 && ip[0] >> 4 == 6 => {
             let address = |at: usize| <[u8; 16]>::try_from(&ip[at..at + 16]).unwrap();
-            (address(8).into(), address(24).into(), &ip[40..])
+            is_fragment = ip[6] == 44;
+            match (ip[6], &ip[40..]) {
+                (17, udp) => (address(8).into(), address(24).into(), udp),
+                (44, [17, _, high, low, _, _, _, _, udp @ ..]) if be16(&[*high, *low]) & !7 == 0 => {
+                    (address(8).into(), address(24).into(), udp)
+                }
+                _ => return Pass,
+            }
         }
         _ => return Pass,
     };
     let ours = addresses(&["10.0.0.1", "fd00::1", "239.1.1.1"]).contains(&destination);
     if !ours || udp.len() < 8 || be16(&udp[2..]) != PORT {
         return Pass;
+    }
+    if is_fragment {
+        return Fragment;
     }
     if has_options {
         return BadHeader;
@@ -379,9 +428,11 @@ fn random_changes_are_judged_as_over_slices() {
         (state % below as u64) as usize
     };
     let mut seen = [0; Verdict::ALL.len()];
-    for _ in 0..10_000 {
+    for _ in 0..15_000 {
         let base = match random(8) {
             0 => Frame { options: 12, ..Frame::IPV4 },
+            1 => Frame { fragment: 0x2000, ..Frame::IPV4 },
+            2 => Frame { fragment6: Some((17, 1)), ..Frame::IPV6 },
             odd if odd % 2 == 1 => Frame::IPV4,
             _ => Frame::IPV6,
         };
@@ -396,7 +447,7 @@ fn random_changes_are_judged_as_over_slices() {
         assert_eq!(verdict, judge(&frame), "{frame:02x?}");
         seen[verdict as usize] += 1;
     }
-    for verdict in [Pass, NoSocket, BadHeader, BadLength, BadFlags, UnknownVni, UnknownVtep] {
+    for verdict in [Pass, Fragment, NoSocket, BadHeader, BadLength, BadFlags, UnknownVni, UnknownVtep] {
         assert!(seen[verdict as usize] > 20, "only {seen:?}");
     }
 }
@@ -437,6 +488,7 @@ fn what_generic_xdp_does_not_see_reaches_nobody() {
         (Frame::IPV6, false),
         (tagged, false),
         (Frame { port: 22, ..Frame::IPV4 }, true),
+        (Frame { fragment: 0x2000, ..Frame::IPV4 }, true),
     ] {
         let (before, bytes) = (rig.xdp.counters().unwrap(), base.bytes());
         let mut frame = sender.reserve().unwrap();
@@ -474,11 +526,11 @@ fn maps_hold_exactly_what_was_set() {
     assert_eq!(rig.verdict(&in_prefix), UnknownVtep);
 
     let vni = Vni::new(VNI).unwrap();
-    rig.xdp.set_network(vni, Network::ENGINE).unwrap();
+    rig.xdp.set_network(Network::engine(vni)).unwrap();
     rig.xdp.remove_network(vni).unwrap();
     assert_eq!(rig.verdict(&frame), UnknownVni);
     rig.xdp.remove_network(vni).unwrap();
-    rig.xdp.set_network(vni, Network::ENGINE).unwrap();
+    rig.xdp.set_network(Network::engine(vni)).unwrap();
     assert_eq!(rig.verdict(&frame), NoSocket);
 
     rig.xdp.set_local(&addresses(&["10.0.0.3"])).unwrap();
@@ -504,9 +556,9 @@ fn a_full_map_is_named_and_left_as_it_was() {
     rig.xdp.set_vteps(&many[..16_384], &ranges[..1024]).unwrap();
     // One VNI is there already.
     for vni in 0..16_383 {
-        rig.xdp.set_network(Vni::new(Vni::MAX - vni).unwrap(), Network::ENGINE).unwrap();
+        rig.xdp.set_network(Network::engine(Vni::new(Vni::MAX - vni).unwrap())).unwrap();
     }
-    let error = rig.xdp.set_network(Vni::new(1).unwrap(), Network::ENGINE).unwrap_err().to_string();
+    let error = rig.xdp.set_network(Network::engine(Vni::new(1).unwrap())).unwrap_err().to_string();
     assert_eq!(error, "the XDP program's map NETWORKS holds 16384 entries at most: 16385 are needed");
 }
 

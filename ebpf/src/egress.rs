@@ -3,30 +3,35 @@
 
 use crate::frame::{Frame, Inner};
 use crate::outer::ROOM_MAC;
-use crate::{ENDPOINTS, HOPS, NETWORKS, NIC, PORT, count, count_traffic};
+use crate::{ENDPOINTS, HOPS, NETNS, NETWORKS, NIC, PORT, count, count_traffic, now};
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
     BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_SHOT, TC_ACT_UNSPEC,
 };
 use aya_ebpf::helpers::{
-    bpf_get_hash_recalc, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_store_bytes,
+    bpf_get_hash_recalc, bpf_get_netns_cookie, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room,
+    bpf_skb_store_bytes,
 };
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::TcContext;
+use core::mem::offset_of;
 use uvn_wire::ethernet::{self, Ethernet};
 use uvn_wire::vxlan::{OVER_IPV4, OVER_IPV6, UPPER};
 use uvn_wire::xdp::{Hop, Verdict, mac_key};
+use zerocopy::IntoBytes;
 
 /// Where bpf_skb_adjust_room finds the length of the inner Ethernet header (BPF_ADJ_ROOM_ENCAP_L2_SHIFT).
 const L2_SHIFT: u32 = 56;
 const IP: usize = ethernet::HEADER;
 /// Outer headers and the inner Ethernet header.
 const LONGEST: usize = OVER_IPV6 + ethernet::HEADER;
+/// Whole words in which a [`Hop`] holds the outer headers.
+const WORDS: usize = (offset_of!(Hop, length) - offset_of!(Hop, headers)) / size_of::<u64>();
 
 /// Where headers are put together.
 #[map]
-static SCRATCH: PerCpuArray<[u8; LONGEST]> = PerCpuArray::with_max_entries(1, 0);
+static SCRATCH: PerCpuArray<[u64; LONGEST.div_ceil(size_of::<u64>())]> = PerCpuArray::with_max_entries(1, 0);
 
 /// The verdict on a frame of an endpoint: to the NIC, or on to the device and so to the engine.
 #[inline(always)]
@@ -34,6 +39,9 @@ pub fn send(ctx: &TcContext) -> i32 {
     // SAFETY: the kernel's own context.
     let skb = unsafe { &*ctx.skb.skb };
     let Some(outgoing) = Outgoing::of(skb) else { return TC_ACT_UNSPEC };
+    if is_elsewhere(ctx) {
+        return TC_ACT_UNSPEC;
+    }
     if outgoing.is_udp && outgoing.segment > 0 && !has_partial_sum(ctx, outgoing.headers - 2) {
         return TC_ACT_UNSPEC;
     }
@@ -50,6 +58,15 @@ pub fn send(ctx: &TcContext) -> i32 {
             TC_ACT_SHOT
         }
     }
+}
+
+/// Whether the frame comes from a socket of another network namespace than the NIC's: somebody has moved the endpoint
+/// there, where the NIC's number is another device's, and the control thread does not know yet.
+#[inline(always)]
+fn is_elsewhere(ctx: &TcContext) -> bool {
+    let (here, skb) = (NETNS.load(), ctx.skb.skb);
+    // SAFETY: the kernel's own context.
+    here != 0 && unsafe { !(*skb).__bindgen_anon_2.sk.is_null() && bpf_get_netns_cookie(skb.cast()) != here }
 }
 
 /// Whether the sum at `offset` is left to the device (CHECKSUM_PARTIAL). If not, as where the endpoint's checksum offload is
@@ -89,6 +106,7 @@ struct Outgoing<'a> {
     hop: &'a Hop,
     ethernet: Ethernet,
     tos: u8,
+    /// Of the whole frame.
     length: u32,
     /// Up to the transport's payload.
     headers: u32,
@@ -101,31 +119,33 @@ impl<'a> Outgoing<'a> {
     /// None if it is the engine's.
     #[inline(always)]
     fn of(skb: &__sk_buff) -> Option<Outgoing<'a>> {
-        // SAFETY: nobody writes to an entry in place: the loader replaces it.
-        let vni = unsafe { *ENDPOINTS.get(skb.ifindex)? };
-        // SAFETY: as above.
+        // SAFETY: an element of the map; see `now`. This one has no key: the network says which endpoint it has.
+        let vni = now(unsafe { ENDPOINTS.get(skb.ifindex)? });
+        // SAFETY: an element of the map.
         let network = unsafe { NETWORKS.get(vni)? };
         let inner = Inner::of(Frame::of_skb(skb), 0, skb.len as usize, PORT.load())?;
         let ethertype = inner.ethernet.ethertype.get();
-        if skb.vlan_present != 0
-            || network.endpoint != skb.ifindex
+        let (endpoint, mac, slot) = (now(&network.endpoint), now(&network.mac), now(&network.slot));
+        let is_own = network.addresses.iter().any(|own| now(own) == inner.source);
+        if now(&network.vni) != vni
+            || endpoint != skb.ifindex
+            || !is_own
+            || skb.vlan_present != 0
             || skb.protocol != u32::from(ethertype.to_be())
-            || mac_key(inner.ethernet.source) != network.mac
+            || mac_key(inner.ethernet.source) != mac
+            || inner.is_fragment && skb.gso_size > 0
         {
             return None;
         }
-        // SAFETY: as above.
+        // SAFETY: an element of the map; its key is looked at when the headers are written.
         let hop = unsafe { HOPS.get(mac_key(inner.ethernet.destination))? };
-        if !network.addresses.contains(&inner.source) {
-            return None;
-        }
         let headers = inner.headers as u32;
         let largest = if skb.gso_size > 0 { headers + skb.gso_size } else { skb.len };
-        if largest > hop.largest {
+        if largest > now(&hop.largest) {
             return None;
         }
         let (ethernet, tos, length, segment) = (*inner.ethernet, inner.tos, skb.len, skb.gso_size);
-        let (slot, is_udp) = (network.slot, inner.is_udp);
+        let is_udp = inner.is_udp;
         Some(Outgoing { vni, slot, hop, ethernet, tos, length, headers, segment, is_udp })
     }
 
@@ -146,19 +166,27 @@ impl<'a> Outgoing<'a> {
         // Not on the stack, where the verifier wants words aligned.
         let Some(headers) = SCRATCH.get_ptr_mut(0) else { return Written::Nothing };
         // SAFETY: this CPU's, and softirqs are off: nobody else uses it meanwhile.
-        let headers = unsafe { &mut *headers };
-        headers[..OVER_IPV6].copy_from_slice(&self.hop.headers);
+        let words = unsafe { &mut *headers };
+        let from = (&raw const self.hop.headers).cast::<u64>();
+        for (index, word) in words.iter_mut().take(WORDS).enumerate() {
+            // SAFETY: the hop has as many; the kernel aligns elements as words, and the key before them is one.
+            *word = unsafe { from.add(index).read_volatile() };
+        }
+        let (length, ip_sum, dscp) = (now(&self.hop.length), now(&self.hop.ip_sum), now(&self.hop.dscp));
+        if now(&self.hop.mac) != mac_key(self.ethernet.destination) {
+            return Written::Nothing;
+        }
+        let (headers, _) = words.as_mut_bytes().split_at_mut(LONGEST);
         // SAFETY: the kernel's own context.
         let hash = unsafe { bpf_get_hash_recalc(ctx.skb.skb) };
         // The upper half is as random as the lower one; dynamic ports (RFC 7348 section 5).
         let source_port = 0xc000 | (hash ^ hash >> 16) as u16 & 0x3fff;
-        let tos =
-            self.tos & 3 | if self.hop.dscp == Hop::INHERIT { self.tos & 0xfc } else { self.hop.dscp as u8 };
-        if self.hop.length as usize == OVER_IPV4 {
+        let tos = self.tos & 3 | if dscp == Hop::INHERIT { self.tos & 0xfc } else { dscp as u8 };
+        if length as usize == OVER_IPV4 {
             let length = (self.length + (OVER_IPV4 - IP) as u32) as u16;
             headers[IP + 1] = tos;
             headers[IP + 2..IP + 4].copy_from_slice(&length.to_be_bytes());
-            let sum = self.hop.ip_sum + u32::from(tos) + u32::from(length);
+            let sum = ip_sum + u32::from(tos) + u32::from(length);
             let sum = (sum & 0xffff) + (sum >> 16);
             let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
             headers[IP + 10..IP + 12].copy_from_slice(&sum.to_be_bytes());
@@ -177,7 +205,7 @@ impl<'a> Outgoing<'a> {
     fn write<const OUTER: usize>(
         &self,
         ctx: &TcContext,
-        headers: &mut [u8; LONGEST],
+        headers: &mut [u8],
         source_port: u16,
         encap: u32,
     ) -> Written {
@@ -186,7 +214,7 @@ impl<'a> Outgoing<'a> {
         let length = (self.length + UPPER as u32) as u16;
         headers[upper + 4..upper + 6].copy_from_slice(&length.to_be_bytes());
         headers[OUTER - 4..OUTER].copy_from_slice(&(self.vni << 8).to_be_bytes());
-        let inner = zerocopy::IntoBytes::as_bytes(&self.ethernet);
+        let inner = self.ethernet.as_bytes();
         headers[OUTER..OUTER + ethernet::HEADER].copy_from_slice(inner);
         let flags = u64::from(
             BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH | encap,

@@ -5,7 +5,8 @@ use aya_ebpf::programs::XdpContext;
 use uvn_wire::ethernet::{self, Ethernet, Tag, ethertype};
 use uvn_wire::icmp::v6::NEIGHBOUR_SOLICITATION;
 use uvn_wire::ipv4::{self, Ipv4, protocol};
-use uvn_wire::ipv6::{self, Ipv6};
+use uvn_wire::ipv6::{self, Ipv6, extension};
+use uvn_wire::packet::Fragment;
 use uvn_wire::tcp::Tcp;
 use uvn_wire::udp::{self, Udp};
 use uvn_wire::xdp::Address;
@@ -60,9 +61,10 @@ impl Frame {
 }
 
 /// An inner frame of the plainest kind, which is nearly every one: unicast TCP, UDP or ICMP in an IP packet without
-/// options, extension headers or fragments, not to the VXLAN port, with lengths that fit.
+/// options or extension headers, or a fragment of one, not to the VXLAN port, with lengths that fit.
 ///
-/// What is not so is not judged here: the engine does that.
+/// What is not so is not judged here: the engine does that. All fragments of a datagram are of one kind, unless the first
+/// one is refused: so they keep their order, and the others are of no use to anybody.
 pub struct Inner<'a> {
     /// Its Ethernet header.
     pub ethernet: &'a Ethernet,
@@ -70,10 +72,12 @@ pub struct Inner<'a> {
     pub source: Address,
     /// DSCP and ECN.
     pub tos: u8,
-    /// Bytes from the Ethernet header up to the transport's payload.
+    /// Bytes from the Ethernet header up to the transport's payload, or in a later fragment to its part of that.
     pub headers: usize,
     /// It holds UDP.
     pub is_udp: bool,
+    /// It is a fragment: nobody makes super-frames of them.
+    pub is_fragment: bool,
 }
 
 impl<'a> Inner<'a> {
@@ -87,46 +91,93 @@ impl<'a> Inner<'a> {
         if ethernet.destination.is_multicast() {
             return None;
         }
-        let (source, tos, protocol, header, packet) = match ethernet.ethertype.get() {
-            ethertype::IPV4 => {
-                let ip: &Ipv4 = frame.header(ip)?;
-                if ip.version_ihl != ipv4::VERSION_IHL || ip.is_fragment() {
-                    return None;
-                }
-                let length = usize::from(ip.total_length.get());
-                (Address::ipv4(ip.source), ip.tos, ip.protocol, ipv4::HEADER, length)
-            }
-            ethertype::IPV6 => {
-                let ip: &Ipv6 = frame.header(ip)?;
-                if ip.version() != 6 {
-                    return None;
-                }
-                let source = Address::ipv6(ip.source);
-                // The maps take it for the IPv4 address.
-                if source.is_mapped() {
-                    return None;
-                }
-                let length = ipv6::HEADER + usize::from(ip.payload_length.get());
-                (source, ip.traffic_class(), ip.next_header, ipv6::HEADER, length)
-            }
+        let packet = match ethernet.ethertype.get() {
+            ethertype::IPV4 => Packet::ipv4(frame, ip)?,
+            ethertype::IPV6 => Packet::ipv6(frame, ip)?,
             _ => return None,
         };
-        let transport = match protocol {
-            protocol::TCP => frame.header::<Tcp>(ip + header)?.header_length(),
-            protocol::UDP => {
-                if frame.header::<Udp>(ip + header)?.destination_port.get() == port {
-                    return None;
-                }
-                udp::HEADER
+        let transport = packet.transport(frame, ip + packet.header, port)?;
+        let fits = packet.length >= packet.header + transport && length >= ethernet::HEADER + packet.length;
+        fits.then_some(Inner {
+            ethernet,
+            source: packet.source,
+            tos: packet.tos,
+            headers: ethernet::HEADER + packet.header + transport,
+            is_udp: packet.protocol == protocol::UDP,
+            is_fragment: packet.fragment != Fragment::None,
+        })
+    }
+}
+
+/// What an IP header says.
+struct Packet {
+    source: Address,
+    tos: u8,
+    /// Of the transport.
+    protocol: u8,
+    fragment: Fragment,
+    /// Length of the header, an IPv6 fragment header's included.
+    header: usize,
+    /// Length of header and payload.
+    length: usize,
+}
+
+impl Packet {
+    #[inline(always)]
+    fn ipv4(frame: Frame, at: usize) -> Option<Packet> {
+        let ip: &Ipv4 = frame.header(at)?;
+        (ip.version_ihl == ipv4::VERSION_IHL).then(|| Packet {
+            source: Address::ipv4(ip.source),
+            tos: ip.tos,
+            protocol: ip.protocol,
+            fragment: Fragment::of_ipv4(ip),
+            header: ipv4::HEADER,
+            length: usize::from(ip.total_length.get()),
+        })
+    }
+
+    #[inline(always)]
+    fn ipv6(frame: Frame, at: usize) -> Option<Packet> {
+        let ip: &Ipv6 = frame.header(at)?;
+        let source = Address::ipv6(ip.source);
+        // The maps take a mapped one for the IPv4 address.
+        if ip.version() != 6 || source.is_mapped() {
+            return None;
+        }
+        let mut packet = Packet {
+            source,
+            tos: ip.traffic_class(),
+            protocol: ip.next_header,
+            fragment: Fragment::None,
+            header: ipv6::HEADER,
+            length: ipv6::HEADER + usize::from(ip.payload_length.get()),
+        };
+        if packet.protocol == extension::FRAGMENT {
+            let fragment: &ipv6::Fragment = frame.header(at + ipv6::HEADER)?;
+            packet.protocol = fragment.next_header;
+            packet.fragment = Fragment::of_ipv6(fragment);
+            packet.header += ipv6::Fragment::LENGTH;
+        }
+        Some(packet)
+    }
+
+    /// Length of the transport header at `at`, as far as it is looked at. None if it is the engine's.
+    #[inline(always)]
+    fn transport(&self, frame: Frame, at: usize, port: u16) -> Option<usize> {
+        if !matches!(self.protocol, protocol::TCP | protocol::UDP | protocol::ICMP | protocol::ICMPV6) {
+            return None;
+        }
+        match self.protocol {
+            _ if self.fragment == Fragment::Later => Some(0),
+            protocol::TCP if self.fragment == Fragment::None => {
+                let length = frame.header::<Tcp>(at)?.header_length();
+                (length >= udp::HEADER).then_some(length)
             }
+            protocol::UDP if frame.header::<Udp>(at)?.destination_port.get() == port => None,
             // The engine answers these itself.
-            protocol::ICMPV6 if *frame.header::<u8>(ip + header)? == NEIGHBOUR_SOLICITATION => return None,
-            protocol::ICMP | protocol::ICMPV6 => udp::HEADER,
-            _ => return None,
-        };
-        let fits =
-            transport >= udp::HEADER && packet >= header + transport && length >= ethernet::HEADER + packet;
-        let headers = ethernet::HEADER + header + transport;
-        fits.then_some(Inner { ethernet, source, tos, headers, is_udp: protocol == protocol::UDP })
+            protocol::ICMPV6 if *frame.header::<u8>(at)? == NEIGHBOUR_SOLICITATION => None,
+            // The shortest fragment that shows its ports has so many bytes, too.
+            _ => Some(udp::HEADER),
+        }
     }
 }

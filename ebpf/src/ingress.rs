@@ -3,7 +3,7 @@
 
 use crate::frame::{Frame, Inner};
 use crate::outer::{self, Outer, ROOM_MAC};
-use crate::{ENGINE, IPV6_ZERO_CHECKSUM, NETWORKS, OWNERS, PORT, count, count_traffic};
+use crate::{ENGINE, IPV6_ZERO_CHECKSUM, NETWORKS, OWNERS, PORT, count, count_traffic, now};
 use aya_ebpf::bindings::{
     __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
     BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT,
@@ -19,7 +19,7 @@ use uvn_wire::checksum::update_u16;
 use uvn_wire::ecn;
 use uvn_wire::ethernet::{self, Ethernet, VLAN_ID, ethertype};
 use uvn_wire::ipv4::{self, Ipv4, protocol};
-use uvn_wire::ipv6::{self, Ipv6};
+use uvn_wire::ipv6::{self, Ipv6, extension};
 use uvn_wire::tcp;
 use uvn_wire::udp;
 use uvn_wire::vxlan::{OVER_IPV4, OVER_IPV6, UPPER};
@@ -52,7 +52,7 @@ pub fn receive(ctx: &TcContext) -> i32 {
     };
     count(verdict);
     match verdict {
-        Verdict::Pass => TC_ACT_UNSPEC,
+        Verdict::Pass | Verdict::Fragment => TC_ACT_UNSPEC,
         Verdict::Redirected => {
             take_tag(ctx, is_tagged);
             // SAFETY: a helper without pointers.
@@ -76,7 +76,7 @@ fn take_tag(ctx: &TcContext, is_tagged: bool) {
 pub fn guard(ctx: &TcContext) -> i32 {
     // SAFETY: the kernel's own context.
     let is_of_vlan = is_of_vlan(unsafe { &*ctx.skb.skb });
-    if is_of_vlan || matches!(Outer::of(with_headers(ctx)), Err(Verdict::Pass)) {
+    if is_of_vlan || matches!(Outer::of(with_headers(ctx)), Err(Verdict::Pass | Verdict::Fragment)) {
         return TC_ACT_UNSPEC;
     }
     count(Verdict::Unseen);
@@ -131,6 +131,10 @@ fn headers(frame: Frame) -> usize {
             None => return ethernet::HEADER + ipv4::HEADER,
         },
         ethertype::IPV6 => match frame.header::<Ipv6>(ethernet::HEADER) {
+            // Perhaps a first fragment, and its UDP header.
+            Some(ip) if ip.next_header == extension::FRAGMENT => {
+                return ethernet::HEADER + ipv6::HEADER + ipv6::Fragment::LENGTH + udp::HEADER;
+            }
             Some(ip) if ip.next_header != protocol::UDP => return 0,
             Some(_) => OVER_IPV6,
             None => return ethernet::HEADER + ipv6::HEADER,
@@ -146,6 +150,7 @@ fn headers(frame: Frame) -> usize {
     };
     let transport = match protocol {
         Some(protocol::TCP) => tcp::HEADER,
+        Some(extension::FRAGMENT) => ipv6::Fragment::LENGTH + udp::HEADER,
         Some(_) => udp::HEADER,
         None => 0,
     };
@@ -172,9 +177,11 @@ impl Incoming {
     /// None if it is the engine's. Its source address belongs to the sending VTEP, so that VTEP is an allowed one.
     #[inline(always)]
     fn of(outer: &Outer, skb: &__sk_buff) -> Option<Incoming> {
-        // SAFETY: nobody writes to an entry in place: the loader replaces it.
+        // SAFETY: an element of the map; see `now`.
         let network: &Network = unsafe { NETWORKS.get(outer.vni) }?;
-        if network.endpoint == 0
+        let (endpoint, mac, slot) = (now(&network.endpoint), now(&network.mac), now(&network.slot));
+        if now(&network.vni) != outer.vni
+            || endpoint == 0
             || outer.has_reserved_bits
             || !outer.is_plain
             || !outer.fills(skb.len as usize)
@@ -185,16 +192,18 @@ impl Incoming {
         let inner = Inner::of(outer.frame, outer.inner, length, PORT.load())?;
         // The kernel cuts a UDP super-frame for a socket that takes none, and would look for the outer headers that it
         // remembers (skb->encapsulation): no program can make it forget them.
-        if inner.is_udp && skb.gso_size > 0 {
+        if (inner.is_udp || inner.is_fragment) && skb.gso_size > 0 {
             return None;
         }
         // SAFETY: as above.
         let owner = unsafe { OWNERS.get(inner.source) }?;
+        let vtep = now(&owner.vtep);
         let source = mac_key(inner.ethernet.source);
-        if mac_key(inner.ethernet.destination) != network.mac
-            || source == network.mac
+        if now(&owner.overlay) != inner.source
+            || vtep != outer.source
+            || mac_key(inner.ethernet.destination) != mac
+            || source == mac
             || source != outer.endpoint_mac()
-            || *owner != outer.source
         {
             return None;
         }
@@ -206,8 +215,8 @@ impl Incoming {
         let ipv4 = inner.ethernet.ethertype.get() == ethertype::IPV4;
         let frames = skb.gso_segs.max(1);
         Some(Incoming {
-            slot: network.slot,
-            endpoint: network.endpoint,
+            slot,
+            endpoint,
             outer: outer.inner,
             ethernet: *inner.ethernet,
             ipv4,

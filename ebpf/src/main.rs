@@ -29,7 +29,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruPerCpuHashMap, PerCpuArray, Xsk
 use aya_ebpf::programs::{TcContext, XdpContext};
 use uvn_wire::ethernet::Tag;
 use uvn_wire::vxlan;
-use uvn_wire::xdp::{self, Address, Hop, Network, Traffic, Unknown, Verdict};
+use uvn_wire::xdp::{self, Address, Hop, Network, Owner, Traffic, Unknown, Verdict};
 
 /// UDP port that is ours. The loader sets it.
 #[unsafe(no_mangle)]
@@ -46,6 +46,11 @@ static MAC: Array<[u32; 2]> = Array::with_max_entries(1, 0);
 /// The underlay NIC, for frames of the in-kernel gear. The loader sets it.
 #[unsafe(no_mangle)]
 static NIC: Global<u32> = Global::new(0);
+
+/// The cookie of the NIC's network namespace, as `bpf_get_netns_cookie` has it. 0: the kernel lends that to no tc program
+/// (Linux 6.13 and later do). The loader sets it.
+#[unsafe(no_mangle)]
+static NETNS: Global<u64> = Global::new(0);
 
 /// The engine's TAP, for frames that the in-kernel gear leaves over. The loader sets it.
 #[unsafe(no_mangle)]
@@ -65,7 +70,7 @@ static ENDPOINTS: HashMap<u32, u32> = HashMap::with_max_entries(xdp::VNI_ENTRIES
 
 /// The allowed VTEP of each overlay address.
 #[map]
-static OWNERS: HashMap<Address, Address> = HashMap::with_max_entries(xdp::OVERLAY_ENTRIES, BPF_F_NO_PREALLOC);
+static OWNERS: HashMap<Address, Owner> = HashMap::with_max_entries(xdp::OVERLAY_ENTRIES, BPF_F_NO_PREALLOC);
 
 /// How to send, by destination MAC.
 #[map]
@@ -116,7 +121,7 @@ pub fn uvn_xdp(ctx: XdpContext) -> u32 {
     };
     count(verdict);
     match verdict {
-        Verdict::Pass => XDP_PASS,
+        Verdict::Pass | Verdict::Fragment => XDP_PASS,
         Verdict::Redirected => XDP_REDIRECT,
         _ => XDP_DROP,
     }
@@ -163,6 +168,14 @@ pub fn uvn_slow_path(_: TcContext) -> i32 {
 #[classifier]
 pub fn uvn_egress(ctx: TcContext) -> i32 {
     egress::send(&ctx)
+}
+
+/// A field of a map's element as it is now. The loader replaces elements and writes to none in place, but the kernel may
+/// use one that is taken out for another key at once: what was read counts if the key, read last, is still the same.
+#[inline(always)]
+pub fn now<T: Copy>(field: &T) -> T {
+    // SAFETY: a reference.
+    unsafe { core::ptr::from_ref(field).read_volatile() }
 }
 
 /// Counts a frame.

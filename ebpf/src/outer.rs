@@ -7,7 +7,8 @@ use core::mem::MaybeUninit;
 use uvn_wire::arp::Arp;
 use uvn_wire::ethernet::{self, Ethernet, Tag, ethertype};
 use uvn_wire::ipv4::{self, Ipv4, protocol};
-use uvn_wire::ipv6::{self, Ipv6};
+use uvn_wire::ipv6::{self, Ipv6, extension};
+use uvn_wire::packet::Fragment;
 use uvn_wire::udp::{self, Udp};
 use uvn_wire::vxlan::{self, Vxlan};
 use uvn_wire::xdp::{Address, Unknown, Verdict, mac_key};
@@ -40,7 +41,8 @@ pub struct Outer {
 
 impl Outer {
     /// The outer headers of a `frame` without its priority tag, if it had one. [`Verdict::Pass`] if it is not ours: a
-    /// VLAN's, a fragment, IPv6 with extension headers, not UDP to our address and port.
+    /// VLAN's, IPv6 with extension headers, not UDP to our address and port. Fragments are not, either; a first one that
+    /// would be is [`Verdict::Fragment`].
     ///
     /// # Errors
     /// What becomes of it instead.
@@ -64,38 +66,46 @@ impl Outer {
     #[inline(always)]
     fn udp<'a>(frame: Frame) -> Result<(Address, u8, usize, bool, &'a Udp), Verdict> {
         let ethernet: &Ethernet = frame.header(0).ok_or(Verdict::Pass)?;
-        let (source, destination, tos, offset, is_plain) = match ethernet.ethertype.get() {
+        let (source, destination, tos, offset, is_plain, fragment) = match ethernet.ethertype.get() {
             ethertype::IPV4 => {
                 let ip: &Ipv4 = frame.header(ethernet::HEADER).ok_or(Verdict::Pass)?;
-                let length = ip.header_length();
-                if ip.version() != 4
-                    || length < ipv4::HEADER
-                    || ip.protocol != protocol::UDP
-                    || ip.is_fragment()
-                {
+                let (length, fragment) = (ip.header_length(), Fragment::of_ipv4(ip));
+                if ip.version() != 4 || length < ipv4::HEADER || ip.protocol != protocol::UDP {
                     return Err(Verdict::Pass);
                 }
                 let (source, destination) = (Address::ipv4(ip.source), Address::ipv4(ip.destination));
-                (source, destination, ip.tos, ethernet::HEADER + length, true)
+                (source, destination, ip.tos, ethernet::HEADER + length, true, fragment)
             }
             ethertype::IPV6 => {
                 let ip: &Ipv6 = frame.header(ethernet::HEADER).ok_or(Verdict::Pass)?;
-                if ip.version() != 6 || ip.next_header != protocol::UDP {
+                let (mut next, mut offset) = (ip.next_header, ethernet::HEADER + ipv6::HEADER);
+                let mut fragment = Fragment::None;
+                if next == extension::FRAGMENT {
+                    let header: &ipv6::Fragment = frame.header(offset).ok_or(Verdict::Pass)?;
+                    (next, fragment) = (header.next_header, Fragment::of_ipv6(header));
+                    offset += ipv6::Fragment::LENGTH;
+                }
+                if ip.version() != 6 || next != protocol::UDP {
                     return Err(Verdict::Pass);
                 }
-                let offset = ethernet::HEADER + ipv6::HEADER;
                 let (source, destination) = (Address::ipv6(ip.source), Address::ipv6(ip.destination));
                 let is_plain = !source.is_mapped() && !destination.is_mapped();
-                (source, destination, ip.traffic_class(), offset, is_plain)
+                (source, destination, ip.traffic_class(), offset, is_plain, fragment)
             }
             _ if frame.header::<Tag>(Tag::OFFSET).is_some_and(Tag::is_priority) => {
                 return Err(Verdict::BadHeader);
             }
             _ => return Err(Verdict::Pass),
         };
+        if fragment == Fragment::Later {
+            return Err(Verdict::Pass);
+        }
         let udp: &Udp = frame.header(offset).ok_or(Verdict::Pass)?;
         if udp.destination_port.get() != PORT.load() || LOCAL.get_ptr(destination).is_none() {
             return Err(Verdict::Pass);
+        }
+        if fragment == Fragment::First {
+            return Err(Verdict::Fragment);
         }
         if ethernet.ethertype.get() == ethertype::IPV4 && offset != ethernet::HEADER + ipv4::HEADER {
             return Err(Verdict::BadHeader);

@@ -1,8 +1,5 @@
 //! The object of `ebpf/` in the kernel: its policy filled in, its programs attached.
 
-// SO_NETNS_COOKIE has no safe interface.
-#![allow(unsafe_code)]
-
 use super::{BindingError, Policy, file, map, owners, take};
 use aya::maps::Array;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -10,11 +7,9 @@ use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use std::fs::File;
-use std::io;
-use std::net::UdpSocket;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use uvn_dataplane::config::Cidr;
+use uvn_dataplane::link;
 use uvn_dataplane::xdp::prefix_key;
 use uvn_wire::cgroup::{self, Range};
 
@@ -54,7 +49,7 @@ const NEAR: [&str; 9] = [
 /// # Errors
 /// The policy is too large, or the kernel refuses.
 pub fn load(state: &Path, policy: &Policy) -> Result<Ebpf, BindingError> {
-    let netns = netns_cookie().map_err(file(Path::new("/proc/self/ns/net")))?;
+    let netns = link::netns_cookie().map_err(file(Path::new("/proc/self/ns/net")))?;
     let tag = cgroup::tag(netns);
     // The object has no BTF to relocate; reading the kernel's would take a while.
     owners::make(&state.join("OWNERS"))?;
@@ -165,22 +160,4 @@ fn attach_one(program: &mut Program, cgroup: &File) -> Result<Option<FdLink>, Pr
         }
         _ => None,
     })
-}
-
-/// What the kernel calls the calling thread's network namespace, never reused.
-fn netns_cookie() -> io::Result<u64> {
-    let socket = UdpSocket::bind("127.0.0.1:0")?;
-    let mut cookie = 0_u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes to the cookie.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }

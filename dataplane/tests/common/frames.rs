@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 use uvn_dataplane::config::Encapsulation;
 use uvn_dataplane::outer::{Outer, Patch};
 use uvn_wire::arp::{self, Arp};
@@ -86,6 +87,44 @@ pub fn udp(macs: (Mac, Mac), from: (IpAddr, u16), to: (IpAddr, u16), tos: u8, pa
     header.checksum = sum.udp_checksum().into();
     let (ethertype, packet) = ip(from.0, to.0, protocol::UDP, tos, &[header.as_bytes(), payload].concat());
     ethernet(macs.0, macs.1, ethertype, &packet)
+}
+
+/// The part of a frame's IP payload in `range`, padded with zeros, as a fragment; `more` follow. Its identification is the
+/// packet's, or in IPv6 the flow label.
+pub fn fragment(frame: &[u8], range: Range<usize>, more: bool) -> Vec<u8> {
+    let v6 = frame[12] == 0x86;
+    let header = if v6 { 54 } else { 34 };
+    let mut payload = frame[header..].to_vec();
+    payload.resize(payload.len().max(range.end), 0);
+    let mut part = frame[..header].to_vec();
+    if v6 {
+        let offset = range.start as u16 | u16::from(more);
+        let label = [part[15], part[16], part[17]];
+        let [high, low] = offset.to_be_bytes();
+        part.extend([part[20], 0, high, low, 0, label[0] & 15, label[1], label[2]]);
+        part[20] = 44;
+        part[18..20].copy_from_slice(&(range.len() as u16 + 8).to_be_bytes());
+    } else {
+        let offset = range.start as u16 / 8 | u16::from(more) << 13;
+        part[16..18].copy_from_slice(&(range.len() as u16 + 20).to_be_bytes());
+        part[20..22].copy_from_slice(&offset.to_be_bytes());
+        part[24..26].fill(0);
+        let sum = Sum::of(&part[14..34]).checksum();
+        part[24..26].copy_from_slice(&sum.to_be_bytes());
+    }
+    part.extend(&payload[range]);
+    part
+}
+
+/// Gives a frame's packet another identification, or in IPv6 another flow label, for [`fragment`].
+pub fn identified(frame: &mut [u8], number: u16) {
+    let at = if frame[12] == 0x86 { 16 } else { 18 };
+    frame[at..at + 2].copy_from_slice(&number.to_be_bytes());
+    if at == 18 {
+        frame[24..26].fill(0);
+        let sum = Sum::of(&frame[14..34]).checksum();
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    }
 }
 
 /// An ARP request.

@@ -5,8 +5,9 @@ use crate::cases::{A, A6, B, B6, C, D6, USERS};
 use crate::common::NetNs;
 use crate::common::cluster::{network, v4};
 use crate::frames;
-use aya::TestRunOptions;
+use aya::maps::{self, Map, MapData, MapInfo};
 use aya::programs::{SchedClassifier, TcAttachType, TestRun};
+use aya::{Pod, TestRunOptions};
 use hashbrown::HashMap;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -122,7 +123,7 @@ impl Judges {
             shortcut.follow(&tables).unwrap();
             for (_, entry) in networks.iter() {
                 let network = shortcut.grant(&mut xdp, entry).unwrap();
-                xdp.set_network(entry.network.vni, network).unwrap();
+                xdp.set_network(network).unwrap();
             }
             let (_, mut programs) = SchedClassifier::query_tcx("nic", TcAttachType::Ingress).unwrap();
             let program =
@@ -170,6 +171,14 @@ impl Judges {
                 panic!("tc says {action} and the engine {judged:?}: {frame:02x?} became {out:02x?}")
             }
         }
+    }
+
+    /// A map of the program.
+    pub fn map<K: Pod, V: Pod>(&self, name: &str) -> maps::HashMap<MapData, K, V> {
+        let ids = self.program.info().unwrap().map_ids().unwrap().unwrap();
+        let is_it = |id: &u32| MapInfo::from_id(*id).unwrap().name_as_str() == Some(name);
+        let id = ids.into_iter().find(is_it).unwrap();
+        Map::HashMap(MapData::from_id(id).unwrap()).try_into().unwrap()
     }
 
     /// Frames and bytes that the gear counted for each network.

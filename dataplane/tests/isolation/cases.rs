@@ -23,8 +23,8 @@ pub const D6: IpAddr = v6(4);
 /// What becomes of a crafted frame.
 #[derive(Clone, Copy)]
 pub enum Fate {
-    /// It is not ours: the host has it.
-    Host,
+    /// It is not ours: the host has it, and the XDP program counts it so.
+    Host(&'static str),
     /// The XDP program drops it, with this verdict.
     Filtered(&'static str),
     /// The worker drops it, for this reason.
@@ -95,8 +95,8 @@ pub fn outer_cases() -> Vec<Case> {
         ("wrong header checksum", edit(&[(22, good[22] ^ 1)]), Dropped("rx_outer_checksum")),
         ("wrong checksum over IPv6", edit6(&[(60, !good6[60])]), Dropped("rx_outer_checksum")),
         ("no checksum over IPv6", edit6(&[(60, 0), (61, 0)]), Dropped("rx_outer_checksum")),
-        ("VLAN", tagged([0x81, 0], 7), Host),
-        ("QinQ", tagged([0x88, 0xa8], 7), Host),
+        ("VLAN", tagged([0x81, 0], 7), Host("xdp_pass")),
+        ("QinQ", tagged([0x88, 0xa8], 7), Host("xdp_pass")),
         ("priority", tagged([0x81, 0], 0), Fate::Delivered(0)),
         ("service priority", tagged([0x88, 0xa8], 0), Fate::Delivered(0)),
         ("priority over IPv6", [&good6[..12], &[0x81, 0, 0, 0], &good6[12..]].concat(), Fate::Delivered(0)),
@@ -105,13 +105,13 @@ pub fn outer_cases() -> Vec<Case> {
         ("another host's MAC over IPv6", edit6(&[(5, 9)]), Filtered("xdp_other_host")),
         ("broadcast MAC", [&[0xff; 6], &good[6..]].concat(), Fate::Delivered(0)),
         ("options", with_options, Filtered("xdp_bad_header")),
-        ("first fragment", edit(&[(20, 0x20)]), Host),
-        ("later fragment", edit(&[(20, 0), (21, 9)]), Host),
+        ("first fragment", edit(&[(20, 0x20)]), Host("xdp_fragment")),
+        ("later fragment", edit(&[(20, 0), (21, 9)]), Host("xdp_pass")),
         // The UDP header becomes a fragment header: the last one of its packet, by the missing bit.
-        ("fragment over IPv6", edit6(&[(20, 44), (57, 0xb0)]), Host),
-        ("header too short", edit(&[(14, 0x44)]), Host),
-        ("other version", edit(&[(14, 0x65)]), Host),
-        ("LLDP", edit(&[(12, 0x88), (13, 0xcc)]), Host),
+        ("fragment over IPv6", edit6(&[(20, 44), (57, 0xb0)]), Host("xdp_pass")),
+        ("header too short", edit(&[(14, 0x44)]), Host("xdp_pass")),
+        ("other version", edit(&[(14, 0x65)]), Host("xdp_pass")),
+        ("LLDP", edit(&[(12, 0x88), (13, 0xcc)]), Host("xdp_pass")),
     ]
 }
 

@@ -59,6 +59,39 @@ pub enum Fragment {
     Later,
 }
 
+impl Fragment {
+    /// As an IPv4 header says.
+    #[must_use]
+    #[inline(always)]
+    pub fn of_ipv4(header: &Ipv4) -> Fragment {
+        match header.fragment.get() {
+            field if field & ipv4::FRAGMENT_OFFSET != 0 => Fragment::Later,
+            field if field & ipv4::MORE_FRAGMENTS != 0 => Fragment::First,
+            _ => Fragment::None,
+        }
+    }
+
+    /// As an IPv6 fragment header says.
+    #[must_use]
+    #[inline(always)]
+    pub fn of_ipv6(header: &ipv6::Fragment) -> Fragment {
+        if header.offset() == 0 { Fragment::First } else { Fragment::Later }
+    }
+}
+
+/// Which part of its datagram a fragment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// The same in all fragments of a datagram.
+    pub identification: u32,
+    /// Where in the datagram it begins.
+    pub offset: usize,
+    /// How much of it there is.
+    pub length: usize,
+    /// It is not the last.
+    pub more: bool,
+}
+
 /// A length field contradicts the bytes there are. The variant says in which header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Malformed {
@@ -117,11 +150,7 @@ fn ipv4<'a>(frame: &'a [u8], rest: &'a [u8]) -> Result<Packet<'a>, Malformed> {
         return Err(Malformed::Ipv4);
     }
     let transport = rest.get(length..usize::from(header.total_length.get())).ok_or(Malformed::Ipv4)?;
-    let fragment = match header.fragment.get() {
-        field if field & ipv4::FRAGMENT_OFFSET != 0 => Fragment::Later,
-        field if field & ipv4::MORE_FRAGMENTS != 0 => Fragment::First,
-        _ => Fragment::None,
-    };
+    let fragment = Fragment::of_ipv4(header);
     let offset = frame.len() - rest.len() + length;
     let ip = Ip { header: Network::V4(header), protocol: header.protocol, fragment, offset, transport };
     ip.with_ports()
@@ -150,7 +179,10 @@ fn ipv6<'a>(frame: &'a [u8], rest: &'a [u8]) -> Result<Packet<'a>, Malformed> {
     Err(Malformed::Extension)
 }
 
-const fn is_extension(next_header: u8) -> bool {
+/// Whether an IPv6 next header is one of [`extension`].
+#[must_use]
+#[inline]
+pub const fn is_extension(next_header: u8) -> bool {
     use extension::{DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ROUTING};
     matches!(next_header, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS)
 }
@@ -180,6 +212,38 @@ impl<'a> Ip<'a> {
         match self.header {
             Network::V4(header) => header.tos,
             Network::V6(header) => header.traffic_class(),
+        }
+    }
+
+    /// Which part of its datagram it is; None if it is no fragment. `frame` is the one that it was parsed from.
+    #[must_use]
+    #[cold]
+    pub fn piece(&self, frame: &[u8]) -> Option<Piece> {
+        match self.header {
+            Network::V4(header) => (self.fragment != Fragment::None).then(|| Piece {
+                identification: header.identification.get().into(),
+                offset: usize::from(header.fragment.get() & ipv4::FRAGMENT_OFFSET) * 8,
+                length: self.transport.len(),
+                more: header.fragment.get() & ipv4::MORE_FRAGMENTS != 0,
+            }),
+            Network::V6(header) => {
+                let (mut next, mut at) = (header.next_header, crate::ethernet::HEADER + ipv6::HEADER);
+                while next != extension::FRAGMENT {
+                    if !is_extension(next) || at >= self.offset {
+                        return None;
+                    }
+                    let [following, units, ..] = *frame.get(at..)? else { return None };
+                    next = following;
+                    at += (usize::from(units) + 1) * 8;
+                }
+                let (fragment, _) = ipv6::Fragment::ref_from_prefix(frame.get(at..)?).ok()?;
+                Some(Piece {
+                    identification: fragment.identification.get(),
+                    offset: fragment.offset().into(),
+                    length: self.end().checked_sub(at + ipv6::Fragment::LENGTH)?,
+                    more: fragment.offset_more.get() & 1 != 0,
+                })
+            }
         }
     }
 
@@ -213,7 +277,7 @@ impl<'a> Ip<'a> {
         let length = if self.protocol == extension::FRAGMENT {
             let (header, _) =
                 ipv6::Fragment::ref_from_prefix(self.transport).map_err(|_| Malformed::Extension)?;
-            self.fragment = if header.offset() == 0 { Fragment::First } else { Fragment::Later };
+            self.fragment = Fragment::of_ipv6(header);
             self.protocol = header.next_header;
             ipv6::Fragment::LENGTH
         } else {

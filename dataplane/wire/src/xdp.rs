@@ -1,7 +1,7 @@
 //! What the programs of `ebpf/uvn-ebpf.o` and their loader agree on: verdicts, and the keys, values and sizes of the maps.
 
 use crate::ethernet::Mac;
-use crate::vxlan;
+use crate::vxlan::{self, Vni};
 use core::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -53,11 +53,14 @@ pub enum Verdict {
     BadHeader,
     /// Engine gear: dropped, for XDP in generic mode has not seen it.
     Unseen,
+    /// Passed: the first fragment of a packet to our address and port. The kernel puts it together, and nobody takes it.
+    /// Later fragments show no port: they count as [`Verdict::Pass`].
+    Fragment,
 }
 
 impl Verdict {
     /// Every verdict, in the order of the counters.
-    pub const ALL: [Verdict; 13] = [
+    pub const ALL: [Verdict; 14] = [
         Verdict::Pass,
         Verdict::Redirected,
         Verdict::BadLength,
@@ -71,6 +74,7 @@ impl Verdict {
         Verdict::OtherHost,
         Verdict::BadHeader,
         Verdict::Unseen,
+        Verdict::Fragment,
     ];
 
     /// The name in statistics and logs.
@@ -90,6 +94,7 @@ impl Verdict {
             Verdict::OtherHost => "xdp_other_host",
             Verdict::BadHeader => "xdp_bad_header",
             Verdict::Unseen => "tc_unseen",
+            Verdict::Fragment => "xdp_fragment",
         }
     }
 }
@@ -157,9 +162,14 @@ impl From<Address> for IpAddr {
 }
 
 /// One VNI on this NIC.
+///
+/// The kernel uses an element that is taken out of a hash map for another key at once, while programs still read it. So
+/// the values hold their keys, in front, where they are written first; the programs read them last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Network {
+    /// The key.
+    pub vni: u32,
     /// Index of the endpoint's device. 0: the engine alone carries this network.
     pub endpoint: u32,
     /// The endpoint's MAC, as [`mac_key`].
@@ -172,16 +182,32 @@ pub struct Network {
 
 impl Network {
     /// The engine alone carries it.
-    pub const ENGINE: Network =
-        Network { endpoint: 0, mac: [0; 2], slot: 0, addresses: [Address([0; 4]); Network::ADDRESSES] };
+    #[must_use]
+    pub const fn engine(vni: Vni) -> Network {
+        let addresses = [Address([0; 4]); Network::ADDRESSES];
+        Network { vni: vni.get(), endpoint: 0, mac: [0; 2], slot: 0, addresses }
+    }
+
     /// As many addresses does the in-kernel gear know of an endpoint.
     pub const ADDRESSES: usize = 4;
 }
 
-/// How to send to one VTEP. The key is the MAC of its endpoints, as [`mac_key`].
+/// The allowed VTEP of an overlay address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Owner {
+    /// The key, as in [`Network`].
+    pub overlay: Address,
+    /// The VTEP.
+    pub vtep: Address,
+}
+
+/// How to send to one VTEP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Hop {
+    /// The key, as in [`Network`]: the MAC of its endpoints, as [`mac_key`].
+    pub mac: [u32; 2],
     /// The outer headers, all but what differs from frame to frame; an IPv4 one's leave the end unused.
     pub headers: [u8; vxlan::OVER_IPV6],
     /// Fills up to the next word.
@@ -254,8 +280,9 @@ mod tests {
     #[test]
     fn nothing_has_hidden_padding() {
         assert_eq!(size_of::<Unknown>(), 24);
-        assert_eq!(size_of::<Network>(), 80);
-        assert_eq!(size_of::<Hop>(), 88);
+        assert_eq!(size_of::<Network>(), 84);
+        assert_eq!(size_of::<Owner>(), 32);
+        assert_eq!(size_of::<Hop>(), 96);
         assert_eq!(size_of::<Traffic>(), 32);
     }
 }
