@@ -50,6 +50,8 @@ drops! {
     NotForEndpoint = "rx_not_for_endpoint",
     /// Received: the outer header is marked CE, the inner is not ECN-capable (RFC 6040 section 4.2).
     Ecn = "rx_ecn",
+    /// Received: fragments of a datagram that does not become whole, or that comes twice.
+    RxFragment = "rx_fragment",
     /// Received: the endpoint's queue is full or the kernel refused the frame.
     EndpointFull = "rx_endpoint_full",
     /// Sent: the frame's lengths or offload metadata contradict each other.
@@ -70,6 +72,8 @@ drops! {
     NoNextHop = "tx_no_next_hop",
     /// Sent: broadcast, multicast or unknown, beyond the network's flood rate.
     FloodLimit = "tx_flood_limit",
+    /// Sent: fragments of a datagram of which the endpoint's queue, or a limit, has dropped others.
+    TxFragment = "tx_fragment",
     /// Sent: no free frame in the NIC's queue.
     NicFull = "tx_nic_full",
 }

@@ -56,6 +56,7 @@ pub mod decap;
 pub mod device;
 pub mod encap;
 pub mod endpoints;
+pub mod fragments;
 pub mod gro;
 pub mod gso;
 pub mod link;

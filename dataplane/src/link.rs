@@ -1,9 +1,11 @@
 //! Network devices by name: rtnetlink requests, settings by ethtool, network namespaces.
 
 mod ethtool;
+mod netns;
 
 pub use ethtool::{disable_tx_offloads, joins_frames, queues};
 pub(crate) use ethtool::{name_of, request};
+pub use netns::cookie as netns_cookie;
 
 use std::fmt;
 use std::fs::File;
@@ -405,22 +407,6 @@ fn refused(name: &str, action: &'static str, source: io::Error) -> LinkError {
         Some(libc::ENODEV) => LinkError::NotFound(name.into()),
         _ => LinkError::Refused { name: name.into(), action, source },
     }
-}
-
-/// The kernel's number for this network namespace, which no other ever has (Linux 5.14 and later).
-///
-/// # Errors
-/// The kernel is older.
-pub fn netns_cookie() -> io::Result<u64> {
-    let socket =
-        std::net::UdpSocket::bind(("::", 0)).or_else(|_| std::net::UdpSocket::bind(("0.0.0.0", 0)))?;
-    let (mut cookie, mut length) = (0_u64, size_of::<u64>() as libc::socklen_t);
-    // SAFETY: the option writes as many bytes as `length` says.
-    let result = unsafe {
-        let value = (&raw mut cookie).cast();
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, value, &raw mut length)
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
 /// Runs `work` in another network namespace (`/run/netns/NAME`, `/proc/PID/ns/net`) and returns what it returns.

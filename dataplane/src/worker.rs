@@ -8,6 +8,7 @@ mod ingress;
 
 use crate::counters::{Counters, Drop};
 use crate::endpoints::Endpoints;
+use crate::fragments::Fragments;
 use crate::gro::Gro;
 use crate::port::{Endpoint, MAX_FRAME, MAX_PARTS, Nic, VnetHeader};
 use crate::tables::{Network, Tables};
@@ -133,6 +134,9 @@ pub struct Worker<N: Nic> {
     /// Turns in a row in which `arrivals` had no room for another batch.
     crowded: u32,
     gro: Gro,
+    /// Datagrams that are not whole yet: received, and sent.
+    incoming: Fragments,
+    outgoing: Fragments,
     /// What is being verified or handed over, and where in each frame the inner one lies.
     batch: Vec<N::Frame>,
     inner: Vec<Range<usize>>,
@@ -182,6 +186,8 @@ impl<N: Nic> Worker<N> {
             arrivals: Arrivals::new(frames / 4 * 3),
             crowded: 0,
             gro: Gro::default(),
+            incoming: Fragments::default(),
+            outgoing: Fragments::default(),
             batch: Vec::new(),
             inner: Vec::new(),
             begun: Vec::new(),
@@ -233,6 +239,7 @@ impl<N: Nic> Worker<N> {
     pub fn detach(&mut self, slot: u32) {
         self.parked.retain(|parked| parked.slot != slot);
         self.forget_arrivals(slot);
+        self.incoming.forget(slot);
         self.forget_begun(slot);
         if let Some(endpoint) = self.endpoints.detach(slot) {
             self.tell(Event::Detached { slot, endpoint });
@@ -266,15 +273,16 @@ impl<N: Nic> Worker<N> {
     }
 
     /// How soon [`Worker::turn`] is due even if nothing happens: to reap what the kernel has yet to send, or to give
-    /// up waiting for a next hop. None: not at all.
+    /// up waiting for a next hop or a fragment. None: not at all.
     #[must_use]
     pub fn due(&self) -> Option<Duration> {
         // The last flush may have made the room that endpoints waited for.
         let may_send = self.endpoints.ready() > 0 && self.nic.room() >= self.frames / 4 * 3;
-        match (self.pending > 0 || may_send, self.parked.is_empty()) {
+        let waits = !(self.parked.is_empty() && self.incoming.is_empty() && self.outgoing.is_empty());
+        match (self.pending > 0 || may_send, waits) {
             (true, _) => Some(Duration::from_millis(1)),
-            (false, false) => Some(Duration::from_secs(1)),
-            (false, true) => None,
+            (false, true) => Some(Duration::from_secs(1)),
+            (false, false) => None,
         }
     }
 
@@ -304,6 +312,14 @@ impl<N: Nic> Worker<N> {
         self.asked.clear();
         self.learned.clear();
         self.refused = 0;
+        let (tables, status, queue) = (&self.tables, &self.status, self.queue);
+        for (fragments, reason) in
+            [(&mut self.incoming, Drop::RxFragment), (&mut self.outgoing, Drop::TxFragment)]
+        {
+            fragments.expire(second, |slot, frames| {
+                count_drop(status, tables.by_slot(slot), queue, reason, frames);
+            });
+        }
         let now = self.now;
         let is_over = |parked: &mut Parked| now.saturating_duration_since(parked.since) >= PARKED_FOR;
         let over: Vec<Parked> = self.parked.extract_if(.., is_over).collect();

@@ -5,6 +5,7 @@ use crate::answer;
 use crate::counters::Drop;
 use crate::encap::{Outgoing, Route, encap};
 use crate::endpoints;
+use crate::fragments;
 use crate::gso::Gso;
 use crate::outer::Patch;
 use crate::port::{Nic, VnetHeader};
@@ -38,6 +39,8 @@ pub(super) struct Begun {
     length: usize,
     /// The next segment to be sent.
     next: usize,
+    /// It is a fragment, and has been held until its datagram was whole.
+    is_whole: bool,
 }
 
 /// How far a frame was sent.
@@ -45,6 +48,7 @@ struct Progress {
     /// What follows, and how much of it there is; None: all was sent, or dropped.
     next: Option<(usize, usize)>,
     bytes: usize,
+    is_dropped: bool,
 }
 
 /// What of a frame is to be sent now. It is counted in frames on the wire: segments, of a flooded frame those of all copies.
@@ -52,11 +56,13 @@ struct Progress {
 struct Part {
     from: usize,
     credit: i64,
+    /// If it is a fragment, it waits for the rest of its datagram.
+    may_wait: bool,
 }
 
 impl Part {
     /// The whole of a frame.
-    const ALL: Part = Part { from: 0, credit: i64::MAX };
+    const ALL: Part = Part { from: 0, credit: i64::MAX, may_wait: false };
 
     /// Where it ends: about where the credit does.
     fn end(self, all: usize, gso: &Gso<'_>) -> usize {
@@ -116,10 +122,14 @@ impl<N: Nic> Worker<N> {
             // Nobody waits for the rest, or there is no buffer for the next endpoint: as much as the NIC takes is sent now.
             let credit = if alone || self.spare.is_empty() { i64::MAX } else { turn.credit - cost };
             let frame = begun.buffer.get(..begun.length).unwrap_or_default();
-            let part = Part { from: begun.next, credit };
+            let part = Part { from: begun.next, credit, may_wait: !begun.is_whole };
             let progress = self.send(turn.slot, begun.header, frame, self.now, part);
             // A frame that is not sent costs, too.
             cost += endpoints::cost((free - self.nic.room()).max(1), progress.bytes);
+            if begun.is_whole && progress.is_dropped {
+                let (left, network) = (self.outgoing.drop_rest(turn.slot), self.tables.by_slot(turn.slot));
+                count_drop(&self.status, network, self.queue, Drop::TxFragment, left);
+            }
             match progress.next {
                 Some((next, _)) => {
                     begun.next = next;
@@ -144,14 +154,32 @@ impl<N: Nic> Worker<N> {
         self.now.saturating_duration_since(self.sender.1) > ALONE
     }
 
-    /// What an endpoint sends next, if anything: the rest of a super-frame, or else what is read from it.
+    /// Holds a frame of an endpoint if it is a fragment of a datagram that may become whole.
+    fn hold(&mut self, slot: u32, header: VnetHeader, frame: &[u8]) -> bool {
+        let is_finished = header.flags & VnetHeader::NEEDS_CHECKSUM == 0;
+        let Some(part) = fragments::Part::of(slot, frame).filter(|_| is_finished) else { return false };
+        let (tables, status, queue) = (&self.tables, &self.status, self.queue);
+        self.outgoing.push(&part, self.second, |slot, frames| {
+            count_drop(status, tables.by_slot(slot), queue, Drop::TxFragment, frames);
+        });
+        true
+    }
+
+    /// What an endpoint sends next, if anything: the rest of a super-frame or datagram, or else what is read from it.
     fn begin(&mut self, slot: u32) -> io::Result<Option<Begun>> {
         if let Some(index) = self.begun.iter().position(|begun| begun.slot == slot) {
             return Ok(Some(self.begun.swap_remove(index)));
         }
         let Some(mut buffer) = self.spare.pop() else { return Ok(None) };
+        if let Some(frame) = self.outgoing.next(slot) {
+            let (header, length) = (VnetHeader::default(), frame.len());
+            buffer.iter_mut().zip(frame).for_each(|(to, from)| *to = *from);
+            return Ok(Some(Begun { slot, header, buffer, length, next: 0, is_whole: true }));
+        }
         match self.endpoints.receive(slot, &mut buffer) {
-            Ok(Some((header, length))) => Ok(Some(Begun { slot, header, buffer, length, next: 0 })),
+            Ok(Some((header, length))) => {
+                Ok(Some(Begun { slot, header, buffer, length, next: 0, is_whole: false }))
+            }
             nothing => {
                 self.spare.push(buffer);
                 nothing.map(|_| None)
@@ -159,8 +187,9 @@ impl<N: Nic> Worker<N> {
         }
     }
 
-    /// Forgets what is left of an endpoint's super-frame.
+    /// Forgets what is left of an endpoint's super-frame or datagram.
     pub(super) fn forget_begun(&mut self, slot: u32) {
+        self.outgoing.forget(slot);
         if let Some(index) = self.begun.iter().position(|begun| begun.slot == slot) {
             self.spare.push(self.begun.swap_remove(index).buffer);
         }
@@ -168,7 +197,7 @@ impl<N: Nic> Worker<N> {
 
     /// Sends a part of an endpoint's frame or super-frame; `since` is when it came.
     fn send(&mut self, slot: u32, header: VnetHeader, frame: &[u8], since: Instant, part: Part) -> Progress {
-        let mut progress = Progress { next: None, bytes: frame.len() };
+        let mut progress = Progress { next: None, bytes: frame.len(), is_dropped: false };
         let tables = self.tables.clone();
         let Some(network) = tables.by_slot(slot) else { return progress };
         let Ok(packet) = packet::parse(frame) else {
@@ -181,6 +210,7 @@ impl<N: Nic> Worker<N> {
         let result = match (encap(&tables, network, frame, &packet), gso) {
             (Err(reason), _) => Err(reason),
             (Ok(_), Err(_)) => Err(Drop::TxLength),
+            (Ok(_), Ok(_)) if part.may_wait && self.hold(slot, header, frame) => Ok(all),
             (Ok(outgoing), Ok(gso)) => match &outgoing.route {
                 Route::Absorb => Ok(all),
                 Route::Answer(answer, vtep) => {
@@ -226,6 +256,7 @@ impl<N: Nic> Worker<N> {
         };
         match result {
             Err(reason) => {
+                progress.is_dropped = true;
                 let left = all.saturating_sub(part.from) as u64;
                 count_drop(&self.status, Some(network), self.queue, reason, left);
             }

@@ -4,6 +4,7 @@ use super::arrivals::{self, Arrived};
 use super::{BATCH, Event, Worker, count_drop};
 use crate::counters::Drop;
 use crate::decap::{self, decap};
+use crate::fragments::Part;
 use crate::gro::Delivery;
 use crate::port::{MAX_PARTS, Nic, VnetHeader};
 use crate::rotation::Turn;
@@ -108,14 +109,26 @@ impl<N: Nic> Worker<N> {
     fn serve(&mut self, tables: &Tables, turn: Turn) -> (i64, Option<Instant>) {
         let mut batch = mem::take(&mut self.batch);
         let offloads = self.endpoints.offloads(turn.slot);
-        let (mut bytes, mut first) = (0, None);
+        let (mut bytes, mut first, mut fragments, mut is_whole) = (0, None, 0, false);
         self.inner.clear();
         // Of a super-frame only the delivery must be covered, or it would be cut short; the rest may become a debt.
-        while arrivals::cost(self.gro.deliveries(), 0, 0) < turn.credit
-            && batch.len() < BATCH
+        while !is_whole
+            && arrivals::cost(self.gro.deliveries(), 0, 0) < turn.credit
+            && batch.len() + fragments < BATCH
             && let Some(arrived) = self.arrivals.pop(turn.slot)
         {
             let inner = &self.nic.bytes(&arrived.frame)[arrived.inner.clone()];
+            if let Some(part) = Part::of(turn.slot, inner).filter(|_| come_together(tables, turn.slot)) {
+                bytes += inner.len();
+                fragments += 1;
+                let (status, queue) = (&self.status, self.queue);
+                is_whole = self.incoming.push(&part, self.second, |slot, frames| {
+                    count_drop(status, tables.by_slot(slot), queue, Drop::RxFragment, frames);
+                });
+                first = first.or(Some(arrived.since));
+                self.nic.release(arrived.frame);
+                continue;
+            }
             if let Ok(packet) = packet::parse(inner) {
                 self.gro.push(turn.slot, batch.len() as u32, inner, &packet, offloads);
             }
@@ -124,13 +137,40 @@ impl<N: Nic> Worker<N> {
             batch.push(arrived.frame);
             self.inner.push(arrived.inner);
         }
-        let cost = arrivals::cost(self.gro.deliveries(), batch.len(), bytes);
+        let deliveries = self.gro.deliveries();
         self.deliver(tables, &batch);
+        // After what came before its last fragment.
+        let delivered = if is_whole { self.deliver_datagram(tables, turn.slot) } else { 0 };
+        let cost = arrivals::cost(deliveries + delivered, batch.len() + fragments, bytes);
         for frame in batch.drain(..) {
             self.nic.release(frame);
         }
         self.batch = batch;
         (cost, first)
+    }
+
+    /// Hands over a datagram that has become whole, fragment by fragment: how many there were.
+    fn deliver_datagram(&mut self, tables: &Tables, slot: u32) -> usize {
+        let Some(network) = tables.by_slot(slot) else { return 0 };
+        let mut delivered = 0;
+        while let Some(frame) = self.incoming.next(slot) {
+            let sent = self.endpoints.send(slot, &VnetHeader::default(), &[IoSlice::new(frame)]);
+            let bytes = frame.len() as u64;
+            if !sent.as_ref().is_ok_and(|sent| *sent) {
+                let left = 1 + self.incoming.drop_rest(slot);
+                count_drop(&self.status, Some(network), self.queue, Drop::EndpointFull, left);
+            } else {
+                for counters in network.counters(self.queue).chain([&self.status.counters]) {
+                    counters.rx_frames.add(1);
+                    counters.rx_bytes.add(bytes);
+                }
+            }
+            if let Err(error) = sent {
+                self.tell(Event::EndpointLost { slot, error });
+            }
+            delivered += 1;
+        }
+        delivered
     }
 
     /// Drops what waits for the endpoint of a slot.
@@ -184,4 +224,10 @@ impl<N: Nic> Worker<N> {
         });
         self.gro = gro;
     }
+}
+
+/// Whether all fragments of a datagram come to one worker. uvn and the kernel send them from one port; what peers of other
+/// makes do, which only learning networks have, is not known.
+fn come_together(tables: &Tables, slot: u32) -> bool {
+    tables.by_slot(slot).is_none_or(|network| !network.learning || network.counters.len() == 1)
 }
