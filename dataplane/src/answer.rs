@@ -67,6 +67,15 @@ pub fn solicited(ip: &Ip<'_>) -> Option<Ipv6Addr> {
     valid.then(|| solicitation.target())
 }
 
+/// The address that a neighbour advertisement speaks for, as an ARP packet speaks for its sender's. The kernel takes none
+/// in pieces (RFC 6980).
+#[must_use]
+pub fn advertised(ip: &Ip<'_>) -> Option<Ipv6Addr> {
+    let (message, _) = Neighbour::ref_from_prefix(ip.transport).ok()?;
+    let is_one = ip.protocol == protocol::ICMPV6 && message.kind == icmp::v6::NEIGHBOUR_ADVERTISEMENT;
+    (is_one && ip.fragment == Fragment::None).then(|| message.target())
+}
+
 /// The advertisement that answers a neighbour solicitation from the endpoint with MAC `to`: `target` is at `mac`.
 #[must_use]
 pub fn neighbour(solicitation: &Ip<'_>, target: Ipv6Addr, to: Mac, mac: Mac) -> Option<Frame> {

@@ -2,18 +2,17 @@
 //!
 //! The XDP program only steers; nothing it checked is trusted here.
 
+use crate::answer;
 use crate::counters::Drop;
 use crate::tables::{Network, Tables};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use uvn_wire::checksum::{self, Sum};
 use uvn_wire::ecn;
 use uvn_wire::ethernet::{self, Ethernet, Mac, ethertype};
-use uvn_wire::icmp::Neighbour;
-use uvn_wire::icmp::v6::NEIGHBOUR_ADVERTISEMENT;
 use uvn_wire::ipv4::{self, Ipv4, protocol};
 use uvn_wire::ipv6::{self, Ipv6};
-use uvn_wire::packet::{self, Fragment, Ip, Packet};
+use uvn_wire::packet::{self, Packet};
 use uvn_wire::udp::{self, Udp};
 use uvn_wire::vxlan::{self, Vxlan};
 use zerocopy::FromBytes;
@@ -166,7 +165,7 @@ fn verify(
     let ecn = match packet {
         Packet::Ip(ip) => {
             let ours = network.learning && network.owns(ip.source());
-            let advertised = advertised(&ip).is_none_or(|target| vouched(target.into()));
+            let advertised = answer::advertised(&ip).is_none_or(|target| vouched(target.into()));
             if ours || !vouched(ip.source()) || !advertised {
                 return Err(Drop::RxSourceIp);
             }
@@ -194,14 +193,6 @@ fn verify(
         Packet::Other(_) => return Err(Drop::RxProtocol),
     };
     Ok((learn, ecn))
-}
-
-/// The address that a neighbour advertisement speaks for, as an ARP packet speaks for its sender's. The kernel takes none
-/// in pieces (RFC 6980).
-fn advertised(ip: &Ip<'_>) -> Option<Ipv6Addr> {
-    let (message, _) = Neighbour::ref_from_prefix(ip.transport).ok()?;
-    let is_one = ip.protocol == protocol::ICMPV6 && message.kind == NEIGHBOUR_ADVERTISEMENT;
-    (is_one && ip.fragment == Fragment::None).then(|| message.target())
 }
 
 /// Whether the MAC may be behind the VTEP; Some if it has to be learned.

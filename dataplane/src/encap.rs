@@ -71,13 +71,15 @@ pub fn encap(
 }
 
 /// The source must be the endpoint's own, link-local, or the unspecified address that duplicate address detection
-/// and multicast listener reports come from (RFC 4862 section 5.4.2, RFC 3590).
+/// and multicast listener reports come from (RFC 4862 section 5.4.2, RFC 3590); so must what it advertises.
 fn source_ip(network: &Network, ip: &Ip<'_>) -> Result<(), Drop> {
     let source = ip.source();
     let own = network.owns(source)
         || matches!(source, IpAddr::V6(address) if address.is_unicast_link_local()
             || address.is_unspecified() && ip.protocol == protocol::ICMPV6);
-    if own { Ok(()) } else { Err(Drop::TxSourceIp) }
+    let advertised = answer::advertised(ip)
+        .is_none_or(|target| target.is_unicast_link_local() || network.owns(target.into()));
+    if own && advertised { Ok(()) } else { Err(Drop::TxSourceIp) }
 }
 
 fn destination(tables: &Tables, network: &Network, mac: Mac) -> Result<Route, Drop> {

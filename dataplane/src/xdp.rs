@@ -317,7 +317,8 @@ fn attach(program: &mut Program, nic: &Link) -> Result<(Mode, FdLink), XdpError>
     let driver = if nic.kind == Some(InfoKind::Bond) {
         // A bond runs the program in its ports' drivers, and then a socket of the bond takes none of their frames
         // (xsk_rcv_check, net/xdp/xsk.c).
-        Err("the program would run in the bond's ports, whose frames a socket of the bond does not take".into())
+        Err("the program would run in the bond's ports, whose frames a socket of the bond does not take"
+            .into())
     } else {
         match program.attach_to_if_index(nic.index, XdpMode::Driver) {
             Err(error) if is_busy(&error) => return Err(busy()),

@@ -245,6 +245,12 @@ fn an_advertisement_is_the_targets_own() {
     for target in [B6.to_string(), "fe80::2".into(), "2001:db8::1".into()] {
         assert!(node.receive(&of(&target)).is_some(), "{target}");
     }
+    let send = |target: &str| advertisement(Mac::of(A), a6, target.parse().unwrap(), (Mac::of(B), b6));
+    refused_to_send(&send("fd00::3"), Drop::TxSourceIp);
+    refused_to_send(&send("2001:db8::1"), Drop::TxSourceIp);
+    for target in [A6.to_string(), "fe80::1".into()] {
+        assert_eq!(node.send(&send(&target)).len(), 1, "{target}");
+    }
 }
 
 #[test]

@@ -79,10 +79,8 @@ impl Service {
             self.close_nic();
         }
         self.set_link(link);
-        if let Some(queues) = &mut self.queues {
-            if let Some(shortcut) = &mut queues.shortcut {
-                shortcut.mend();
-            }
+        if let Some(shortcut) = self.queues.as_mut().and_then(|queues| queues.shortcut.as_mut()) {
+            shortcut.mend();
         }
         if let Some(queues) = &self.queues {
             let count = self.count_queues();

@@ -69,7 +69,7 @@ impl Probe {
     /// By now.
     pub fn verdicts(&self) -> Verdicts {
         const MAP_LOOKUP_ELEM: libc::c_long = 1;
-        let [none, complete, unnecessary @ ..] : [u64; ENTRIES as usize] = std::array::from_fn(|index| {
+        let [none, complete, unnecessary @ ..]: [u64; ENTRIES as usize] = std::array::from_fn(|index| {
             let (key, mut value) = (index as u32, 0_u64);
             let request = [self.map.as_raw_fd() as u64, (&raw const key) as u64, (&raw mut value) as u64];
             // SAFETY: key and value are of the map's sizes.

@@ -58,11 +58,12 @@ pub fn choose(choice: &Choice) -> Result<bool, String> {
 
 /// What depends on the kernel most, or needs the newer one, with the tests that the older one is enough for: all of it
 /// would take long.
-const ON_BOTH: [(&str, &[&str]); 5] = [
+const ON_BOTH: [(&str, &[&str]); 6] = [
     ("escapes", &["engine::"]),
     ("kernel", &[]),
     ("matrix", &["engine::"]),
     ("mixed", &["engine::", "kernel::", "nodes_find_each_other_by_a_group", "ipoib_gets_kernel_vxlan"]),
+    ("nics", &["engine::"]),
     ("outsiders", &["engine::", "kernel::"]),
 ];
 
