@@ -23,8 +23,7 @@ use uvn_dataplane::config::Cidr;
 use uvn_wire::cgroup::{self, Device, Network, Refused, Verdict};
 use uvn_wire::xdp::Address;
 
-/// Where the pins are on a node.
-pub const PINS: &str = "/sys/fs/bpf/uvn";
+pub use uvn_api::host::PINS;
 
 /// Why sockets could not be policed, or the maps not be changed.
 #[derive(Debug, Error)]

@@ -4,16 +4,16 @@ mod accounts;
 mod around;
 
 use crate::binding::{self, Binding, Devices};
-use crate::client::Client;
 use crate::config::{Config, Mode};
 use crate::daemon::{STATE, devices, items, policy};
 use crate::feed::{self, Others};
 use crate::finding::{Finding, Id, LOG};
 use crate::firewall;
 use crate::lease::{Leases, state};
-use crate::message::{self, Reply, Request, Status};
+use crate::message::{Reply, Status};
 use crate::netlink::Netlink;
 use crate::network::{DataPath, Network, Node};
+use crate::pam::{self, Way};
 use crate::peers::{self, Directory, Peers};
 use crate::plan;
 use crate::sysctl;
@@ -24,6 +24,8 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::path::Path;
 use std::time::Duration;
+use uvn_api::client::Client;
+use uvn_api::message::{self, Request};
 use uvn_dataplane::message::Note;
 
 /// How long the addresses of nodes are waited for.
@@ -56,6 +58,14 @@ pub fn check(file: &Path) -> Result<Vec<Finding>, Box<dyn Error>> {
     let node = netlink.node(&config)?;
     findings.extend(around::warnings(&config, &node, &netlink.rivals(&node)?));
     findings.extend(accounts::findings(&config));
+    findings.extend(pam::lines().into_iter().filter(|line| line.way == Way::Helper).map(|line| {
+        let what = format!(
+            "{}:{}: pam_exec runs `uvn pam`, which is no more: nobody can log in",
+            line.file.display(),
+            line.number
+        );
+        Finding::fault(Id::PamHelper, what, "replace the line by `session required /usr/lib/uvn/pam_uvn.so`")
+    }));
     Ok(findings)
 }
 

@@ -10,6 +10,7 @@ mod ids;
 mod tests;
 
 pub use ids::NoVni;
+pub use uvn_api::host::{Attachment, FILE, MAX_UID, Mode, default_policed};
 
 use crate::network::Network;
 use nix::unistd::geteuid;
@@ -21,15 +22,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use uvn_api::host::{range, ranges};
 use uvn_dataplane::config::{Cidr, Path as Gear};
 use uvn_dataplane::toml_file::{self, ConfigError};
 use uvn_wire::vxlan;
 
-/// Where `uvnd` finds it.
-pub const FILE: &str = "/etc/uvn/uvn.toml";
-/// The largest UID: the next one, 2^32 - 1, means "none" to the kernel.
-pub const MAX_UID: u32 = u32::MAX - 1;
 /// Networks at most, whatever the NAT pool holds.
 pub const MAX_NETWORKS: u32 = 1 << 20;
 
@@ -80,28 +77,6 @@ pub struct Config {
     /// Who may reach beyond the underlay's subnets.
     #[serde(default)]
     pub off_subnet: OffSubnet,
-}
-
-/// See [`Config::mode`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// Sockets are in the user's network, or refused.
-    #[default]
-    Enforce,
-    /// Sockets stay as they are: networks are made, and what would be refused is counted and logged.
-    Observe,
-}
-
-/// See [`Config::attachment`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Attachment {
-    /// It is refused.
-    #[default]
-    Required,
-    /// It goes on, without any network: the user's sockets are refused all the same.
-    Optional,
 }
 
 /// One NIC below the networks.
@@ -238,13 +213,6 @@ impl Default for Nat {
     }
 }
 
-/// The UIDs that are policed if the file does not say.
-#[must_use]
-pub fn default_policed() -> Vec<RangeInclusive<u32>> {
-    // What lies between are system and dynamic users (systemd.io/UIDS-GIDS); from 65536 on there are also the
-    // subordinate UIDs of users' containers, which must not be a way out.
-    vec![1000..=60000, 65536..=MAX_UID]
-}
 fn default_linger() -> u32 {
     60
 }
@@ -314,49 +282,6 @@ fn owned(file: &Path) -> io::Result<()> {
     }
     let remedy = "others than root can change it: `chown root`, `chmod go-w`";
     Err(io::Error::new(io::ErrorKind::PermissionDenied, remedy))
-}
-
-/// A range as it is written: `"1000-60000"`, `"1000"` or `1000`.
-struct Span<T>(RangeInclusive<T>);
-
-impl<T: FromStr + PartialOrd + Copy> FromStr for Span<T> {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (first, last) = text.split_once('-').unwrap_or((text, text));
-        match (first.trim().parse(), last.trim().parse()) {
-            (Ok(first), Ok(last)) if first <= last => Ok(Span(first..=last)),
-            _ => Err(format!("{text:?} is not a range")),
-        }
-    }
-}
-
-impl<'de, T: FromStr + PartialOrd + Copy> Deserialize<'de> for Span<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged, expecting = "not a range")]
-        enum Written {
-            Number(u64),
-            Text(String),
-        }
-        let text = match Written::deserialize(deserializer)? {
-            Written::Number(number) => number.to_string(),
-            Written::Text(text) => text,
-        };
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-fn range<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RangeInclusive<u32>, D::Error> {
-    Span::deserialize(deserializer).map(|Span(range)| range)
-}
-
-fn ranges<'de, D, T>(deserializer: D) -> Result<Vec<RangeInclusive<T>>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: FromStr + PartialOrd + Copy,
-{
-    Ok(Vec::deserialize(deserializer)?.into_iter().map(|Span(range)| range).collect())
 }
 
 /// A subnet, or a single address.

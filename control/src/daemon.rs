@@ -18,7 +18,7 @@ pub use networks::{Networks, STATE, StartError, devices, items, policy};
 
 use crate::config::Config;
 use crate::lockdown;
-use crate::message::{self, Request};
+
 use crate::netlink::{Changes, Monitor, NetlinkError};
 use mio::{Events, Interest, Poll, Token};
 use sd_notify::NotifyState;
@@ -27,6 +27,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use thiserror::Error;
+use uvn_api::message::{self, Request};
 use uvn_dataplane::control::{Control, ControlError, Limits};
 use uvn_dataplane::daemon::{notify, raise_file_limit};
 use uvn_dataplane::toml_file::ConfigError;

@@ -17,7 +17,6 @@ pub use peers::{MAX_BROADCAST, MAX_PREFIXES, Others};
 use crate::network::{Network, Nic};
 use life::is_quiet;
 use mio::{Registry, Token};
-use nix::sys::time::TimeVal;
 use process::Process;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +36,7 @@ use uvn_wire::vxlan::Vni;
 const RUN: &str = "/run/uvn";
 /// How long a data plane may take to answer: longer than it takes to give up on a worker twice (3 seconds each), to add
 /// a network and to take it away again.
-const PATIENCE: TimeVal = TimeVal::new(8, 0);
+const PATIENCE: Duration = Duration::from_secs(8);
 /// How long it may take from its start to its first answer.
 const START: Duration = Duration::from_secs(15);
 /// How often a starting one is looked at.

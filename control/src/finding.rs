@@ -81,6 +81,8 @@ ids! {
     Sockets = "UVN-SOCKETS-TRIAL";
     /// A protocol family that goes past uvn is loaded.
     Family = "UVN-FAMILY-LOADED";
+    /// PAM runs a program that is no more.
+    PamHelper = "UVN-PAM-HELPER";
     /// A loopback service is not reached inside networks.
     Relay = "UVN-RELAY";
     /// A file of uvn's own cannot be written.

@@ -7,7 +7,7 @@
 //! - [`lease`]: who holds which user's network, and until when
 //! - [`plan`]: what the kernel shall hold for a network, and the steps from what it holds
 //! - [`finding`]: what is not as it should be, with an id to alert on
-//! - [`message`]: what is said between `uvnd` and `uvn`, PAM, SPANK
+//! - [`message`]: how a node is doing; [`uvn_api`]: what else is said between `uvnd` and `uvn`, PAM, SPANK
 //!
 //! The kernel and the data plane:
 //! - [`netlink`]: links, addresses, routes, rules
@@ -16,19 +16,18 @@
 //! - [`binding`]: the cgroup programs that keep every socket in its user's network
 //! - [`feed`]: the `uvn-dataplane` of each NIC
 //! - [`limited`]: other programs, for no longer than they may take
+//! - [`pam`]: lines of PAM's configuration that name uvn
 //!
 //! The daemon:
 //! - [`daemon`]: attach, detach, reconcile
 //! - [`demand`]: networks made because a peer sent to them
 //! - [`lockdown`]: what holds when it cannot start
 //! - [`relay`]: services that listen on loopback only, such as the resolver
-//! - [`client`]: who asks it
 //! - [`check`]: does this node do what it promises?
 //! - [`purge`]: takes all of it off the node
 
 pub mod binding;
 pub mod check;
-pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod demand;
@@ -41,6 +40,7 @@ pub mod lockdown;
 pub mod message;
 pub mod netlink;
 pub mod network;
+pub mod pam;
 pub mod peers;
 pub mod plan;
 pub mod purge;

@@ -12,8 +12,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-/// The last configuration that was in force.
-pub const LAST: &str = "/var/lib/uvn/uvn.toml";
+pub use uvn_api::host::LAST;
 
 /// Attaches the socket programs, unless some are, or uvn has never been in force here. Nobody has a network by that.
 ///

@@ -1,13 +1,14 @@
 //! Takes all of uvn off a node.
 
 use crate::binding::{self, Binding};
-use crate::client::Client;
+use crate::config;
 use crate::feed;
 use crate::firewall;
 use crate::limited;
 use crate::lockdown;
-use crate::message::{self, Request};
+use crate::message::Status;
 use crate::netlink::Netlink;
+use crate::pam;
 use crate::plan;
 use crate::sysctl;
 use std::error::Error;
@@ -16,6 +17,8 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use uvn_api::client::Client;
+use uvn_api::message::{self, Request};
 use uvn_dataplane::link;
 
 /// How long `uvnd` may take to end.
@@ -34,6 +37,8 @@ pub struct Purged {
     pub steps: Vec<String>,
     /// What could not be done. The rest was.
     pub errors: Vec<String>,
+    /// What is left to the administrator.
+    pub warnings: Vec<String>,
 }
 
 impl Purged {
@@ -88,6 +93,7 @@ pub fn purge(dry_run: bool) -> Purged {
         }
         _ => Ok(()),
     });
+    purged.warnings = pam::lines().iter().map(left_to_log_in).collect();
     purged
 }
 
@@ -105,10 +111,20 @@ fn disable(unit: &str) -> Result<(), Box<dyn Error>> {
     }
 }
 
+/// PAM does not forget uvn by itself, and refuses policed users as long as their configuration is there.
+fn left_to_log_in(line: &pam::Line) -> String {
+    format!(
+        "{}:{} still names uvn: users cannot log in until you remove that line, or {}",
+        line.file.display(),
+        line.number,
+        config::FILE
+    )
+}
+
 fn stop() -> Result<(), Box<dyn Error>> {
     // One that was killed has left its socket.
     let Ok(client) = Client::connect(message::socket()) else { return Ok(()) };
-    client.ask(&Request::Stop)?;
+    client.ask::<Status>(&Request::Stop)?;
     let end = Instant::now() + PATIENCE;
     while message::socket().exists() {
         if Instant::now() >= end {

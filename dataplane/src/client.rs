@@ -2,15 +2,15 @@
 
 use crate::config::Network;
 use crate::message::{HopState, NetworkState, Reply, Request};
-use crate::protocol::{Connection, Failure, parse_answer, request_packet};
-use nix::sys::time::TimeVal;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use thiserror::Error;
+use uvn_api::protocol::{Connection, Failure, parse_answer, request_packet};
 
 /// Longer than a data plane takes to give up on a worker.
-const PATIENCE: TimeVal = TimeVal::new(10, 0);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a request got no reply.
 #[derive(Debug, Error)]
@@ -53,7 +53,7 @@ impl Client {
     ///
     /// # Errors
     /// Nobody listens at `path`, or nobody takes the connection in that time.
-    pub fn connect_for(path: &Path, patience: TimeVal) -> Result<Client, ClientError> {
+    pub fn connect_for(path: &Path, patience: Duration) -> Result<Client, ClientError> {
         let connection = Connection::open(path, patience)
             .map_err(|source| ClientError::Connect { path: path.into(), source })?;
         Ok(Client { connection })

@@ -2,8 +2,6 @@
 //!
 //! Whatever a peer does costs it its connection, never the service its pace: nothing here waits.
 
-use crate::protocol::{Code, Failure, MAX_BYTES, answer_packet, parse_request};
-use crate::seqpacket;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use nix::sys::socket::sockopt::PeerCredentials;
@@ -21,6 +19,8 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use thiserror::Error;
+use uvn_api::protocol::{Code, Failure, MAX_BYTES, answer_packet, parse_request};
+use uvn_api::seqpacket;
 
 /// Connections at a time, of all users but root together and of each: a program needs one.
 const MAX_OTHERS: usize = 256;

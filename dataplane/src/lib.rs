@@ -28,7 +28,7 @@
 //! Around the workers:
 //!
 //! - [`config`], [`toml_file`]: the TOML file, and how it is read
-//! - [`message`]: the control protocol; [`protocol`], [`seqpacket`]: how one is packed
+//! - [`message`]: the control protocol; [`uvn_api`]: how one is packed
 //! - [`control`], [`client`]: the two ends of the control socket
 //! - [`service`]: the thread that owns them all: set-up, changes, life cycle
 //! - [`capture`]: what a network sends and receives, for a human
@@ -65,14 +65,12 @@ pub mod message;
 pub mod networks;
 pub mod outer;
 pub mod port;
-pub mod protocol;
 pub mod queues;
 pub mod redirect;
 pub mod ring;
 pub mod rivals;
 pub mod rotation;
 pub mod route;
-pub mod seqpacket;
 pub mod service;
 pub mod shortcut;
 pub mod slow_path;

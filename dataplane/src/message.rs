@@ -1,4 +1,4 @@
-//! What is said over the data plane's control socket, as [`crate::protocol`] packs it.
+//! What is said over the data plane's control socket, as [`uvn_api::protocol`] packs it.
 //!
 //! An endpoint's file descriptors travel beside `add_network` by SCM_RIGHTS.
 

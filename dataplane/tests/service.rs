@@ -16,9 +16,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use uvn_api::protocol::Code;
 use uvn_dataplane::config::Vtep;
 use uvn_dataplane::message::{Reply, Request};
-use uvn_dataplane::protocol::Code;
 
 #[test]
 fn a_network_comes_by_the_socket_and_goes() {
@@ -113,7 +113,7 @@ fn frames_for_networks_that_are_not_here_are_told() {
 
 #[test]
 fn only_root_is_served_and_bad_peers_cost_nobody_else() {
-    use uvn_dataplane::seqpacket;
+    use uvn_api::seqpacket;
     let mut rig = Rig::new("peers");
     let network = rig.network();
     let client = rig.start(&network);

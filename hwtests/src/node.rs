@@ -277,7 +277,7 @@ fn copy_programs() -> PathBuf {
     std::fs::create_dir_all(&folder).unwrap();
     let test = std::env::current_exe().unwrap();
     let built = test.ancestors().nth(2).unwrap();
-    for name in ["uvnd", "uvn", "uvn-dataplane", "uvn-probe", "libspank_uvn.so"] {
+    for name in ["uvnd", "uvn", "uvn-dataplane", "uvn-probe", "libspank_uvn.so", "libpam_uvn.so"] {
         let program = built.join(name);
         assert!(program.exists(), "{} is missing: cargo build --workspace --bins --lib", program.display());
         std::fs::copy(program, folder.join(name)).unwrap();

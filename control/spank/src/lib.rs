@@ -20,11 +20,9 @@ compile_error!("a panic would end slurmstepd: cargo build --profile plugin --pac
 #[cfg(not(test))]
 mod slurm;
 
-use std::path::PathBuf;
 use std::time::Duration;
-use uvn_control::client::Client;
-use uvn_control::config::{self, Config};
-use uvn_control::message::{self, Claim};
+use uvn_api::host::Host;
+use uvn_api::message::Claim;
 
 /// How long `uvnd` may take, unless plugstack.conf says otherwise.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -71,26 +69,9 @@ impl Step {
     }
 
     /// Makes sure that its user is not policed or has a network, which the process `pid` then holds.
-    fn attach(self, uvnd: &Uvnd, patience: Duration, pid: i32) -> Result<(), String> {
-        // Asked first, so that nothing that is wrong with uvnd is in the way of those who do not need it.
-        if self.uid == 0 || Config::load(&uvnd.config).is_ok_and(|config| !config.is_policed(self.uid)) {
-            return Ok(());
-        }
+    fn attach(self, host: &Host, patience: Duration, pid: i32) -> Result<(), String> {
         let claim = Claim::Job { job: self.name(), pid };
-        let asked = Client::within(&uvnd.socket, patience).and_then(|client| client.attach(self.uid, claim));
-        asked.map(drop).map_err(|error| error.to_string())
-    }
-}
-
-/// Where `uvnd` is.
-struct Uvnd {
-    socket: PathBuf,
-    config: PathBuf,
-}
-
-impl Default for Uvnd {
-    fn default() -> Self {
-        Uvnd { socket: message::socket().into(), config: config::FILE.into() }
+        host.attach(self.uid, claim, patience).map(drop).map_err(|refused| refused.to_string())
     }
 }
 
@@ -99,6 +80,7 @@ mod tests {
     use super::*;
     use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
     use std::os::fd::{AsRawFd, OwnedFd};
+    use std::path::PathBuf;
 
     #[test]
     fn options_are_those_that_are_documented() {
@@ -134,8 +116,9 @@ mod tests {
             Silent { folder, _socket: socket }
         }
 
-        fn uvnd(&self) -> Uvnd {
-            Uvnd { socket: self.folder.join("uvnd.sock"), config: self.folder.join("uvn.toml") }
+        fn host(&self) -> Host {
+            let at = |name: &str| self.folder.join(name);
+            Host { socket: at("uvnd.sock"), file: at("uvn.toml"), last: at("last.toml"), pins: at("pins") }
         }
     }
 
@@ -149,25 +132,25 @@ mod tests {
     fn an_uvnd_that_hangs_costs_no_more_than_the_patience() {
         let silent = Silent::new("hangs");
         let step = Step { uid: 1000, job: 1, step: 0 };
-        // The end of the patience and nothing else: EAGAIN of the socket (socket(7), SO_RCVTIMEO).
-        let reason = step.attach(&silent.uvnd(), Duration::from_millis(200), 1).unwrap_err();
-        assert!(reason.contains("Resource temporarily unavailable"), "{reason}");
+        let reason = step.attach(&silent.host(), Duration::from_millis(200), 1).unwrap_err();
+        assert!(reason.contains("no answer within 0.2 s"), "{reason}");
     }
 
     #[test]
     fn without_uvnd_only_those_who_are_policed_fail() {
         let silent = Silent::new("gone");
-        let uvnd = Uvnd { socket: silent.folder.join("nobody"), ..silent.uvnd() };
+        let host = Host { socket: silent.folder.join("nobody"), ..silent.host() };
         let config = "policed = [\"1000-1999\"]\n[[underlay]]\nsubnets = [\"10.0.0.0/24\"]\n[peers]\nnodes = [\"n1\"]\n";
-        std::fs::write(&uvnd.config, config).unwrap();
-        let attach = |uid| Step { uid, job: 1, step: 0 }.attach(&uvnd, PATIENCE, 1);
+        std::fs::write(&host.file, config).unwrap();
+        let attach = |uid| Step { uid, job: 1, step: 0 }.attach(&host, PATIENCE, 1);
         assert_eq!(attach(0), Ok(()));
         assert_eq!(attach(999), Ok(()));
         let reason = attach(1000).unwrap_err();
         assert!(reason.contains("nobody"), "{reason}");
-        // Who is policed is not known: nobody but root passes.
-        std::fs::write(&uvnd.config, "policed = 5\n").unwrap();
+        // The file does not tell who is policed: the defaults do.
+        std::fs::write(&host.file, "policed = 5\n").unwrap();
         assert_eq!(attach(0), Ok(()));
-        attach(999).unwrap_err();
+        assert_eq!(attach(999), Ok(()));
+        attach(1000).unwrap_err();
     }
 }

@@ -1,10 +1,11 @@
 //! What Slurm calls, and what we call of Slurm (slurm/spank.h; the same from 20.11 on).
 #![allow(unsafe_code, reason = "Slurm's interface is C")]
 
-use crate::{Options, Step, Uvnd};
+use crate::{Options, Step};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::panic::catch_unwind;
 use std::sync::OnceLock;
+use uvn_api::host::Host;
 
 /// What the loader asks for by name (plugin.c, `_verify_syms`).
 #[unsafe(no_mangle)]
@@ -95,7 +96,7 @@ fn attach(spank: Spank, argc: c_int, argv: *const *const c_char) -> Result<(), S
     }
     let options = Options::parse(words.iter().map(AsRef::as_ref))?;
     let step = Step { uid: item(spank, UID)?, job: item(spank, JOB)?, step: item(spank, STEP)? };
-    step.attach(&Uvnd::default(), options.patience, std::process::id().cast_signed())
+    step.attach(&Host::default(), options.patience, std::process::id().cast_signed())
 }
 
 /// One of the items that are a 32-bit integer: [`UID`], [`JOB`], [`STEP`], [`TASK`].

@@ -3,6 +3,7 @@
 use super::{Config, VniRange};
 use std::ops::RangeInclusive;
 use thiserror::Error;
+use uvn_api::host::is_policed;
 use uvn_wire::vxlan::Vni;
 
 /// Why a UID has no VNI.
@@ -51,8 +52,7 @@ impl Config {
     /// Whether a UID's sockets are bound to its network.
     #[must_use]
     pub fn is_policed(&self, uid: u32) -> bool {
-        let within = |ranges: &[RangeInclusive<u32>]| ranges.iter().any(|range| range.contains(&uid));
-        within(&self.policed) && !within(&self.exempt)
+        is_policed(uid, &self.policed, &self.exempt)
     }
 
     /// The policed UIDs in ascending ranges that neither touch nor overlap, exemptions cut out.

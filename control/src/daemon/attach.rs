@@ -5,7 +5,6 @@ use crate::demand::{Refusal, received};
 use crate::feed::Feed;
 use crate::finding::Id;
 use crate::lease::{self, Attached, Kind, Lease, Process, process, state};
-use crate::message::{Claim, Outcome, Release};
 use crate::network::Network;
 use crate::plan::{self, Item, Step};
 use mio::Token;
@@ -13,6 +12,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use uvn_api::message::{Claim, Outcome, Release};
 use uvn_wire::vxlan::Vni;
 
 /// How long one turn may take networks down: logins wait meanwhile.

@@ -8,7 +8,7 @@ use crate::network::{Network, Nic};
 use crate::peers;
 use crate::plan::{self, Step};
 use std::time::Instant;
-use uvn_dataplane::protocol::{Code, Failure};
+use uvn_api::protocol::{Code, Failure};
 use uvn_dataplane::toml_file::ConfigError;
 
 impl Networks {

@@ -2,11 +2,12 @@
 
 use super::networks::{AttachError, Networks};
 use crate::lease::{self, Held, LeaseError};
-use crate::message::{NetworkState, Reply, Request};
+use crate::message::Reply;
 use crate::plan::Step;
 use std::time::Duration;
+use uvn_api::message::{NetworkState, Request};
+use uvn_api::protocol::{Code, Failure, fitting};
 use uvn_dataplane::control::Peer;
-use uvn_dataplane::protocol::{Code, Failure, fitting};
 
 impl From<AttachError> for Failure {
     fn from(error: AttachError) -> Failure {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::protocol::{self, Code, Failure, MAX_BYTES, fitting, request_packet};
+use uvn_api::protocol::{self, Code, Failure, MAX_BYTES, fitting, request_packet};
 
 fn parse(bytes: &[u8]) -> Result<Request, Failure> {
     protocol::parse_request(bytes)

@@ -5,7 +5,6 @@ use crate::config::{Network, allowed, check_peers};
 use crate::device::{EndpointSource, Plan};
 use crate::message::{Reply, Request};
 use crate::networks::Entry;
-use crate::protocol::{Code, Failure};
 use crate::queues::Stuck;
 use crate::tables::Vteps;
 use crate::toml_file::Invalid;
@@ -14,6 +13,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use uvn_api::protocol::{Code, Failure};
 use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::Vni;
 

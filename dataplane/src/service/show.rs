@@ -3,7 +3,6 @@
 use super::Service;
 use crate::message::{Counts, HopState, NetworkState, Reply, Residency, Summary, UnknownVni, WorkerState};
 use crate::networks::Entry;
-use crate::protocol::{Code, Failure, fitting};
 use crate::queues::Queues;
 use crate::shortcut::Shortcut;
 use crate::worker::{Command, Report};
@@ -13,6 +12,7 @@ use hdrhistogram::Histogram;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering::Acquire;
 use std::time::{Duration, Instant};
+use uvn_api::protocol::{Code, Failure, fitting};
 use uvn_wire::xdp::Verdict;
 
 impl Service {

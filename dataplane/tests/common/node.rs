@@ -12,10 +12,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
+use uvn_api::protocol::Failure;
 use uvn_dataplane::client::{Client, ClientError};
 use uvn_dataplane::config::Network;
 use uvn_dataplane::message::{Reply, Request, Summary};
-use uvn_dataplane::protocol::Failure;
 use uvn_dataplane::tap::Tap;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_uvn-dataplane");

@@ -13,10 +13,12 @@ use uvn_hwtests::node::{add_user, program};
 
 /// One key for everybody and every host: what is tested comes after it.
 const KEY: &str = "/run/login-key";
+/// Where the README has it installed.
+pub const MODULE: &str = "/usr/lib/uvn/pam_uvn.so";
 /// What a shell writes when it has run what it was given.
 const DONE: &str = "--done--";
 
-/// Where the lines for `uvn pam` stands in Debian's common-session.
+/// Where the line of uvn's module stands in Debian's common-session.
 #[derive(Debug, Clone, Copy)]
 pub enum Position {
     /// Before pam_systemd.so, which moves the process to a cgroup of the session.
@@ -28,18 +30,19 @@ pub enum Position {
 
 /// Adds the two lines that the README tells to add, as often as one likes.
 pub fn set_up_pam(position: Position) {
-    fs::copy(program("uvn"), "/usr/bin/uvn").unwrap();
-    let line = "session required pam_exec.so seteuid stdout /usr/bin/uvn pam";
+    fs::create_dir_all("/usr/lib/uvn").unwrap();
+    fs::copy(program("libpam_uvn.so"), MODULE).unwrap();
+    let line = format!("session required {MODULE}");
     for file in ["common-session", "common-session-noninteractive"] {
         let file = Path::new("/etc/pam.d").join(file);
         let old = fs::read_to_string(&file).unwrap();
-        let mut lines: Vec<&str> = old.lines().filter(|old| !old.contains("pam_exec.so")).collect();
+        let mut lines: Vec<&str> = old.lines().filter(|old| !old.contains("pam_uvn.so")).collect();
         let systemd = lines.iter().position(|line| line.contains("pam_systemd.so")).unwrap_or(lines.len());
         let place = match position {
             Position::First => systemd,
             Position::Last => lines.len(),
         };
-        lines.insert(place, line);
+        lines.insert(place, &line);
         fs::write(&file, lines.join("\n") + "\n").unwrap();
     }
 }

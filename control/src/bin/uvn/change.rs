@@ -5,8 +5,9 @@ use serde_json::json;
 use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
-use uvn_control::client::{Client, ClientError};
-use uvn_control::message::{self, Claim, Outcome, Release, Reply, Request};
+use uvn_api::client::{Client, ClientError};
+use uvn_api::message::{self, Claim, Outcome, Release, Request};
+use uvn_control::message::Reply;
 use uvn_control::purge;
 
 type Done = Result<ExitCode, Box<dyn Error>>;
@@ -59,7 +60,10 @@ pub fn purge(dry_run: bool, as_json: bool) -> Done {
     for error in &purged.errors {
         eprintln!("uvn: {error}");
     }
-    let whole = json!({ "steps": purged.steps, "errors": purged.errors });
+    for warning in &purged.warnings {
+        eprintln!("uvn: warning: {warning}");
+    }
+    let whole = json!({ "steps": purged.steps, "errors": purged.errors, "warnings": purged.warnings });
     print(as_json, whole, &text, &purged.steps)?;
     Ok(ExitCode::from(u8::from(!purged.errors.is_empty())))
 }

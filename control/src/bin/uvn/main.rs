@@ -1,8 +1,7 @@
-//! `uvn`: asks `uvnd`, checks the node, and speaks for PAM.
+//! `uvn`: asks `uvnd`, and checks the node.
 
 mod change;
 mod exec;
-mod pam;
 mod show;
 mod user;
 
@@ -75,12 +74,6 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// For pam_exec: a session opens or closes (PAM_TYPE, PAM_USER).
-    Pam {
-        /// The configuration of uvnd.
-        #[arg(long, default_value = uvn_control::config::FILE)]
-        config: PathBuf,
-    },
     /// Has uvnd read its configuration again. A bad one is refused, and the old one kept.
     Reload {
         #[command(flatten)]
@@ -135,7 +128,6 @@ fn main() -> ExitCode {
         Command::Status { output } => show::status(output.json),
         Command::Check { config, output } => show::check(&config, output.json),
         Command::Exec { user, command } => exec::exec(&user, &command),
-        Command::Pam { config } => return pam::pam(&config),
         Command::Reload { output, force, dry_run } => change::reload(dry_run, force, output.json),
         Command::Purge { output, dry_run } => change::purge(dry_run, output.json),
     };
@@ -150,8 +142,8 @@ fn main() -> ExitCode {
 
 /// 2 for what the user of this program got wrong, 1 for the rest.
 fn exit_code(error: &(dyn Error + 'static)) -> u8 {
-    use uvn_control::client::ClientError;
-    use uvn_dataplane::protocol::Code;
+    use uvn_api::client::ClientError;
+    use uvn_api::protocol::Code;
     use uvn_dataplane::toml_file::ConfigError;
     let usage = match error.downcast_ref() {
         Some(ClientError::Refused(failure)) => failure.code == Code::Invalid,

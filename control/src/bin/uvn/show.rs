@@ -5,10 +5,11 @@ use std::error::Error;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use uvn_api::client::{Client, ClientError};
+use uvn_api::message::{self, Request};
 use uvn_control::check;
-use uvn_control::client::{Client, ClientError};
 use uvn_control::feed;
-use uvn_control::message::{self, NicState, Refused, Reply, Request, Status};
+use uvn_control::message::{NicState, Refused, Reply, Status};
 
 use uvn_dataplane::message::{Counts, ENDPOINT_FULL};
 

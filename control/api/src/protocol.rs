@@ -4,15 +4,14 @@
 //! `{"version": 1, "error": {"code": ..., "message": ...}}`. A connection has one request under way at a time.
 
 use crate::seqpacket;
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, setsockopt, socket, sockopt,
-};
-use nix::sys::time::TimeVal;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::error::Error;
+use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 /// The one version that this build speaks.
 pub const VERSION: u32 = 1;
@@ -20,8 +19,7 @@ pub const VERSION: u32 = 1;
 pub const MAX_BYTES: usize = 64 << 10;
 
 /// Why a request failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{message}")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Failure {
     /// For programs.
@@ -47,6 +45,14 @@ pub enum Code {
     /// The kernel refused, or a worker does not answer.
     Failed,
 }
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for Failure {}
 
 impl Failure {
     /// One failure.
@@ -167,16 +173,12 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects; `patience` bounds every wait from then on.
+    /// Connects; `patience` bounds that and each wait from then on.
     ///
     /// # Errors
-    /// Nobody listens at `path`, or it is closed to us.
-    pub fn open(path: &Path, patience: TimeVal) -> io::Result<Connection> {
-        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
-        setsockopt(&socket, sockopt::ReceiveTimeout, &patience)?;
-        setsockopt(&socket, sockopt::SendTimeout, &patience)?;
-        connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-        Ok(Connection { socket })
+    /// Nobody listens at `path`, it is closed to us, or patience ended: WouldBlock.
+    pub fn open(path: &Path, patience: Duration) -> io::Result<Connection> {
+        Ok(Connection { socket: seqpacket::connect(path, patience)? })
     }
 
     /// Sends a request's packet and waits for the one that answers it.
@@ -215,7 +217,7 @@ impl Connection {
     /// # Errors
     /// The kernel's.
     pub fn process(&self) -> io::Result<i32> {
-        Ok(getsockopt(&self.socket, sockopt::PeerCredentials)?.pid())
+        seqpacket::peer(self.socket.as_fd())
     }
 }
 

@@ -1,12 +1,16 @@
 //! One packet of a Unix SOCK_SEQPACKET socket with the file descriptors beside it (unix(7), SCM_RIGHTS).
 
-// recvmsg(2) and sendmsg(2) with control data: the safe wrappers lose track of descriptors when control data is cut.
+// recvmsg(2) and sendmsg(2) with control data: the safe wrappers lose track of descriptors when control data is cut. The
+// rest, for sshd's sake: the standard library has no such sockets.
 #![allow(unsafe_code)]
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::{size_of, zeroed};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::ptr;
+use std::time::{Duration, Instant};
 
 /// SCM_MAX_FD (include/net/scm.h): the kernel passes no more in one packet.
 const SCM_MAX_FD: usize = 253;
@@ -26,6 +30,88 @@ pub struct Packet {
     pub fds: Vec<OwnedFd>,
     /// The packet was longer than the buffer, or not all of its descriptors could be received.
     pub cut: bool,
+}
+
+/// Connects to whoever listens at `path`. That, and what is sent or received from then on, takes no longer than `patience`.
+///
+/// # Errors
+/// WouldBlock when that has ended; otherwise the kernel's.
+pub fn connect(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
+    let start = Instant::now();
+    let address = address(path)?;
+    // SAFETY: socket(2) takes three integers.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just opened it for this process, and nobody else knows of it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    bound(socket.as_fd(), libc::SO_SNDTIMEO, patience)?;
+    retry(|| {
+        let length = size_of_val(&address) as libc::socklen_t;
+        // SAFETY: `address` is a whole sockaddr_un, and outlives the call.
+        unsafe { libc::connect(fd, ptr::from_ref(&address).cast(), length) as isize }
+    })?;
+    bound(socket.as_fd(), libc::SO_RCVTIMEO, patience.saturating_sub(start.elapsed()))?;
+    Ok(socket)
+}
+
+/// A socket's name in the file system (unix(7)).
+fn address(path: &Path) -> io::Result<libc::sockaddr_un> {
+    // SAFETY: a sockaddr_un of zeros is valid.
+    let mut address: libc::sockaddr_un = unsafe { zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    let bytes = path.as_os_str().as_bytes();
+    // The last byte stays zero. An empty name, or one that begins with zero, is none of a file.
+    if bytes.len() >= address.sun_path.len() || bytes.first().is_none_or(|byte| *byte == 0) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = from.cast_signed();
+    }
+    Ok(address)
+}
+
+/// Bounds waits on a socket (socket(7)); zero would be for ever.
+fn bound(socket: BorrowedFd<'_>, option: libc::c_int, time: Duration) -> io::Result<()> {
+    let time = time.max(Duration::from_millis(1));
+    let time = libc::timeval {
+        tv_sec: time.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_usec: time.subsec_micros().into(),
+    };
+    let length = size_of_val(&time) as libc::socklen_t;
+    // SAFETY: both options take a timeval, which outlives the call.
+    let status = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, ptr::from_ref(&time).cast(), length)
+    };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The process at the other end: of a client's socket, who called listen(2).
+///
+/// # Errors
+/// The kernel's.
+pub fn peer(socket: BorrowedFd<'_>) -> io::Result<i32> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = size_of_val(&peer) as libc::socklen_t;
+    // SAFETY: SO_PEERCRED writes a ucred, for which there is room, and both outlive the call.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            ptr::from_mut(&mut peer).cast(),
+            &mut length,
+        )
+    };
+    if status == 0 { Ok(peer.pid) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether this process acts as root.
+#[must_use]
+pub fn is_root() -> bool {
+    // SAFETY: geteuid(2) takes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
 }
 
 /// Receives one packet; never waits if `wait` is false.
