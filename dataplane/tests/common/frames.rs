@@ -98,14 +98,14 @@ pub fn fragment(frame: &[u8], range: Range<usize>, more: bool) -> Vec<u8> {
     payload.resize(payload.len().max(range.end), 0);
     let mut part = frame[..header].to_vec();
     if v6 {
-        let offset = range.start as u16 | u16::from(more);
+        let offset = (range.start as u16) | u16::from(more);
         let label = [part[15], part[16], part[17]];
         let [high, low] = offset.to_be_bytes();
         part.extend([part[20], 0, high, low, 0, label[0] & 15, label[1], label[2]]);
         part[20] = 44;
         part[18..20].copy_from_slice(&(range.len() as u16 + 8).to_be_bytes());
     } else {
-        let offset = range.start as u16 / 8 | u16::from(more) << 13;
+        let offset = (range.start as u16 / 8) | (u16::from(more) << 13);
         part[16..18].copy_from_slice(&(range.len() as u16 + 20).to_be_bytes());
         part[20..22].copy_from_slice(&offset.to_be_bytes());
         part[24..26].fill(0);

@@ -416,6 +416,28 @@ mod tests {
     }
 
     #[test]
+    fn pieces() {
+        let piece = |identification, offset, length, more| Some(Piece { identification, offset, length, more });
+        let of = |frame: &[u8]| ip(frame).piece(frame);
+        assert_eq!(of(&v4(protocol::UDP, ipv4::DONT_FRAGMENT, &PORTS)), None);
+        assert_eq!(of(&v4(protocol::UDP, ipv4::MORE_FRAGMENTS, &PORTS)), piece(7, 0, 8, true));
+        let mut padded = v4(protocol::UDP, ipv4::MORE_FRAGMENTS | 3, &PORTS);
+        padded.resize(60, 0);
+        assert_eq!(of(&padded), piece(7, 24, 8, true));
+        assert_eq!(of(&v4(protocol::UDP, 185, &PORTS[..3])), piece(7, 1480, 3, false));
+
+        let options = |next: u8| [next, 0, 1, 4, 0, 0, 0, 0];
+        let header = |next: u8, offset: u8| [next, 0, 0, offset, 0, 0, 0, 9];
+        assert_eq!(of(&v6(60, &[options(protocol::UDP), PORTS].concat())), None);
+        assert_eq!(of(&v6(extension::FRAGMENT, &[header(17, 0), PORTS].concat())), piece(9, 0, 8, false));
+        // Options before the fragment header are no part of what is cut, those behind it are.
+        let chain = [options(extension::FRAGMENT), header(60, 1), options(17), PORTS].concat();
+        assert_eq!(of(&v6(extension::HOP_BY_HOP, &chain)), piece(9, 0, 16, true));
+        let chain = [options(extension::FRAGMENT), header(60, 16), options(17)].concat();
+        assert_eq!(of(&v6(extension::HOP_BY_HOP, &chain)), piece(9, 16, 8, false));
+    }
+
+    #[test]
     fn ipv4_lengths() {
         let frame = v4(protocol::UDP, 0, &PORTS);
         for length in 0..frame.len() {
@@ -515,6 +537,9 @@ mod tests {
                 if let Packet::Ip(ip) = packet {
                     prop_assert!(ip.end() <= frame.len());
                     prop_assert_eq!(ip.transport, &frame[ip.offset..ip.end()]);
+                    let piece = ip.piece(&frame);
+                    prop_assert_eq!(piece.is_some(), ip.fragment != Fragment::None);
+                    prop_assert!(piece.is_none_or(|piece| piece.length <= frame.len()));
                 }
             }
         }
