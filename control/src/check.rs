@@ -324,7 +324,9 @@ mod tests {
             networks: 0,
             leases: 0,
             verdicts: Vec::new(),
-            warnings: Vec::new(),
+            observes: false,
+            refused: Vec::new(),
+            findings: Vec::new(),
         }
     }
 

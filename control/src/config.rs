@@ -10,7 +10,7 @@ mod ids;
 mod tests;
 
 pub use ids::NoVni;
-pub use uvn_api::host::{Attachment, FILE, MAX_UID, Mode, default_policed};
+pub use uvn_api::host::{Attachment, FILE, MAX_UID, Mode, default_admins, default_policed};
 
 use crate::network::Network;
 use nix::unistd::geteuid;
@@ -46,6 +46,9 @@ pub struct Config {
     /// Whether a login or job is refused when its network cannot be made.
     #[serde(default)]
     pub attachment: Attachment,
+    /// Groups of administrators: they log in without a network, too, to mend what is broken.
+    #[serde(default = "default_admins")]
+    pub admins: Vec<String>,
     /// How long a network stays after its last lease, seconds.
     #[serde(default = "default_linger")]
     pub linger_s: u32,

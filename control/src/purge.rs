@@ -99,15 +99,20 @@ pub fn purge(dry_run: bool) -> Purged {
 
 /// Whether systemd starts a unit at boot.
 fn is_enabled(unit: &str) -> bool {
-    let asked = limited::output(Command::new("systemctl").args(["is-enabled", "--quiet", unit]), &[], PATIENCE);
+    let asked =
+        limited::output(Command::new("systemctl").args(["is-enabled", "--quiet", unit]), &[], PATIENCE);
     Path::new(SYSTEMD).exists() && asked.is_ok_and(|output| output.status.success())
 }
 
 fn disable(unit: &str) -> Result<(), Box<dyn Error>> {
-    let output = limited::output(Command::new("systemctl").args(["disable", "--quiet", unit]), &[], PATIENCE)?;
+    let output =
+        limited::output(Command::new("systemctl").args(["disable", "--quiet", unit]), &[], PATIENCE)?;
     match output.status.success() {
         true => Ok(()),
-        false => Err(format!("systemctl disable {unit}: {}", String::from_utf8_lossy(&output.stderr).trim()).into()),
+        false => {
+            Err(format!("systemctl disable {unit}: {}", String::from_utf8_lossy(&output.stderr).trim())
+                .into())
+        }
     }
 }
 

@@ -124,6 +124,7 @@ fn devices(uid: u32) -> Devices {
 
 fn policy() -> Policy {
     Policy {
+        observe: false,
         policed: vec![1000..=1000, 1001..=60000],
         service_ports: vec![6817..=6818],
         srun_ports: vec![60001..=60010],

@@ -229,7 +229,7 @@ fn the_status_names_the_networks_whose_endpoints_drop() {
     let process = Pid::from_raw(pid());
     kill(process, Signal::SIGSTOP).unwrap();
     // It stops when it has time to, and the device has room for some.
-    let (lost, start) = (|| link::tx_dropped("uvn1000.0").unwrap(), Instant::now());
+    let (lost, start) = (|| link::sending("uvn1000.0").unwrap().dropped, Instant::now());
     let before = lost();
     while lost() - before < 1000 && start.elapsed() < PATIENCE {
         for _ in 0..1000 {

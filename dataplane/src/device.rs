@@ -2,7 +2,7 @@
 //! outlives its workers.
 
 use crate::config::{Cidr, Device, DeviceKind};
-use crate::link::{self, LinkError};
+use crate::link::{self, LinkError, Sending};
 use crate::message::Place;
 use crate::port::{Endpoint, Offloads, VnetHeader};
 use crate::tap::{Tap, TapError};
@@ -135,7 +135,7 @@ impl EndpointSource {
 
     fn new(made: Option<Device>, parts: Parts) -> EndpointSource {
         let source = EndpointSource { made, without_ipv6: false, mended: 0, dropped: 0, parts };
-        EndpointSource { dropped: source.state().1, ..source }
+        EndpointSource { dropped: source.sending().dropped, ..source }
     }
 
     /// An endpoint of no queues.
@@ -266,10 +266,10 @@ impl EndpointSource {
     /// Whether the device is up, and how many frames of the user were dropped before a worker could read them, since it is
     /// in use: its queue was full.
     #[must_use]
-    pub fn state(&self) -> (bool, u64) {
-        let state = self.there(link::tx_dropped).ok().and_then(Result::ok);
-        let (up, dropped) = state.unwrap_or((true, 0));
-        (up, dropped.saturating_sub(self.dropped))
+    pub fn sending(&self) -> Sending {
+        let now = self.there(link::sending).ok().and_then(Result::ok);
+        let Sending { up, dropped } = now.unwrap_or(Sending { up: true, dropped: 0 });
+        Sending { up, dropped: dropped.saturating_sub(self.dropped) }
     }
 
     /// Does `work` with the device's name, in its network namespace.

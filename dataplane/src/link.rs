@@ -200,18 +200,27 @@ pub fn at(index: u32) -> Result<Link, LinkError> {
     found.ok_or(LinkError::NotFound(name))
 }
 
-/// Whether a device is up, and how many frames it has dropped instead of sending them.
+/// How a device's sending stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sending {
+    /// Whether it is up.
+    pub up: bool,
+    /// Frames dropped instead of sent.
+    pub dropped: u64,
+}
+
+/// How a device's sending stands.
 ///
 /// # Errors
 /// No such device, or the kernel's refusal.
-pub fn tx_dropped(name: &str) -> Result<(bool, u64), LinkError> {
+pub fn sending(name: &str) -> Result<Sending, LinkError> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.into()));
     let answers = ask(name, "look-up", RouteNetlinkMessage::GetLink(message), 0)?;
     let counts = answers.into_iter().find_map(|answer| match answer {
         RouteNetlinkMessage::NewLink(link) => link.attributes.iter().find_map(|attribute| match attribute {
             LinkAttribute::Stats64(stats) => {
-                Some((link.header.flags.contains(LinkFlags::Up), stats.tx_dropped))
+                Some(Sending { up: link.header.flags.contains(LinkFlags::Up), dropped: stats.tx_dropped })
             }
             _ => None,
         }),

@@ -6,6 +6,7 @@
 //! started is a reason to refuse, and so is a purged uvn as long as `uvn.toml` is there, which says that it is wanted.
 
 use crate::client::{Client, ClientError};
+use crate::groups::is_member;
 use crate::message::{self, Claim, Outcome, Release, Request};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
@@ -40,6 +41,9 @@ pub struct Policy {
     /// Whether anybody is refused anything.
     #[serde(default)]
     pub mode: Mode,
+    /// Groups of administrators: they get in without a network, too, to mend what is broken.
+    #[serde(default = "default_admins")]
+    pub admins: Vec<String>,
 }
 
 /// See [`Policy::mode`].
@@ -72,6 +76,12 @@ pub fn default_policed() -> Vec<RangeInclusive<u32>> {
     vec![1000..=60000, 65536..=MAX_UID]
 }
 
+/// The groups of administrators if the file does not say; those that there are count.
+#[must_use]
+pub fn default_admins() -> Vec<String> {
+    ["wheel", "sudo"].map(String::from).into()
+}
+
 /// Whether a UID is in `policed` and not in `exempt`.
 #[must_use]
 pub fn is_policed(uid: u32, policed: &[RangeInclusive<u32>], exempt: &[RangeInclusive<u32>]) -> bool {
@@ -81,7 +91,13 @@ pub fn is_policed(uid: u32, policed: &[RangeInclusive<u32>], exempt: &[RangeIncl
 
 impl Default for Policy {
     fn default() -> Policy {
-        Policy { policed: default_policed(), exempt: Vec::new(), attachment: Attachment::default(), mode: Mode::default() }
+        Policy {
+            policed: default_policed(),
+            exempt: Vec::new(),
+            attachment: Attachment::default(),
+            mode: Mode::default(),
+            admins: default_admins(),
+        }
     }
 }
 
@@ -147,6 +163,9 @@ impl Host {
         match Client::within(&self.socket, patience).and_then(|client| client.attach(uid, claim)) {
             // `uvnd` logs the reason.
             Err(_) if !policy.polices(uid) || policy.mode == Mode::Observe => Ok(Outcome::NotPoliced),
+            Err(reason) if is_member(uid, &policy.admins) => {
+                Err(Refused { reason, attachment: Attachment::Optional })
+            }
             asked => asked.map_err(|reason| Refused { reason, attachment: policy.attachment }),
         }
     }

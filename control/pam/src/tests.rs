@@ -143,6 +143,15 @@ fn a_broken_file_leaves_the_last_one_in_force() {
 }
 
 #[test]
+fn administrators_get_in_without_a_network() {
+    // The user database has both users, each in the group of the same name.
+    let node = Node::with("admins", "policed = [\"1-2\"]\nadmins = [\"no-such-group\", \"daemon\"]\n");
+    node.crash();
+    assert!(matches!(node.open(1, LONG), Opened::Without(words) if words.contains("no network")));
+    refused(node.open(2, LONG), "systemctl start uvnd");
+}
+
+#[test]
 fn an_uvn_that_observes_keeps_nobody_out() {
     let node = Node::with("observes", "mode = \"observe\"\n");
     assert_eq!(node.open(1000, SHORT), Opened::Inside);

@@ -1,6 +1,6 @@
 //! Who is not policed, though they can log in or have processes; and groups that the configuration names in vain.
 
-use crate::config::{Config, Group};
+use crate::config::{Config, Group, default_admins};
 use crate::finding::{Finding, Id};
 use crate::lease::process;
 use crate::limited;
@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
+use uvn_api::groups::gid;
 
 /// How long the user database may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -77,8 +78,9 @@ fn with_shell(line: &str) -> Option<(u32, String)> {
 /// What a group decides is decided as if nobody were in it; of a denied one, as if everybody were.
 fn unknown_groups(config: &Config) -> Option<Finding> {
     let lists = [&config.off_subnet.allow_groups, &config.off_subnet.deny_groups];
-    let unknown: Vec<String> =
-        lists.into_iter().flatten().filter(|group| !group.exists()).map(Group::to_string).collect();
+    let unknown = lists.into_iter().flatten().filter(|group| !group.exists()).map(Group::to_string);
+    let admins = config.admins.iter().filter(|_| config.admins != default_admins());
+    let unknown: Vec<String> = unknown.chain(admins.filter(|name| gid(name).is_none()).cloned()).collect();
     (!unknown.is_empty()).then(|| {
         let what = format!(
             "no such group: {}; until `deny_groups` are known, nobody reaches off-subnet",

@@ -110,7 +110,10 @@ mod tests {
     #[test]
     fn a_device_that_answers_for_the_nic_is_named() {
         let said = attracts(&Rival { device: "em2".into(), nic: "em1".into() }).to_string();
-        assert!(said.starts_with("warning: UVN-ARP-RIVAL: em2 has an address in the subnet of em1"), "{said}");
+        assert!(
+            said.starts_with("warning: UVN-ARP-RIVAL: em2 has an address in the subnet of em1"),
+            "{said}"
+        );
         assert!(said.contains("net.ipv4.conf.em2.arp_ignore"), "{said}");
     }
 

@@ -21,6 +21,7 @@ impl TomlFile for Config {
             "policed" | "exempt" => "UIDs from 1 to 4294967294, such as 1000 or \"1000-60000\"; not root's 0",
             "mode" => "\"enforce\" or \"observe\"",
             "attachment" => "\"required\" or \"optional\"",
+            "admins" => "names of groups, each once, such as \"wheel\"",
             "linger_s" => "0 to 1000000 seconds",
             "service_ports" | "srun_ports" => {
                 "ports from 1 to 65535, such as 111 or \"6817-6819\"; none in both lists"
@@ -62,6 +63,7 @@ impl TomlFile for Config {
     fn check(&self) -> Result<(), Invalid> {
         uids("policed", &self.policed)?;
         uids("exempt", &self.exempt)?;
+        each_once("admins", self.admins.iter())?;
         within("linger_s", self.linger_s.into(), 0..=1_000_000)?;
         self.check_ports()?;
         within("underlay", self.underlays.len() as u64, 1..=MAX_NICS as u64)

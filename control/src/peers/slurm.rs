@@ -99,7 +99,9 @@ fn included(line: &str) -> Option<&str> {
 /// A key and its value, as Slurm finds them (src/common/parse_config.c, keyvalue_pattern): blanks may stand round the sign
 /// of equality and, in quotes, in the value.
 static PAIR: LazyLock<Result<Regex, regex::Error>> = LazyLock::new(|| {
-    Regex::new(r#"^[[:space:]]*([[:alnum:]_.]+)[[:space:]]*[-*+/]?=[[:space:]]*(?:"([^"]*)"|([^[:space:]]+))(?:[[:space:]]|$)"#)
+    Regex::new(
+        r#"^[[:space:]]*([[:alnum:]_.]+)[[:space:]]*[-*+/]?=[[:space:]]*(?:"([^"]*)"|([^[:space:]]+))(?:[[:space:]]|$)"#,
+    )
 });
 
 /// The pairs of a line, up to where it is no pair any more.
@@ -153,7 +155,9 @@ mod tests {
     fn pairs_are_found_as_slurm_finds_them() {
         let blanks = ["", " ", "\t", " \t "];
         for (before, after) in blanks.iter().flat_map(|before| blanks.map(|after| (before, after))) {
-            for (written, value) in [("n[1-2]", "n[1-2]"), ("\"n[1-2]\"", "n[1-2]"), ("\"a b\"", "a b"), ("\"\"", "")] {
+            for (written, value) in
+                [("n[1-2]", "n[1-2]"), ("\"n[1-2]\"", "n[1-2]"), ("\"a b\"", "a b"), ("\"\"", "")]
+            {
                 let line = format!("{after}NodeName{before}={after}{written} CPUs{before}={after}4");
                 let found: Vec<_> = pairs(&line).collect();
                 assert_eq!(found, [("NodeName", value), ("CPUs", "4")], "{line:?}");

@@ -12,8 +12,7 @@ use std::os::fd::AsRawFd;
 /// # Errors
 /// The kernel is older.
 pub fn cookie() -> io::Result<u64> {
-    let socket =
-        UdpSocket::bind(("::", 0)).or_else(|_| UdpSocket::bind(("0.0.0.0", 0)))?;
+    let socket = UdpSocket::bind(("::", 0)).or_else(|_| UdpSocket::bind(("0.0.0.0", 0)))?;
     let (mut cookie, mut length) = (0_u64, size_of::<u64>() as libc::socklen_t);
     // SAFETY: the option writes as many bytes as `length` says.
     let result = unsafe {

@@ -163,7 +163,7 @@ impl Service {
         let epoch = self.commit();
         // The workers' sides of the endpoint have come back by now: they are closed here.
         self.take_events();
-        self.past.add_dropped(entry.source.state().1);
+        self.past.add_dropped(entry.source.sending().dropped);
         entry.source.remove();
         // Whatever failed, the rest was done.
         filtered.and(listed)?;

@@ -1,6 +1,7 @@
 //! Answers that change nothing.
 
 use super::Service;
+use crate::link::Sending;
 use crate::message::{Counts, HopState, NetworkState, Reply, Residency, Summary, UnknownVni, WorkerState};
 use crate::networks::Entry;
 use crate::queues::Queues;
@@ -99,7 +100,7 @@ impl Service {
     pub(super) fn show_counters(&self) -> Result<Reply, Failure> {
         let mut workers = Vec::new();
         let mut total = self.past.clone();
-        self.networks.iter().for_each(|(_, entry)| total.add_dropped(entry.source.state().1));
+        self.networks.iter().for_each(|(_, entry)| total.add_dropped(entry.source.sending().dropped));
         let mut xdp = std::collections::BTreeMap::new();
         if let Some(queues) = &self.queues {
             for worker in &queues.workers {
@@ -175,7 +176,7 @@ fn state_of(entry: &Entry, queues: Option<&Queues>) -> NetworkState {
     if let Some(shortcut) = shortcut {
         counts.add_traffic(&shortcut.traffic(vni));
     }
-    let (up, dropped) = entry.source.state();
+    let Sending { up, dropped } = entry.source.sending();
     counts.add_dropped(dropped);
     let mut notes = entry.notes();
     if !up {

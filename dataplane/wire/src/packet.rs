@@ -417,7 +417,8 @@ mod tests {
 
     #[test]
     fn pieces() {
-        let piece = |identification, offset, length, more| Some(Piece { identification, offset, length, more });
+        let piece =
+            |identification, offset, length, more| Some(Piece { identification, offset, length, more });
         let of = |frame: &[u8]| ip(frame).piece(frame);
         assert_eq!(of(&v4(protocol::UDP, ipv4::DONT_FRAGMENT, &PORTS)), None);
         assert_eq!(of(&v4(protocol::UDP, ipv4::MORE_FRAGMENTS, &PORTS)), piece(7, 0, 8, true));

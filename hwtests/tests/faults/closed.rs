@@ -143,7 +143,10 @@ fn who_only_observes_refuses_nobody() {
     attach(node, ALICE);
     assert!(may_make_a_socket(node, ALICE) && may_make_a_socket(node, BOB));
     let status = node.uvn(&["status"]);
-    assert!(status.contains("would be refused, user 9876") && !status.contains("user 1234 without"), "{status}");
+    assert!(
+        status.contains("would be refused, user 9876") && !status.contains("user 1234 without"),
+        "{status}"
+    );
     assert!(node.uvn(&["check"]).contains("warning: UVN-OBSERVES"));
     node.wait("a line in the log", PATIENCE, || daemon.log().contains("they would be refused"));
     // A reboot leaves nobody out, either.

@@ -1,0 +1,74 @@
+//! Membership in groups, as the user database has it.
+
+// getpwuid_r, getgrnam_r and getgrouplist have no safe interface in std.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::mem::MaybeUninit;
+
+/// An entry of the user database with its strings fits in it: the largest LDAP groups have some 100,000 members.
+const ENTRY: usize = 4 << 20;
+/// Groups of one user at most (limits.h, NGROUPS_MAX).
+const GROUPS: usize = 1 << 16;
+
+/// Whether a user is in one of these groups. What the database does not know, or does not tell, is no membership.
+#[must_use]
+pub fn is_member(uid: u32, groups: &[String]) -> bool {
+    let wanted: Vec<u32> = groups.iter().filter_map(|name| gid(name)).collect();
+    !wanted.is_empty() && of_user(uid).is_some_and(|member| member.iter().any(|gid| wanted.contains(gid)))
+}
+
+/// The GID of a group.
+#[must_use]
+pub fn gid(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    let (mut entry, mut found) = (MaybeUninit::uninit(), std::ptr::null_mut());
+    let mut buffer: Vec<c_char> = vec![0; ENTRY];
+    // SAFETY: the name ends in NUL; the entry and the buffer, with its length, are ours until this function returns.
+    let result = unsafe {
+        libc::getgrnam_r(name.as_ptr(), entry.as_mut_ptr(), buffer.as_mut_ptr(), buffer.len(), &raw mut found)
+    };
+    if result != 0 || found.is_null() {
+        return None;
+    }
+    // SAFETY: the entry is there, and filled in.
+    Some(unsafe { entry.assume_init_ref() }.gr_gid)
+}
+
+/// All GIDs of a user.
+fn of_user(uid: u32) -> Option<Vec<u32>> {
+    let (mut entry, mut found) = (MaybeUninit::uninit(), std::ptr::null_mut());
+    let mut buffer: Vec<c_char> = vec![0; ENTRY];
+    // SAFETY: as above.
+    let result = unsafe {
+        libc::getpwuid_r(uid, entry.as_mut_ptr(), buffer.as_mut_ptr(), buffer.len(), &raw mut found)
+    };
+    if result != 0 || found.is_null() {
+        return None;
+    }
+    // SAFETY: the entry is filled in; its name is a string in the buffer, which is still there.
+    let (name, group): (&CStr, u32) = unsafe {
+        let entry: &libc::passwd = entry.assume_init_ref();
+        (CStr::from_ptr(entry.pw_name), entry.pw_gid)
+    };
+    let mut groups = vec![0; GROUPS];
+    let mut count = GROUPS as c_int;
+    // SAFETY: the name ends in NUL, and the array has room for as many as `count` says.
+    let result = unsafe { libc::getgrouplist(name.as_ptr(), group, groups.as_mut_ptr(), &raw mut count) };
+    groups.truncate(usize::try_from(count).unwrap_or(0));
+    (result >= 0).then_some(groups)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_user_database_tells_who_is_a_member() {
+        let groups = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>();
+        assert_eq!(gid("root"), Some(0));
+        assert!(is_member(0, &groups(&["no-such-group", "root"])));
+        assert!(!is_member(0, &groups(&["no-such-group", "in\0valid"])) && !is_member(0, &[]));
+        assert!(!is_member(4_000_000_000, &groups(&["root"])), "no such user");
+    }
+}
