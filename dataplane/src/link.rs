@@ -217,7 +217,7 @@ pub fn sending(name: &str) -> Result<Sending, LinkError> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.into()));
     let answers = ask(name, "look-up", RouteNetlinkMessage::GetLink(message), 0)?;
-    let counts = answers.into_iter().find_map(|answer| match answer {
+    let sending = answers.into_iter().find_map(|answer| match answer {
         RouteNetlinkMessage::NewLink(link) => link.attributes.iter().find_map(|attribute| match attribute {
             LinkAttribute::Stats64(stats) => {
                 Some(Sending { up: link.header.flags.contains(LinkFlags::Up), dropped: stats.tx_dropped })
@@ -226,7 +226,7 @@ pub fn sending(name: &str) -> Result<Sending, LinkError> {
         }),
         _ => None,
     });
-    counts.ok_or_else(|| LinkError::NotFound(name.into()))
+    sending.ok_or_else(|| LinkError::NotFound(name.into()))
 }
 
 /// Every device of this network namespace.

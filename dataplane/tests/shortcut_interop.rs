@@ -11,17 +11,21 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 use uvn_wire::ethernet::Mac;
 
-const GEAR: Settings = Settings { sections: "path = \"shortcut\"", network: None, veth: false };
-const ENGINE: Settings = Settings { sections: "path = \"engine\"", network: None, veth: false };
+const GEAR: Settings =
+    Settings { sections: "path = \"shortcut\"", network: None, veth: false, generic: false };
+const ENGINE: Settings =
+    Settings { sections: "path = \"engine\"", network: None, veth: false, generic: false };
 const GEAR_V6: Settings = Settings {
     sections: "path = \"shortcut\"\n[encapsulation]\nipv6_checksum = false",
     network: None,
     veth: false,
+    generic: false,
 };
 const ENGINE_V6: Settings = Settings {
     sections: "path = \"engine\"\n[encapsulation]\nipv6_checksum = false",
     network: None,
     veth: false,
+    generic: false,
 };
 
 /// Nothing was dropped, and most of it never came to a worker.

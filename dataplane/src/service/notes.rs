@@ -6,7 +6,9 @@ use crate::message::Note;
 use crate::outer::overhead;
 use crate::rivals;
 use crate::shortcut::Shortcut;
-use std::net::{IpAddr, UdpSocket};
+use socket2::{Domain, Socket, Type};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use uvn_wire::ipv6::MIN_MTU;
 use uvn_wire::xdp::Verdict;
 
@@ -23,11 +25,8 @@ impl Service {
 
     /// After a change of some device's addresses.
     pub(super) fn follow_addresses(&mut self) {
-        let has_no_device = |vtep: &IpAddr| {
-            let refused = UdpSocket::bind((*vtep, 0)).err().map(|error| error.kind());
-            refused == Some(std::io::ErrorKind::AddrNotAvailable)
-        };
-        let absent: Vec<IpAddr> = self.config.vtep.iter().copied().filter(has_no_device).collect();
+        let nobodys = |vtep: &IpAddr| is_nobodys(*vtep, &self.config.nic);
+        let absent: Vec<IpAddr> = self.config.vtep.iter().copied().filter(nobodys).collect();
         let before = self.rivals();
         if let Some(nic) = &self.link {
             match rivals::on_link(nic.index, &self.config.vtep) {
@@ -85,4 +84,16 @@ impl Service {
             (has_ipv6 && hop.mtu < least).then_some(Note::NarrowWay { vtep, mtu: hop.mtu, least })
         })
     }
+}
+
+/// Whether no device has an address, seen from a NIC, which may be in a VRF.
+fn is_nobodys(address: IpAddr, nic: &str) -> bool {
+    let bind = |device: Option<&[u8]>| -> io::Result<()> {
+        let to = SocketAddr::new(address, 0);
+        let socket = Socket::new(Domain::for_address(to), Type::DGRAM, None)?;
+        socket.bind_device(device)?;
+        socket.bind(&to.into())
+    };
+    bind(None).is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
+        && bind(Some(nic.as_bytes())).is_err()
 }
