@@ -52,9 +52,10 @@ impl Rig {
                 rig.engines.push(engine);
             }
         }
+        // Known at once: a kernel keeps few frames for a neighbour that takes its time.
         for node in 0..2 {
-            let ([peer, _], mac) = (rig.cluster.user(1 - node).1, Mac::of(V4[1 - node]));
-            for device in ["uvn", "other"] {
+            let ([v4, v6], mac) = (rig.cluster.user(1 - node).1, Mac::of(V4[1 - node]));
+            for (peer, device) in [(v4, "uvn"), (v6, "uvn"), (v4, "other")] {
                 rig.node(node).ip(&format!("neigh replace {peer} lladdr {mac} dev {device} nud permanent"));
             }
         }
