@@ -12,16 +12,14 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::pin::PinError;
 use aya::programs::ProgramError;
 use aya::{Ebpf, EbpfError};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 use uvn_dataplane::config::Cidr;
-use uvn_wire::cgroup::{self, Device, Network, Refused, Verdict};
-use uvn_wire::xdp::Address;
+use uvn_wire::cgroup::{Device, Network, Refused, Verdict};
 
 pub use uvn_api::host::PINS;
 
@@ -117,14 +115,14 @@ pub struct Policy {
 /// The devices of a user's network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Devices {
+    /// Its number, which is in the marks of its sockets.
+    pub number: u32,
     /// Interface index of the VRF.
     pub vrf: u32,
     /// Interface indexes of the endpoints.
     pub endpoints: Vec<u32>,
     /// Whether the network may reach beyond the underlay's subnets.
     pub off_subnet: bool,
-    /// Its NAT addresses, one or two: the sources of what leaves it.
-    pub sources: Vec<IpAddr>,
 }
 
 /// The attached programs and who has which network.
@@ -132,10 +130,8 @@ pub struct Binding {
     cgroup: PathBuf,
     pins: PathBuf,
     generation: u32,
-    /// What the maps hold, by UID: the network's number in marks, its devices.
-    known: BTreeMap<u32, (u32, Devices)>,
-    /// The number given last. Numbers come round late, so that an old socket's means nothing for long.
-    last: u32,
+    /// What the maps hold, by UID.
+    known: BTreeMap<u32, Devices>,
     maps: Maps,
     /// Belongs to the policy.
     refused: HashMap<MapData, u32, [u64; 3]>,
@@ -143,7 +139,7 @@ pub struct Binding {
 
 struct Maps {
     bound: HashMap<MapData, u32, u32>,
-    networks: Array<MapData, [u64; 8]>,
+    networks: Array<MapData, [u64; 4]>,
     devices: HashMap<MapData, u32, u64>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -199,7 +195,6 @@ impl Binding {
             pins: pins.to_owned(),
             generation: pins::generation(pins)?,
             known: maps.read()?,
-            last: 0,
             maps,
             refused: take(&mut ebpf, "REFUSED")?,
         };
@@ -222,8 +217,7 @@ impl Binding {
             devices: Map::HashMap(open("DEVICES")?).try_into().map_err(map("DEVICES"))?,
             counters: Map::PerCpuArray(open("COUNTERS")?).try_into().map_err(map("COUNTERS"))?,
         };
-        let known = maps.read()?.into_iter().map(|(uid, (_, devices))| (uid, devices));
-        Ok((is_linked(pins, pins::generation(pins)?), known.collect()))
+        Ok((is_linked(pins, pins::generation(pins)?), maps.read()?))
     }
 
     /// Makes a new policy hold, without a gap: the old one holds, too, until the kernel has detached it. Networks stay.
@@ -241,23 +235,21 @@ impl Binding {
     /// Puts a user's sockets into his network from now on, or changes its devices.
     ///
     /// # Errors
-    /// More than [`cgroup::NETWORK_ENTRIES`] networks, or the kernel refuses.
+    /// The number is not below [`uvn_wire::cgroup::NETWORK_ENTRIES`], or the kernel refuses.
     pub fn bind(&mut self, uid: u32, devices: &Devices) -> Result<(), BindingError> {
-        let old = self.known.get(&uid).cloned();
-        let number = match &old {
-            Some((number, _)) => *number,
-            None => self.free_number()?,
-        };
+        let number = devices.number;
+        if self.known.get(&uid).is_some_and(|old| old.number != number) {
+            self.unbind(uid)?;
+        }
         // Known from here on: unbind then undoes what an error leaves half done.
-        self.known.insert(uid, (number, devices.clone()));
-        self.last = number;
+        let old = self.known.insert(uid, devices.clone());
         self.maps.networks.set(number, words(devices.network(uid)), 0).map_err(map("NETWORKS"))?;
         for device in devices.all() {
             let value = Device::new(device, devices.vrf).0;
             self.maps.devices.insert(device, value, 0).map_err(map("DEVICES"))?;
         }
         self.maps.bound.insert(uid, number, 0).map_err(map("BOUND"))?;
-        for device in old.iter().flat_map(|(_, old)| old.all()) {
+        for device in old.iter().flat_map(Devices::all) {
             if !devices.all().any(|wanted| wanted == device) {
                 unless_missing(self.maps.devices.remove(&device)).map_err(map("DEVICES"))?;
             }
@@ -270,9 +262,9 @@ impl Binding {
     /// # Errors
     /// The kernel refuses.
     pub fn unbind(&mut self, uid: u32) -> Result<(), BindingError> {
-        let Some((number, devices)) = self.known.get(&uid) else { return Ok(()) };
+        let Some(devices) = self.known.get(&uid) else { return Ok(()) };
         unless_missing(self.maps.bound.remove(&uid)).map_err(map("BOUND"))?;
-        self.maps.networks.set(*number, words(Network::NONE), 0).map_err(map("NETWORKS"))?;
+        self.maps.networks.set(devices.number, words(Network::NONE), 0).map_err(map("NETWORKS"))?;
         for device in devices.all() {
             unless_missing(self.maps.devices.remove(&device)).map_err(map("DEVICES"))?;
         }
@@ -280,10 +272,16 @@ impl Binding {
         Ok(())
     }
 
+    /// Whether a user's sockets are put into his network.
+    #[must_use]
+    pub fn is_bound(&self, uid: u32) -> bool {
+        self.known.contains_key(&uid)
+    }
+
     /// The networks there are, by UID.
     #[must_use]
     pub fn bound(&self) -> BTreeMap<u32, Devices> {
-        self.known.iter().map(|(&uid, (_, devices))| (uid, devices.clone())).collect()
+        self.known.clone()
     }
 
     /// Sockets and packets by verdict, in the order of [`Verdict::ALL`], since the maps were first pinned.
@@ -340,15 +338,6 @@ impl Binding {
         self.generation = generation;
         pins::keep_only(&self.pins, &[folder, pins::state(&self.pins)])
     }
-
-    fn free_number(&self) -> Result<u32, BindingError> {
-        let used: BTreeSet<u32> = self.known.values().map(|(number, _)| *number).collect();
-        let limit = cgroup::NETWORK_ENTRIES;
-        (1..=limit)
-            .map(|step| self.last.wrapping_add(step).checked_rem(limit).unwrap_or(0))
-            .find(|number| !used.contains(number))
-            .ok_or(BindingError::Full { map: "BOUND", limit, need: used.len().saturating_add(1) })
-    }
 }
 
 impl Devices {
@@ -362,17 +351,13 @@ impl Devices {
         for (to, from) in name.iter_mut().zip(format!("uvn{uid}").bytes()) {
             *to = from;
         }
-        let mut sources = Network::NONE.sources;
-        for (to, from) in sources.iter_mut().zip(self.sources.iter().cycle()) {
-            *to = (*from).into();
-        }
-        Network { sources, name, uid, vrf: self.vrf, off_subnet: self.off_subnet.into(), padding: 0 }
+        Network { name, uid, vrf: self.vrf, off_subnet: self.off_subnet.into(), padding: 0 }
     }
 }
 
 impl Maps {
     /// The networks that the maps hold.
-    fn read(&self) -> Result<BTreeMap<u32, (u32, Devices)>, BindingError> {
+    fn read(&self) -> Result<BTreeMap<u32, Devices>, BindingError> {
         let mut endpoints: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for entry in self.devices.iter() {
             let (device, value) = entry.map_err(map("DEVICES"))?;
@@ -385,13 +370,10 @@ impl Maps {
         for entry in self.bound.iter() {
             let (uid, number) = entry.map_err(map("BOUND"))?;
             let words = self.networks.get(&number, 0).map_err(map("NETWORKS"))?;
-            let Network { vrf, off_subnet, sources, .. } = zerocopy::transmute!(words);
+            let Network { vrf, off_subnet, .. } = zerocopy::transmute!(words);
             let mut endpoints = endpoints.remove(&vrf).unwrap_or_default();
             endpoints.sort_unstable();
-            let mut sources: Vec<IpAddr> =
-                sources.into_iter().filter(|source| *source != ANY).map(IpAddr::from).collect();
-            sources.dedup();
-            known.insert(uid, (number, Devices { vrf, endpoints, off_subnet: off_subnet != 0, sources }));
+            known.insert(uid, Devices { number, vrf, endpoints, off_subnet: off_subnet != 0 });
         }
         Ok(known)
     }
@@ -402,10 +384,7 @@ fn is_linked(pins: &Path, generation: u32) -> bool {
     object::PROGRAMS.iter().all(|name| folder.join(name).exists())
 }
 
-/// No address is there.
-const ANY: Address = Address([0; 4]);
-
-fn words(network: Network) -> [u64; 8] {
+fn words(network: Network) -> [u64; 4] {
     zerocopy::transmute!(network)
 }
 

@@ -25,10 +25,11 @@ use std::path::{Path, PathBuf};
 use uvn_api::host::{range, ranges};
 use uvn_dataplane::config::{Cidr, Path as Gear};
 use uvn_dataplane::toml_file::{self, ConfigError};
+use uvn_wire::cgroup::NETWORK_ENTRIES;
 use uvn_wire::vxlan;
 
-/// Networks at most, whatever the NAT pool holds.
-pub const MAX_NETWORKS: u32 = 1 << 20;
+/// Networks at most, whatever the NAT pool holds: number 0 is the node's own.
+pub const MAX_NETWORKS: u32 = NETWORK_ENTRIES - 1;
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

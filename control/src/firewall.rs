@@ -1,10 +1,19 @@
 //! The nftables table: NAT, and what socket programs cannot see.
 //!
-//! One table, `inet uvn`, the same for all users: networks are told by the names of their devices and by their NAT
-//! addresses. It is replaced whole, in one transaction.
+//! One table, `inet uvn`, the same for all users: networks are told by the names of their devices and by their numbers,
+//! which are in the marks of sockets. It is replaced whole, in one transaction; its maps of numbers only grow.
 //!
 //! Traffic inside networks is not tracked: users' networks have the same addresses, and the tracker would take one
-//! user's flow for another's.
+//! user's flow for another's. What leaves a network has the node's own address, as inside, and all networks' do:
+//!
+//! ```text
+//! out  output        tracked in a zone of the network's own: its number. Of that direction only
+//!      translate     to the node's address on that device, and to a free port; the flow gets the mark
+//! in   (the tracker) finds the flow, for in that direction all are in one zone, and undoes the translation
+//!      steer         to the network's NAT address, by which the node routes it to the VRF
+//!      forward       to the address that the program has
+//! ```
+//! So NAT addresses are between steer and forward only: neither programs nor the wire see one.
 
 use crate::config::{Config, Mode};
 use crate::demand::{self, GROUP};
@@ -59,6 +68,7 @@ pub fn ruleset(config: &Config, node: &Node, peers: &Peers, opened: &Opened) -> 
     let kernel: Vec<&Nic> = node.nics.iter().filter(|nic| nic.path == DataPath::Kernel).collect();
     let chains = [
         prerouting(node, &kernel),
+        steer(node),
         input(config, node, &kernel, peers),
         output(config, node, &kernel),
         forward(node, opened),
@@ -66,8 +76,17 @@ pub fn ruleset(config: &Config, node: &Node, peers: &Peers, opened: &Opened) -> 
         postrouting(node),
     ];
     // Created first, so that there is something to delete.
-    let sets = if kernel.is_empty() { String::new() } else { reported() };
+    let sets = maps(node) + &if kernel.is_empty() { String::new() } else { reported() };
     format!("table inet uvn\ndelete table inet uvn\ntable inet uvn {{\n{sets}{}}}\n", chains.concat())
+}
+
+/// By the number of a network, its zone in the tracker, and its NAT addresses: see [`number`].
+fn maps(node: &Node) -> String {
+    let mut maps = "\tmap zone { typeof meta mark : ct original zone; }\n".to_owned();
+    for (ip, _) in pools(node) {
+        let _ = writeln!(maps, "\tmap nat_{ip} {{ typeof ct mark : {ip} daddr; }}");
+    }
+    maps
 }
 
 /// The VNIs that peers sent to a moment ago: 24 bits, 4 bytes into the VXLAN header (RFC 7348 section 5).
@@ -99,6 +118,14 @@ fn chain(name: &str, hook: &str, rules: &[String]) -> String {
     text + "\t}\n"
 }
 
+/// Those whose sockets are in a network, and what answers them: the kind of a mark.
+const USERS: u32 = Mark::bound(0, 0).0;
+
+/// That a mark, `meta` or `ct`, is of a kind.
+fn is_kind(of: &str, kind: u32) -> String {
+    format!("{of} mark & {:#x} == {kind:#x}", Mark::KIND)
+}
+
 /// `{ a, b }`.
 fn set<T: Display>(elements: impl IntoIterator<Item = T>) -> String {
     let elements: Vec<String> = elements.into_iter().map(|element| element.to_string()).collect();
@@ -123,6 +150,17 @@ fn prerouting(node: &Node, kernel: &[&Nic]) -> String {
     }
     rules.extend(kernel.iter().map(|nic| format!("iifname \"{}\" udp dport {} notrack", nic.name, nic.port)));
     chain("prerouting", "filter hook prerouting priority raw", &rules)
+}
+
+/// After the translation is undone: what answers a network goes there. The destination may be the node's own address, and is
+/// the network's NAT address from here to [`forward`].
+fn steer(node: &Node) -> String {
+    let answers = format!("iifname != \"uvn*\" ct direction reply {}", is_kind("ct", USERS));
+    let rules: Vec<String> = pools(node)
+        .into_iter()
+        .map(|(ip, _)| format!("{answers} {ip} daddr set ct mark & 0xffff map @nat_{ip}"))
+        .collect();
+    chain("steer", "filter hook prerouting priority dstnat + 50", &rules)
 }
 
 fn input(config: &Config, node: &Node, kernel: &[&Nic], peers: &Peers) -> String {
@@ -173,8 +211,8 @@ fn subnet(cidr: &Cidr) -> String {
     crate::plan::subnet(*cidr).to_string()
 }
 
-/// Before what leaves is tracked. What leaves a network has its NAT address: the endpoint's own is the node's outside,
-/// and the answers would come to the node's sockets.
+/// Before what leaves is tracked. What leaves a network has an address of the node, whatever its socket asks for, or an
+/// answer to it could leave again; and none is tracked as the node's own.
 ///
 /// Whoever sends to a VXLAN port is in every network, so that is for root's sockets. What kernel VXLAN sends has the UID
 /// and the mark of the socket whose packet it carries: a user's own mark, or the one that packets of the system's services
@@ -183,7 +221,7 @@ fn output(config: &Config, node: &Node, kernel: &[&Nic]) -> String {
     /// Of no user's socket, and inside a network.
     const SERVICE: u32 = 0x5000_0000;
 
-    let (kind, users) = (Mark::KIND, Mark::bound(0, 0).0);
+    let (kind, users) = (Mark::KIND, USERS);
     let mut rules = Vec::new();
     for nic in kernel {
         // VXLAN inside of VXLAN.
@@ -204,25 +242,32 @@ fn output(config: &Config, node: &Node, kernel: &[&Nic]) -> String {
             !kind
         ));
     }
+    // An answer ends here: one for an address that its network has not, goes nowhere.
+    rules.push(format!("ct direction reply {} counter drop", is_kind("meta", Mark::ANSWER)));
     rules.push("oifname \"uvn*\" notrack accept".into());
-    for (ip, pool) in pools(node) {
-        rules.push(format!("{ip} daddr {pool} drop"));
-        rules.push(format!("meta mark & {kind:#x} == {users:#x} {ip} saddr != {pool} counter drop"));
-    }
+    rules.extend(pools(node).into_iter().map(|(ip, pool)| format!("{ip} daddr {pool} drop")));
+    let leaves = is_kind("meta", users);
+    rules.push(format!("{leaves} fib saddr type != local counter drop"));
+    rules.push(format!("{leaves} ct original zone set meta mark & 0xffff map @zone accept"));
+    rules.push(format!("{leaves} counter drop"));
     chain("output", "filter hook output priority raw", &rules)
 }
 
-/// Networks end here. All that goes into one from outside is what answers packets with a NAT address. It gets the mark of
-/// whoever sent those: the socket programs refuse it in any other network, as after a forged source, or when the address
-/// has got a new network meanwhile.
+/// Networks end here. All that goes into one from outside is what answers its packets, at the address from where those were
+/// sent. It gets a mark that says so: the socket programs refuse it in any other network, as when the NAT address has got a
+/// new one meanwhile.
 fn forward(node: &Node, opened: &Opened) -> String {
     let mut rules = vec!["iifname \"uvn*\" drop".to_owned()];
+    let mark = format!("meta mark set ct mark & {:#x} | {:#x}", !Mark::KIND, Mark::ANSWER);
     rules.extend(pools(node).into_iter().map(|(ip, pool)| {
         format!(
-            "oifname \"uvn*\" {ip} daddr {pool} ct state established,related meta mark set ct mark accept"
+            "oifname \"uvn*\" {ip} daddr {pool} ct state established,related {mark} \
+             {ip} daddr set ct original {ip} saddr accept"
         )
     }));
     rules.push("oifname \"uvn*\" drop".into());
+    // Of a network that is gone.
+    rules.extend(pools(node).into_iter().map(|(ip, pool)| format!("{ip} daddr {pool} drop")));
     if !opened.ipv4.is_empty() {
         let devices = set(opened.ipv4.iter().map(|device| format!("\"{device}\"")));
         rules.push(format!("iifname {devices} meta nfproto ipv4 drop"));
@@ -235,6 +280,7 @@ fn forward(node: &Node, opened: &Opened) -> String {
 
 fn translate(node: &Node) -> String {
     let mut rules = Vec::new();
+    let leaves = is_kind("meta", USERS);
     for (ip, pool) in pools(node) {
         let ipv4 = pool.address.is_ipv4();
         let of_family = |address: &IpAddr| address.is_ipv4() == ipv4;
@@ -245,7 +291,7 @@ fn translate(node: &Node) -> String {
             let address = nic.addresses.iter().map(|cidr| cidr.address).find(of_family);
             if let (Some(address), false) = (address, subnets.is_empty()) {
                 rules.push(format!(
-                    "oifname \"{}\" {ip} saddr {pool} {ip} daddr {} ct mark set meta mark snat {ip} to {address}",
+                    "oifname \"{}\" {leaves} {ip} daddr {} ct mark set meta mark snat {ip} to {address}",
                     nic.name,
                     set(subnets)
                 ));
@@ -253,8 +299,10 @@ fn translate(node: &Node) -> String {
         }
         for exit in node.exits.iter().filter(|exit| of_family(&exit.address)) {
             rules.push(format!(
-                "oifname \"{}\" {ip} saddr {pool} ct mark set meta mark snat {ip} to {}",
-                exit.device, exit.address
+                "oifname \"{}\" {leaves} meta nfproto {} ct mark set meta mark snat {ip} to {}",
+                exit.device,
+                if ipv4 { "ipv4" } else { "ipv6" },
+                exit.address
             ));
         }
     }
@@ -285,6 +333,23 @@ pub fn apply(ruleset: &str) -> Result<(), FirewallError> {
         fs::write(path, record)
     };
     save().map_err(|source| FirewallError::Record { path: path.into(), source })
+}
+
+/// Has the table know the numbers below `end`; those that it knows already stay as they are.
+///
+/// # Errors
+/// There is no nft, or no table, or its refusal.
+pub fn number(node: &Node, end: u32) -> Result<(), FirewallError> {
+    let add = |map: &str, value: &dyn Fn(u32) -> String| {
+        let elements = set((1..end).map(|number| format!("{number} : {}", value(number))));
+        format!("add element inet uvn {map} {elements}\n")
+    };
+    let mut text = add("zone", &|number| number.to_string());
+    for (family, (ip, _)) in pools(node).into_iter().enumerate() {
+        let address = |number: u32| node.nat.addresses(number.saturating_sub(1))[family].to_string();
+        text += &add(&format!("nat_{ip}"), &address);
+    }
+    nft(&["-f", "-"], &text).map(drop)
 }
 
 /// Whether this ruleset was the last to be applied, and nobody has changed the table since.

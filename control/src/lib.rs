@@ -38,6 +38,7 @@ pub mod lease;
 mod limited;
 pub mod lockdown;
 pub mod message;
+pub mod netfilter;
 pub mod netlink;
 pub mod network;
 pub mod pam;

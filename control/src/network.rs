@@ -98,7 +98,7 @@ pub struct Network {
     pub uid: u32,
     /// Its VXLAN network identifier.
     pub vni: Vni,
-    /// Its leased number on this node, from 0: table and NAT addresses follow from it.
+    /// Its leased place on this node, from 0: table, number and NAT addresses follow from it.
     pub slot: u32,
     /// Whether it may reach beyond the underlay's subnets.
     pub off_subnet: bool,
@@ -121,6 +121,12 @@ impl Network {
     #[must_use]
     pub fn altname(&self, nic: &Nic) -> String {
         format!("{}u{}", nic.name, self.uid)
+    }
+
+    /// Its number in marks and in the connection tracker, from 1: 0 is the node itself.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.slot.saturating_add(1)
     }
 
     /// Its routing table.

@@ -7,8 +7,8 @@
 //!         2: from this node to a NAT address    unreachable: nobody outside a VRF reaches into it
 //!         3: to a NAT address -> NAT_TABLE      replies from off-subnet, addressed back to the VRF
 //! table   default unreachable                   or a look-up would go on to `main`, and leave the network
-//!         NAT pools unreachable                 other users' addresses
-//!         127.0.0.0/8, ::1, NAT address, other addresses of the node: local to the VRF
+//!         NAT pools unreachable                 they are for the packet filter alone
+//!         127.0.0.0/8, ::1, other addresses of the node: local to the VRF
 //!         default via the node's router         off-subnet networks only
 //!         subnets dev ENDPOINT
 //! ```
@@ -125,15 +125,12 @@ impl Build<'_> {
         }
     }
 
-    /// Loopback, NAT addresses, and the node's addresses that no endpoint has.
+    /// Loopback, and the node's addresses that no endpoint has.
     fn own_addresses(&mut self) {
         let vrf = self.vrf.clone();
         let loopback = Cidr { address: Ipv4Addr::LOCALHOST.into(), prefix: 8 };
         self.address(&vrf, loopback, true, false);
         self.route(subnet(loopback), Way::Local { device: vrf.clone() }, METRIC);
-        for address in self.nat() {
-            self.address(&vrf, address, false, true);
-        }
         if self.node.ipv6 {
             self.address(&vrf, host(Ipv6Addr::LOCALHOST.into()), false, true);
         }
@@ -146,10 +143,13 @@ impl Build<'_> {
         }
     }
 
-    /// The source that leaked routes get. IPv6 refuses one of another VRF than the route's device (ipv6_chk_addr), and
-    /// chooses right without: the VRF device's only address that is not deprecated is its NAT address.
-    fn source(&self, ipv4: bool) -> Option<IpAddr> {
-        self.node.nat.addresses(self.network.slot).into_iter().find(|address| ipv4 && address.is_ipv4())
+    /// The source that routes by a device get: the device's address, or another by which the user's other nodes reach him,
+    /// for a program asks by such a route what its own address is. IPv6 takes none from another VRF than the device's
+    /// (ip6_route_get_saddr), and chooses right without: an endpoint's, since the VRF device's are deprecated.
+    fn source(&self, device: &str, ipv4: bool) -> Option<IpAddr> {
+        let nics = || self.node.nics.iter();
+        let of = |nic: &Nic| nic.addresses.iter().map(|cidr| cidr.address).find(IpAddr::is_ipv4);
+        nics().filter(|nic| nic.name == device).chain(nics()).filter(|_| ipv4).find_map(of)
     }
 
     fn exits(&mut self) {
@@ -157,7 +157,7 @@ impl Build<'_> {
         for Exit { device, gateway, address } in &node.exits {
             let ipv4 = address.is_ipv4();
             if self.network.off_subnet && (ipv4 || node.ipv6) {
-                let source = self.source(ipv4);
+                let source = self.source(device, ipv4);
                 let way = Way::Device { device: device.clone(), gateway: *gateway, source };
                 self.route(if ipv4 { ANYWHERE_V4 } else { ANYWHERE_V6 }, way, METRIC);
             }
@@ -181,7 +181,8 @@ impl Build<'_> {
                 (None, None) => continue,
             };
             if ipv4 || node.ipv6 {
-                let way = Way::Device { device: nic.name.clone(), gateway, source: self.source(ipv4) };
+                let source = self.source(&nic.name, ipv4);
+                let way = Way::Device { device: nic.name.clone(), gateway, source };
                 self.route(subnet(listed), way, METRIC);
             }
         }

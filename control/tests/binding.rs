@@ -112,13 +112,10 @@ fn index(device: &str) -> u32 {
 
 fn devices(uid: u32) -> Devices {
     Devices {
+        number: uid - 999,
         vrf: index(&format!("uvn{uid}")),
         endpoints: vec![index(&format!("uvn{uid}.0"))],
         off_subnet: false,
-        sources: vec![
-            format!("100.64.0.{}", uid - 999).parse().unwrap(),
-            format!("fd75:766e::{}", uid - 999).parse().unwrap(),
-        ],
     }
 }
 
@@ -363,71 +360,6 @@ fn send_from(socket: &Socket, device: &str, from: &str, to: &str) -> io::Result<
     let data = [io::IoSlice::new(b"x")];
     sendmsg(socket.as_raw_fd(), &data, &message, MsgFlags::empty(), Some(&SockaddrIn::from(to)))?;
     Ok(())
-}
-
-fn is_refused(result: io::Result<()>) -> io::Result<()> {
-    expect(result.is_err_and(|error| error.raw_os_error() == Some(libc::EPERM)))
-}
-
-/// The connection tracker lets answers to an address into the network that has it.
-#[test]
-fn the_source_is_the_own_networks() {
-    let place = Place::new();
-    let mut binding = place.attach(&policy());
-    binding.bind(ALICE, &Devices { off_subnet: true, ..devices(ALICE) }).unwrap();
-    binding.bind(BOB, &devices(BOB)).unwrap();
-    for uid in [ALICE, BOB] {
-        for address in devices(uid).sources {
-            ip(&format!("address add {address} dev uvn{uid}"));
-        }
-    }
-    ip("route add 10.9.0.0/16 via 10.3.0.2 dev em1");
-    let [[own, own6], [others, others6]] =
-        [ALICE, BOB].map(|uid| [0, 1].map(|family: usize| SocketAddr::new(devices(uid).sources[family], 0)));
-    let free_bind = |address: SocketAddr, kind| -> io::Result<()> {
-        let socket = Socket::new(Domain::for_address(address), kind, None)?;
-        let (level, name) = match address {
-            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_FREEBIND),
-            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND),
-        };
-        let on = 1_i32;
-        // SAFETY: the option is as long as said.
-        let result = unsafe {
-            libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), size_of_val(&on) as u32)
-        };
-        expect(result == 0)?;
-        socket.bind(&address.into())
-    };
-    let bind = || {
-        for kind in [Type::STREAM, Type::DGRAM] {
-            for address in [own, own6, address_of("0.0.0.0"), address_of("::"), address_of("127.0.0.1")] {
-                free_bind(address, kind)?;
-            }
-            for address in [others, others6, address_of("192.0.2.1"), address_of("2001:db8::1")] {
-                is_refused(free_bind(address, kind))?;
-            }
-        }
-        Ok(())
-    };
-    assert_eq!(place.as_user(ALICE, bind), 0);
-    assert_eq!(count(&binding, Verdict::Source), 8);
-    let (own, others) = (own.ip().to_string(), others.ip().to_string());
-    let send = || {
-        let socket = udp()?;
-        for device in ["", "em1", "uvn1000"] {
-            is_refused(send_from(&socket, device, &others, "10.9.0.1:9"))?;
-        }
-        send_from(&socket, "em1", &own, "10.9.0.1:9")?;
-        // What the message names counts though the socket is connected.
-        socket.connect(&address("10.1.0.2:9"))?;
-        is_refused(send_from(&socket, "em1", &others, "10.9.0.1:9"))
-    };
-    assert_eq!(place.as_user(ALICE, send), 0);
-    assert_eq!(count(&binding, Verdict::Source), 12);
-}
-
-fn address_of(text: &str) -> SocketAddr {
-    SocketAddr::new(text.parse().unwrap(), 0)
 }
 
 /// A program with privileges, as ping is, may change its socket's mark: no way out of its user's network.

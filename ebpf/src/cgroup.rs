@@ -2,9 +2,9 @@
 //!
 //! They are attached to the root of the cgroup tree and act on the network namespace of the `uvnd` that loaded them;
 //! a user's own namespaces are left alone. `sock_create` binds a socket to the user's VRF, marks it for the packet filter,
-//! and notes in its storage whose it is, which no process can change; the address hooks check that it is still bound, and
-//! the source that it asks for, since the packet filter translates that before `egress` sees it; `egress` checks where
-//! each packet leaves, since some options of a single message bypass the former.
+//! and notes in its storage whose it is, which no process can change; the address hooks check that it is still bound;
+//! `egress` checks where each packet leaves, since some options of a single message bypass the former; `ingress` checks
+//! that what comes out of a network, or answers it, is for a socket of that network.
 #![no_std]
 #![no_main]
 
@@ -120,16 +120,14 @@ pub fn uvn_create(ctx: SockContext) -> i32 {
 #[cgroup_sock_addr(bind4)]
 pub fn uvn_bind4(ctx: SockAddrContext) -> i32 {
     let Some(uid) = policed(&ctx) else { return 1 };
-    // SAFETY: the verifier knows the context's fields.
-    let address = Address::mapped(unsafe { (*ctx.sock_addr).user_ip4 });
-    answer(bind(ctx.sock_addr, uid, address))
+    answer(bind(ctx.sock_addr, uid))
 }
 
 /// As [`uvn_bind4`].
 #[cgroup_sock_addr(bind6)]
 pub fn uvn_bind6(ctx: SockAddrContext) -> i32 {
     let Some(uid) = policed(&ctx) else { return 1 };
-    answer(bind(ctx.sock_addr, uid, address6(ctx.sock_addr)))
+    answer(bind(ctx.sock_addr, uid))
 }
 
 /// A destination: still in his network? TCP fast open comes here, too.
@@ -138,30 +136,30 @@ pub fn uvn_connect4(ctx: SockAddrContext) -> i32 {
     let Some(uid) = policed(&ctx) else { return 1 };
     // SAFETY: the verifier knows the context's fields.
     let destination = Address::mapped(unsafe { (*ctx.sock_addr).user_ip4 });
-    answer(send(ctx.sock_addr, uid, destination, ANY))
+    answer(send(ctx.sock_addr, uid, destination))
 }
 
 /// As [`uvn_connect4`].
 #[cgroup_sock_addr(connect6)]
 pub fn uvn_connect6(ctx: SockAddrContext) -> i32 {
     let Some(uid) = policed(&ctx) else { return 1 };
-    answer(send(ctx.sock_addr, uid, address6(ctx.sock_addr), ANY))
+    answer(send(ctx.sock_addr, uid, address6(ctx.sock_addr)))
 }
 
-/// A datagram with a destination or with ancillary data of its own: still in his network, and from there?
+/// A datagram with a destination or with ancillary data of its own: still in his network?
 #[cgroup_sock_addr(sendmsg4)]
 pub fn uvn_sendmsg4(ctx: SockAddrContext) -> i32 {
     let Some(uid) = policed(&ctx) else { return 1 };
     // SAFETY: the verifier knows the context's fields.
-    let (destination, source) = unsafe { ((*ctx.sock_addr).user_ip4, (*ctx.sock_addr).msg_src_ip4) };
-    answer(send(ctx.sock_addr, uid, Address::mapped(destination), Address::mapped(source)))
+    let destination = Address::mapped(unsafe { (*ctx.sock_addr).user_ip4 });
+    answer(send(ctx.sock_addr, uid, destination))
 }
 
 /// As [`uvn_sendmsg4`].
 #[cgroup_sock_addr(sendmsg6)]
 pub fn uvn_sendmsg6(ctx: SockAddrContext) -> i32 {
     let Some(uid) = policed(&ctx) else { return 1 };
-    answer(send(ctx.sock_addr, uid, address6(ctx.sock_addr), source6(ctx.sock_addr)))
+    answer(send(ctx.sock_addr, uid, address6(ctx.sock_addr)))
 }
 
 /// A packet about to leave through a device, before it is cut into fragments.
@@ -294,7 +292,7 @@ fn create(socket: *mut bpf_sock, uid: u32) -> Result<(), Verdict> {
             _ => return Err(Verdict::Protocol),
         }
     };
-    let mut owner = Owner { mark, uid };
+    let mut owner = Owner { mark, uid, asked: 0 };
     // SAFETY: here the context is the socket; the kernel reads as much as a value of the map is long.
     let noted = unsafe {
         (*socket).mark = mark.0;
@@ -316,6 +314,8 @@ fn create(socket: *mut bpf_sock, uid: u32) -> Result<(), Verdict> {
 const TCP: u32 = protocol::TCP as u32;
 /// include/linux/net.h
 const STREAM: u32 = 1;
+/// include/net/tcp_states.h
+const LISTEN: u32 = 10;
 const UDP: u32 = protocol::UDP as u32;
 const ICMP: u32 = protocol::ICMP as u32;
 const ICMPV6: u32 = protocol::ICMPV6 as u32;
@@ -327,11 +327,8 @@ fn is_called_back() -> bool {
     cgroup::CALLED_BACK.contains(&name)
 }
 
-/// No source was asked for.
-const ANY: Address = Address([0; 4]);
-
 #[inline(always)]
-fn bind(ctx: *mut bpf_sock_addr, uid: u32, address: Address) -> Result<(), Verdict> {
+fn bind(ctx: *mut bpf_sock_addr, uid: u32) -> Result<(), Verdict> {
     // SAFETY: the verifier knows the context's fields; the socket is there.
     let (port, socket) = unsafe { ((*ctx).user_port, (*ctx).__bindgen_anon_1.sk) };
     let port = u32::from(u16::from_be(port as u16));
@@ -342,7 +339,6 @@ fn bind(ctx: *mut bpf_sock_addr, uid: u32, address: Address) -> Result<(), Verdi
         return Ok(());
     }
     let (number, network) = network_of(uid)?;
-    may_come_from(&network, address)?;
     let owner = owner(socket);
     if is_port(port, cgroup::PORT_SRUN) && is_outside(socket, owner.as_deref()) {
         return Ok(());
@@ -351,7 +347,7 @@ fn bind(ctx: *mut bpf_sock_addr, uid: u32, address: Address) -> Result<(), Verdi
 }
 
 #[inline(always)]
-fn send(ctx: *mut bpf_sock_addr, uid: u32, destination: Address, source: Address) -> Result<(), Verdict> {
+fn send(ctx: *mut bpf_sock_addr, uid: u32, destination: Address) -> Result<(), Verdict> {
     if observes() {
         return Ok(());
     }
@@ -360,7 +356,6 @@ fn send(ctx: *mut bpf_sock_addr, uid: u32, destination: Address, source: Address
     let socket = unsafe { (*ctx).__bindgen_anon_1.sk };
     // SAFETY: likewise.
     let (device, port) = unsafe { ((*socket).bound_dev_if, (*socket).src_port) };
-    may_come_from(&network, source)?;
     let owner = owner(socket);
     if device == 0 && owner.is_none() {
         // No user made it: a file system's own, in the process that happens to read, or inherited.
@@ -373,14 +368,6 @@ fn send(ctx: *mut bpf_sock_addr, uid: u32, destination: Address, source: Address
         return Err(Verdict::Released);
     }
     keep(ctx, socket, number, &network, owner)
-}
-
-/// Whether the network may use a source: its own ones, and those that are no way beyond the underlay's subnets. Another
-/// network's NAT address would have the connection tracker let answers into that.
-#[inline(always)]
-fn may_come_from(network: &Network, source: Address) -> Result<(), Verdict> {
-    let is_own = network.sources.iter().any(|own| *own == source);
-    if is_own || special(source).is_some() { Ok(()) } else { Err(Verdict::Source) }
 }
 
 /// Whether the socket is somebody's, and not bound yet.
@@ -459,7 +446,7 @@ fn owned(ctx: &SkBuffContext) -> Result<Option<(*mut bpf_sock, Owner)>, Verdict>
         // The kernel's own, which answers for one that is closed (net/ipv4/ip_output.c, ip_send_unicast_reply).
         None if mark.is_ours(TAG.load()) => {
             let uid = NETWORKS.get(mark.number()).ok_or(Verdict::Outside)?.uid;
-            Ok(Some((socket, Owner { mark, uid })))
+            Ok(Some((socket, Owner { mark, uid, asked: 0 })))
         }
         None => Ok(None),
     }
@@ -496,9 +483,27 @@ fn leave(ctx: &SkBuffContext, socket: *mut bpf_sock, owner: Owner) -> Result<(),
             return Err(Verdict::Vxlan);
         }
     }
-    match through {
-        Some(_) => Ok(()),
-        None => packet.leave_network(socket, network, device, kind),
+    if through.is_some() {
+        return Ok(());
+    }
+    // A message may have a mark of its own, by which the packet filter chooses whom the answers go to.
+    // SAFETY: the verifier knows the context's fields.
+    if unsafe { (*ctx.skb.skb).mark } != owner.mark.0 {
+        return Err(Verdict::Mark);
+    }
+    packet.leave_network(socket, network, device, kind)?;
+    note_question(socket, kind);
+    Ok(())
+}
+
+/// Has a datagram socket that anybody may send to answered.
+#[inline(always)]
+fn note_question(socket: *mut bpf_sock, kind: u32) {
+    if kind != TCP
+        && let Some(owner) = owner(socket)
+        && owner.asked == 0
+    {
+        owner.asked = 1;
     }
 }
 
@@ -528,13 +533,12 @@ fn is_resetting(ctx: &SkBuffContext, socket: *mut bpf_sock, ethertype: u32) -> R
 
 /// Whether a packet with the mark of a socket of this node comes out of that one's network. Of broadcast and multicast
 /// the kernel delivers a copy to this node that belongs to no socket, past `egress` (net/ipv4/ip_output.c,
-/// ip_mc_output); the mark is on it still. To what answers from off-subnet the packet filter gives the mark of what it
-/// answers: with another network's source that would come here.
+/// ip_mc_output); the mark is on it still. What answers from off-subnet has the mark of what it answers, too.
 #[inline(always)]
 fn stayed(ctx: &SkBuffContext) -> Result<(), Verdict> {
     // SAFETY: the verifier knows the context's fields.
     let (sender, device) = unsafe { (Mark((*ctx.skb.skb).mark), (*ctx.skb.skb).ifindex) };
-    if !sender.is_ours(TAG.load()) {
+    if !sender.is_ours(TAG.load()) && !sender.is_answer(TAG.load()) {
         return Ok(());
     }
     let network = NETWORKS.get(sender.number()).ok_or(Verdict::OtherNetwork)?;
@@ -549,7 +553,8 @@ fn stayed(ctx: &SkBuffContext) -> Result<(), Verdict> {
 #[inline(always)]
 fn arrive(ctx: &SkBuffContext, socket: *mut bpf_sock, owner: Owner) -> Result<(), Verdict> {
     // SAFETY: the verifier knows the fields of both.
-    let (from, device) = unsafe { ((*ctx.skb.skb).ifindex, (*socket).bound_dev_if) };
+    let (from, mark, device) =
+        unsafe { ((*ctx.skb.skb).ifindex, Mark((*ctx.skb.skb).mark), (*socket).bound_dev_if) };
     if owner.mark.is_unbound() {
         // Slurm's daemons are in no network: what comes out of one is a user's.
         return match vrf_of(from) {
@@ -558,10 +563,25 @@ fn arrive(ctx: &SkBuffContext, socket: *mut bpf_sock, owner: Owner) -> Result<()
         };
     }
     let network = network(owner).ok_or(Verdict::Unwanted)?;
+    if mark.is_answer(TAG.load()) && !has_asked(socket, owner) {
+        return Err(Verdict::Unwanted);
+    }
     if device != 0 && (device == network.vrf || vrf_of(device) == Some(network.vrf)) {
         Ok(())
     } else {
         Err(Verdict::Unwanted)
+    }
+}
+
+/// Whether a socket can have sent what is answered. The tracker has a flow as soon as a packet with the network's mark
+/// comes to it, and `egress` refuses a wrong mark only then: nothing that listens is reached by way of such a flow.
+#[inline(always)]
+fn has_asked(socket: *mut bpf_sock, owner: Owner) -> bool {
+    // SAFETY: the verifier knows a socket's fields.
+    let (protocol, state, peer) = unsafe { ((*socket).protocol, (*socket).state, (*socket).dst_port) };
+    match protocol {
+        TCP => state != LISTEN,
+        _ => peer != 0 || owner.asked != 0,
     }
 }
 
@@ -645,20 +665,6 @@ fn address6(ctx: *mut bpf_sock_addr) -> Address {
             (&raw const (*ctx).user_ip6[1]).read_volatile(),
             (&raw const (*ctx).user_ip6[2]).read_volatile(),
             (&raw const (*ctx).user_ip6[3]).read_volatile(),
-        ]
-    })
-}
-
-/// As [`address6`], of the source of a message.
-#[inline(always)]
-fn source6(ctx: *mut bpf_sock_addr) -> Address {
-    // SAFETY: as there.
-    Address(unsafe {
-        [
-            (&raw const (*ctx).msg_src_ip6[0]).read_volatile(),
-            (&raw const (*ctx).msg_src_ip6[1]).read_volatile(),
-            (&raw const (*ctx).msg_src_ip6[2]).read_volatile(),
-            (&raw const (*ctx).msg_src_ip6[3]).read_volatile(),
         ]
     })
 }

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Deref;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
@@ -120,12 +120,31 @@ impl Node {
 
     /// Reaches for `targets` that should answer, as a user, saying `name`.
     pub fn reach(&self, uid: u32, name: &str, targets: &[String]) -> BTreeMap<String, Answer> {
-        reach(&self.host, uid, name, targets, LONG)
+        reach(&self.host, uid, name, None, targets, LONG)
+    }
+
+    /// The same, bound to an address and port first.
+    pub fn reach_from(
+        &self,
+        uid: u32,
+        name: &str,
+        from: SocketAddr,
+        targets: &[String],
+    ) -> BTreeMap<String, Answer> {
+        reach(&self.host, uid, name, Some(from), targets, LONG)
+    }
+
+    /// What `uvn-probe` prints, as a user.
+    pub fn probe(&self, uid: u32, arguments: &[&str]) -> String {
+        let output = self.command_as(uid, probe()).args(arguments).stdin(Stdio::null()).output().unwrap();
+        let said = text(&output.stderr);
+        assert!(output.status.success(), "{}: uvn-probe {arguments:?} as {uid}: {said}", self.name());
+        text(&output.stdout).trim().to_owned()
     }
 
     /// Reaches for `targets` that should not answer, or not yet.
     pub fn try_reach(&self, uid: u32, name: &str, targets: &[String]) -> BTreeMap<String, Answer> {
-        reach(&self.host, uid, name, targets, SHORT)
+        reach(&self.host, uid, name, None, targets, SHORT)
     }
 }
 
@@ -133,11 +152,13 @@ fn reach(
     host: &Namespace,
     uid: u32,
     name: &str,
+    from: Option<SocketAddr>,
     targets: &[String],
     patience: Duration,
 ) -> BTreeMap<String, Answer> {
     let mut command = host.command_as(uid, probe());
-    command.args(["reach", &format!("--patience={}", patience.as_secs()), name]).args(targets);
+    command.args(["reach", &format!("--patience={}", patience.as_secs())]);
+    command.args(from.map(|from| format!("--from={from}"))).arg(name).args(targets);
     let output = command.stdin(Stdio::null()).output().unwrap();
     let answers = parse(&text(&output.stdout));
     let said = text(&output.stderr);

@@ -1,9 +1,10 @@
 //! Servers that say their name, and clients that say theirs: who reaches whom.
 
+use crate::escape::socket;
 use socket2::{Domain, Protocol, Type};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -111,14 +112,15 @@ pub fn serve_tcp(mut stream: TcpStream, name: &str) {
     });
 }
 
-/// Reaches for all `targets` at once, saying `name`, and writes a line about each ([`parse`] reads them).
-pub fn reach(name: &str, targets: &[(String, Socket)], patience: Duration) {
+/// Reaches for all `targets` at once, saying `name`, and writes a line about each ([`parse`] reads them). Bound to `from`
+/// before, if there is one.
+pub fn reach(name: &str, from: Option<SocketAddr>, targets: &[(String, Socket)], patience: Duration) {
     let end = Instant::now() + patience;
     thread::scope(|scope| {
         for (target, socket) in targets {
             scope.spawn(move || {
                 let ask = if socket.udp { ask_udp } else { ask_tcp };
-                let answer = ask(name, socket.address, end);
+                let answer = ask(name, from, socket.address, end);
                 match answer {
                     Ok(answer) => println!("{target} = {answer}"),
                     Err(error) => println!("{target} ! {error}"),
@@ -128,9 +130,9 @@ pub fn reach(name: &str, targets: &[(String, Socket)], patience: Duration) {
     });
 }
 
-fn ask_tcp(name: &str, to: SocketAddr, end: Instant) -> io::Result<String> {
+fn ask_tcp(name: &str, from: Option<SocketAddr>, to: SocketAddr, end: Instant) -> io::Result<String> {
     let mut stream = loop {
-        match TcpStream::connect_timeout(&to, left(end)) {
+        match connect(from, to, left(end)) {
             Err(error) if is_worth_another_try(&error, end) => thread::sleep(AGAIN),
             result => break result?,
         }
@@ -142,11 +144,58 @@ fn ask_tcp(name: &str, to: SocketAddr, end: Instant) -> io::Result<String> {
     if answer.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(answer) }
 }
 
-fn ask_udp(name: &str, to: SocketAddr, end: Instant) -> io::Result<String> {
-    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let udp = UdpSocket::bind(any)?;
-    // Connected, so that only `to` can answer and a refusal is heard.
+fn connect(from: Option<SocketAddr>, to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    let socket = socket2::Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    if let Some(from) = from {
+        socket.set_reuse_address(true)?;
+        socket.bind(&from.into())?;
+    }
+    socket.connect_timeout(&to.into(), patience)?;
+    Ok(socket.into())
+}
+
+/// Connected, so that only `to` can answer and a refusal is heard.
+fn connected(from: Option<SocketAddr>, to: SocketAddr) -> io::Result<UdpSocket> {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let udp = UdpSocket::bind(from.unwrap_or(SocketAddr::new(any, 0)))?;
     udp.connect(to)?;
+    Ok(udp)
+}
+
+/// The address that a program finds for itself: that of a socket connected to `to`.
+///
+/// # Errors
+/// The kernel's.
+pub fn own_address(to: SocketAddr) -> io::Result<IpAddr> {
+    Ok(connected(None, to)?.local_addr()?.ip())
+}
+
+/// What the kernel takes for the MTU of the way to `to` after datagrams of `length` bytes that nobody may cut, once it is
+/// less or LONG has passed.
+///
+/// # Errors
+/// The kernel's.
+pub fn path_mtu(to: SocketAddr, length: usize) -> io::Result<i32> {
+    let udp = socket2::Socket::from(connected(None, to)?);
+    let (level, discover, mtu) = match to {
+        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_MTU),
+        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_MTU),
+    };
+    socket::set(&udp, level, discover, &libc::IP_PMTUDISC_DO)?;
+    let end = Instant::now() + LONG;
+    loop {
+        // Refused, once it is known to be too long.
+        let sent = udp.send(&vec![0; length]);
+        let mtu = socket::get(&udp, level, mtu)?;
+        if sent.is_err() || Instant::now() >= end {
+            return Ok(mtu);
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn ask_udp(name: &str, from: Option<SocketAddr>, to: SocketAddr, end: Instant) -> io::Result<String> {
+    let udp = connected(from, to)?;
     let mut answer = [0; 512];
     udp.set_read_timeout(Some(AGAIN))?;
     loop {

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+use uvn_hwtests::cluster::OUTSIDE;
 use uvn_hwtests::namespace::text;
 use uvn_hwtests::{Cluster, Daemon, Layout, Namespace, Node};
 
@@ -86,7 +87,7 @@ fn as_user<T: Send>(host: &Namespace, uid: u32, work: impl FnOnce() -> T + Send)
     })
 }
 
-/// A TCP connection of a user between two nodes, that is never quiet.
+/// A TCP connection of a user, that is never quiet.
 struct Flow {
     stop: Arc<AtomicBool>,
     turns: Arc<AtomicU64>,
@@ -95,9 +96,13 @@ struct Flow {
 
 impl Flow {
     fn start(uid: u32, from: &Node, to: &Node, port: u16) -> Flow {
-        let address = SocketAddr::new(to.nics()[0].v4.into(), port);
-        let any = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port);
-        let listener = as_user(to, uid, || TcpListener::bind(any).unwrap());
+        Flow::to(uid, from, (to, uid), SocketAddr::new(to.nics()[0].v4.into(), port))
+    }
+
+    /// To somebody's service on a host.
+    fn to(uid: u32, from: &Node, (host, owner): (&Namespace, u32), address: SocketAddr) -> Flow {
+        let any = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), address.port());
+        let listener = as_user(host, owner, || TcpListener::bind(any).unwrap());
         let mut here = as_user(from, uid, || TcpStream::connect_timeout(&address, PATIENCE).unwrap());
         let (mut there, _) = listener.accept().unwrap();
         let (stop, turns) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -172,10 +177,14 @@ fn uvnd_is_killed_under_traffic() {
         let (first, second) = (here.uvnd(&config), there.uvnd(&config));
         [here, there].into_iter().for_each(|node| attach(node, ALICE));
         let flow = Flow::start(ALICE, here, there, 5000);
+        let outside = (&cluster.outside, 0);
+        let leaves = Flow::to(ALICE, here, outside, SocketAddr::new(OUTSIDE.0.into(), 5000));
         flow.assert_flowing();
         first.crash();
         second.crash();
         flow.assert_flowing();
+        leaves.assert_flowing();
+        Flow::to(ALICE, here, outside, SocketAddr::new(OUTSIDE.0.into(), 5001)).finish();
         Flow::start(ALICE, there, here, 5001).finish();
         // Whoever has no network gets none by that.
         let refused = as_user(here, BOB, || TcpListener::bind("127.0.0.1:0").unwrap_err());
@@ -184,6 +193,7 @@ fn uvnd_is_killed_under_traffic() {
         flow.assert_flowing();
         [here, there].into_iter().for_each(approve);
         flow.finish();
+        leaves.finish();
         daemons.iter_mut().for_each(Daemon::assert_alive);
     }
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use uvn_hwtests::cluster::OUTSIDE;
 use uvn_hwtests::node::{Server, add_user};
@@ -49,7 +49,7 @@ impl Site {
 
 /// Both protocols to a port of these addresses.
 fn both(addresses: &[IpAddr], port: u16) -> Vec<String> {
-    let socket = |address: &IpAddr| std::net::SocketAddr::new(*address, port);
+    let socket = |address: &IpAddr| SocketAddr::new(*address, port);
     addresses.iter().flat_map(|at| [format!("tcp:{}", socket(at)), format!("udp:{}", socket(at))]).collect()
 }
 
@@ -241,6 +241,59 @@ fn off_subnet_and_listed_hosts(path: &str) {
     site.conclude();
 }
 
+/// The address that a program finds for itself is the node's, where the user's other nodes reach him; bound to it he
+/// leaves, and so do others from the same port to the same host at the same time.
+fn programs_have_the_nodes_address(path: &str) {
+    let site = Site::new(path, "hosts = [\"10.0.0.200\", \"fd00:10::c8\"]");
+    site.cluster.attach(&[ALICE, BOB]);
+    let (storage4, storage6) = site.cluster.storage_address();
+    let [node, other] = site.cluster.pair();
+    let _servers = [
+        Server::start(&site.cluster.outside, 0, "host", &both(&[OUTSIDE.0.into(), OUTSIDE.1.into()], 5000)),
+        Server::start(&site.cluster.storage, 0, "host", &both(&[storage4, storage6], 5000)),
+        serve_everywhere(node, ALICE, &[5000]),
+    ];
+    let ways = [(IpAddr::from(OUTSIDE.0), storage4, 5000), (OUTSIDE.1.into(), storage6, 6000)];
+    for (own, (outside, storage, port)) in node.addresses().into_iter().zip(ways) {
+        for host in [outside, storage] {
+            let found = node.probe(ALICE, &["own-address", &SocketAddr::new(host, 9).to_string()]);
+            assert_eq!(found, own.to_string(), "on the way to {host}");
+        }
+        let served = both(&[own], port);
+        let who = name(ALICE, other);
+        assert_answer(&other.reach(ALICE, &who, &served), &served, &name(ALICE, node), &who);
+        let hosts = both(&[outside, storage], 5000);
+        for uid in [ALICE, BOB, 0] {
+            let who = name(uid, node);
+            let from = SocketAddr::new(own, 4000);
+            for host in hosts.chunks(1) {
+                assert_answer(&node.reach_from(uid, &who, from, host), host, "host", &who);
+            }
+        }
+    }
+    site.conclude();
+}
+
+/// A closed port and a smaller MTU beyond the subnets are told to whom they concern.
+fn errors_from_off_subnet_come_back(path: &str) {
+    let site = Site::new(path, "");
+    site.cluster.attach(&[BOB, ALICE]);
+    let beyond = ["198.51.100.1", "2001:db8:1::1"];
+    let routes = beyond.map(|to| format!("route add {to} dev small\n")).concat();
+    site.cluster.outside.ip(&format!("link add small mtu 1300 type dummy\nlink set small up\n{routes}"));
+    for node in site.cluster.pair() {
+        for (closed, beyond) in [IpAddr::from(OUTSIDE.0), OUTSIDE.1.into()].into_iter().zip(beyond) {
+            let closed = format!("udp:{}", SocketAddr::new(closed, 5009));
+            let answers = node.try_reach(ALICE, &name(ALICE, node), std::slice::from_ref(&closed));
+            let refused = answers[&closed].as_ref().is_err_and(|error| error.contains("Connection refused"));
+            assert!(refused, "{answers:?}");
+            let to = SocketAddr::new(ip(beyond), 9).to_string();
+            assert_eq!(node.probe(ALICE, &["path-mtu", &to, "1400"]), "1300", "{to}");
+        }
+    }
+    site.conclude();
+}
+
 /// Whoever may not leave the subnets, does not.
 fn off_subnet_denied(path: &str) {
     let site = Site::new(path, "off_subnet = { default = \"deny\", allow_groups = [9876] }");
@@ -299,5 +352,6 @@ fn without_a_network_no_socket(path: &str) {
 
 uvn_hwtests::with_paths!([engine, shortcut, kernel] {
     each_user_gets_his_own, services_have_the_nodes_address, root_services_are_reached, off_subnet_and_listed_hosts,
-    off_subnet_denied, the_resolver_answers, without_a_network_no_socket,
+    programs_have_the_nodes_address, errors_from_off_subnet_come_back, off_subnet_denied, the_resolver_answers,
+    without_a_network_no_socket,
 });

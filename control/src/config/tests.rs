@@ -77,7 +77,7 @@ fn a_good_file() {
     assert_eq!((config.underlays[0].path, config.underlays[0].port), (PathChoice::Auto, 4789));
     assert_eq!((config.underlays[1].path, config.underlays[1].port), (PathChoice::Kernel, 4790));
     assert_eq!(config.off_subnet.allow_groups, [Group::Name("staff".into()), Group::Number(100)]);
-    assert_eq!((config.nat.slots(), Nat::default().slots()), (65534, MAX_NETWORKS));
+    assert_eq!((config.nat.slots(), Nat::default().slots()), (MAX_NETWORKS, MAX_NETWORKS));
     assert_eq!(config.nat.addresses(65533)[0].to_string(), "100.64.255.254");
     assert_eq!(
         config.nat.addresses(0),

@@ -5,6 +5,7 @@ use crate::demand::{Refusal, received};
 use crate::feed::Feed;
 use crate::finding::Id;
 use crate::lease::{self, Attached, Kind, Lease, Process, process, state};
+use crate::netfilter;
 use crate::network::Network;
 use crate::plan::{self, Item, Step};
 use mio::Token;
@@ -107,6 +108,12 @@ impl Networks {
         }
         if let Some(fault) = &self.firewall_fault {
             return Err(AttachError::Firewall(fault.clone()));
+        }
+        if network.number() >= self.numbered {
+            self.number().map_err(|error| AttachError::Firewall(error.to_string()))?;
+        }
+        if !self.binding.is_bound(network.uid) {
+            netfilter::forget_flows(network.number()).map_err(AttachError::Flows)?;
         }
         let items = self.items(network);
         let steps = self.bring(network, &items)?;

@@ -54,7 +54,7 @@ impl Networks {
             true => Ok(()),
             false => firewall::apply(&ruleset),
         });
-        self.firewall_fault = applied.err().map(|error| error.to_string());
+        self.firewall_fault = applied.and_then(|()| self.number()).err().map(|error| error.to_string());
         if let Some(fault) = &self.firewall_fault {
             tracing::error!("nobody gets a network until the packet filter is in place: {fault}");
         }

@@ -10,6 +10,7 @@ use crate::config::{Config, Mode};
 use crate::demand::{Demand, UnknownLog, Users};
 use crate::feed::{Feed, FeedError, Others};
 use crate::finding::{Finding, Id, LOG};
+use crate::firewall::{self, FirewallError};
 use crate::lease::state::{self, StateError};
 use crate::lease::{self, LeaseError, Leases};
 use crate::lockdown;
@@ -28,6 +29,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use thiserror::Error;
+use uvn_wire::cgroup::NETWORK_ENTRIES;
 use uvn_wire::vxlan::Vni;
 
 /// The leases.
@@ -95,6 +97,9 @@ pub enum AttachError {
     /// What keeps networks apart beside the socket programs.
     #[error("the packet filter is not in place: {0}")]
     Firewall(String),
+    /// The connection tracker.
+    #[error("the connection tracker does not forget the flows of a former network: {0}")]
+    Flows(#[source] io::Error),
     /// A data plane.
     #[error(transparent)]
     Feed(#[from] FeedError),
@@ -111,6 +116,8 @@ pub struct Networks {
     pub(super) netlink: Netlink,
     pub(super) node: Node,
     pub(super) binding: Binding,
+    /// The packet filter knows the numbers below.
+    pub(super) numbered: u32,
     pub(super) feeds: Vec<Feed>,
     pub(super) holders: Holders,
     /// Why a leased network is not as it shall be.
@@ -172,6 +179,7 @@ impl Networks {
             netlink,
             node,
             binding,
+            numbered: 0,
             feeds: Vec::new(),
             holders: Holders::new(registry, holders)?,
             faults: BTreeMap::new(),
@@ -267,6 +275,15 @@ impl Networks {
         held.filter(|held| !held.leaving).map(|held| held.network.clone()).collect()
     }
 
+    /// Has the packet filter know the numbers of all networks, and as many again.
+    pub(super) fn number(&mut self) -> Result<(), FirewallError> {
+        let numbers = self.leases.iter().map(|(_, held)| held.network.number());
+        let end = numbers.max().unwrap_or(0).saturating_add(1).next_power_of_two().clamp(64, NETWORK_ENTRIES);
+        firewall::number(&self.node, end)?;
+        self.numbered = end;
+        Ok(())
+    }
+
     /// What the kernel shall hold for a network.
     pub(super) fn items(&self, network: &Network) -> Vec<Item> {
         items(&self.node, &self.peers, network)
@@ -290,8 +307,8 @@ pub fn devices(node: &Node, network: &Network) -> Option<Devices> {
     let with_vtep = node.nics.iter().filter(|nic| !nic.vteps().is_empty());
     let mut endpoints = with_vtep.map(|nic| index(&network.endpoint(nic))).collect::<Option<Vec<u32>>>()?;
     endpoints.sort_unstable();
-    let sources = node.nat.addresses(network.slot).into();
-    Some(Devices { vrf: index(&network.vrf())?, endpoints, off_subnet: network.off_subnet, sources })
+    let (number, vrf) = (network.number(), index(&network.vrf())?);
+    Some(Devices { number, vrf, endpoints, off_subnet: network.off_subnet })
 }
 
 /// Without it there are no networks on demand over kernel VXLAN.

@@ -68,7 +68,13 @@ fn a_ruleset_in_full() {
     let opened = Opened { ipv4: vec!["em1".into(), "eth0".into()], ipv6: true };
     let text = ruleset(&config("srun_ports = [\"60001-60010\", 61000]"), &this_node(), &peers, &opened);
     assert!(text.starts_with(
-        "table inet uvn\ndelete table inet uvn\ntable inet uvn {\n\tset reported { typeof @th,96,24; "
+        "table inet uvn
+delete table inet uvn
+table inet uvn {
+\tmap zone { typeof meta mark : ct original zone; }
+\tmap nat_ip { typeof ct mark : ip daddr; }
+\tmap nat_ip6 { typeof ct mark : ip6 daddr; }
+\tset reported { typeof @th,96,24; "
     ));
     let chains = chains(&text);
     let chain = |name: &str| chains[name].join("\n");
@@ -80,6 +86,11 @@ iifname != \"uvn*\" ip daddr 100.64.0.0/10 drop
 iifname != \"uvn*\" ip6 saddr fd75:766e::/64 drop
 iifname != \"uvn*\" ip6 daddr fd75:766e::/64 drop
 iifname \"ib0\" udp dport 4790 notrack"
+    );
+    assert_eq!(
+        chain("steer"),
+        "iifname != \"uvn*\" ct direction reply ct mark & 0xf0000000 == 0x70000000 ip daddr set ct mark & 0xffff map @nat_ip
+iifname != \"uvn*\" ct direction reply ct mark & 0xf0000000 == 0x70000000 ip6 daddr set ct mark & 0xffff map @nat_ip6"
     );
     assert_eq!(
         chain("input"),
@@ -99,27 +110,34 @@ oifname \"ib0\" udp dport 4790 meta skuid != 0 meta mark & 0xf0000000 != { 0x500
 oifname \"ib0\" udp dport 4790 notrack accept
 udp dport { 4789, 4790 } meta skuid != 0 counter drop
 oifname \"uvn*\" meta mark & 0xf0000000 != 0x70000000 meta mark set meta mark & 0xfffffff | 0x50000000
+ct direction reply meta mark & 0xf0000000 == 0x40000000 counter drop
 oifname \"uvn*\" notrack accept
 ip daddr 100.64.0.0/10 drop
-meta mark & 0xf0000000 == 0x70000000 ip saddr != 100.64.0.0/10 counter drop
 ip6 daddr fd75:766e::/64 drop
-meta mark & 0xf0000000 == 0x70000000 ip6 saddr != fd75:766e::/64 counter drop"
+meta mark & 0xf0000000 == 0x70000000 fib saddr type != local counter drop
+meta mark & 0xf0000000 == 0x70000000 ct original zone set meta mark & 0xffff map @zone accept
+meta mark & 0xf0000000 == 0x70000000 counter drop"
     );
     assert_eq!(
         chain("forward"),
         "iifname \"uvn*\" drop
-oifname \"uvn*\" ip daddr 100.64.0.0/10 ct state established,related meta mark set ct mark accept
-oifname \"uvn*\" ip6 daddr fd75:766e::/64 ct state established,related meta mark set ct mark accept
+oifname \"uvn*\" ip daddr 100.64.0.0/10 ct state established,related meta mark set ct mark & 0xfffffff | 0x40000000 \
+ip daddr set ct original ip saddr accept
+oifname \"uvn*\" ip6 daddr fd75:766e::/64 ct state established,related meta mark set ct mark & 0xfffffff | 0x40000000 \
+ip6 daddr set ct original ip6 saddr accept
 oifname \"uvn*\" drop
+ip daddr 100.64.0.0/10 drop
+ip6 daddr fd75:766e::/64 drop
 iifname { \"em1\", \"eth0\" } meta nfproto ipv4 drop
 meta nfproto ipv6 drop"
     );
     assert_eq!(
         chain("translate"),
-        "oifname \"em1\" ip saddr 100.64.0.0/10 ip daddr { 10.0.0.0/16 } ct mark set meta mark snat ip to 10.0.0.1
-oifname \"ib0\" ip saddr 100.64.0.0/10 ip daddr { 10.1.0.0/16 } ct mark set meta mark snat ip to 10.1.0.1
-oifname \"eth0\" ip saddr 100.64.0.0/10 ct mark set meta mark snat ip to 192.0.2.1
-oifname \"em1\" ip6 saddr fd75:766e::/64 ct mark set meta mark snat ip6 to 2001:db8::1"
+        "oifname \"em1\" meta mark & 0xf0000000 == 0x70000000 ip daddr { 10.0.0.0/16 } ct mark set meta mark \
+snat ip to 10.0.0.1
+oifname \"ib0\" meta mark & 0xf0000000 == 0x70000000 ip daddr { 10.1.0.0/16 } ct mark set meta mark snat ip to 10.1.0.1
+oifname \"eth0\" meta mark & 0xf0000000 == 0x70000000 meta nfproto ipv4 ct mark set meta mark snat ip to 192.0.2.1
+oifname \"em1\" meta mark & 0xf0000000 == 0x70000000 meta nfproto ipv6 ct mark set meta mark snat ip6 to 2001:db8::1"
     );
     assert_eq!(
         chain("postrouting"),

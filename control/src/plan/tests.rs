@@ -142,12 +142,10 @@ fn a_network_in_full() {
             "route to fd75:766e::/64 in table 1966080000: unreachable",
             "address 127.0.0.1/8 of uvn1234",
             "route to 127.0.0.0/8 in table 1966080000: local on uvn1234",
-            "address 100.64.0.1/32 of uvn1234",
-            "address fd75:766e::1/128 of uvn1234",
             "address ::1/128 of uvn1234",
             "address 192.168.1.1/32 of uvn1234",
-            "route to 0.0.0.0/0 in table 1966080000: via 10.0.0.254 dev em1 src 100.64.0.1",
-            "route to 10.0.0.200/32 in table 1966080000: dev em1 src 100.64.0.1",
+            "route to 0.0.0.0/0 in table 1966080000: via 10.0.0.254 dev em1 src 10.0.0.1",
+            "route to 10.0.0.200/32 in table 1966080000: dev em1 src 10.0.0.1",
             "TAP uvn1234.0",
             "MAC 02:75:0a:00:00:01 of uvn1234.0",
             "MTU 1450 of uvn1234.0",
@@ -219,6 +217,27 @@ fn off_subnet_is_not_for_everyone() {
     assert_eq!(leaks(&this), (0, false));
 }
 
+/// Where it is not that of the way out, which his other nodes do not have for him.
+#[test]
+fn a_program_finds_an_address_where_the_user_is_reached() {
+    let mut this = this_node();
+    let source_by = |this: &Node| {
+        let default = |item: Item| match item {
+            Item::Route { destination, way: Way::Device { source, .. }, .. }
+                if destination == ANYWHERE_V4 =>
+            {
+                source
+            }
+            _ => None,
+        };
+        network(this, &user(1234, 0)).into_iter().find_map(default).map(|source| source.to_string())
+    };
+    this.exits[0].device = "em2".into();
+    assert_eq!(source_by(&this).as_deref(), Some("10.0.7.1"));
+    this.exits[0] = Exit { device: "eth0".into(), gateway: None, address: "192.168.1.1".parse().unwrap() };
+    assert_eq!(source_by(&this).as_deref(), Some("10.0.0.1"));
+}
+
 #[test]
 fn without_ipv6_there_is_nothing_of_it() {
     let mut this = this_node();
@@ -256,8 +275,12 @@ fn an_mtu_change_is_set_and_an_address_change_moves_the_address() {
     assert_eq!(
         text,
         [
+            "delete route to 0.0.0.0/0 in table 1966080000: via 10.0.0.254 dev em1 src 10.0.0.1",
+            "delete route to 10.0.0.200/32 in table 1966080000: dev em1 src 10.0.0.1",
             "delete address 10.0.0.1/16 of uvn1234.0",
             "create address 10.0.0.1/32 of uvn1234",
+            "create route to 0.0.0.0/0 in table 1966080000: via 10.0.0.254 dev em1 src 10.0.0.2",
+            "create route to 10.0.0.200/32 in table 1966080000: dev em1 src 10.0.0.2",
             "set MAC 02:75:0a:00:00:02 of uvn1234.0",
             "create address 10.0.0.2/16 of uvn1234.0",
         ]

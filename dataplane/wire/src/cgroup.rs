@@ -1,12 +1,11 @@
 //! What the cgroup programs and their loader agree on: the mark of a socket, verdicts, and the keys, values and sizes
 //! of the maps.
 
-use crate::xdp::Address;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Counts up when a pinned map changes its keys, values or size: `uvnd` then does not take over an older one's maps.
-pub const LAYOUT: u32 = 2;
-/// Networks on a node at most; a mark names one of them.
+pub const LAYOUT: u32 = 3;
+/// Networks on a node, by their numbers: a mark names one of them, and 0 is nobody's.
 pub const NETWORK_ENTRIES: u32 = 16_384;
 /// VRFs and endpoints.
 pub const DEVICE_ENTRIES: u32 = 65_536;
@@ -41,6 +40,7 @@ pub const CALLED_BACK: [[u8; 16]; 3] =
 /// ```text
 /// 0111 | tag of the network namespace: 12 bits | number of the network: 16 bits      bound to the network's VRF
 /// 0110 | ...                                                                         not bound yet
+/// 0100 | ...                                       of a packet: what answers the network from beyond its subnets
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
@@ -51,6 +51,8 @@ impl Mark {
     pub const KIND: u32 = 0xf000_0000;
     const BOUND: u32 = 0x7000_0000;
     const UNBOUND: u32 = 0x6000_0000;
+    /// The kind of the packets that answer a network.
+    pub const ANSWER: u32 = 0x4000_0000;
 
     /// The mark of a socket that is bound to its network.
     #[must_use]
@@ -72,6 +74,13 @@ impl Mark {
     pub const fn is_ours(self, tag: u32) -> bool {
         // The two kinds differ in one bit.
         self.0 & 0xefff_0000 == Mark::UNBOUND | (tag & 0xfff) << 16
+    }
+
+    /// Whether a packet with it answers a network in the namespace with this tag.
+    #[must_use]
+    #[inline]
+    pub const fn is_answer(self, tag: u32) -> bool {
+        self.0 & 0xffff_0000 == Mark::ANSWER | (tag & 0xfff) << 16
     }
 
     /// Whether the socket is not bound yet.
@@ -113,8 +122,6 @@ pub struct Range {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C, align(8))]
 pub struct Network {
-    /// Its NAT addresses, one repeated where there are fewer: no other source leaves it for what is off-subnet.
-    pub sources: [Address; Network::SOURCES],
     /// The VRF's name, which SO_BINDTODEVICE wants, NUL-terminated.
     pub name: [u8; 16],
     /// Whose it is.
@@ -128,17 +135,8 @@ pub struct Network {
 }
 
 impl Network {
-    /// One of each family.
-    pub const SOURCES: usize = 2;
     /// There is none.
-    pub const NONE: Network = Network {
-        sources: [Address([0; 4]); Network::SOURCES],
-        name: [0; 16],
-        uid: 0,
-        vrf: 0,
-        off_subnet: 0,
-        padding: 0,
-    };
+    pub const NONE: Network = Network { name: [0; 16], uid: 0, vrf: 0, off_subnet: 0, padding: 0 };
 }
 
 /// The value in the map of devices: in one word, so that it is read whole, and with its key, as [`Network`] has.
@@ -176,6 +174,8 @@ pub struct Owner {
     pub mark: Mark,
     /// Who made it.
     pub uid: u32,
+    /// Not 0: it has sent beyond the underlay's subnets without being connected, and is answered.
+    pub asked: u64,
 }
 
 /// The sockets that a user did not get for want of a network, or would not have got if uvn did more than observe.
@@ -217,11 +217,9 @@ pub enum Verdict {
     OffSubnet,
     /// Packet dropped: leaving the network with source routing or other header options.
     Options,
-    /// Packet dropped: for a socket outside of every network.
+    /// Packet dropped: for a socket outside of every network, or an answer to one that has not asked.
     Unwanted,
-    /// Bind or send refused: the source is not the own network's, and what is sent to it would be let into another's.
-    Source,
-    /// Packet dropped: a program with privileges has changed its socket's mark.
+    /// Packet dropped: a program with privileges has changed its mark, or its socket's.
     Mark,
     /// Socket refused: the kernel had no memory to note whose it is.
     NoMemory,
@@ -229,7 +227,7 @@ pub enum Verdict {
 
 impl Verdict {
     /// Every verdict, in the order of the counters.
-    pub const ALL: [Verdict; 16] = [
+    pub const ALL: [Verdict; 15] = [
         Verdict::Bound,
         Verdict::NoNetwork,
         Verdict::Protocol,
@@ -243,7 +241,6 @@ impl Verdict {
         Verdict::OffSubnet,
         Verdict::Options,
         Verdict::Unwanted,
-        Verdict::Source,
         Verdict::Mark,
         Verdict::NoMemory,
     ];
@@ -265,7 +262,6 @@ impl Verdict {
             Verdict::OffSubnet => "off_subnet",
             Verdict::Options => "options",
             Verdict::Unwanted => "unwanted",
-            Verdict::Source => "source",
             Verdict::Mark => "mark",
             Verdict::NoMemory => "no_memory",
         }
@@ -294,6 +290,8 @@ mod tests {
             assert_eq!(mark.number(), 16_383);
         }
         assert!(unbound.is_unbound() && !bound.is_unbound());
+        let answer = Mark(Mark::ANSWER | 0x0abc_3fff);
+        assert!(answer.is_answer(0xabc) && !answer.is_answer(0xabd) && !bound.is_answer(0xabc));
         for foreign in [0, 0x4abc_3fff, 0x8abc_3fff, 0xfabc_3fff, 0x0abc_3fff] {
             assert!(!Mark(foreign).is_ours(0xabc), "{foreign:#x}");
         }
@@ -301,8 +299,8 @@ mod tests {
 
     #[test]
     fn values_are_as_long_as_the_maps_say() {
-        assert_eq!(size_of::<Network>(), 64);
-        assert_eq!(size_of::<Owner>(), 8);
+        assert_eq!(size_of::<Network>(), 32);
+        assert_eq!(size_of::<Owner>(), 16);
         assert_eq!(size_of::<Refused>(), 24);
         let device = Device::new(u32::MAX - 1, 7);
         assert_eq!((device.index(), device.vrf()), (u32::MAX - 1, 7));

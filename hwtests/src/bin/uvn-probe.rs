@@ -1,6 +1,7 @@
 //! What an ordinary user's program may try. The suites run it as such a user; it needs nothing but itself.
 
 use clap::Parser;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 use uvn_hwtests::escape::listen::{self, Trick};
@@ -23,11 +24,26 @@ enum Probe {
         /// How many seconds to wait for those who do not answer
         #[arg(long, default_value_t = reach::LONG.as_secs())]
         patience: u64,
+        /// Bind to this address and port first (10.0.0.1:0)
+        #[arg(long)]
+        from: Option<SocketAddr>,
         /// Who we say we are
         name: String,
         /// Whom to ask
         #[arg(required = true)]
         targets: Vec<String>,
+    },
+    /// Print the own address that a program finds on the way to TO (192.0.2.1:9)
+    OwnAddress {
+        /// Where to
+        to: SocketAddr,
+    },
+    /// Print the MTU of the way to TO (192.0.2.1:9) after datagrams of LENGTH bytes
+    PathMtu {
+        /// Where to
+        to: SocketAddr,
+        /// Bytes of a datagram
+        length: usize,
     },
     /// Attempt to get out of the own network, and print what came of it
     Escape {
@@ -72,10 +88,12 @@ fn main() -> ExitCode {
 fn run(probe: Probe) -> Result<(), Box<dyn std::error::Error>> {
     match probe {
         Probe::Serve { name, sockets } => reach::serve(&name, &sockets)?,
-        Probe::Reach { patience, name, targets } => {
+        Probe::OwnAddress { to } => println!("{}", reach::own_address(to)?),
+        Probe::PathMtu { to, length } => println!("{}", reach::path_mtu(to, length)?),
+        Probe::Reach { patience, from, name, targets } => {
             let targets: Result<Vec<_>, String> =
                 targets.into_iter().map(|target| Ok((target.clone(), target.parse()?))).collect();
-            reach::reach(&name, &targets?, Duration::from_secs(patience));
+            reach::reach(&name, from, &targets?, Duration::from_secs(patience));
         }
         Probe::Escape { aim, attempts } => escape::run(&aim, &attempts)?,
         Probe::Listen { how, name, device } => listen::run(how, &name, device.as_deref())?,

@@ -3,14 +3,14 @@
 #![allow(unsafe_code, reason = "credentials, capabilities and descriptors are passed on")]
 
 use super::socket::{self, any, ask, check, inet};
-use super::{Aim, Attempt, protocol};
+use super::{Aim, Attempt, PORT, protocol};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, getpid};
 use socket2::{Socket, Type};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
@@ -112,6 +112,16 @@ fn privileged() -> Vec<Attempt> {
             become_user(aim.uid, 0)?;
             message_into_vrf(aim, &marked(libc::SOCK_DGRAM, 0)?, what)
         }),
+        // As `traceroute --fwmark` is where it is setuid: whom off-subnet hosts answer, goes by the mark.
+        Attempt::new("root-forged-mark", |aim, what| {
+            forge_marks(aim, |socket, to, mark| {
+                socket.set_mark(mark)?;
+                socket.send_to(what.as_bytes(), &to.into()).map(drop)
+            })
+        }),
+        Attempt::new("root-forged-mark-message", |aim, what| {
+            forge_marks(aim, |socket, to, mark| socket::send_marked(socket, mark, to, what.as_bytes()))
+        }),
         Attempt::new("root-passed-tcp", |aim, what| {
             let socket = from_victim(aim, Type::STREAM)?;
             ask(&socket, victim(), what)
@@ -201,6 +211,22 @@ fn marked(kind: i32, protocol: i32) -> io::Result<Socket> {
     let socket = any(libc::AF_INET, kind, protocol)?;
     socket.set_mark(1)?;
     Ok(socket)
+}
+
+/// Sends off-subnet from the port of the victim's server with the mark of each of the node's first networks but the own.
+/// Whether it has succeeded, the victim's server knows.
+fn forge_marks(aim: &Aim, send: impl Fn(&Socket, SocketAddr, u32) -> io::Result<()>) -> io::Result<String> {
+    become_user(aim.uid, 0)?;
+    let to = SocketAddr::new(aim.outside.into(), PORT);
+    let socket = inet(Type::DGRAM, to)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), PORT).into())?;
+    let own = socket.mark()?;
+    for difference in 1..4 {
+        send(&socket, to, own ^ difference)?;
+    }
+    std::thread::sleep(socket::PATIENCE);
+    Err(io::Error::other("sent"))
 }
 
 fn become_user(real: u32, effective: u32) -> io::Result<()> {

@@ -46,6 +46,19 @@ pub fn set<T>(socket: &Socket, level: i32, name: i32, value: &T) -> io::Result<(
     check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.cast(), length) })
 }
 
+/// An option's value.
+///
+/// # Errors
+/// The kernel's.
+pub fn get(socket: &Socket, level: i32, name: i32) -> io::Result<i32> {
+    let (mut value, mut length) = (0_i32, size_of::<i32>() as libc::socklen_t);
+    // SAFETY: the kernel writes at most `length` bytes to the value.
+    check(unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut length)
+    })?;
+    Ok(value)
+}
+
 /// The result of a system call.
 ///
 /// # Errors
@@ -165,6 +178,14 @@ pub fn send_from(socket: &Socket, index: u32, from: IpAddr, to: SocketAddr, data
             })
         }
     }
+}
+
+/// Sends a datagram with a mark of its own.
+///
+/// # Errors
+/// The kernel's.
+pub fn send_marked(socket: &Socket, mark: u32, to: SocketAddr, data: &[u8]) -> io::Result<()> {
+    with_message(to, data, libc::SOL_SOCKET, libc::SO_MARK, mark, |message| send(socket, message))
 }
 
 fn send(socket: &Socket, message: &libc::msghdr) -> io::Result<()> {
