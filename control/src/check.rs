@@ -175,7 +175,8 @@ impl Promise<'_> {
             ));
         }
         let opened = sysctl::opened(&self.node, Path::new(sysctl::RECORD));
-        match firewall::is_applied(&firewall::ruleset(self.config, &self.node, self.peers, &opened)) {
+        let limit = sysctl::flows_of_one();
+        match firewall::is_applied(&firewall::ruleset(self.config, &self.node, self.peers, &opened, limit)) {
             Ok(true) => {}
             Ok(false) => findings.push(Finding::fault(
                 Id::Firewall,

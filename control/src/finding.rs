@@ -71,6 +71,8 @@ ids! {
     Setting = "UVN-KERNEL-SETTING";
     /// The nftables table is not as it shall be.
     Firewall = "UVN-FIREWALL";
+    /// The connection tracker has little room.
+    Flows = "UVN-CONNTRACK-FULL";
     /// Others than root may make files on the BPF file system.
     Pins = "UVN-BPFFS-OPEN";
     /// A socket program is not attached.

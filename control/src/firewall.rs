@@ -62,15 +62,16 @@ pub enum FirewallError {
     },
 }
 
-/// The table's text for nft(8), to replace what there is.
+/// The table's text for nft(8), to replace what there is. A network may have `limit` flows off-subnet.
 #[must_use]
-pub fn ruleset(config: &Config, node: &Node, peers: &Peers, opened: &Opened) -> String {
+pub fn ruleset(config: &Config, node: &Node, peers: &Peers, opened: &Opened, limit: u32) -> String {
     let kernel: Vec<&Nic> = node.nics.iter().filter(|nic| nic.path == DataPath::Kernel).collect();
     let chains = [
         prerouting(node, &kernel),
         steer(node),
         input(config, node, &kernel, peers),
         output(config, node, &kernel),
+        flows(limit),
         forward(node, opened),
         translate(node),
         postrouting(node),
@@ -80,9 +81,10 @@ pub fn ruleset(config: &Config, node: &Node, peers: &Peers, opened: &Opened) -> 
     format!("table inet uvn\ndelete table inet uvn\ntable inet uvn {{\n{sets}{}}}\n", chains.concat())
 }
 
-/// By the number of a network, its zone in the tracker, and its NAT addresses: see [`number`].
+/// By the mark of a network, its flows in the tracker; by its number, its zone in the tracker, and its NAT addresses: see [`number`].
 fn maps(node: &Node) -> String {
-    let mut maps = "\tmap zone { typeof meta mark : ct original zone; }\n".to_owned();
+    let mut maps = "\tset flows { typeof meta mark; size 65536; flags dynamic; }\n".to_owned();
+    maps += "\tmap zone { typeof meta mark : ct original zone; }\n";
     for (ip, _) in pools(node) {
         let _ = writeln!(maps, "\tmap nat_{ip} {{ typeof ct mark : {ip} daddr; }}");
     }
@@ -251,6 +253,13 @@ fn output(config: &Config, node: &Node, kernel: &[&Nic]) -> String {
     rules.push(format!("{leaves} ct original zone set meta mark & 0xffff map @zone accept"));
     rules.push(format!("{leaves} counter drop"));
     chain("output", "filter hook output priority raw", &rules)
+}
+
+/// After what leaves is tracked: no network's flows fill the tracker's table, which is the whole node's.
+fn flows(limit: u32) -> String {
+    let begins = format!("oifname != \"uvn*\" {} ct state new", is_kind("meta", USERS));
+    let rule = format!("{begins} add @flows {{ meta mark ct count over {limit} }} counter drop");
+    chain("flows", "filter hook output priority filter", &[rule])
 }
 
 /// Networks end here. All that goes into one from outside is what answers its packets, at the address from where those were

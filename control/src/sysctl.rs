@@ -25,6 +25,8 @@ pub const RECORD: &str = "/run/uvn/sysctl.json";
 const L3MDEV: [&str; 3] =
     ["net/ipv4/tcp_l3mdev_accept", "net/ipv4/udp_l3mdev_accept", "net/ipv4/raw_l3mdev_accept"];
 const MPTCP: &str = "net/mptcp/enabled";
+/// Flows that a network may have, however small the tracker's table is.
+pub const FLOWS: u32 = 1024;
 const FORWARDING_V6: &str = "net/ipv6/conf/all/forwarding";
 
 /// Why a setting could not be read or changed.
@@ -192,6 +194,19 @@ fn advertised() -> Vec<String> {
         .collect();
     settings.sort();
     settings
+}
+
+/// The flows in the connection tracker, of all network namespaces, and how many it can hold; None: it is not loaded.
+#[must_use]
+pub fn flows() -> Option<(u32, u32)> {
+    let number = |name: &str| read(&format!("net/netfilter/nf_conntrack_{name}"))?.parse().ok();
+    Some((number("count")?, number("max")?))
+}
+
+/// How many of them one network may have: a sixteenth, or as many as a busy program needs, but never all.
+#[must_use]
+pub fn flows_of_one() -> u32 {
+    flows().map_or(FLOWS, |(_, limit)| (limit / 16).max(FLOWS).min(limit / 2))
 }
 
 fn read(setting: &str) -> Option<String> {

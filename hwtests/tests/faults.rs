@@ -16,15 +16,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use uvn_hwtests::cluster::OUTSIDE;
+use uvn_hwtests::escape::PORT;
 use uvn_hwtests::namespace::text;
-use uvn_hwtests::{Cluster, Daemon, Layout, Namespace, Node};
+use uvn_hwtests::{Cluster, Daemon, Layout, Namespace, Node, Server};
 
 /// Two ordinary users.
 const ALICE: u32 = 1234;

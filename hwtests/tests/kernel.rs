@@ -82,7 +82,7 @@ impl Control {
     fn start(&self, networks: &[Network]) {
         sysctl::apply(&self.facts, Path::new(sysctl::RECORD)).unwrap();
         let opened = sysctl::opened(&self.facts, Path::new(sysctl::RECORD));
-        let ruleset = firewall::ruleset(&self.config, &self.facts, &self.peers, &opened);
+        let ruleset = firewall::ruleset(&self.config, &self.facts, &self.peers, &opened, 1024);
         firewall::apply(&ruleset).unwrap();
         firewall::number(&self.facts, 64).unwrap();
         assert!(firewall::is_applied(&ruleset).unwrap());

@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::finding::{Finding, Id};
 use crate::netlink::Rival;
 use crate::network::{Nic, Node};
+use crate::sysctl;
 use std::fs;
 use std::ops::RangeInclusive;
 use uvn_dataplane::message::Note;
@@ -21,6 +22,7 @@ pub(super) fn warnings(config: &Config, node: &Node, rivals: &[Rival]) -> Vec<Fi
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let mut warnings: Vec<Finding> = node.nics.iter().filter_map(without_ipv6).collect();
     warnings.extend(rivals.iter().filter(|rival| answers_for_others(&rival.device)).map(attracts));
+    warnings.extend(sysctl::flows().and_then(|(count, limit)| crowded(count, limit)));
     for family in loaded(&read("/proc/net/protocols")) {
         warnings.push(Finding::warning(
             Id::Family,
@@ -73,6 +75,22 @@ pub(super) fn noted(nic: &str, note: &Note) -> Finding {
     Finding::warning(id, note.what(nic), note.remedy(nic))
 }
 
+/// That the connection tracker's table has little room left, for all networks and the node itself: what finds none is dropped.
+fn crowded(count: u32, limit: u32) -> Option<Finding> {
+    let what = if u64::from(count) * 5 > u64::from(limit) * 4 {
+        format!(
+            "{count} of {limit} flows are in the connection tracker: once it is full, nothing new reaches the node"
+        )
+    } else if limit / 16 < sysctl::FLOWS {
+        format!("net.netfilter.nf_conntrack_max is {limit}: few users' flows fill the connection tracker")
+    } else {
+        return None;
+    };
+    let remedy =
+        format!("raise net.netfilter.nf_conntrack_max, to {} or more", limit.max(sysctl::FLOWS * 8) * 2);
+    Some(Finding::warning(Id::Flows, what, remedy))
+}
+
 /// Those of [`FAMILIES`] that the kernel has, by its list.
 fn loaded(protocols: &str) -> Vec<&'static str> {
     let named = |family: &&str| protocols.lines().any(|line| line.split_whitespace().next() == Some(*family));
@@ -105,6 +123,15 @@ mod tests {
             "protocol  size sockets\nAF_VSOCK  1184     0\nTIPC       900     1\nTCPv6     2368     4\n";
         assert_eq!(loaded(protocols), ["TIPC", "AF_VSOCK"]);
         assert_eq!(loaded("TCP 2208 1\n"), [""; 0]);
+    }
+
+    #[test]
+    fn a_tracker_without_room_is_found() {
+        assert_eq!(crowded(50_000, 65_536), None);
+        let found = crowded(53_000, 65_536).unwrap();
+        assert!(found.what.starts_with("53000 of 65536 flows") && found.remedy.contains("131072"), "{found}");
+        let found = crowded(0, 10_000).unwrap();
+        assert!(found.what.contains("is 10000") && found.remedy.contains("20000"), "{found}");
     }
 
     #[test]

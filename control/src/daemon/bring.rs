@@ -49,7 +49,8 @@ impl Networks {
             self.warn(Id::Setting, error);
         }
         let opened = sysctl::opened(&self.node, record);
-        let ruleset = firewall::ruleset(&self.config, &self.node, &self.peers, &opened);
+        let ruleset =
+            firewall::ruleset(&self.config, &self.node, &self.peers, &opened, sysctl::flows_of_one());
         let applied = firewall::is_applied(&ruleset).and_then(|applied| match applied {
             true => Ok(()),
             false => firewall::apply(&ruleset),

@@ -66,11 +66,12 @@ fn a_ruleset_in_full() {
         unresolved: Vec::new(),
     };
     let opened = Opened { ipv4: vec!["em1".into(), "eth0".into()], ipv6: true };
-    let text = ruleset(&config("srun_ports = [\"60001-60010\", 61000]"), &this_node(), &peers, &opened);
+    let text = ruleset(&config("srun_ports = [\"60001-60010\", 61000]"), &this_node(), &peers, &opened, 1024);
     assert!(text.starts_with(
         "table inet uvn
 delete table inet uvn
 table inet uvn {
+\tset flows { typeof meta mark; size 65536; flags dynamic; }
 \tmap zone { typeof meta mark : ct original zone; }
 \tmap nat_ip { typeof ct mark : ip daddr; }
 \tmap nat_ip6 { typeof ct mark : ip6 daddr; }
@@ -119,6 +120,11 @@ meta mark & 0xf0000000 == 0x70000000 ct original zone set meta mark & 0xffff map
 meta mark & 0xf0000000 == 0x70000000 counter drop"
     );
     assert_eq!(
+        chain("flows"),
+        "oifname != \"uvn*\" meta mark & 0xf0000000 == 0x70000000 ct state new add @flows \
+{ meta mark ct count over 1024 } counter drop"
+    );
+    assert_eq!(
         chain("forward"),
         "iifname \"uvn*\" drop
 oifname \"uvn*\" ip daddr 100.64.0.0/10 ct state established,related meta mark set ct mark & 0xfffffff | 0x40000000 \
@@ -150,7 +156,7 @@ oifname != \"uvn*\" ip6 saddr fd75:766e::/64 drop"
 fn a_kernel_nic_with_no_peers_takes_nothing() {
     let peers =
         Peers { ranges: vec!["172.16.0.0/16".parse().unwrap()], nodes: Vec::new(), unresolved: Vec::new() };
-    let text = ruleset(&config(""), &this_node(), &peers, &Opened::default());
+    let text = ruleset(&config(""), &this_node(), &peers, &Opened::default(), 1024);
     let input = &chains(&text)["input"];
     assert_eq!(*input, ["iifname != \"ib0\" udp dport 4790 counter drop", "udp dport 4790 counter drop"]);
 }

@@ -218,3 +218,53 @@ fn a_flood_of_connections_does_not_hold_up_root() {
     approve(node);
     daemon.assert_alive();
 }
+
+/// One user's flows off-subnet leave room in the connection tracker, which is the node's: for root, for who comes to the
+/// node, and for other users.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn one_users_flows_leave_room_for_others() {
+    const LIMIT: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    node.sh("modprobe nf_conntrack");
+    // The machine's, for all namespaces.
+    let before = std::fs::read_to_string(LIMIT).unwrap();
+    std::fs::write(LIMIT, "1024").unwrap();
+    let mut daemon = node.uvnd(&cluster.config("kernel", ""));
+    [ALICE, BOB].into_iter().for_each(|uid| attach(node, uid));
+    let warned = node.uvn(&["check"]);
+    assert!(warned.contains("net.netfilter.nf_conntrack_max is 1024"), "{warned}");
+    let service = |port| [format!("tcp:0.0.0.0:{port}")];
+    let _servers = [
+        Server::start(&cluster.outside, 0, "outside", &service(5001)),
+        Server::start(&cluster.storage, 0, "storage", &service(5001)),
+        node.serve(0, "root", &service(7000)),
+    ];
+    let _reflector = Server::probe(&cluster.outside, 0, &["listen", "reflect", "outside"]);
+    // Answered and used again, so that the tracker makes no room at their expense.
+    for _ in 0..3 {
+        as_user(node, BOB, || {
+            let open = || UdpSocket::bind("0.0.0.0:0").unwrap();
+            let sockets: Vec<UdpSocket> = (0..500).map(|_| open()).collect();
+            for _ in 0..3 {
+                for socket in &sockets {
+                    let _refused = socket.send_to(b"mine", (OUTSIDE.0, PORT));
+                }
+                thread::sleep(Duration::from_millis(1500));
+            }
+        });
+    }
+    let flows = node.sh("grep -c ASSURED /proc/net/nf_conntrack");
+    assert!(flows.trim().parse::<u32>().unwrap() > 256, "they do not stay: {flows}");
+    let reached =
+        |uid, target: String| node.reach(uid, "me", std::slice::from_ref(&target)).remove(&target).unwrap();
+    assert_eq!(reached(0, format!("tcp:{}:5001", cluster.storage_address().0)).as_deref(), Ok("storage"));
+    assert_eq!(reached(ALICE, format!("tcp:{}:5001", OUTSIDE.0)).as_deref(), Ok("outside"));
+    let here = SocketAddr::new(node.addresses()[0], 7000);
+    cluster.storage.within(|| TcpStream::connect_timeout(&here, PATIENCE).map(drop)).unwrap();
+    let dropped = node.sh("nft list chain inet uvn flows");
+    assert!(!dropped.contains("packets 0 "), "none was too many: {dropped}");
+    std::fs::write(LIMIT, before.trim()).unwrap();
+    daemon.assert_alive();
+}
