@@ -45,7 +45,7 @@ fn rules() -> String {
     let config: Config =
         parse("[[underlay]]\nsubnets = [\"10.0.0.0/16\"]\n[peers]\nnodes = [\"n1\"]").unwrap();
     let peers = Peers { ranges: vec!["127.0.0.0/24".parse().unwrap()], ..Peers::default() };
-    ruleset(&config, &node, &peers, &Opened { ipv4: Vec::new(), ipv6: false })
+    ruleset(&config, &node, &peers, &Opened { ipv4: Vec::new(), ipv6: false }, 4096)
 }
 
 fn load(rules: &str) {

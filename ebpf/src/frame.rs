@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::XdpContext;
 use uvn_wire::ethernet::{self, Ethernet, Tag, ethertype};
-use uvn_wire::icmp::v6::NEIGHBOUR_SOLICITATION;
+use uvn_wire::icmp::v6::{NEIGHBOUR_ADVERTISEMENT, NEIGHBOUR_SOLICITATION};
 use uvn_wire::ipv4::{self, Ipv4, protocol};
 use uvn_wire::ipv6::{self, Ipv6, extension};
 use uvn_wire::packet::Fragment;
@@ -174,8 +174,12 @@ impl Packet {
                 (length >= udp::HEADER).then_some(length)
             }
             protocol::UDP if frame.header::<Udp>(at)?.destination_port.get() == port => None,
-            // The engine answers these itself.
-            protocol::ICMPV6 if *frame.header::<u8>(at)? == NEIGHBOUR_SOLICITATION => None,
+            // The engine answers these itself, and looks at whose address those tell.
+            protocol::ICMPV6
+                if matches!(*frame.header::<u8>(at)?, NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT) =>
+            {
+                None
+            }
             // The shortest fragment that shows its ports has so many bytes, too.
             _ => Some(udp::HEADER),
         }
