@@ -4,9 +4,14 @@
 //! say who has which network, `links-GENERATION/` the attached programs. The policy is part of the programs: a new one
 //! comes with a new generation, attached before the old one is detached, so that there is no moment without.
 
+mod btf;
+mod executables;
 mod object;
 mod owners;
 mod pins;
+
+pub use btf::way;
+pub use executables::{CalledBack, Executables, identify};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::pin::PinError;
@@ -104,6 +109,8 @@ pub struct Policy {
     pub service_ports: Vec<RangeInclusive<u16>>,
     /// TCP ports where Slurm's daemons call `srun` back.
     pub srun_ports: Vec<RangeInclusive<u16>>,
+    /// The programs that they call back; no others may bind to those.
+    pub called_back: CalledBack,
     /// UDP ports of VXLAN.
     pub vxlan_ports: Vec<u16>,
     /// The underlay's subnets: reached through the own network only.

@@ -5,7 +5,7 @@ mod around;
 
 use crate::binding::{self, Binding, Devices};
 use crate::config::{Config, Mode};
-use crate::daemon::{STATE, devices, items, policy};
+use crate::daemon::{STATE, devices, items};
 use crate::feed::{self, Others};
 use crate::finding::{Finding, Id, LOG};
 use crate::firewall;
@@ -275,7 +275,7 @@ impl Promise<'_> {
             }
         }
         let held: BTreeSet<u32> = self.networks.iter().map(|network| network.uid).collect();
-        let stranger = policy(self.config).policed.into_iter().flatten().find(|uid| !held.contains(uid));
+        let stranger = self.config.policed_ranges().into_iter().flatten().find(|uid| !held.contains(uid));
         if let Some(uid) = stranger {
             match device_of_socket(uid, AddressFamily::Inet) {
                 Err(Errno::EPERM) => {}

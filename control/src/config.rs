@@ -60,6 +60,8 @@ pub struct Config {
     /// Slurm's daemons alone.
     #[serde(default, deserialize_with = "ranges")]
     pub srun_ports: Vec<RangeInclusive<u16>>,
+    /// The programs that may listen there. None: `srun`, `salloc` and `sattach` at the usual places.
+    pub srun: Option<Vec<PathBuf>>,
     /// Loopback services of the node, over UDP and TCP, that stay reachable inside the networks.
     #[serde(default = "default_relay")]
     pub relay: Vec<SocketAddr>,

@@ -33,6 +33,8 @@ ids! {
     Uvnd = "UVN-UVND-SILENT";
     /// A port that the configuration gives srun is the kernel's to give away.
     SrunPorts = "UVN-SRUN-PORTS";
+    /// A program of `srun` is not to be trusted, or the kernel does not tell programs.
+    Srun = "UVN-SRUN-PROGRAM";
     /// A group of the configuration does not exist.
     Group = "UVN-GROUP-UNKNOWN";
     /// An account that can log in is not policed.

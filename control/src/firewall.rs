@@ -20,7 +20,7 @@ use crate::demand::{self, GROUP};
 use crate::feed::Others;
 use crate::limited;
 use crate::network::{DataPath, Nic, Node};
-use crate::peers::Peers;
+use crate::peers::{Peers, without};
 use crate::sysctl::Opened;
 use std::collections::BTreeSet;
 use std::fmt::{Display, Write as _};
@@ -168,11 +168,7 @@ fn steer(node: &Node) -> String {
 fn input(config: &Config, node: &Node, kernel: &[&Nic], peers: &Peers) -> String {
     let mut rules = Vec::new();
     if !config.srun_ports.is_empty() {
-        // Sockets there are in no VRF, and would take connections from all.
-        let ports = set(config.srun_ports.iter().map(range));
-        rules.push(format!(
-            "iifname \"uvn*\" tcp dport {ports} tcp flags & (fin | syn | rst | ack) == syn counter drop"
-        ));
+        rules.extend(call_back(config, node, peers));
     }
     for nic in kernel {
         // The kernel's VXLAN socket takes what comes from anywhere, also from inside a network.
@@ -198,6 +194,31 @@ fn input(config: &Config, node: &Node, kernel: &[&Nic], peers: &Peers) -> String
         }
     }
     chain("input", "filter hook input priority filter", &rules)
+}
+
+/// Sockets on a `srun` port are in no VRF, and would take connections from all. Slurm's daemons call back from this node,
+/// the nodes that run uvn, and listed hosts; what comes from a router may be from anywhere.
+fn call_back(config: &Config, node: &Node, peers: &Peers) -> Vec<String> {
+    let ports = set(config.srun_ports.iter().map(range));
+    let begins = format!("tcp dport {ports} tcp flags & (fin | syn | rst | ack) == syn");
+    let host = |address: IpAddr| Cidr { address, prefix: if address.is_ipv4() { 32 } else { 128 } };
+    let routers: Vec<Cidr> = node.exits.iter().filter_map(|exit| exit.gateway).map(host).collect();
+    let mut known = without(peers.ranges.clone(), &routers);
+    known.extend(peers.nodes.iter().flatten().copied().map(host));
+    known.extend(&node.hosts);
+    let known = without(known, &[]);
+    let mut rules = vec![format!("iifname \"uvn*\" {begins} counter drop")];
+    for (ip, name, ipv4) in [("ip", "ipv4", true), ("ip6", "ipv6", false)] {
+        let known: Vec<String> =
+            known.iter().filter(|known| known.address.is_ipv4() == ipv4).map(subnet).collect();
+        let stranger = if known.is_empty() {
+            format!("meta nfproto {name}")
+        } else {
+            format!("{ip} saddr != {}", set(known))
+        };
+        rules.push(format!("iifname != \"lo\" {stranger} {begins} counter drop"));
+    }
+    rules
 }
 
 fn range(range: &RangeInclusive<u16>) -> String {

@@ -5,7 +5,7 @@
 //! waits for the network. The first `uvnd` that enforces a configuration arms that; one that observes, or `uvn purge`,
 //! disarms it.
 
-use crate::binding::{self, Binding, BindingError, Policy};
+use crate::binding::{self, Binding, BindingError, CalledBack, Policy};
 use crate::config::{Config, default_policed};
 use crate::daemon::policy;
 use std::fs;
@@ -28,7 +28,7 @@ pub fn hold() -> Result<(), BindingError> {
             tracing::error!(%error, "the default UIDs are policed until there is a configuration");
             Policy { policed: default_policed(), ..Policy::default() }
         },
-        |config| policy(&config),
+        |config| policy(&config, &CalledBack::default()),
     );
     Binding::attach(&binding::cgroup_root()?, pins, &Policy { observe: false, ..policy }).map(drop)
 }

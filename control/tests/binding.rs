@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use uvn_control::binding::{Binding, Devices, Policy, cgroup_root};
+use uvn_control::binding::{Binding, CalledBack, Devices, Policy, cgroup_root, identify, way};
 use uvn_wire::cgroup::{self, Verdict};
 
 const ALICE: u32 = 1000;
@@ -125,10 +125,18 @@ fn policy() -> Policy {
         policed: vec![1000..=1000, 1001..=60000],
         service_ports: vec![6817..=6818],
         srun_ports: vec![60001..=60010],
+        called_back: CalledBack { way: way().expect("a kernel with BTF"), executables: Vec::new() },
         vxlan_ports: vec![4789],
         on_subnet: vec!["10.3.0.0/16".parse().unwrap(), "fd00:3::/64".parse().unwrap()],
         hosts: vec!["10.3.0.2/32".parse().unwrap()],
     }
+}
+
+/// This program is one that Slurm's daemons call back, as long as its file is open.
+fn policy_of_srun() -> (fs::File, Policy) {
+    let (open, executable) = identify(&std::env::current_exe().unwrap()).unwrap();
+    let called_back = CalledBack { executables: vec![executable], ..policy().called_back };
+    (open, Policy { called_back, ..policy() })
 }
 
 fn tcp() -> io::Result<Socket> {
@@ -238,14 +246,13 @@ fn disconnect(socket: &Socket) -> io::Result<()> {
 #[test]
 fn ports_are_refused_or_released() {
     let place = Place::new();
-    let mut binding = place.attach(&policy());
+    let (_open, policy) = policy_of_srun();
+    let mut binding = place.attach(&policy);
     binding.bind(ALICE, &devices(ALICE)).unwrap();
     assert_eq!(place.as_user(ALICE, || tcp()?.bind(&address("0.0.0.0:6817"))), libc::EPERM);
     assert_eq!(place.as_user(ALICE, || udp()?.bind(&address("0.0.0.0:6818"))), libc::EPERM);
     assert_eq!(place.as_user(ALICE, || tcp()?.bind(&address("0.0.0.0:6819"))), 0);
     let as_srun = || {
-        // SAFETY: the name is a string.
-        unsafe { libc::prctl(libc::PR_SET_NAME, c"srun".as_ptr()) };
         let socket = tcp()?;
         expect(socket.device()?.is_none())?;
         socket.bind(&address("0.0.0.0:60001"))?;
@@ -267,11 +274,40 @@ fn ports_are_refused_or_released() {
     assert_eq!(count(&binding, Verdict::Released), 1);
 }
 
+/// Anybody may take the name of a program.
+#[test]
+fn srun_ports_are_for_srun_whatever_others_call_themselves() {
+    let place = Place::new();
+    let mut binding = place.attach(&policy());
+    binding.bind(ALICE, &devices(ALICE)).unwrap();
+    let takes = || {
+        let pose = || {
+            // SAFETY: the name is a string.
+            unsafe { libc::prctl(libc::PR_SET_NAME, c"srun".as_ptr()) };
+            let socket = tcp()?;
+            expect(is_bound_to(&socket, "uvn1000"))?;
+            socket.bind(&address("0.0.0.0:60001"))
+        };
+        place.as_user(ALICE, pose)
+    };
+    assert_eq!(takes(), libc::EPERM);
+    assert_eq!(place.as_user(ALICE, || tcp()?.bind(&address("0.0.0.0:60001"))), libc::EPERM);
+    assert_eq!(count(&binding, Verdict::SrunPort), 2);
+    // Slurm's daemons call back by TCP.
+    assert_eq!(place.as_user(ALICE, || udp()?.bind(&address("0.0.0.0:60001"))), 0);
+    // A kernel that does not tell what a process runs.
+    let (_open, policy) = policy_of_srun();
+    let called_back = CalledBack { way: Default::default(), ..policy.called_back.clone() };
+    binding.set_policy(&Policy { called_back, ..policy }).unwrap();
+    eventually(|| takes() == libc::EPERM);
+}
+
 /// Who waits for an srun that has ended is told so by the kernel: slurmstepd would wait for its MessageTimeout.
 #[test]
 fn an_srun_that_ends_resets_its_connections() {
     let place = Place::new();
-    let mut binding = place.attach(&policy());
+    let (_open, policy) = policy_of_srun();
+    let mut binding = place.attach(&policy);
     binding.bind(ALICE, &devices(ALICE)).unwrap();
     for accepts in [false, true] {
         let client = std::thread::spawn(move || -> io::Result<usize> {
@@ -292,8 +328,6 @@ fn an_srun_that_ends_resets_its_connections() {
             stream.read(&mut [0])
         });
         let as_srun = || {
-            // SAFETY: the name is a string.
-            unsafe { libc::prctl(libc::PR_SET_NAME, c"srun".as_ptr()) };
             let listener = tcp()?;
             listener.set_reuse_address(true)?;
             listener.bind(&address("127.0.0.1:60001"))?;

@@ -12,9 +12,9 @@ use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE};
 use aya_ebpf::bindings::{bpf_map_def, bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{
-    bpf_get_netns_cookie, bpf_setsockopt, bpf_sk_fullsock, bpf_sk_storage_get,
+    bpf_get_current_task, bpf_get_netns_cookie, bpf_setsockopt, bpf_sk_fullsock, bpf_sk_storage_get,
 };
-use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_uid_gid};
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_uid_gid, bpf_probe_read_kernel};
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, map};
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
@@ -23,7 +23,7 @@ use aya_ebpf::{EbpfContext, Global};
 use core::cell::UnsafeCell;
 use core::ffi::c_void;
 use core::mem::{MaybeUninit, offset_of};
-use uvn_wire::cgroup::{self, Device, Mark, Network, Owner, Range, Refused, Verdict};
+use uvn_wire::cgroup::{self, Device, Executable, Mark, Network, Owner, Range, Refused, Verdict, Way};
 use uvn_wire::ethernet::ethertype;
 use uvn_wire::ipv4::{self, Ipv4, protocol};
 use uvn_wire::ipv6::{self, Ipv6};
@@ -42,10 +42,17 @@ static TAG: Global<u32> = Global::new(0);
 /// Not 0: the programs count what they would refuse, and refuse nothing. The loader sets it.
 #[unsafe(no_mangle)]
 static OBSERVE: Global<u32> = Global::new(0);
+/// The way from a process to its executable. The loader sets it.
+#[unsafe(no_mangle)]
+static WAY: Global<Way> = Global::new(Way { mm: 0, exe_file: 0, f_inode: 0, i_ino: 0, i_sb: 0, s_dev: 0 });
 
 /// Policed UIDs. Belongs to the policy: each load of the programs has its own.
 #[map]
 static POLICED: Array<Range> = Array::with_max_entries(cgroup::RANGE_ENTRIES, 0);
+
+/// The programs that Slurm's daemons call back. Belongs to the policy.
+#[map]
+static EXECUTABLES: HashMap<Executable, u8> = HashMap::with_max_entries(cgroup::EXECUTABLE_ENTRIES, 0);
 
 /// What is special about a port. Belongs to the policy.
 #[map]
@@ -320,17 +327,36 @@ const UDP: u32 = protocol::UDP as u32;
 const ICMP: u32 = protocol::ICMP as u32;
 const ICMPV6: u32 = protocol::ICMPV6 as u32;
 
-/// Whether the process looks like one that Slurm's daemons call back.
+/// Whether the process runs a program that Slurm's daemons call back.
 #[inline(always)]
 fn is_called_back() -> bool {
-    let Ok(name) = bpf_get_current_comm() else { return false };
-    cgroup::CALLED_BACK.contains(&name)
+    let way = WAY.load();
+    // Known when the program is loaded: without a way, nothing that reads the kernel's memory is part of it.
+    way.mm != 0 && executable(way).is_some_and(|executable| EXECUTABLES.get_ptr(executable).is_some())
+}
+
+#[inline(always)]
+fn executable(way: Way) -> Option<Executable> {
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    let mm: u64 = read(task, way.mm)?;
+    let file: u64 = read(mm, way.exe_file)?;
+    let inode: u64 = read(file, way.f_inode)?;
+    let file_system: u64 = read(inode, way.i_sb)?;
+    Some(Executable { inode: read(inode, way.i_ino)?, device: read(file_system, way.s_dev)?, padding: 0 })
+}
+
+/// What stands at an offset from a kernel address. What is not there is an error of the helper, not a fault.
+#[inline(always)]
+fn read<T>(base: u64, offset: u32) -> Option<T> {
+    // SAFETY: the helper takes any address.
+    unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T) }.ok()
 }
 
 #[inline(always)]
 fn bind(ctx: *mut bpf_sock_addr, uid: u32) -> Result<(), Verdict> {
     // SAFETY: the verifier knows the context's fields; the socket is there.
-    let (port, socket) = unsafe { ((*ctx).user_port, (*ctx).__bindgen_anon_1.sk) };
+    let (port, protocol, socket) = unsafe { ((*ctx).user_port, (*ctx).protocol, (*ctx).__bindgen_anon_1.sk) };
     let port = u32::from(u16::from_be(port as u16));
     if is_port(port, cgroup::PORT_SERVICE) {
         return Err(Verdict::ServicePort);
@@ -340,8 +366,8 @@ fn bind(ctx: *mut bpf_sock_addr, uid: u32) -> Result<(), Verdict> {
     }
     let (number, network) = network_of(uid)?;
     let owner = owner(socket);
-    if is_port(port, cgroup::PORT_SRUN) && is_outside(socket, owner.as_deref()) {
-        return Ok(());
+    if is_port(port, cgroup::PORT_SRUN) && protocol == TCP {
+        return if is_outside(socket, owner.as_deref()) { Ok(()) } else { Err(Verdict::SrunPort) };
     }
     keep(ctx, socket, number, &network, owner)
 }

@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Deref;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Output, Stdio};
 use std::sync::{Mutex, OnceLock};
 use std::thread;
@@ -246,7 +246,13 @@ impl Server {
     /// Starts a probe that serves, and waits until it is ready.
     #[must_use]
     pub fn probe(host: &Namespace, uid: u32, arguments: &[&str]) -> Server {
-        let mut command = host.command_as(uid, probe());
+        Server::run(host, uid, &probe(), arguments)
+    }
+
+    /// The same by a copy of the probe.
+    #[must_use]
+    pub fn run(host: &Namespace, uid: u32, program: &Path, arguments: &[&str]) -> Server {
+        let mut command = host.command_as(uid, program);
         command.args(arguments);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
@@ -304,7 +310,14 @@ fn copy_programs() -> PathBuf {
         std::fs::copy(program, folder.join(name)).unwrap();
         std::fs::set_permissions(folder.join(name), std::fs::Permissions::from_mode(0o755)).unwrap();
     }
+    std::fs::copy(folder.join("uvn-probe"), folder.join("srun")).unwrap();
     folder
+}
+
+/// A copy of the probe that tests have Slurm's daemons call back: one that root alone can change.
+#[must_use]
+pub fn srun() -> PathBuf {
+    program("srun")
 }
 
 /// Gives a UID a name (`uUID`), a home and a shell, for what looks users up (sshd, Slurm). In the guest only: the

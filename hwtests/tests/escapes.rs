@@ -12,7 +12,7 @@ use uvn_hwtests::cluster::OUTSIDE;
 use uvn_hwtests::escape::process::{self, SUBUID};
 use uvn_hwtests::escape::{self, PORT, PORT6, protocol};
 use uvn_hwtests::namespace::text;
-use uvn_hwtests::node::program;
+use uvn_hwtests::node::{probe, program, srun};
 use uvn_hwtests::reach::{Answer, parse};
 use uvn_hwtests::{Cluster, Daemon, Node, Server, path};
 
@@ -20,7 +20,6 @@ const ALICE: u32 = 1234;
 const BOB: u32 = 9876;
 /// Who has no network.
 const STRANGER: u32 = 5555;
-const CONFIG: &str = "srun_ports = [\"60001-60010\"]\nservice_ports = [\"6817-6818\"]";
 /// At once: each attempt is a process that waits.
 const BATCH: usize = 24;
 
@@ -48,7 +47,9 @@ impl Site {
     /// Alice has servers on both nodes; so has a host of the subnet.
     fn new(path: &str) -> Site {
         let cluster = Cluster::two();
-        let config = cluster.config(path, CONFIG);
+        let srun = format!("srun = [\"{}\"]\n", srun().display());
+        let ports = "srun_ports = [\"60001-60010\"]\nservice_ports = [\"6817-6818\"]";
+        let config = cluster.config(path, &(srun + ports));
         let daemons = cluster.nodes.iter().map(|node| node.uvnd(&config)).collect();
         let mut site = Site { daemons, servers: Vec::new(), cluster };
         let sockets = [
@@ -291,7 +292,8 @@ fn listeners_get_nothing_of_others() {
     let here = node.addresses()[0];
     let listen_on = |trick: &str, more: &[&str]| {
         let name = format!("bob/{trick}");
-        let server = Server::probe(node, BOB, &[&["listen", trick, &name], more].concat());
+        let program = if trick.contains("srun") { srun() } else { probe() };
+        let server = Server::run(node, BOB, &program, &[&["listen", trick, &name], more].concat());
         node.wait("port", Duration::from_secs(60), || {
             server.seen().iter().any(|line| line.starts_with("port "))
         });
@@ -310,6 +312,12 @@ fn listeners_get_nothing_of_others() {
             }
         }
         assert_eq!(server.seen().iter().filter(|line| *line == "alice").count(), 0, "{trick}");
+        // Nor does anybody but the cluster's nodes get to an srun: its user may not leave the subnets, perhaps.
+        for stranger in [&site.cluster.outside, &site.cluster.storage] {
+            let reach = format!("{} reach --patience=4 stranger {}", probe().display(), far[0]);
+            let answers = parse(&stranger.sh(&reach));
+            assert!(answers.len() == 1 && answers.values().all(Result::is_err), "{trick}: {answers:?}");
+        }
         // It does listen: to its owner, or, as srun, to the system.
         let who = match trick {
             "autobind" => Some(BOB),
@@ -335,6 +343,32 @@ fn listeners_get_nothing_of_others() {
     let (server, port) = listen("disconnected");
     let _answer = node.try_reach(ALICE, "alice", &[format!("udp:127.0.0.1:{port}")]);
     assert!(server.seen().iter().any(|line| line == "alice"), "cannot be shown");
+}
+
+/// A srun port is for the programs that are named, by their files: neither a name nor a copy is one.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn nobody_but_srun_takes_its_ports() {
+    let site = Site::new("kernel");
+    let node = site.node();
+    let copy = "/run/srun-of-bob";
+    node.sh(&format!("install -o {BOB} -m 755 {} {copy}", srun().display()));
+    for program in [probe().display().to_string(), copy.to_owned()] {
+        let mut command = node.command_as(BOB, "timeout");
+        let output = command.args(["60", &program, "listen", "srun", "bob"]).output().unwrap();
+        let said = text(&output.stderr);
+        assert!(!output.status.success() && said.contains("Operation not permitted"), "{program}: {said}");
+    }
+    let server = Server::run(node, BOB, &srun(), &["listen", "srun", "bob"]);
+    // An upgrade: another file in its place. It takes uvnd until it looks again.
+    drop(server);
+    node.sh(&format!("cp {0} {0}.new && mv {0}.new {0}", srun().display()));
+    node.uvn(&["reload"]);
+    drop(Server::run(node, BOB, &srun(), &["listen", "srun", "bob"]));
+    node.sh(&format!("chmod o+w {}", srun().display()));
+    node.uvn(&["reload"]);
+    let found = node.try_uvn(&["check"]);
+    assert!(text(&found.stdout).contains("others than root can change"), "{}", text(&found.stdout));
 }
 
 /// Sockets outlive their user's network in somebody else's process, and are of no use there.

@@ -1,8 +1,8 @@
 //! The object of `ebpf/` in the kernel: its policy filled in, its programs attached.
 
 use super::{BindingError, Policy, file, map, owners, take};
-use aya::maps::Array;
 use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
@@ -51,6 +51,7 @@ const NEAR: [&str; 9] = [
 pub fn load(state: &Path, policy: &Policy) -> Result<Ebpf, BindingError> {
     let netns = link::netns_cookie().map_err(file(Path::new("/proc/self/ns/net")))?;
     let tag = cgroup::tag(netns);
+    let way: [u32; 6] = zerocopy::transmute!(policy.called_back.way);
     // The object has no BTF to relocate; reading the kernel's would take a while.
     owners::make(&state.join("OWNERS"))?;
     let mut ebpf = EbpfLoader::new()
@@ -59,6 +60,7 @@ pub fn load(state: &Path, policy: &Policy) -> Result<Ebpf, BindingError> {
         .override_global("NETNS", &netns, true)
         .override_global("TAG", &tag, true)
         .override_global("OBSERVE", &u32::from(policy.observe), true)
+        .override_global("WAY", &way, true)
         .load(OBJECT)?;
     // First: a program keeps its maps once it is loaded.
     for name in PROGRAMS {
@@ -87,6 +89,12 @@ fn fill(ebpf: &mut Ebpf, policy: &Policy) -> Result<(), BindingError> {
     for (index, range) in (0..cgroup::RANGE_ENTRIES).zip(ranges.chain(std::iter::repeat(end))) {
         let words: [u32; 2] = zerocopy::transmute!(range);
         policed.set(index, words, 0).map_err(map("POLICED"))?;
+    }
+
+    let mut executables: HashMap<_, [u64; 2], u8> = take(ebpf, "EXECUTABLES")?;
+    for executable in &policy.called_back.executables {
+        let key: [u64; 2] = zerocopy::transmute!(*executable);
+        executables.insert(key, 1, 0).map_err(map("EXECUTABLES"))?;
     }
 
     let mut kinds = vec![0_u8; 1 << 16];

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use uvn_dataplane::config::Cidr;
 use uvn_dataplane::toml_file::{Invalid, TomlFile, absolute, device_name, each_once, unicast, within};
+use uvn_wire::cgroup::EXECUTABLE_ENTRIES;
 use uvn_wire::vxlan::Vni;
 
 /// The first UID that cannot be its own VNI.
@@ -26,6 +27,7 @@ impl TomlFile for Config {
             "service_ports" | "srun_ports" => {
                 "ports from 1 to 65535, such as 111 or \"6817-6819\"; none in both lists"
             }
+            "srun" => "absolute paths of up to 64 programs, such as \"/usr/bin/srun.real\", each once",
             "relay" => {
                 "up to 16 loopback addresses with a port, such as \"127.0.0.53:53\"; a port from 1024 on must be \
                  among `service_ports`"
@@ -74,6 +76,7 @@ impl TomlFile for Config {
             let others = self.underlays.get(..index).unwrap_or_default();
             underlay.check_beside(others).map_err(|invalid| invalid.within(&key))?;
         }
+        self.check_srun()?;
         self.check_relay()?;
         self.check_hosts()?;
         check_vnis(&self.vnis)?;
@@ -101,6 +104,20 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    fn check_srun(&self) -> Result<(), Invalid> {
+        let files = self.srun.as_deref().unwrap_or_default();
+        each_once("srun", files.iter().map(|file| file.display().to_string()))?;
+        if files.len() > EXECUTABLE_ENTRIES as usize {
+            return Err(Invalid::new("srun", format!("{} programs", files.len())));
+        }
+        match files.iter().position(|file| !file.is_absolute()) {
+            Some(index) => {
+                Err(Invalid::new(format!("srun[{index}]"), format!("`{}`", files[index].display())))
+            }
+            None => Ok(()),
+        }
     }
 
     fn check_relay(&self) -> Result<(), Invalid> {

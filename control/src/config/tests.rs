@@ -298,6 +298,7 @@ fn the_example_holds_the_defaults_that_it_says() {
         "linger_s",
         "service_ports",
         "srun_ports",
+        "srun",
         "relay",
         "hosts",
         "subnets",

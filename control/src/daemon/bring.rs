@@ -1,6 +1,6 @@
 //! Brings the node to what it shall be: the node is looked at, and what differs is changed. Goes on past errors.
 
-use super::networks::{Networks, RESYNC, RETRY, ROUNDS, devices};
+use super::networks::{Networks, RESYNC, RETRY, ROUNDS, called_back, devices, policy};
 use crate::finding::Id;
 use crate::firewall;
 use crate::network::{DataPath, Network, Nic};
@@ -20,6 +20,7 @@ impl Networks {
         self.faults.clear();
         self.look();
         self.settle();
+        self.find_srun();
         self.unbind_strangers();
         let steps = self.bring_all();
         // After the devices are there: what a data plane lacks is opened at once.
@@ -59,6 +60,21 @@ impl Networks {
         if let Some(fault) = &self.firewall_fault {
             tracing::error!("nobody gets a network until the packet filter is in place: {fault}");
         }
+    }
+
+    /// An upgrade of Slurm puts other files in the place of its programs.
+    fn find_srun(&mut self) {
+        let srun = called_back(&self.config);
+        if srun.known != self.srun.known {
+            match self.binding.set_policy(&policy(&self.config, &srun.known)) {
+                Ok(()) => tracing::info!("the programs that Slurm's daemons call back have changed"),
+                Err(error) => return self.warn(Id::Programs, error),
+            }
+        }
+        for problem in &srun.problems {
+            self.warn(Id::Srun, problem);
+        }
+        self.srun = srun;
     }
 
     /// Takes away what a data plane that was killed has left on a NIC that is the kernel's now.

@@ -1,6 +1,6 @@
 //! What follows from a change: of the node, of the configuration, of time.
 
-use super::networks::{ASK, Networks, items, policy};
+use super::networks::{ASK, Networks, called_back, items, policy};
 use crate::config::Config;
 use crate::finding::Id;
 use crate::netlink::Changes;
@@ -96,7 +96,7 @@ impl Networks {
     /// Attaches the socket programs again if somebody has taken their pins away.
     fn hold_programs(&mut self) {
         if !self.binding.is_attached() {
-            match self.binding.set_policy(&policy(&self.config)) {
+            match self.binding.set_policy(&policy(&self.config, &self.srun.known)) {
                 Ok(()) => tracing::warn!("the socket programs were not attached any more: they are again"),
                 Err(error) => tracing::error!(%error, "the socket programs are not attached: users are free"),
             }
@@ -133,11 +133,12 @@ impl Networks {
         if !force {
             self.spare(&config)?;
         }
-        if policy(&config) != policy(&self.config) {
-            self.binding
-                .set_policy(&policy(&config))
-                .map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+        let srun = called_back(&config);
+        let new = policy(&config, &srun.known);
+        if new != policy(&self.config, &self.srun.known) {
+            self.binding.set_policy(&new).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
         }
+        self.srun = srun;
         self.leases.set_slots(config.nat.slots());
         self.leases.set_off_subnet(|uid| config.off_subnet.allows(uid));
         let relay = config.relay != self.config.relay;

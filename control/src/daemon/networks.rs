@@ -5,7 +5,7 @@
 
 use super::holders::Holders;
 use super::refused::Refusals;
-use crate::binding::{self, Binding, BindingError, Devices, Policy};
+use crate::binding::{self, Binding, BindingError, CalledBack, Devices, Executables, Policy};
 use crate::config::{Config, Mode};
 use crate::demand::{Demand, UnknownLog, Users};
 use crate::feed::{Feed, FeedError, Others};
@@ -118,6 +118,8 @@ pub struct Networks {
     pub(super) binding: Binding,
     /// The packet filter knows the numbers below.
     pub(super) numbered: u32,
+    /// What Slurm's daemons call back.
+    pub(super) srun: Executables,
     pub(super) feeds: Vec<Feed>,
     pub(super) holders: Holders,
     /// Why a leased network is not as it shall be.
@@ -171,7 +173,9 @@ impl Networks {
         let loaded = state::load(Path::new(STATE), config.nat.slots())?;
         let netlink = Netlink::open()?;
         let node = netlink.node(&config)?;
-        let binding = Binding::attach(&binding::cgroup_root()?, Path::new(binding::PINS), &policy(&config))?;
+        let srun = called_back(&config);
+        let policy = policy(&config, &srun.known);
+        let binding = Binding::attach(&binding::cgroup_root()?, Path::new(binding::PINS), &policy)?;
         let now = Instant::now();
         let mut networks = Networks {
             file: file.into(),
@@ -180,6 +184,7 @@ impl Networks {
             node,
             binding,
             numbered: 0,
+            srun,
             feeds: Vec::new(),
             holders: Holders::new(registry, holders)?,
             faults: BTreeMap::new(),
@@ -323,15 +328,25 @@ fn open_unknown(registry: &Registry, token: Token) -> Option<UnknownLog> {
         .ok()
 }
 
+/// The programs that Slurm's daemons call back; without ports there are none.
+pub(super) fn called_back(config: &Config) -> Executables {
+    if config.srun_ports.is_empty() {
+        Executables::default()
+    } else {
+        Executables::find(config.srun.as_deref())
+    }
+}
+
 /// The socket programs' part of the configuration.
 #[must_use]
-pub fn policy(config: &Config) -> Policy {
+pub fn policy(config: &Config, called_back: &CalledBack) -> Policy {
     let ports: BTreeSet<u16> = config.underlays.iter().map(|underlay| underlay.port).collect();
     Policy {
         observe: config.mode == Mode::Observe,
         policed: config.policed_ranges(),
         service_ports: config.service_ports.clone(),
         srun_ports: config.srun_ports.clone(),
+        called_back: called_back.clone(),
         vxlan_ports: ports.into_iter().collect(),
         on_subnet: config.underlays.iter().flat_map(|underlay| underlay.subnets.clone()).collect(),
         hosts: config.hosts.clone(),

@@ -15,6 +15,8 @@ pub const REFUSED_ENTRIES: u32 = 1024;
 pub const RANGE_ENTRIES: u32 = 64;
 /// Destinations beyond a network, by prefix.
 pub const DESTINATION_ENTRIES: u32 = 4096;
+/// Programs that listen on a `srun` port.
+pub const EXECUTABLE_ENTRIES: u32 = 64;
 
 /// A port that users may not take.
 pub const PORT_SERVICE: u8 = 1;
@@ -28,11 +30,42 @@ pub const DESTINATION_NEAR: u8 = 1;
 /// A host without uvn: everybody may reach it from the NIC.
 pub const DESTINATION_HOST: u8 = 2;
 
-/// Programs that listen on a `srun` port: their TCP sockets join the network at bind or connect, not before, since
-/// no unprivileged process can leave it again (net/core/sock.c, sock_bindtoindex_locked). Anybody may take such a
-/// name, and gains nothing by it: a socket outside of every network can only answer on a `srun` port.
-pub const CALLED_BACK: [[u8; 16]; 3] =
-    [*b"srun\0\0\0\0\0\0\0\0\0\0\0\0", *b"salloc\0\0\0\0\0\0\0\0\0\0", *b"sattach\0\0\0\0\0\0\0\0\0"];
+/// A program that listens on a `srun` port: its TCP sockets join the network at bind or connect, not before, since
+/// no unprivileged process can leave it again (net/core/sock.c, sock_bindtoindex_locked). Whoever has code of its own run
+/// inside of one (LD_PRELOAD, ptrace) gains little by it: a socket outside of every network can only answer on a `srun`
+/// port, and that is reached from the cluster's nodes alone.
+///
+/// By the numbers that the kernel has of the file's inode, which stat(2) does not tell everywhere (overlayfs, btrfs).
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct Executable {
+    /// `i_ino`.
+    pub inode: u64,
+    /// `s_dev` of its file system: the minor number is the lower 20 bits (include/linux/kdev_t.h).
+    pub device: u32,
+    /// Fills up to the next word.
+    pub padding: u32,
+}
+
+/// The way from a process to its executable: where the kernel has what, in bytes. Its BTF tells. All zero: it has none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Way {
+    /// `task_struct.mm`.
+    pub mm: u32,
+    /// `mm_struct.exe_file`.
+    pub exe_file: u32,
+    /// `file.f_inode`.
+    pub f_inode: u32,
+    /// `inode.i_ino`.
+    pub i_ino: u32,
+    /// `inode.i_sb`.
+    pub i_sb: u32,
+    /// `super_block.s_dev`.
+    pub s_dev: u32,
+}
 
 /// The mark (SO_MARK) of a policed socket, for the packet filter. The kernel copies it to accepted sockets. Programs with
 /// privileges can change it, and then get no packet through: see [`Owner`].
@@ -223,11 +256,13 @@ pub enum Verdict {
     Mark,
     /// Socket refused: the kernel had no memory to note whose it is.
     NoMemory,
+    /// Bind refused: a `srun` port, and the program is none that Slurm's daemons call back.
+    SrunPort,
 }
 
 impl Verdict {
     /// Every verdict, in the order of the counters.
-    pub const ALL: [Verdict; 15] = [
+    pub const ALL: [Verdict; 16] = [
         Verdict::Bound,
         Verdict::NoNetwork,
         Verdict::Protocol,
@@ -243,6 +278,7 @@ impl Verdict {
         Verdict::Unwanted,
         Verdict::Mark,
         Verdict::NoMemory,
+        Verdict::SrunPort,
     ];
 
     /// The name in statistics and logs.
@@ -264,6 +300,7 @@ impl Verdict {
             Verdict::Unwanted => "unwanted",
             Verdict::Mark => "mark",
             Verdict::NoMemory => "no_memory",
+            Verdict::SrunPort => "srun_port",
         }
     }
 }
@@ -302,6 +339,7 @@ mod tests {
         assert_eq!(size_of::<Network>(), 32);
         assert_eq!(size_of::<Owner>(), 16);
         assert_eq!(size_of::<Refused>(), 24);
+        assert_eq!(size_of::<Executable>(), 16);
         let device = Device::new(u32::MAX - 1, 7);
         assert_eq!((device.index(), device.vrf()), (u32::MAX - 1, 7));
     }
