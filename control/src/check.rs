@@ -60,7 +60,7 @@ pub fn check(file: &Path) -> Result<Vec<Finding>, Box<dyn Error>> {
     findings.extend(accounts::findings(&config));
     findings.extend(pam::lines().into_iter().filter(|line| line.way == Way::Helper).map(|line| {
         let what = format!(
-            "{}:{}: pam_exec runs `uvn pam`, which is no more: nobody can log in",
+            "{}:{}: pam_exec runs `uvn pam`, which is no more: only root can log in",
             line.file.display(),
             line.number
         );

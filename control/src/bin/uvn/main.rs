@@ -74,6 +74,12 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// What pam_exec ran before there was pam_uvn.so. Root gets in, to correct the line.
+    #[command(hide = true)]
+    Pam {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        _former: Vec<String>,
+    },
     /// Has uvnd read its configuration again. A bad one is refused, and the old one kept.
     Reload {
         #[command(flatten)]
@@ -128,6 +134,7 @@ fn main() -> ExitCode {
         Command::Status { output } => show::status(output.json),
         Command::Check { config, output } => show::check(&config, output.json),
         Command::Exec { user, command } => exec::exec(&user, &command),
+        Command::Pam { .. } => return former_pam(),
         Command::Reload { output, force, dry_run } => change::reload(dry_run, force, output.json),
         Command::Purge { output, dry_run } => change::purge(dry_run, output.json),
     };
@@ -138,6 +145,15 @@ fn main() -> ExitCode {
             ExitCode::from(exit_code(&*error))
         }
     }
+}
+
+/// Refuses everybody but root: a user who pretends to be root here has no sockets all the same.
+fn former_pam() -> ExitCode {
+    if std::env::var_os("PAM_USER").is_some_and(|name| name == "root") {
+        return ExitCode::SUCCESS;
+    }
+    println!("uvn: PAM runs `uvn pam`, which is no more. Please tell the administrators: pam_uvn.so takes its place.");
+    ExitCode::FAILURE
 }
 
 /// 2 for what the user of this program got wrong, 1 for the rest.
