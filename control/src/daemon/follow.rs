@@ -1,12 +1,14 @@
 //! What follows from a change: of the node, of the configuration, of time.
 
 use super::networks::{ASK, Networks, called_back, items, policy};
+use crate::binding::{self, Binding};
 use crate::config::Config;
 use crate::finding::Id;
 use crate::netlink::Changes;
 use crate::network::{Network, Nic};
 use crate::peers;
 use crate::plan::{self, Step};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 use uvn_api::protocol::{Code, Failure};
 use uvn_dataplane::toml_file::ConfigError;
@@ -93,13 +95,20 @@ impl Networks {
         }
     }
 
-    /// Attaches the socket programs again if somebody has taken their pins away.
+    /// Attaches the socket programs again if somebody has taken their pins away. Their maps may be gone as well.
     fn hold_programs(&mut self) {
-        if !self.binding.is_attached() {
-            match self.binding.set_policy(&policy(&self.config, &self.srun.known)) {
-                Ok(()) => tracing::warn!("the socket programs were not attached any more: they are again"),
-                Err(error) => tracing::error!(%error, "the socket programs are not attached: users are free"),
+        if self.binding.is_attached() {
+            return;
+        }
+        let policy = policy(&self.config, &self.srun.known);
+        let attach = |cgroup: PathBuf| Binding::attach(&cgroup, Path::new(binding::PINS), &policy);
+        match binding::cgroup_root().and_then(attach) {
+            Ok(binding) => {
+                tracing::warn!("the socket programs were not attached any more: they are again");
+                self.binding = binding;
+                self.bind_all();
             }
+            Err(error) => tracing::error!(%error, "the socket programs are not attached: users are free"),
         }
     }
 

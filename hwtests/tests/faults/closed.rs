@@ -97,12 +97,16 @@ fn socket_programs_that_are_taken_away_come_back() {
     let node = &cluster.nodes[0];
     let mut daemon = node.uvnd(&cluster.config("kernel", ""));
     attach(node, ALICE);
-    daemon.signal(Signal::SIGSTOP);
-    node.sh("rm -r /sys/fs/bpf/uvn/links-*");
-    node.wait("sockets in the open network", PATIENCE, || may_make_a_socket(node, BOB));
-    daemon.signal(Signal::SIGCONT);
-    node.wait("refusal", PATIENCE, || !may_make_a_socket(node, BOB));
-    approve(node);
+    // The programs alone, and with their maps.
+    for pins in ["/sys/fs/bpf/uvn/links-*", "/sys/fs/bpf/uvn"] {
+        daemon.signal(Signal::SIGSTOP);
+        node.sh(&format!("rm -r {pins}"));
+        node.wait("sockets in the open network", PATIENCE, || may_make_a_socket(node, BOB));
+        daemon.signal(Signal::SIGCONT);
+        node.wait("refusal", PATIENCE, || !may_make_a_socket(node, BOB));
+        approve(node);
+        assert!(may_make_a_socket(node, ALICE), "{pins}");
+    }
     daemon.assert_alive();
 }
 

@@ -152,7 +152,9 @@ fn former_pam() -> ExitCode {
     if std::env::var_os("PAM_USER").is_some_and(|name| name == "root") {
         return ExitCode::SUCCESS;
     }
-    println!("uvn: PAM runs `uvn pam`, which is no more. Please tell the administrators: pam_uvn.so takes its place.");
+    println!(
+        "uvn: PAM runs `uvn pam`, which is no more. Please tell the administrators: pam_uvn.so takes its place."
+    );
     ExitCode::FAILURE
 }
 
