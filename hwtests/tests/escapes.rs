@@ -3,6 +3,7 @@
 //! one; those of which that cannot be shown are listed with the reason.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 
+use nix::sys::signal::Signal;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
@@ -270,6 +271,8 @@ fn answers_to_a_forged_mark_are_dropped() {
     let names = process::attempts().into_iter().map(|attempt| attempt.name);
     let names: Vec<String> = names.filter(|name| name.starts_with("root-forged-mark")).collect();
     assert!(!names.is_empty());
+    // uvnd would attach them again.
+    site.daemons[0].signal(Signal::SIGSTOP);
     site.node().sh("find /sys/fs/bpf/uvn -name uvn_egress -delete");
     assert_eq!(succeeded(&site.attempt("blind", "", &names)), BTreeSet::new());
     // Without the program that sees what is received, they do get it.
@@ -339,6 +342,7 @@ fn listeners_get_nothing_of_others() {
     assert!(answers.values().all(Result::is_err), "{answers:?}");
     drop(server);
     // Without the program that sees what is received, the first does get it.
+    site.daemons[0].signal(Signal::SIGSTOP);
     node.sh("find /sys/fs/bpf/uvn -name uvn_ingress -delete");
     let (server, port) = listen("disconnected");
     let _answer = node.try_reach(ALICE, "alice", &[format!("udp:127.0.0.1:{port}")]);

@@ -142,6 +142,7 @@ impl Networks {
         if !force {
             self.spare(&config)?;
         }
+        self.hold_programs();
         let srun = called_back(&config);
         let new = policy(&config, &srun.known);
         if new != policy(&self.config, &self.srun.known) {
