@@ -107,9 +107,10 @@ impl Node {
     /// Runs `uvn` as root and returns what it prints; panics when it fails.
     pub fn uvn(&self, arguments: &[&str]) -> String {
         let output = self.try_uvn(arguments);
-        let said = text(&output.stderr);
-        assert!(output.status.success(), "{}: uvn {arguments:?}: {}\n{said}", self.name(), output.status);
-        text(&output.stdout)
+        let (told, said) = (text(&output.stdout), text(&output.stderr));
+        let (name, status) = (self.name(), output.status);
+        assert!(status.success(), "{name}: uvn {arguments:?}: {status}\n{told}{said}");
+        told
     }
 
     /// Starts a server that answers with `name` on each of `sockets` (`tcp:0.0.0.0:5000`), as a user or as root (0).
