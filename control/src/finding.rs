@@ -121,6 +121,17 @@ impl Finding {
     }
 }
 
+/// Names in a line: the first few, and how many more there are.
+#[must_use]
+pub fn few(names: &[String]) -> String {
+    /// As many as a line has room for.
+    const NAMED: usize = 5;
+
+    let (first, more) = names.split_at_checked(NAMED).unwrap_or((names, &[]));
+    let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+    first.join(", ") + &more
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Finding { id, what, remedy, warning } = self;
@@ -142,6 +153,13 @@ mod tests {
             .filter_map(|line| line.strip_prefix("| `")?.split_once('`').map(|(id, _)| id))
             .collect();
         assert_eq!(listed, names);
+    }
+
+    #[test]
+    fn the_first_names_stand_for_many() {
+        let names: Vec<String> = (1..=7).map(|number| format!("n{number}")).collect();
+        assert_eq!(few(&names), "n1, n2, n3, n4, n5 and 2 more");
+        assert_eq!(few(&names[..5]), "n1, n2, n3, n4, n5");
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub use hostlist::HostlistError;
 pub use slurm::SlurmError;
 
 use crate::config::PeerList;
+use crate::finding::few;
 use crate::plan::subnet;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -33,16 +34,8 @@ impl Peers {
     /// What of it calls for somebody; None: every name has an address.
     #[must_use]
     pub fn complaint(&self) -> Option<String> {
-        /// As many as a line has room for.
-        const NAMED: usize = 5;
-
-        let (first, more) = self.unresolved.split_at_checked(NAMED).unwrap_or((&self.unresolved, &[]));
-        let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
-        (!first.is_empty()).then(|| {
-            format!(
-                "peers: no address for {}{more}: without one they are no nodes of ours",
-                first.join(", "),
-            )
+        (!self.unresolved.is_empty()).then(|| {
+            format!("peers: no address for {}: without one they are no nodes of ours", few(&self.unresolved))
         })
     }
 }

@@ -1,7 +1,7 @@
 //! Who is not policed, though they can log in or have processes; and groups that the configuration names in vain.
 
 use crate::config::{Config, Group, default_admins};
-use crate::finding::{Finding, Id};
+use crate::finding::{Finding, Id, few};
 use crate::lease::process;
 use crate::limited;
 use std::collections::BTreeMap;
@@ -12,8 +12,6 @@ use uvn_api::groups::gid;
 
 /// How long the user database may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// As many as a line has room for.
-const NAMED: usize = 5;
 /// Programs in the place of a shell that let nobody in.
 const NO_SHELLS: [&str; 5] = ["nologin", "false", "sync", "shutdown", "halt"];
 /// UIDs of systemd's dynamic users, and `nobody` (systemd.io/UIDS-GIDS).
@@ -53,13 +51,11 @@ fn unpoliced(
     let running = running.into_iter().filter(|uid| is_somebody(*uid)).map(|uid| (uid, uid.to_string()));
     let mut free: BTreeMap<u32, String> = running.chain(database.lines().filter_map(with_shell)).collect();
     free.retain(|uid, _| is_free(*uid));
-    let named: Vec<String> = free.iter().take(NAMED).map(|(uid, name)| format!("{name} ({uid})")).collect();
-    let more = free.len().saturating_sub(named.len());
-    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-    (!named.is_empty()).then(|| {
+    let free: Vec<String> = free.iter().map(|(uid, name)| format!("{name} ({uid})")).collect();
+    (!free.is_empty()).then(|| {
         let what = format!(
-            "not policed, though they can log in: {}{more}: they are in no network, and use every port",
-            named.join(", ")
+            "not policed, though they can log in: {}: they are in no network, and use every port",
+            few(&free)
         );
         Finding::warning(Id::Unpoliced, what, "add them to `policed`; or to `exempt`, if that is meant")
     })
@@ -84,7 +80,7 @@ fn unknown_groups(config: &Config) -> Option<Finding> {
     (!unknown.is_empty()).then(|| {
         let what = format!(
             "no such group: {}; until `deny_groups` are known, nobody reaches off-subnet",
-            unknown.join(", ")
+            few(&unknown)
         );
         Finding::fault(Id::Group, what, "correct [off_subnet], or mend the user database")
     })

@@ -3,7 +3,7 @@
 use super::networks::{ASK, Networks, called_back, items, policy};
 use crate::binding::{self, Binding};
 use crate::config::Config;
-use crate::finding::Id;
+use crate::finding::{Id, few};
 use crate::netlink::Changes;
 use crate::network::{Network, Nic};
 use crate::peers;
@@ -164,22 +164,17 @@ impl Networks {
 
     /// Refuses a configuration without a NIC on which users have endpoints: a typo must not cut them off.
     fn spare(&self, config: &Config) -> Result<(), Failure> {
-        /// As many as a line has room for.
-        const NAMED: usize = 5;
-
         let users: Vec<String> = self.wanted().iter().map(|network| network.uid.to_string()).collect();
         let node =
             self.netlink.node(config).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
         let stays = |nic: &Nic| node.nics.iter().any(|new| new.name == nic.name && !new.vteps().is_empty());
         let goes = self.node.nics.iter().find(|nic| !nic.vteps().is_empty() && !stays(nic));
-        let (Some(nic), Some(named)) = (goes, users.chunks(NAMED).next()) else { return Ok(()) };
-        let more = users.len().saturating_sub(named.len());
-        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        let Some(nic) = goes.filter(|_| !users.is_empty()) else { return Ok(()) };
         let refusal = format!(
-            "it would take the endpoints on {} from users {}{more}: the old configuration stays; correct `subnets` and \
-             `nic`, or force it",
+            "it would take the endpoints on {} from users {}: the old configuration stays; correct `subnets` and `nic`, or \
+             force it",
             nic.name,
-            named.join(", ")
+            few(&users)
         );
         Err(Failure::new(Code::Invalid, refusal))
     }
