@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::io;
 use std::mem::MaybeUninit;
 
 /// An entry of the user database with its strings fits in it: the largest LDAP groups have some 100,000 members.
@@ -15,7 +16,7 @@ const GROUPS: usize = 1 << 16;
 #[must_use]
 pub fn is_member(uid: u32, groups: &[String]) -> bool {
     let wanted: Vec<u32> = groups.iter().filter_map(|name| gid(name)).collect();
-    !wanted.is_empty() && of_user(uid).is_some_and(|member| member.iter().any(|gid| wanted.contains(gid)))
+    !wanted.is_empty() && of_user(uid).is_ok_and(|member| member.iter().any(|gid| wanted.contains(gid)))
 }
 
 /// The GID of a group.
@@ -35,16 +36,22 @@ pub fn gid(name: &str) -> Option<u32> {
     Some(unsafe { entry.assume_init_ref() }.gr_gid)
 }
 
-/// All GIDs of a user.
-fn of_user(uid: u32) -> Option<Vec<u32>> {
+/// All GIDs of a user; of one without an entry in the user database, none.
+///
+/// # Errors
+/// The database cannot be asked.
+pub fn of_user(uid: u32) -> io::Result<Vec<u32>> {
     let (mut entry, mut found) = (MaybeUninit::uninit(), std::ptr::null_mut());
     let mut buffer: Vec<c_char> = vec![0; ENTRY];
     // SAFETY: as above.
     let result = unsafe {
         libc::getpwuid_r(uid, entry.as_mut_ptr(), buffer.as_mut_ptr(), buffer.len(), &raw mut found)
     };
-    if result != 0 || found.is_null() {
-        return None;
+    if result != 0 {
+        return Err(io::Error::from_raw_os_error(result));
+    }
+    if found.is_null() {
+        return Ok(Vec::new());
     }
     // SAFETY: the entry is filled in; its name is a string in the buffer, which is still there.
     let (name, group): (&CStr, u32) = unsafe {
@@ -56,7 +63,7 @@ fn of_user(uid: u32) -> Option<Vec<u32>> {
     // SAFETY: the name ends in NUL, and the array has room for as many as `count` says.
     let result = unsafe { libc::getgrouplist(name.as_ptr(), group, groups.as_mut_ptr(), &raw mut count) };
     groups.truncate(usize::try_from(count).unwrap_or(0));
-    (result >= 0).then_some(groups)
+    if result < 0 { Err(io::Error::other("more groups than the kernel has room for")) } else { Ok(groups) }
 }
 
 #[cfg(test)]
@@ -70,5 +77,6 @@ mod tests {
         assert!(is_member(0, &groups(&["no-such-group", "root"])));
         assert!(!is_member(0, &groups(&["no-such-group", "in\0valid"])) && !is_member(0, &[]));
         assert!(!is_member(4_000_000_000, &groups(&["root"])), "no such user");
+        assert_eq!(of_user(4_000_000_000).ok(), Some(Vec::new()));
     }
 }

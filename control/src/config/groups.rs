@@ -1,8 +1,7 @@
 //! Whether a user's groups let him reach beyond the underlay's subnets.
 
 use super::{Group, OffSubnet, Verdict};
-use nix::unistd::{Gid, Uid, User, getgrouplist};
-use std::ffi::CString;
+use uvn_api::groups;
 
 impl OffSubnet {
     /// Whether a user may. With groups listed, it asks the user database; what cannot be found out is refused.
@@ -11,7 +10,7 @@ impl OffSubnet {
         if self.allow_groups.is_empty() && self.deny_groups.is_empty() {
             return self.default == Verdict::Allow;
         }
-        match (groups_of(uid), gids(&self.deny_groups)) {
+        match (groups::of_user(uid), gids(&self.deny_groups)) {
             (Ok(member), Some(denied)) => self.verdict(&member, &denied),
             (Err(error), _) => {
                 tracing::warn!(uid, %error, "off-subnet traffic refused: the user's groups cannot be looked up");
@@ -46,13 +45,6 @@ impl Group {
     }
 }
 
-/// All GIDs of a user; of one without an entry in the user database, none.
-fn groups_of(uid: u32) -> nix::Result<Vec<u32>> {
-    let Some(user) = User::from_uid(Uid::from_raw(uid))? else { return Ok(Vec::new()) };
-    let name = CString::new(user.name).map_err(|_| nix::Error::EINVAL)?;
-    Ok(getgrouplist(&name, user.gid)?.into_iter().map(Gid::as_raw).collect())
-}
-
 /// The GIDs of all groups; None if one cannot be found.
 fn gids(groups: &[Group]) -> Option<Vec<u32>> {
     groups.iter().map(gid).collect()
@@ -61,7 +53,7 @@ fn gids(groups: &[Group]) -> Option<Vec<u32>> {
 fn gid(group: &Group) -> Option<u32> {
     match group {
         Group::Number(gid) => Some(*gid),
-        Group::Name(name) => Some(nix::unistd::Group::from_name(name).ok()??.gid.as_raw()),
+        Group::Name(name) => groups::gid(name),
     }
 }
 
