@@ -19,6 +19,12 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Whether the network is in its gear, and nothing is said of it.
+fn is_as_before(rig: &Rig, sections: &str) -> bool {
+    rig.engines[0].network(VNI).shortcut == (sections == GEARS[1]) && rig.notes().is_empty()
+}
+
 #[test]
 fn a_mac_that_another_program_changes_is_set_back() {
     for sections in GEARS {
@@ -106,9 +112,7 @@ fn a_moved_endpoint_sends_by_the_nic_alone() {
         elsewhere.ip(&format!("link set uvn netns {}", rig.here().name()));
         rig.here().ip("link set uvn up");
         rig.here().ip("addr add 10.1.0.1/24 dev uvn");
-        until("the same as before", || {
-            rig.engines[0].network(VNI).shortcut == (sections == GEARS[1]) && rig.notes().is_empty()
-        });
+        until("the same as before", || is_as_before(&rig, sections));
         rig.ping(0);
     }
 }
@@ -128,9 +132,7 @@ fn an_endpoint_that_is_set_down_is_told() {
             rig.engines[0].network(VNI).counts.drops.contains_key("rx_endpoint_full")
         });
         rig.here().ip("link set uvn up");
-        until("the same as before", || {
-            rig.engines[0].network(VNI).shortcut == (sections == GEARS[1]) && rig.notes().is_empty()
-        });
+        until("the same as before", || is_as_before(&rig, sections));
         rig.ping(0);
     }
 }
