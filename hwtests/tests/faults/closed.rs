@@ -14,20 +14,29 @@ fn may_make_a_socket(node: &Node, uid: u32) -> bool {
     as_user(node, uid, || TcpListener::bind("127.0.0.1:0").is_ok())
 }
 
+/// A node with uvnd, and without nft until [`give_nft`].
+fn without_nft(cluster: &Cluster) -> Daemon {
+    let node = &cluster.nodes[0];
+    node.sh("mount --bind /bin/false $(command -v nft)");
+    node.uvnd(&cluster.config("kernel", ""))
+}
+
+fn give_nft(node: &Node) {
+    node.sh("umount $(command -v nft)");
+}
+
 #[test]
 #[ignore = "needs a kernel with VRF: cargo xtask guest"]
 fn nobody_gets_a_network_without_the_packet_filter() {
     let cluster = alone();
-    let node = &cluster.nodes[0];
-    node.sh("mount --bind /bin/false $(command -v nft)");
-    let mut daemon = node.uvnd(&cluster.config("kernel", ""));
+    let (node, mut daemon) = (&cluster.nodes[0], without_nft(&cluster));
     let refused = node.try_uvn(&["attach", &ALICE.to_string()]);
     assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
     assert!(said(&refused).contains("packet filter"), "{}", said(&refused));
     assert!(devices(node).is_empty() && !may_make_a_socket(node, ALICE));
     assert!(complaint(node).contains("UVN-FIREWALL"));
     assert!(node.uvn(&["status"]).contains("UVN-FIREWALL"));
-    node.sh("umount $(command -v nft)");
+    give_nft(node);
     attach(node, ALICE);
     approve(node);
     assert!(may_make_a_socket(node, ALICE));
@@ -38,11 +47,9 @@ fn nobody_gets_a_network_without_the_packet_filter() {
 #[ignore = "needs a kernel with VRF: cargo xtask guest"]
 fn the_packet_filter_is_tried_again_by_itself() {
     let cluster = alone();
-    let node = &cluster.nodes[0];
-    node.sh("mount --bind /bin/false $(command -v nft)");
-    let mut daemon = node.uvnd(&cluster.config("kernel", ""));
+    let (node, mut daemon) = (&cluster.nodes[0], without_nft(&cluster));
     assert!(complaint(node).contains("UVN-FIREWALL"));
-    node.sh("umount $(command -v nft)");
+    give_nft(node);
     approve(node);
     daemon.assert_alive();
 }
