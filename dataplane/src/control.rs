@@ -2,6 +2,8 @@
 //!
 //! Whatever a peer does costs it its connection, never the service its pace: nothing here waits.
 
+mod owner;
+
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use nix::sys::socket::sockopt::PeerCredentials;
@@ -22,7 +24,7 @@ use thiserror::Error;
 use uvn_api::protocol::{Code, Failure, MAX_BYTES, answer_packet, parse_request};
 use uvn_api::seqpacket;
 
-/// Connections at a time, of all users but root together and of each: a program needs one.
+/// Connections at a time, of all users but root together and of each, with his subordinate UIDs: a program needs one.
 const MAX_OTHERS: usize = 256;
 const MAX_EACH: usize = 4;
 /// Connections taken in one turn, refused ones included: whoever connects faster than they are refused would keep the
@@ -78,12 +80,19 @@ pub struct Control<R> {
     /// Connection `i` has token `first` + 1 + i; the listener has `first`.
     first: usize,
     limits: Limits,
-    connections: Vec<Option<(OwnedFd, Peer)>>,
+    connections: Vec<Option<Connection>>,
     /// Connections that may have a packet.
     readable: VecDeque<usize>,
     buffer: Vec<u8>,
     turned_away: TurnedAway,
     requests: PhantomData<fn() -> R>,
+}
+
+struct Connection {
+    socket: OwnedFd,
+    peer: Peer,
+    /// Who is responsible for it.
+    owner: u32,
 }
 
 /// A request to be answered by [`Control::answer`].
@@ -163,7 +172,9 @@ impl<R: DeserializeOwned> Control<R> {
         }
         self.turned_away.tell(&self.path);
         while let Some(connection) = self.readable.pop_front() {
-            let Some(Some((socket, peer))) = self.connections.get(connection) else { continue };
+            let Some(Some(Connection { socket, peer, .. })) = self.connections.get(connection) else {
+                continue;
+            };
             let peer = *peer;
             let packet = match seqpacket::receive(socket.as_fd(), &mut self.buffer, false) {
                 Ok(packet) => packet,
@@ -204,7 +215,7 @@ impl<R: DeserializeOwned> Control<R> {
 
     /// Answers a request. A peer that leaves no room for the answer loses its connection.
     pub fn answer<A: Serialize>(&mut self, connection: usize, answer: Result<A, Failure>) {
-        let Some(Some((socket, _))) = self.connections.get(connection) else { return };
+        let Some(Some(Connection { socket, .. })) = self.connections.get(connection) else { return };
         if let Err(error) = seqpacket::send(socket.as_fd(), &answer_packet(answer), &[], false) {
             self.close(connection, &format!("the answer cannot be delivered: {error}"));
         }
@@ -233,9 +244,10 @@ impl<R: DeserializeOwned> Control<R> {
             Ok(peer) => Peer { uid: peer.uid(), pid: peer.pid() },
             Err(error) => return self.turned_away.count(None, error.desc()),
         };
-        if let Err(reason) = self.admit(peer) {
-            return self.turned_away.count(Some(peer.uid), reason);
-        }
+        let owner = match self.admit(peer) {
+            Ok(owner) => owner,
+            Err(reason) => return self.turned_away.count(Some(peer.uid), reason),
+        };
         let free = self.connections.iter().position(Option::is_none);
         let connection = free.unwrap_or(self.connections.len());
         let token = Token(self.first + 1 + connection);
@@ -243,31 +255,38 @@ impl<R: DeserializeOwned> Control<R> {
         if let Err(error) = self.registry.register(&mut SourceFd(&fd), token, Interest::READABLE) {
             return self.turned_away.count(Some(peer.uid), &error.to_string());
         }
+        let new = Some(Connection { socket, peer, owner });
         match self.connections.get_mut(connection) {
-            Some(place) => *place = Some((socket, peer)),
-            None => self.connections.push(Some((socket, peer))),
+            Some(place) => *place = new,
+            None => self.connections.push(new),
         }
     }
 
-    /// Whether one more connection of `peer` is allowed.
-    fn admit(&self, peer: Peer) -> Result<(), &'static str> {
-        let count = |counts: &dyn Fn(u32) -> bool| {
-            self.connections.iter().flatten().filter(|(_, peer)| counts(peer.uid)).count()
+    /// Who is responsible for one more connection of `peer`, if it is allowed.
+    fn admit(&self, peer: Peer) -> Result<u32, &'static str> {
+        let count = |counts: &dyn Fn(&Connection) -> bool| {
+            self.connections.iter().flatten().filter(|connection| counts(connection)).count()
         };
         if peer.uid == 0 {
-            return if count(&|uid| uid == 0) < self.limits.connections { Ok(()) } else { Err("too many") };
+            let room = count(&|connection| connection.peer.uid == 0) < self.limits.connections;
+            return if room { Ok(0) } else { Err("too many") };
         }
         if !self.limits.everyone {
             return Err("not root");
         }
-        let room = count(&|uid| uid == peer.uid) < MAX_EACH && count(&|uid| uid != 0) < MAX_OTHERS;
-        if room { Ok(()) } else { Err("too many") }
+        let others = count(&|connection| connection.peer.uid != 0);
+        if others >= MAX_OTHERS {
+            return Err("too many");
+        }
+        let owner = owner::of(peer).map_err(|_| "it cannot be told whose it is")?;
+        let own = count(&|connection| connection.peer.uid != 0 && connection.owner == owner);
+        if own < MAX_EACH { Ok(owner) } else { Err("too many") }
     }
 
     /// Dropping the descriptor also takes it out of mio's poll.
     fn close(&mut self, connection: usize, reason: &str) {
         let Some(place) = self.connections.get_mut(connection) else { return };
-        self.turned_away.count(place.take().map(|(_, peer)| peer.uid), reason);
+        self.turned_away.count(place.take().map(|closed| closed.peer.uid), reason);
     }
 }
 

@@ -2,7 +2,9 @@ use super::*;
 use crate::client::Client;
 use crate::message::{MAX_FDS, Reply, Request};
 use mio::{Events, Poll};
+use std::io::Read;
 use std::os::fd::BorrowedFd;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 const LIMITS: Limits = Limits { everyone: false, connections: 64, fds: MAX_FDS };
@@ -200,14 +202,51 @@ fn the_client_says_what_is_wrong() {
     assert!(error.starts_with("no data plane answers at /nonexistent/control.sock: "), "{error}");
 }
 
+/// A process of user 1234: in a user namespace of his, in another one below it.
+struct Nested(Child);
+
+impl Nested {
+    fn start() -> Nested {
+        let script = "echo; exec sleep 60";
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=1234", "--clear-groups", "unshare", "--user", "--map-root-user"]);
+        command.args(["unshare", "--user", "sh", "-c", script]);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        Nested(child)
+    }
+
+    /// As the kernel tells of it if it has a subordinate UID.
+    fn peer(&self) -> Peer {
+        Peer { uid: 100_000, pid: self.0.id().try_into().unwrap() }
+    }
+}
+
+impl Drop for Nested {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn who_has_made_the_outermost_namespace_is_responsible() {
+    let own = i32::try_from(std::process::id()).unwrap();
+    assert_eq!(owner::of(Peer { uid: 77, pid: own }).unwrap(), 77);
+    assert_eq!(owner::of(Nested::start().peer()).unwrap(), 1234);
+    assert!(owner::of(Peer { uid: 77, pid: i32::MAX }).is_err());
+}
+
 #[test]
 fn another_user_takes_no_more_than_his_share() {
     let mut server = Server::new("share");
-    let admit = |server: &Server, uid| server.control.admit(Peer { uid, pid: 1 });
-    assert_eq!(admit(&server, 1000), Err("not root"));
+    let (nested, pid) = (Nested::start(), i32::try_from(std::process::id()).unwrap());
+    let admit = |server: &Server, uid| server.control.admit(Peer { uid, pid });
+    assert_eq!(admit(&server, 1234), Err("not root"));
     server.control.limits.everyone = true;
     for _ in 0..MAX_EACH {
-        assert_eq!(admit(&server, 1000), Ok(()));
+        assert_eq!(admit(&server, 1234), Ok(1234));
+        assert_eq!(server.control.admit(nested.peer()), Ok(1234));
         let (end, _) = nix::sys::socket::socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,
@@ -215,11 +254,13 @@ fn another_user_takes_no_more_than_his_share() {
             SockFlag::SOCK_CLOEXEC,
         )
         .unwrap();
-        server.control.connections.push(Some((end, Peer { uid: 1000, pid: 1 })));
+        let connection = Connection { socket: end, peer: nested.peer(), owner: 1234 };
+        server.control.connections.push(Some(connection));
     }
-    assert_eq!(admit(&server, 1000), Err("too many"));
-    assert_eq!(admit(&server, 1001), Ok(()));
-    assert_eq!(admit(&server, 0), Ok(()));
+    assert_eq!(admit(&server, 1234), Err("too many"));
+    assert_eq!(server.control.admit(nested.peer()), Err("too many"), "a subordinate UID of his");
+    assert_eq!(admit(&server, 1001), Ok(1001));
+    assert_eq!(admit(&server, 0), Ok(0));
 }
 
 #[test]
