@@ -114,6 +114,9 @@ fn ask() -> Result<Status, Box<dyn Error>> {
     match Client::connect(message::socket())?.ask(&Request::Status)? {
         Reply::Status(status) => Ok(*status),
         _ => Err("uvnd's answer does not fit the request".into()),
+    if let Some(in_use) = netlink.pool_in_use(config)? {
+        findings.push(Finding::fault(Id::Pool, &in_use, "until then that is cut off"));
+    }
     }
 }
 

@@ -83,6 +83,14 @@ pub enum DaemonError {
 pub struct Daemon {
     poll: Poll,
     signals: Signals,
+impl DaemonError {
+    /// Whether another configuration helps.
+    #[must_use]
+    pub fn is_configured(&self) -> bool {
+        matches!(self, DaemonError::Config(_) | DaemonError::Start(StartError::Pool(_)))
+    }
+}
+
     monitor: Monitor,
     /// Logins, jobs and administrators; always before the other.
     root: Control<Request>,

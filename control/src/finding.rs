@@ -73,6 +73,8 @@ ids! {
     Setting = "UVN-KERNEL-SETTING";
     /// The nftables table is not as it shall be.
     Firewall = "UVN-FIREWALL";
+    /// A NAT pool meets what the node uses for something else.
+    Pool = "UVN-NAT-POOL";
     /// The connection tracker has little room.
     Flows = "UVN-CONNTRACK-FULL";
     /// Others than root may make files on the BPF file system.

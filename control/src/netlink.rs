@@ -5,6 +5,7 @@
 
 mod monitor;
 mod node;
+mod pool;
 mod reading;
 mod request;
 mod rules;
@@ -12,6 +13,7 @@ mod socket;
 
 pub use monitor::{Changes, Monitor};
 pub use node::Rival;
+pub use pool::PoolInUse;
 
 use crate::network::{MAX_NICS, Network};
 use crate::plan::{Item, NAT_TABLE, Step};

@@ -251,6 +251,12 @@ impl Cidr {
             _ => false,
         }
     }
+
+    /// Whether any address is in both subnets.
+    #[must_use]
+    pub fn overlaps(&self, other: &Cidr) -> bool {
+        if self.prefix <= other.prefix { self.contains(other.address) } else { other.contains(self.address) }
+    }
 }
 
 impl TryFrom<String> for Cidr {

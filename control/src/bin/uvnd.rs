@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
-use uvn_control::daemon::{Daemon, DaemonError};
+use uvn_control::daemon::Daemon;
 use uvn_control::lockdown;
 
 /// One network per user on this node. Logs to stderr, by RUST_LOG (default: info).
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
             eprintln!("uvnd: {error}");
             let source: Option<&dyn Error> = error.source();
             tracing::debug!(?source, "ended");
-            ExitCode::from(if matches!(error, DaemonError::Config(_)) { 2 } else { 1 })
+            ExitCode::from(if error.is_configured() { 2 } else { 1 })
         }
     }
 }

@@ -164,7 +164,7 @@ impl Config {
         for (key, pool) in [("ipv4", ipv4), ("ipv6", ipv6)] {
             subnet(key, pool)?;
             let taken = self.underlays.iter().flat_map(|underlay| &underlay.subnets).chain(&self.peers.range);
-            if let Some(other) = taken.into_iter().find(|other| overlap(pool, **other)) {
+            if let Some(other) = taken.into_iter().find(|other| pool.overlaps(other)) {
                 return Err(Invalid::new(key, format!("{pool} overlaps {other}")));
             }
         }
@@ -181,7 +181,7 @@ impl Underlay {
             let key = format!("subnets[{index}]");
             subnet(&key, *cidr)?;
             let others = self.subnets.get(..index).unwrap_or_default();
-            if let Some(other) = others.iter().find(|other| overlap(*cidr, **other)) {
+            if let Some(other) = others.iter().find(|other| cidr.overlaps(other)) {
                 return Err(Invalid::new(key, format!("{cidr} overlaps {other}")));
             }
         }
@@ -207,7 +207,7 @@ impl Underlay {
     fn check_beside(&self, others: &[Underlay]) -> Result<(), Invalid> {
         for (index, other) in others.iter().enumerate() {
             for (own, cidr) in self.subnets.iter().enumerate() {
-                if let Some(theirs) = other.subnets.iter().find(|theirs| overlap(*cidr, **theirs)) {
+                if let Some(theirs) = other.subnets.iter().find(|theirs| cidr.overlaps(theirs)) {
                     let problem = format!("{cidr} overlaps {theirs} of underlay[{index}]");
                     return Err(Invalid::new(format!("subnets[{own}]"), problem));
                 }
@@ -381,10 +381,6 @@ fn subnet(key: &str, cidr: Cidr) -> Result<(), Invalid> {
         return Ok(());
     }
     Err(Invalid::new(key, format!("{cidr} is an address in {network}/{}", cidr.prefix)))
-}
-
-fn overlap(a: Cidr, b: Cidr) -> bool {
-    a.contains(b.address) && a.prefix <= b.prefix || b.contains(a.address) && b.prefix <= a.prefix
 }
 
 fn meet<T: PartialOrd>(a: &RangeInclusive<T>, b: &RangeInclusive<T>) -> bool {

@@ -141,6 +141,7 @@ impl Networks {
         }
         if !force {
             self.spare(&config)?;
+        self.keep_off(&config)?;
         }
         self.hold_programs();
         let srun = called_back(&config);
@@ -168,6 +169,18 @@ impl Networks {
         let node =
             self.netlink.node(config).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
         let stays = |nic: &Nic| node.nics.iter().any(|new| new.name == nic.name && !new.vteps().is_empty());
+    /// Refuses another NAT pool than before if something else uses it.
+    fn keep_off(&self, config: &Config) -> Result<(), Failure> {
+        if config.nat == self.config.nat {
+            return Ok(());
+        }
+        match self.netlink.pool_in_use(config) {
+            Ok(None) => Ok(()),
+            Ok(Some(in_use)) => Err(Failure::new(Code::Invalid, in_use.to_string())),
+            Err(error) => Err(Failure::new(Code::Failed, error.to_string())),
+        }
+    }
+
         let goes = self.node.nics.iter().find(|nic| !nic.vteps().is_empty() && !stays(nic));
         let Some(nic) = goes.filter(|_| !users.is_empty()) else { return Ok(()) };
         let refusal = format!(

@@ -14,7 +14,7 @@ use crate::firewall::{self, FirewallError};
 use crate::lease::state::{self, StateError};
 use crate::lease::{self, LeaseError, Leases};
 use crate::lockdown;
-use crate::netlink::{self, Netlink, NetlinkError};
+use crate::netlink::{self, Netlink, NetlinkError, PoolInUse};
 use crate::network::{DataPath, FIRST_TABLE, Network, Node, uid_of};
 use crate::peers::{self, Directory, Peers};
 use crate::plan::{self, Item};
@@ -62,6 +62,9 @@ pub enum StartError {
     #[error(transparent)]
     Binding(#[from] BindingError),
 }
+    /// A NAT pool is not free.
+    #[error(transparent)]
+    Pool(#[from] PoolInUse),
 
 /// Why a user has no network.
 #[derive(Debug, Error)]
@@ -175,6 +178,9 @@ impl Networks {
         let node = netlink.node(&config)?;
         let srun = called_back(&config);
         let policy = policy(&config, &srun.known);
+        if let Some(in_use) = netlink.pool_in_use(&config)? {
+            return Err(in_use.into());
+        }
         let binding = Binding::attach(&binding::cgroup_root()?, Path::new(binding::PINS), &policy)?;
         let now = Instant::now();
         let mut networks = Networks {
