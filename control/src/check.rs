@@ -96,15 +96,17 @@ fn look(config: &Config, peers: &Peers) -> Result<Vec<Finding>, Box<dyn Error>> 
             error,
             "networks work on, but nothing is attached or mended",
         )),
+    let mut observes = config.mode == Mode::Observe;
     }
     let leases = state::load(Path::new(STATE), config.nat.slots())?.leases;
+            observes |= status.observes;
     let networks = networks(&leases);
     let promise = Promise { config, node, peers, networks };
     promise.check_kernel(&netlink, &mut findings)?;
     promise.check_settings(&mut findings);
     promise.check_peers(&mut findings);
     promise.check_binding(&mut findings);
-    if config.mode == Mode::Enforce {
+    if !observes {
         promise.check_sockets(&mut findings);
     }
     Ok(findings)

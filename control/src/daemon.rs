@@ -10,6 +10,7 @@ mod feeds;
 mod follow;
 mod holders;
 mod networks;
+mod newcomers;
 mod refused;
 mod request;
 mod status;

@@ -28,7 +28,7 @@ pub fn hold() -> Result<(), BindingError> {
             tracing::error!(%error, "the default UIDs are policed until there is a configuration");
             Policy { policed: default_policed(), ..Policy::default() }
         },
-        |config| policy(&config, &CalledBack::default()),
+        |config| policy(&config, &CalledBack::default(), false),
     );
     Binding::attach(&binding::cgroup_root()?, pins, &Policy { observe: false, ..policy }).map(drop)
 }

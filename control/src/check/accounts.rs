@@ -26,7 +26,7 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
         Err(error) => (String::new(), Some(Finding::warning(Id::Unpoliced, error, "mend the user database"))),
     };
     let limits = fs::read_to_string("/etc/login.defs").unwrap_or_default();
-    let running = process::users(|_| true).unwrap_or_default();
+    let running = process::users(|_| true).unwrap_or_default().into_keys();
     let free = unpoliced(config, &database, uid_min(&limits), running);
     silent.into_iter().chain(free).chain(unknown_groups(config)).collect()
 }

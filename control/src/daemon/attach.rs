@@ -226,14 +226,15 @@ impl Networks {
         if due.is_empty() {
             return;
         }
-        let busy = process::users(|uid| due.contains(&uid)).unwrap_or_else(|error| {
+        let busy = process::users(|uid| due.contains(&uid));
+        if let Err(error) = &busy {
             tracing::warn!(%error, "cannot tell whose processes are left: networks stay");
-            due.clone()
-        });
+        }
+        let is_busy = |uid: &u32| busy.as_ref().map_or(true, |busy| busy.contains_key(uid));
         let end = Instant::now() + TEARDOWN;
         for uid in due {
             let leaving = self.leases.get(uid).is_some_and(|held| held.leaving);
-            if busy.contains(&uid) && !leaving {
+            if is_busy(&uid) && !leaving {
                 self.leases.in_use(uid, lease::now());
                 continue;
             }

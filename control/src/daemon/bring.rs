@@ -66,7 +66,7 @@ impl Networks {
     fn find_srun(&mut self) {
         let srun = called_back(&self.config);
         if srun.known != self.srun.known {
-            match self.binding.set_policy(&policy(&self.config, &srun.known)) {
+            match self.binding.set_policy(&policy(&self.config, &srun.known, self.observes())) {
                 Ok(()) => tracing::info!("the programs that Slurm's daemons call back have changed"),
                 Err(error) => return self.warn(Id::Programs, error),
             }

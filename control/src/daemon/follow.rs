@@ -1,6 +1,7 @@
 //! What follows from a change: of the node, of the configuration, of time.
 
 use super::networks::{ASK, Networks, called_back, items, policy};
+use super::newcomers::newcomers;
 use crate::binding::{self, Binding};
 use crate::config::Config;
 use crate::finding::{Id, few};
@@ -69,11 +70,15 @@ impl Networks {
         }
         if !root_waits {
             self.make_wanted(now);
+            self.receive_newcomer();
         }
     }
 
     /// When [`Networks::turn`] is due.
     pub(super) fn due(&self) -> Option<Instant> {
+        if !self.newcomers.is_empty() {
+            return Some(Instant::now());
+        }
         let wanted = (!self.wanted_by_peers.is_empty()).then(|| self.demand_rest.max(self.ask));
         self.feeds.iter().map(|feed| feed.due().min(self.ask)).chain(wanted).min()
     }
@@ -100,7 +105,7 @@ impl Networks {
         if self.binding.is_attached() {
             return;
         }
-        let policy = policy(&self.config, &self.srun.known);
+        let policy = self.policy();
         let attach = |cgroup: PathBuf| Binding::attach(&cgroup, Path::new(binding::PINS), &policy);
         match binding::cgroup_root().and_then(attach) {
             Ok(binding) => {
@@ -136,20 +141,21 @@ impl Networks {
     pub(super) fn reload(&mut self, dry_run: bool, force: bool) -> Result<Vec<Step>, Failure> {
         let invalid = |error: ConfigError| Failure::new(Code::Invalid, error.to_string());
         let config = Config::load(&self.file).map_err(invalid)?;
+        self.keep_off(&config)?;
         if dry_run {
             return self.compare(&config);
         }
         if !force {
             self.spare(&config)?;
-        self.keep_off(&config)?;
         }
         self.hold_programs();
         let srun = called_back(&config);
-        let new = policy(&config, &srun.known);
-        if new != policy(&self.config, &self.srun.known) {
+        let newcomers = newcomers(&config);
+        let new = policy(&config, &srun.known, !newcomers.is_empty());
+        if new != self.policy() {
             self.binding.set_policy(&new).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
         }
-        self.srun = srun;
+        (self.srun, self.newcomers) = (srun, newcomers);
         self.leases.set_slots(config.nat.slots());
         self.leases.set_off_subnet(|uid| config.off_subnet.allows(uid));
         let relay = config.relay != self.config.relay;
@@ -163,12 +169,6 @@ impl Networks {
         Ok(self.reconcile())
     }
 
-    /// Refuses a configuration without a NIC on which users have endpoints: a typo must not cut them off.
-    fn spare(&self, config: &Config) -> Result<(), Failure> {
-        let users: Vec<String> = self.wanted().iter().map(|network| network.uid.to_string()).collect();
-        let node =
-            self.netlink.node(config).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
-        let stays = |nic: &Nic| node.nics.iter().any(|new| new.name == nic.name && !new.vteps().is_empty());
     /// Refuses another NAT pool than before if something else uses it.
     fn keep_off(&self, config: &Config) -> Result<(), Failure> {
         if config.nat == self.config.nat {
@@ -181,6 +181,12 @@ impl Networks {
         }
     }
 
+    /// Refuses a configuration without a NIC on which users have endpoints: a typo must not cut them off.
+    fn spare(&self, config: &Config) -> Result<(), Failure> {
+        let users: Vec<String> = self.wanted().iter().map(|network| network.uid.to_string()).collect();
+        let node =
+            self.netlink.node(config).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+        let stays = |nic: &Nic| node.nics.iter().any(|new| new.name == nic.name && !new.vteps().is_empty());
         let goes = self.node.nics.iter().find(|nic| !nic.vteps().is_empty() && !stays(nic));
         let Some(nic) = goes.filter(|_| !users.is_empty()) else { return Ok(()) };
         let refusal = format!(

@@ -4,6 +4,7 @@
 //! kernel objects, lease. So a policed user's sockets are either in his whole network, or refused.
 
 use super::holders::Holders;
+use super::newcomers::newcomers;
 use super::refused::Refusals;
 use crate::binding::{self, Binding, BindingError, CalledBack, Devices, Executables, Policy};
 use crate::config::{Config, Mode};
@@ -61,10 +62,10 @@ pub enum StartError {
     /// Sockets cannot be bound.
     #[error(transparent)]
     Binding(#[from] BindingError),
-}
     /// A NAT pool is not free.
     #[error(transparent)]
     Pool(#[from] PoolInUse),
+}
 
 /// Why a user has no network.
 #[derive(Debug, Error)]
@@ -123,6 +124,8 @@ pub struct Networks {
     pub(super) numbered: u32,
     /// What Slurm's daemons call back.
     pub(super) srun: Executables,
+    /// Users who ran before the configuration was in force, each with a process: they get networks first.
+    pub(super) newcomers: BTreeMap<u32, i32>,
     pub(super) feeds: Vec<Feed>,
     pub(super) holders: Holders,
     /// Why a leased network is not as it shall be.
@@ -175,12 +178,13 @@ impl Networks {
         }
         let loaded = state::load(Path::new(STATE), config.nat.slots())?;
         let netlink = Netlink::open()?;
-        let node = netlink.node(&config)?;
-        let srun = called_back(&config);
-        let policy = policy(&config, &srun.known);
         if let Some(in_use) = netlink.pool_in_use(&config)? {
             return Err(in_use.into());
         }
+        let node = netlink.node(&config)?;
+        let srun = called_back(&config);
+        let newcomers = newcomers(&config);
+        let policy = policy(&config, &srun.known, !newcomers.is_empty());
         let binding = Binding::attach(&binding::cgroup_root()?, Path::new(binding::PINS), &policy)?;
         let now = Instant::now();
         let mut networks = Networks {
@@ -191,6 +195,7 @@ impl Networks {
             binding,
             numbered: 0,
             srun,
+            newcomers,
             feeds: Vec::new(),
             holders: Holders::new(registry, holders)?,
             faults: BTreeMap::new(),
@@ -242,9 +247,10 @@ impl Networks {
         }
     }
 
-    /// For the next start.
+    /// For the next start, once it is in force.
     pub(super) fn keep_config(&mut self) {
         let kept = match self.config.mode {
+            Mode::Enforce if self.observes() => return,
             Mode::Enforce => lockdown::keep(&self.file),
             Mode::Observe => lockdown::forget(),
         };
@@ -295,6 +301,11 @@ impl Networks {
         Ok(())
     }
 
+    /// The socket programs' part of the configuration, as it is in force.
+    pub(super) fn policy(&self) -> Policy {
+        policy(&self.config, &self.srun.known, self.observes())
+    }
+
     /// What the kernel shall hold for a network.
     pub(super) fn items(&self, network: &Network) -> Vec<Item> {
         items(&self.node, &self.peers, network)
@@ -343,12 +354,12 @@ pub(super) fn called_back(config: &Config) -> Executables {
     }
 }
 
-/// The socket programs' part of the configuration.
+/// The socket programs' part of the configuration; with `observe`, nobody is refused yet.
 #[must_use]
-pub fn policy(config: &Config, called_back: &CalledBack) -> Policy {
+pub fn policy(config: &Config, called_back: &CalledBack, observe: bool) -> Policy {
     let ports: BTreeSet<u16> = config.underlays.iter().map(|underlay| underlay.port).collect();
     Policy {
-        observe: config.mode == Mode::Observe,
+        observe: observe || config.mode == Mode::Observe,
         policed: config.policed_ranges(),
         service_ports: config.service_ports.clone(),
         srun_ports: config.srun_ports.clone(),

@@ -1,7 +1,6 @@
 //! Who is refused sockets for want of a network, or would be: a line in the log for each, now and then.
 
 use super::networks::Networks;
-use crate::config::Mode;
 use crate::message::Refused;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -59,7 +58,7 @@ impl Networks {
             return;
         }
         self.refusals.next = now + EVERY;
-        let observes = self.config.mode == Mode::Observe;
+        let observes = self.observes();
         for Refused { uid, count, program } in news {
             if observes {
                 tracing::info!(uid, count, program, "sockets without a network: they would be refused");

@@ -44,6 +44,10 @@ impl Networks {
                 what,
                 "`mode = \"enforce\"` when all users get networks",
             ));
+        } else if self.observes() {
+            let left = self.newcomers.len();
+            let what = format!("{left} users who run are to get networks first: nobody is refused yet");
+            findings.push(Finding::warning(Id::Observes, what, "wait a moment"));
         }
         if !self.binding.is_attached() {
             findings.push(Finding::fault(
@@ -60,7 +64,7 @@ impl Networks {
             networks: self.leases.len(),
             leases: self.leases.iter().map(|(_, held)| held.leases.len()).sum(),
             verdicts: self.verdicts(),
-            observes: self.config.mode == Mode::Observe,
+            observes: self.observes(),
             refused: self.refused(),
             findings,
         }

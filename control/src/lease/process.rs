@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -52,27 +52,24 @@ impl Process {
     }
 }
 
-/// The `wanted` users that have a process in this process's network namespace.
+/// The `wanted` users that have a process in this process's network namespace, with the first one of each.
 ///
 /// # Errors
 /// `/proc` cannot be read.
-pub fn users(wanted: impl Fn(u32) -> bool) -> io::Result<BTreeSet<u32>> {
-    let mut found = BTreeSet::new();
+pub fn users(wanted: impl Fn(u32) -> bool) -> io::Result<BTreeMap<u32, i32>> {
+    let mut found = BTreeMap::new();
     let own = fs::read_link("/proc/self/ns/net")?;
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
-        let pid =
-            path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.parse::<i32>().is_ok());
-        if !pid {
-            continue;
-        }
+        let pid = path.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok());
+        let Some(pid) = pid else { continue };
         // A process that ends in between is none.
         let Ok(status) = fs::read_to_string(path.join("status")) else { continue };
-        let Some(uid) = uid_in(&status).filter(|uid| wanted(*uid) && !found.contains(uid)) else {
+        let Some(uid) = uid_in(&status).filter(|uid| wanted(*uid) && !found.contains_key(uid)) else {
             continue;
         };
         if fs::read_link(path.join("ns/net")).is_ok_and(|netns| netns == own) {
-            found.insert(uid);
+            found.insert(uid, pid);
         }
     }
     Ok(found)
@@ -139,8 +136,9 @@ mod tests {
     #[test]
     fn users_with_processes() {
         let own = nix::unistd::getuid().as_raw();
-        let wanted = BTreeSet::from([own, 4_000_000_000]);
-        assert_eq!(users(|uid| wanted.contains(&uid)).unwrap(), BTreeSet::from([own]));
+        let found = users(|uid| [own, 4_000_000_000].contains(&uid)).unwrap();
+        assert_eq!(found.keys().collect::<Vec<_>>(), [&own]);
+        assert!(found.values().all(|pid| Process::of(*pid).is_ok()), "{found:?}");
         assert!(users(|_| false).unwrap().is_empty());
     }
 }

@@ -1,0 +1,53 @@
+//! The change from observing to enforcing, on a node where users are at work: all of them get networks first, and nobody
+//! is refused until they have.
+
+use super::networks::Networks;
+use crate::config::{Config, Mode};
+use crate::finding::Id;
+use crate::lease::{Held, process};
+use crate::lockdown::LAST;
+use std::collections::BTreeMap;
+use std::path::Path;
+use uvn_api::message::Claim;
+
+/// Users who run without a network, each with a process; none if the configuration is in force already.
+pub(super) fn newcomers(config: &Config) -> BTreeMap<u32, i32> {
+    if config.mode == Mode::Observe || Path::new(LAST).exists() {
+        return BTreeMap::new();
+    }
+    process::users(|uid| config.is_policed(uid)).unwrap_or_else(|error| {
+        tracing::error!(%error, "cannot tell who runs: nobody gets a network before all are refused");
+        BTreeMap::new()
+    })
+}
+
+impl Networks {
+    /// Whether nobody is refused sockets: by the configuration, or not yet.
+    pub(super) fn observes(&self) -> bool {
+        self.config.mode == Mode::Observe || !self.newcomers.is_empty()
+    }
+
+    /// Gives the next one a network, held by his process as by a session; after the last one, users without a network are
+    /// refused.
+    pub(super) fn receive_newcomer(&mut self) {
+        let Some((uid, pid)) = self.newcomers.pop_first() else { return };
+        let is_kept = self.leases.get(uid).is_some_and(Held::is_kept);
+        if !is_kept && let Err(error) = self.attach(uid, &Claim::Session { pid }, false) {
+            tracing::error!(uid, pid, %error, "this user's processes have no network, and will be refused sockets");
+        }
+        if self.newcomers.is_empty() {
+            self.enforce();
+        }
+    }
+
+    /// Puts the policy in force, and keeps it for the next boot.
+    pub(super) fn enforce(&mut self) {
+        match self.binding.set_policy(&self.policy()) {
+            Ok(()) => {
+                tracing::info!("all users who run have been given networks: others are refused from now on")
+            }
+            Err(error) => self.warn(Id::Programs, error),
+        }
+        self.keep_config();
+    }
+}
