@@ -13,7 +13,7 @@ use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
-use uvn_hwtests::cluster::Layout;
+use uvn_hwtests::cluster::{Layout, OUTSIDE};
 use uvn_hwtests::node::Server;
 use uvn_hwtests::path::{self, status};
 use uvn_hwtests::reach::Answer;
@@ -395,10 +395,76 @@ fn mtu_and_address_are_followed(path: &str) {
     site.conclude();
 }
 
+/// To kernel VXLAN and back, by a reload each: nobody is without a network beyond that.
+fn a_nic_changes_its_data_path(path: &str) {
+    let site = Site::new(&["em1"], [&[path], &[path]]);
+    site.cluster.attach(&[ALICE, BOB]);
+    let [here, there] = site.cluster.pair();
+    site.assert_connected();
+    for (to, carrier) in [("kernel", "kernel"), (path, "engine")] {
+        here.write("/etc/uvn/uvn.toml", &site.cluster.config(to, ""));
+        here.uvn(&["reload"]);
+        assert_eq!(status(here, "em1")["path"], carrier);
+        let said = here.uvn(&["status"]);
+        assert!(!said.contains("UVN-NETWORK-FAULT"), "{to}: {said}");
+        if to != "kernel" {
+            wait_until_running(here, "em1");
+        }
+        // What the other node's kernel has learned of this one's endpoints is learned anew.
+        there.wait("answers", PATIENCE, || {
+            let _server = here.serve(ALICE, &name(ALICE, here), &everywhere(5000));
+            let answers = there.try_reach(ALICE, &name(ALICE, there), &of(here, 5000));
+            answers.values().all(|answer| *answer == Ok(name(ALICE, here)))
+        });
+        site.assert_connected();
+    }
+    path::assert_used(here, path);
+    let log = site.daemons[0].log();
+    assert!(!log.contains("Address already in use"), "{log}");
+    site.conclude();
+}
+
+/// The default route is of a NIC that carries no networks.
+fn the_way_out_is_another_nic(path: &str) {
+    let cluster = Cluster::new(Layout { nics: &["em1", "em2"], ..Layout::default() });
+    let config = cluster.config(path, "");
+    let (first, rest) = config.split_once("[[underlay]]\nnic = \"em2\"").expect("two NICs");
+    let (_, peers) = rest.split_once("[peers]").expect("peers");
+    let config = format!("{first}[peers]{}", peers.replace(", \"n[1-2]-1\"", ""));
+    let daemons: Vec<Daemon> = cluster
+        .nodes
+        .iter()
+        .map(|node| {
+            node.ip("route replace default via 10.0.1.254\nroute replace default via fd00:10:0:1::fe\n");
+            node.uvnd(&config)
+        })
+        .collect();
+    let site = Site { daemons, cluster };
+    site.cluster.attach(&[ALICE, BOB]);
+    let outside = [OUTSIDE.0.into(), OUTSIDE.1.into()].map(|host: IpAddr| SocketAddr::new(host, 5000));
+    let targets: Vec<String> =
+        outside.iter().flat_map(|at| [format!("tcp:{at}"), format!("udp:{at}")]).collect();
+    let _server = Server::start(&site.cluster.outside, 0, "outside", &targets);
+    for node in site.cluster.pair() {
+        for uid in [ALICE, BOB, 0] {
+            for (target, answer) in node.reach(uid, &name(uid, node), &targets) {
+                assert_eq!(answer, Ok("outside".into()), "{uid} -> {target}");
+            }
+        }
+        for at in outside {
+            let found: IpAddr = node.probe(ALICE, &["own-address", &at.to_string()]).parse().unwrap();
+            let own = &node.nics()[1];
+            assert!([IpAddr::from(own.v4), own.v6.into()].contains(&found), "{found} on the way to {at}");
+        }
+    }
+    site.conclude();
+}
+
 uvn_hwtests::with_paths!([engine, shortcut] {
-    unlike_nodes_talk, a_killed_data_plane_cuts_off_and_comes_back, broadcast_stays_in_the_network,
+    unlike_nodes_talk, a_nic_changes_its_data_path, a_killed_data_plane_cuts_off_and_comes_back, broadcast_stays_in_the_network,
     a_nic_goes_down_and_comes_back, mtu_and_address_are_followed,
 });
 uvn_hwtests::with_paths!([kernel] {
+    the_way_out_is_another_nic,
     broadcast_stays_in_the_network, a_nic_goes_down_and_comes_back, mtu_and_address_are_followed,
 });

@@ -19,6 +19,7 @@ impl Networks {
         self.findings.clear();
         self.faults.clear();
         self.look();
+        self.end_feeds();
         self.settle();
         self.find_srun();
         self.unbind_strangers();

@@ -10,8 +10,9 @@ use std::collections::BTreeSet;
 use uvn_dataplane::xsk::MAX_MTU;
 
 impl Networks {
-    /// Has each data plane carry the networks that it shall.
-    pub(super) fn drive_feeds(&mut self) {
+    /// Ends the data planes of NICs that are the kernel's now, or that are configured no more: their VXLAN port must be free
+    /// before the kernel's devices come up.
+    pub(super) fn end_feeds(&mut self) {
         let configured: BTreeSet<&str> = self.node.nics.iter().map(|nic| nic.name.as_str()).collect();
         let (keep, go): (Vec<Feed>, Vec<Feed>) =
             std::mem::take(&mut self.feeds).into_iter().partition(|feed| {
@@ -20,6 +21,10 @@ impl Networks {
             });
         self.feeds = keep;
         go.into_iter().for_each(Feed::stop);
+    }
+
+    /// Has each data plane carry the networks that it shall.
+    pub(super) fn drive_feeds(&mut self) {
         let engines: Vec<Nic> =
             self.node.nics.iter().filter(|nic| nic.path == DataPath::Engine).cloned().collect();
         let mut demoted = false;
