@@ -18,6 +18,7 @@ mod status;
 pub use networks::{Networks, STATE, StartError, devices, items, policy};
 
 use crate::config::Config;
+use crate::folder;
 use crate::lockdown;
 
 use crate::netlink::{Changes, Monitor, NetlinkError};
@@ -48,6 +49,8 @@ const HOLDERS: Token = Token(1 << 20);
 const ROOT_LIMITS: Limits = Limits { everyone: false, connections: 4096, fds: 0 };
 /// Everybody may ask for his own state.
 const LIMITS: Limits = Limits { everyone: true, ..ROOT_LIMITS };
+/// What is below them is believed.
+const FOLDERS: [&str; 2] = ["/run/uvn", "/var/lib/uvn"];
 /// How often what depends on time is looked at.
 const TICK: Duration = Duration::from_secs(1);
 /// Changes of devices and routes come in bursts: they are followed once per this.
@@ -80,10 +83,6 @@ pub enum DaemonError {
     Start(#[from] StartError),
 }
 
-/// `uvnd`.
-pub struct Daemon {
-    poll: Poll,
-    signals: Signals,
 impl DaemonError {
     /// Whether another configuration helps.
     #[must_use]
@@ -92,6 +91,10 @@ impl DaemonError {
     }
 }
 
+/// `uvnd`.
+pub struct Daemon {
+    poll: Poll,
+    signals: Signals,
     monitor: Monitor,
     /// Logins, jobs and administrators; always before the other.
     root: Control<Request>,
@@ -119,6 +122,9 @@ impl Daemon {
             tracing::error!(%error, "nobody is kept out of the open network yet");
         }
         let config = Config::load(file)?;
+        for path in FOLDERS {
+            folder::own(Path::new(path)).map_err(kernel("a folder of uvn's"))?;
+        }
         raise_file_limit();
         let poll = Poll::new().map_err(kernel("poll"))?;
         let registry = poll.registry();

@@ -15,8 +15,9 @@
 //! - [`sysctl`]: kernel settings, with a record of what was there
 //! - [`binding`]: the cgroup programs that keep every socket in its user's network
 //! - [`feed`]: the `uvn-dataplane` of each NIC
+//! - [`folder`]: folders that are root's alone
 //! - [`limited`]: other programs, for no longer than they may take
-//! - [`pam`]: lines of PAM's configuration that name uvn
+//! - [`pam`]: PAM's configuration: lines that name uvn, and services that let users in without it
 //!
 //! The daemon:
 //! - [`daemon`]: attach, detach, reconcile
@@ -34,6 +35,7 @@ pub mod demand;
 pub mod feed;
 pub mod finding;
 pub mod firewall;
+mod folder;
 pub mod lease;
 mod limited;
 pub mod lockdown;

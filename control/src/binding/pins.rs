@@ -1,9 +1,10 @@
 //! What lies on the BPF file system: `state-LAYOUT/` with the maps, `links-GENERATION/` with the attached programs.
 
 use super::{BindingError, file};
+use crate::folder;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use uvn_wire::cgroup;
 
@@ -68,10 +69,8 @@ pub fn verify(folder: &Path) -> Result<(), BindingError> {
     if is_roots(folder)? { Ok(()) } else { Err(BindingError::Foreign(folder.into())) }
 }
 
-/// Whether it is a folder, and no link to one, that root alone can change.
-fn is_roots(folder: &Path) -> Result<bool, BindingError> {
-    let metadata = fs::symlink_metadata(folder).map_err(file(folder))?;
-    Ok(metadata.is_dir() && metadata.uid() == 0 && metadata.mode() & 0o022 == 0)
+fn is_roots(path: &Path) -> Result<bool, BindingError> {
+    folder::is_roots(path).map_err(file(path))
 }
 
 /// Removes what else is below `pins`.
