@@ -58,19 +58,32 @@ pub fn check(file: &Path) -> Result<Vec<Finding>, Box<dyn Error>> {
     let node = netlink.node(&config)?;
     findings.extend(around::warnings(&config, &node, &netlink.rivals(&node)?));
     findings.extend(accounts::findings(&config));
-    findings.extend(pam::lines().into_iter().filter(|line| line.way == Way::Helper).map(|line| {
-        let what = format!(
-            "{}:{}: pam_exec runs `uvn pam`, which is no more: only root can log in",
-            line.file.display(),
-            line.number
-        );
-        Finding::fault(Id::PamHelper, what, "replace the line by `session required /usr/lib/uvn/pam_uvn.so`")
-    }));
+    findings.extend(logins());
     Ok(findings)
 }
 
 /// What `uvnd` is to hold.
 struct Promise<'a> {
+/// What PAM does at logins.
+fn logins() -> Vec<Finding> {
+    const LINE: &str = "session required /usr/lib/uvn/pam_uvn.so";
+
+    let helper = |line: pam::Line| {
+        let (file, number) = (line.file.display(), line.number);
+        let what =
+            format!("{file}:{number}: pam_exec runs `uvn pam`, which is no more: only root can log in");
+        Finding::fault(Id::PamHelper, what, format!("replace the line by `{LINE}`"))
+    };
+    let lines = pam::lines().into_iter().filter(|line| line.way == Way::Helper);
+    let mut findings: Vec<Finding> = lines.map(helper).collect();
+    let without = pam::without_module();
+    if !without.is_empty() {
+        let what = format!("no network for users by {}: PAM does not run pam_uvn.so", without.join(", "));
+        findings.push(Finding::warning(Id::PamAbsent, what, format!("`{LINE}` in the files of /etc/pam.d")));
+    }
+    findings
+}
+
     config: &'a Config,
     node: Node,
     peers: &'a Peers,

@@ -89,6 +89,8 @@ ids! {
     Family = "UVN-FAMILY-LOADED";
     /// PAM runs a program that is no more.
     PamHelper = "UVN-PAM-HELPER";
+    /// A service lets users in without PAM's module.
+    PamAbsent = "UVN-PAM-ABSENT";
     /// A loopback service is not reached inside networks.
     Relay = "UVN-RELAY";
     /// A file of uvn's own cannot be written.

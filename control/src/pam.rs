@@ -1,10 +1,31 @@
-//! Lines of PAM's configuration that name uvn.
+//! PAM's configuration: lines that name uvn, and services that let users in without it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where they may be.
+/// Where it may be; the first one counts (pam.d(5)).
 const FOLDERS: [&str; 2] = ["/etc/pam.d", "/usr/lib/pam.d"];
+/// Services that start users' processes, as distributions name them.
+const ENTRIES: [&str; 16] = [
+    "sshd",
+    "login",
+    "remote",
+    "su",
+    "su-l",
+    "sudo",
+    "sudo-i",
+    "cron",
+    "crond",
+    "atd",
+    "systemd-user",
+    "gdm-password",
+    "lightdm",
+    "sddm",
+    "xrdp-sesman",
+    "cockpit",
+];
+/// Files that include each other go no deeper (PAM_SUBSTACK_MAX_LEVEL of Linux-PAM is 16).
+const DEPTH: u8 = 16;
 
 /// Which of uvn's ways a line takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +67,30 @@ fn lines_in(folder: &Path) -> Vec<Line> {
     lines
 }
 
+/// Services of this node whose users get no network: their sessions do not run the module.
+#[must_use]
+pub fn without_module() -> Vec<&'static str> {
+    let folders = FOLDERS.map(Path::new);
+    ENTRIES.into_iter().filter(|service| runs_module(&folders, service, DEPTH) == Some(false)).collect()
+}
+
+/// Whether the sessions of a service run the module; None: there is no such service.
+fn runs_module(folders: &[&Path], service: &str, depth: u8) -> Option<bool> {
+    let text = folders.iter().find_map(|folder| fs::read(folder.join(service)).ok())?;
+    let text = String::from_utf8_lossy(&text).replace("\\\n", " ");
+    let runs = |line: &str| {
+        let words: Vec<&str> = line.split('#').next().unwrap_or_default().split_whitespace().collect();
+        let included = match words[..] {
+            ["@include", file] => file,
+            ["session" | "-session", "include" | "substack", file, ..] => file,
+            ["session" | "-session", ..] => return way(line) == Some(Way::Module),
+            _ => return false,
+        };
+        depth > 0 && runs_module(folders, included, depth - 1) == Some(true)
+    };
+    Some(text.lines().any(runs))
+}
+
 fn way(line: &str) -> Option<Way> {
     let words: Vec<&str> = line.split('#').next()?.split_whitespace().collect();
     let names = |word: &str, file: &str| Path::new(word).file_name().is_some_and(|name| name == file);
@@ -75,6 +120,41 @@ mod tests {
         ] {
             assert_eq!(super::way(line), way, "{line}");
         }
+    }
+
+    #[test]
+    fn a_service_runs_the_module_by_what_it_includes() {
+        let root = std::env::temp_dir().join(format!("uvn-pam-services-{}", std::process::id()));
+        let (site, vendor) = (root.join("site"), root.join("vendor"));
+        let write = |folder: &Path, name: &str, text: &str| {
+            fs::create_dir_all(folder).unwrap();
+            fs::write(folder.join(name), text).unwrap();
+        };
+        write(
+            &site,
+            "common-session",
+            "session required pam_unix.so\nsession [default=bad] \\\n  pam_uvn.so\n",
+        );
+        write(&site, "sshd", "auth required pam_unix.so\n@include common-session\n");
+        write(&site, "login", "session\tsubstack  common-session # all\n");
+        write(
+            &site,
+            "su",
+            "account include common-session\nauth required pam_uvn.so\n# session required pam_uvn.so\n",
+        );
+        write(&site, "loop", "@include loop\n");
+        write(&vendor, "su", "session required pam_uvn.so\n");
+        write(&vendor, "cron", "-session required /usr/lib/uvn/pam_uvn.so timeout_s=3\n");
+        let folders = [site.as_path(), vendor.as_path()];
+        let runs = |service| runs_module(&folders, service, DEPTH);
+        assert_eq!(["sshd", "login", "cron"].map(runs), [Some(true); 3]);
+        assert_eq!(
+            ["su", "loop"].map(runs),
+            [Some(false); 2],
+            "only a session's line counts, and the site's file"
+        );
+        assert_eq!(runs("atd"), None);
+        fs::remove_dir_all(&root).unwrap();
     }
 
     #[test]
