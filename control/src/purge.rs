@@ -14,7 +14,7 @@ use crate::sysctl;
 use std::error::Error;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use uvn_api::client::Client;
@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const RUN: &str = "/run/uvn";
 /// What starts at boot.
 const UNITS: [&str; 2] = ["uvnd.service", "uvn-lockdown.service"];
+/// Where Slurm's configuration may be.
+const SLURM: [&str; 2] = ["/etc/slurm", "/etc/slurm-llnl"];
 /// There if systemd runs (sd_booted(3)).
 const SYSTEMD: &str = "/run/systemd/system";
 
@@ -93,7 +95,9 @@ pub fn purge(dry_run: bool) -> Purged {
         }
         _ => Ok(()),
     });
-    purged.warnings = pam::lines().iter().map(left_to_log_in).collect();
+    let logins = pam::lines().into_iter().map(|line| (line.file, line.number, "users cannot log in"));
+    let jobs = plugins().into_iter().map(|(file, number)| (file, number, "users' jobs fail"));
+    purged.warnings = logins.chain(jobs).map(|(file, number, what)| left(&file, number, what)).collect();
     purged
 }
 
@@ -116,14 +120,29 @@ fn disable(unit: &str) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// PAM does not forget uvn by itself, and refuses policed users as long as their configuration is there.
-fn left_to_log_in(line: &pam::Line) -> String {
+/// PAM and Slurm do not forget uvn by themselves, and refuse policed users as long as their configuration is there.
+fn left(file: &Path, number: usize, what: &str) -> String {
     format!(
-        "{}:{} still names uvn: users cannot log in until you remove that line, or {}",
-        line.file.display(),
-        line.number,
+        "{}:{number} still names uvn: {what} until you remove that line, or {}",
+        file.display(),
         config::FILE
     )
+}
+
+/// Lines of Slurm's plugstack.conf, and of what it usually includes, that name the plugin.
+fn plugins() -> Vec<(PathBuf, usize)> {
+    let included = SLURM.iter().flat_map(|folder| fs::read_dir(format!("{folder}/plugstack.conf.d")));
+    let mut files: Vec<PathBuf> = included.flatten().flatten().map(|entry| entry.path()).collect();
+    files.extend(SLURM.iter().map(|folder| Path::new(folder).join("plugstack.conf")));
+    files.sort();
+    let mut lines = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        let names = |line: &str| line.split('#').next().is_some_and(|line| line.contains("spank_uvn"));
+        let numbers = (1..).zip(text.lines()).filter(|(_, line)| names(line)).map(|(number, _)| number);
+        lines.extend(numbers.map(|number| (file.clone(), number)));
+    }
+    lines
 }
 
 fn stop() -> Result<(), Box<dyn Error>> {
