@@ -173,6 +173,44 @@ mod tests {
         assert_eq!(logical_lines("a \\# b # c\n")[0], "a \\# b");
     }
 
+    /// The first pair of any line, beside Slurm's own pattern in the C library's POSIX expressions, which is what Slurm takes.
+    #[test]
+    fn any_line_gives_what_slurms_own_pattern_gives() {
+        const SED: &str = r#"s/^[[:space:]]*([[:alnum:]_.]+)[[:space:]]*([-*+/]?)=[[:space:]]*(("([^"]*)")|([^[:space:]]+))([[:space:]]|$).*/<\1><\5\6>/;t;s/.*//"#;
+        const WORDS: [&str; 14] =
+            ["N", "no.de_1", "=", "=", "\"", "\"", " ", "\t", "[1-2]", "+", "-", "*", "/", "#\\"];
+
+        let mut random = 1u32;
+        let mut word = || {
+            // Marsaglia's xorshift.
+            random ^= random << 13;
+            random ^= random >> 17;
+            random ^= random << 5;
+            WORDS[random as usize % WORDS.len()]
+        };
+        let lines: Vec<String> =
+            (0..20_000).map(|length| (0..length % 12).map(|_| word()).collect()).collect();
+        let folder = folder("pattern");
+        let file = folder.join("lines");
+        std::fs::write(&file, lines.join("\n") + "\n").unwrap();
+        let sed = std::process::Command::new("sed")
+            .args(["-E", SED])
+            .arg(&file)
+            .env("LC_ALL", "C")
+            .output()
+            .unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+        let expected = String::from_utf8(sed.stdout).unwrap();
+        assert_eq!(expected.lines().count(), lines.len());
+        let found = |line: &str| {
+            pairs(line).next().map(|(key, value)| format!("<{key}><{value}>")).unwrap_or_default()
+        };
+        for (line, expected) in lines.iter().zip(expected.lines()) {
+            assert_eq!(found(line), expected, "{line:?}");
+        }
+        assert!(expected.lines().filter(|line| !line.is_empty()).count() > 500);
+    }
+
     #[test]
     fn errors_name_the_file() {
         let folder = folder("errors");
