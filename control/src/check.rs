@@ -2,6 +2,7 @@
 
 mod accounts;
 mod around;
+mod trial;
 
 use crate::binding::{self, Binding, Devices};
 use crate::config::{Config, Mode};
@@ -18,12 +19,13 @@ use crate::peers::{self, Directory, Peers};
 use crate::plan;
 use crate::sysctl;
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket, sockopt};
-use nix::unistd::{Uid, geteuid, setresuid};
+use nix::sys::socket::AddressFamily;
+use nix::unistd::geteuid;
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::path::Path;
 use std::time::Duration;
+use trial::device_of_socket;
 use uvn_api::client::Client;
 use uvn_api::message::{self, Request};
 use uvn_dataplane::message::Note;
@@ -62,8 +64,6 @@ pub fn check(file: &Path) -> Result<Vec<Finding>, Box<dyn Error>> {
     Ok(findings)
 }
 
-/// What `uvnd` is to hold.
-struct Promise<'a> {
 /// What PAM does at logins.
 fn logins() -> Vec<Finding> {
     const LINE: &str = "session required /usr/lib/uvn/pam_uvn.so";
@@ -84,6 +84,8 @@ fn logins() -> Vec<Finding> {
     findings
 }
 
+/// What `uvnd` is to hold.
+struct Promise<'a> {
     config: &'a Config,
     node: Node,
     peers: &'a Peers,
@@ -94,8 +96,10 @@ fn look(config: &Config, peers: &Peers) -> Result<Vec<Finding>, Box<dyn Error>> 
     let mut findings = Vec::new();
     let netlink = Netlink::open()?;
     let mut node = netlink.node(config)?;
+    let mut observes = config.mode == Mode::Observe;
     match ask() {
         Ok(status) => {
+            observes |= status.observes;
             for nic in &mut node.nics {
                 // What `auto` came to is known to uvnd.
                 if let Some(state) = status.nics.iter().find(|state| state.name == nic.name) {
@@ -109,10 +113,11 @@ fn look(config: &Config, peers: &Peers) -> Result<Vec<Finding>, Box<dyn Error>> 
             error,
             "networks work on, but nothing is attached or mended",
         )),
-    let mut observes = config.mode == Mode::Observe;
+    }
+    if let Some(in_use) = netlink.pool_in_use(config)? {
+        findings.push(Finding::fault(Id::Pool, &in_use, "until then that is cut off"));
     }
     let leases = state::load(Path::new(STATE), config.nat.slots())?.leases;
-            observes |= status.observes;
     let networks = networks(&leases);
     let promise = Promise { config, node, peers, networks };
     promise.check_kernel(&netlink, &mut findings)?;
@@ -129,9 +134,6 @@ fn ask() -> Result<Status, Box<dyn Error>> {
     match Client::connect(message::socket())?.ask(&Request::Status)? {
         Reply::Status(status) => Ok(*status),
         _ => Err("uvnd's answer does not fit the request".into()),
-    if let Some(in_use) = netlink.pool_in_use(config)? {
-        findings.push(Finding::fault(Id::Pool, &in_use, "until then that is cut off"));
-    }
     }
 }
 
@@ -292,6 +294,11 @@ impl Promise<'_> {
                 }
             }
         }
+        // One stands for all: other packet filters tell users' devices by the beginning of their names.
+        if findings.is_empty() {
+            findings
+                .extend(self.networks.first().and_then(|network| trial::unreached(network.uid, &self.node)));
+        }
         let held: BTreeSet<u32> = self.networks.iter().map(|network| network.uid).collect();
         let stranger = self.config.policed_ranges().into_iter().flatten().find(|uid| !held.contains(uid));
         if let Some(uid) = stranger {
@@ -304,17 +311,6 @@ impl Promise<'_> {
             }
         }
     }
-}
-
-/// The device that a new socket of a user is bound to; empty: none. The real UID is what counts (bpf-helpers(7),
-/// bpf_get_current_uid_gid), and this process has one thread.
-fn device_of_socket(uid: u32, family: AddressFamily) -> nix::Result<String> {
-    let root = Uid::from_raw(0);
-    setresuid(Uid::from_raw(uid), root, root)?;
-    let made = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
-    setresuid(root, root, root)?;
-    let device = getsockopt(&made?, sockopt::BindToDevice)?;
-    Ok(device.to_string_lossy().trim_end_matches('\0').into())
 }
 
 #[cfg(test)]

@@ -85,12 +85,14 @@ ids! {
     Bound = "UVN-SOCKETS-BINDING";
     /// A socket of a user is not in his network, or cannot be made.
     Sockets = "UVN-SOCKETS-TRIAL";
+    /// Sockets of a user do not reach each other.
+    Reach = "UVN-REACH";
     /// A protocol family that goes past uvn is loaded.
     Family = "UVN-FAMILY-LOADED";
-    /// PAM runs a program that is no more.
-    PamHelper = "UVN-PAM-HELPER";
     /// A service lets users in without PAM's module.
     PamAbsent = "UVN-PAM-ABSENT";
+    /// PAM runs a program that is no more.
+    PamHelper = "UVN-PAM-HELPER";
     /// A loopback service is not reached inside networks.
     Relay = "UVN-RELAY";
     /// A file of uvn's own cannot be written.
