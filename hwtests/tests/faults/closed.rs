@@ -202,3 +202,124 @@ fn a_boot_keeps_users_out_before_uvnd_is_up() {
     assert!(may_make_a_socket(node, BOB));
     daemon.assert_alive();
 }
+
+/// Tailscale's addresses, for example: what uses them would be cut off.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn a_nat_pool_that_something_uses_is_refused() {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let config = cluster.config("kernel", "");
+    let mut daemon = node.uvnd(&config);
+    attach(node, ALICE);
+    // Its own addresses, routes and rules are none of those.
+    approve(node);
+    node.ip("link add tail0 type dummy\naddr add 100.100.1.1/24 dev tail0\nlink set tail0 up\n");
+    assert!(
+        complaint(node)
+            .contains("UVN-NAT-POOL: nat.ipv4: 100.64.0.0/10 meets the address 100.100.1.1/24 of tail0")
+    );
+    // Nobody who works here loses anything by a reload.
+    node.uvn(&["reload"]);
+    daemon.assert_alive();
+    drop(daemon);
+    let refused = node.command(program("uvnd")).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    assert!(said(&refused).contains("100.64.0.0/16 is free here"), "{}", said(&refused));
+    node.write("/etc/uvn/uvn.toml", &format!("{config}[nat]\nipv4 = \"100.64.0.0/16\"\n"));
+    let mut daemon = node.restart_uvnd();
+    approve(node);
+    node.ip("rule add to 100.66.0.0/16 lookup 77\nroute add 10.77.0.0/16 dev tail0\n");
+    for (pool, meets) in [
+        ("100.66.0.0/15", "a rule for packets to 100.66.0.0/16"),
+        ("10.77.64.0/20", "the route to 10.77.0.0/16"),
+    ] {
+        node.write("/etc/uvn/uvn.toml", &format!("{config}[nat]\nipv4 = \"{pool}\"\n"));
+        let refused = node.try_uvn(&["reload"]);
+        assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+        assert!(said(&refused).contains(meets), "{}", said(&refused));
+    }
+    approve_after_reload(node, &format!("{config}[nat]\nipv4 = \"10.78.0.0/20\"\n"));
+    daemon.assert_alive();
+}
+
+fn approve_after_reload(node: &Node, config: &str) {
+    node.write("/etc/uvn/uvn.toml", config);
+    node.uvn(&["reload"]);
+    approve(node);
+}
+
+/// On a node where users are at work, nobody is refused before they have networks.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn users_who_run_get_networks_before_others_are_refused() {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let running = [ALICE, BOB, 4321].map(|uid| Sleeper::start(node, uid));
+    let has_network = |uid| network(node, uid)["leases"].to_string().contains("session");
+    // By a first start, and by a reload after observing.
+    for observed in [false, true] {
+        let mode = if observed { "mode = \"observe\"" } else { "" };
+        let mut daemon = node.uvnd(&cluster.config("kernel", mode));
+        if observed {
+            assert_eq!(network(node, ALICE), Value::Null);
+            node.write("/etc/uvn/uvn.toml", &cluster.config("kernel", ""));
+            node.uvn(&["reload"]);
+        }
+        node.wait("enforcement", PATIENCE, || !may_make_a_socket(node, 5555));
+        for uid in [ALICE, BOB, 4321] {
+            assert!(has_network(uid) && may_make_a_socket(node, uid), "{uid}");
+        }
+        approve(node);
+        daemon.assert_alive();
+        node.uvn(&["purge"]);
+        node.wait("the open network", PATIENCE, || may_make_a_socket(node, 5555));
+    }
+    drop(running);
+}
+
+/// A firewall of the site's that knows nothing of uvn's devices, as firewalld's default zone.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn a_firewall_that_rejects_users_is_found() {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let mut daemon = node.uvnd(&cluster.config("kernel", ""));
+    attach(node, ALICE);
+    approve(node);
+    let rules = "table inet site { chain in { type filter hook input priority 10; policy drop; iifname lo accept; }; }";
+    node.sh(&format!("nft '{rules}'"));
+    let said = complaint(node);
+    assert!(said.contains("UVN-REACH: user 1234 does not reach an own socket at 127.0.0.1"), "{said}");
+    node.sh("nft 'insert rule inet site in iifname \"uvn*\" accept'");
+    approve(node);
+    daemon.assert_alive();
+}
+
+/// Whatever somebody does to uvn's own table.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn a_packet_filter_that_is_changed_is_named_and_mended() {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let mut daemon = node.uvnd(&cluster.config("kernel", ""));
+    attach(node, ALICE);
+    approve(node);
+    for change in [
+        "flush ruleset",
+        "delete table inet uvn",
+        "flush chain inet uvn input",
+        "add rule inet uvn input accept",
+    ] {
+        // Nobody mends it meanwhile.
+        drop(daemon);
+        node.sh(&format!("nft {change}"));
+        assert!(complaint(node).contains("UVN-FIREWALL"), "{change}");
+        daemon = node.restart_uvnd();
+        approve(node);
+        // Somebody does.
+        node.sh(&format!("nft {change}"));
+        approve(node);
+    }
+    daemon.assert_alive();
+}
