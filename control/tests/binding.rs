@@ -1,8 +1,7 @@
 //! The cgroup programs in this machine's kernel: in a child cgroup and a network namespace of the test's own. TAP-like
 //! veth devices stand in for VRFs, which this needs none of: whether packets flow is tested in guests.
 
-// fork, setuid and sockets with every option have no safe interface.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "fork, setuid and sockets with every option have no safe interface")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};

@@ -1,7 +1,6 @@
 //! bpf(2), as far as no library offers it.
 
-// bpf(2) has no safe interface.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "bpf(2) has no safe interface")]
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};

@@ -4,8 +4,7 @@
 //! shows, too, unless the in-kernel gear carries the network: then its program takes frames before a capture there, and the
 //! NIC shows them as VXLAN. What stays with the engine in that gear, only the endpoint shows.
 
-// nix has no way to make the address of a packet socket.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "nix has no way to make the address of a packet socket")]
 
 use crate::client::{Client, ClientError};
 use crate::link::in_netns;

@@ -41,7 +41,6 @@
 //! - [`underlay`], [`route`]: next hops, from the kernel's routes and neighbours
 //! - [`link`]: network devices by name: rtnetlink, ethtool, namespaces; [`bpf`]: whether programs are where they were put
 //! - [`rivals`]: devices that answer for the NIC
-#![deny(unsafe_code)]
 
 pub mod answer;
 pub mod bpf;

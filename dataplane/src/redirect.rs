@@ -5,8 +5,7 @@
 //! It stays for as long as the device does, by netlink and not by a link of ours: if this process is killed the program
 //! finds no socket and drops. Without it the host's stack would have the tenant's frames.
 
-// bpf(2) has no safe interface.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "bpf(2) has no safe interface")]
 
 use crate::bpf::{bpf, bpf_fd};
 use crate::link;

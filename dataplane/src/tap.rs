@@ -1,7 +1,6 @@
 //! An endpoint through a TAP (Documentation/networking/tuntap.rst): whole super-frames with a virtio-net header.
 
-// The TUN ioctls have no safe interface.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "the TUN ioctls have no safe interface")]
 
 use std::fs::OpenOptions;
 use std::io::{self, IoSlice, IoSliceMut};

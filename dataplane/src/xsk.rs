@@ -4,8 +4,10 @@
 //! The UMEM's first half serves only to receive, the other only to send: a NIC that does not send cannot stop receipt.
 //! The XDP program that redirects to this socket is attached by others, who put [`Nic::fd`] in its map.
 
-// The UMEM is memory shared with the kernel, and some socket options have no safe interface.
-#![allow(unsafe_code)]
+#![allow(
+    unsafe_code,
+    reason = "the UMEM is memory shared with the kernel, and some socket options have no safe interface"
+)]
 
 mod open;
 

@@ -1,4 +1,5 @@
 //! TAP, veth and AF_XDP ports on real devices, in namespaces of their own. Needs root.
+#![allow(unsafe_code, reason = "a user opens a TAP by ioctl")]
 #![allow(
     clippy::unwrap_used,
     reason = "the parts of tests outside test functions are not recognised as such"

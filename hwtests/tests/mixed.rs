@@ -440,7 +440,9 @@ fn the_way_out_is_another_nic(path: &str) {
         })
         .collect();
     let site = Site { daemons, cluster };
-    site.cluster.attach(&[ALICE, BOB]);
+    for (node, uid) in site.cluster.pair().into_iter().flat_map(|node| [(node, ALICE), (node, BOB)]) {
+        node.uvn(&["attach", &uid.to_string()]);
+    }
     let outside = [OUTSIDE.0.into(), OUTSIDE.1.into()].map(|host: IpAddr| SocketAddr::new(host, 5000));
     let targets: Vec<String> =
         outside.iter().flat_map(|at| [format!("tcp:{at}"), format!("udp:{at}")]).collect();

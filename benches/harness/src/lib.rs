@@ -33,7 +33,6 @@
 //! - [`cpu`]: processor time
 //! - [`shell`]: runs other programs
 //! - [`error`]: why something failed
-#![deny(unsafe_code)]
 
 pub mod baseline;
 pub mod chart;

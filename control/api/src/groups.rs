@@ -1,7 +1,6 @@
 //! Membership in groups, as the user database has it.
 
-// getpwuid_r, getgrnam_r and getgrouplist have no safe interface in std.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "getpwuid_r, getgrnam_r and getgrouplist have no safe interface in std")]
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::io;

@@ -1,8 +1,9 @@
 //! One packet of a Unix SOCK_SEQPACKET socket with the file descriptors beside it (unix(7), SCM_RIGHTS).
 
-// recvmsg(2) and sendmsg(2) with control data: the safe wrappers lose track of descriptors when control data is cut. The
-// rest, for sshd's sake: the standard library has no such sockets.
-#![allow(unsafe_code)]
+#![allow(
+    unsafe_code,
+    reason = "recvmsg(2) and sendmsg(2): the safe wrappers lose track of descriptors when control data is cut"
+)]
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::{size_of, zeroed};

@@ -1,8 +1,7 @@
 //! The map of sockets' owners, which aya cannot make: the kernel wants to know the types of such a map's keys and values
 //! (kernel/bpf/bpf_local_storage.c), and the object has none.
 
-// bpf(2) has no safe interface.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "bpf(2) has no safe interface")]
 
 use super::{BindingError, file};
 use std::ffi::CString;

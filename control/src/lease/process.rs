@@ -1,7 +1,6 @@
 //! Processes that hold leases, and users that have processes.
 
-// pidfd_open has no safe interface.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "pidfd_open has no safe interface")]
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

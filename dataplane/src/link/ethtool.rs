@@ -1,7 +1,6 @@
 //! Settings of devices by ethtool, and the ioctl requests that name one.
 
-// ethtool has no safe interface.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "ethtool has no safe interface")]
 
 use super::{LinkError, get, refused};
 use std::io;

@@ -1,7 +1,6 @@
 //! Which network namespace this is.
 
-// SO_NETNS_COOKIE has no safe interface.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "SO_NETNS_COOKIE has no safe interface")]
 
 use std::io;
 use std::net::UdpSocket;

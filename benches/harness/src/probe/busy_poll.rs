@@ -1,5 +1,5 @@
 //! SO_BUSY_POLL: a socket that waits for data asks the NIC's queue itself instead of sleeping (socket(7)).
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "setsockopt(2) with SO_BUSY_POLL has no safe interface")]
 
 use std::io;
 use std::net::TcpStream;
