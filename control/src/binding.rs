@@ -4,11 +4,13 @@
 //! say who has which network, `links-GENERATION/` the attached programs. The policy is part of the programs: a new one
 //! comes with a new generation, attached before the old one is detached, so that there is no moment without.
 
+mod bpf;
 mod btf;
 mod executables;
 mod object;
 mod owners;
 mod pins;
+mod unix;
 
 pub use btf::way;
 pub use executables::{CalledBack, Executables, identify};
@@ -17,6 +19,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::pin::PinError;
 use aya::programs::ProgramError;
 use aya::{Ebpf, EbpfError};
+use object::Object;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
@@ -24,7 +27,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 use uvn_dataplane::config::Cidr;
-use uvn_wire::cgroup::{Device, Network, Refused, Verdict};
+use uvn_wire::cgroup::{Device, DeviceFile, Network, Refused, Verdict};
 
 pub use uvn_api::host::PINS;
 
@@ -117,6 +120,8 @@ pub struct Policy {
     pub on_subnet: Vec<Cidr>,
     /// Hosts in there without uvn: reached from the NIC.
     pub hosts: Vec<Cidr>,
+    /// Devices that the policed do not open.
+    pub denied: Vec<DeviceFile>,
 }
 
 /// The devices of a user's network.
@@ -137,6 +142,8 @@ pub struct Binding {
     cgroup: PathBuf,
     pins: PathBuf,
     generation: u32,
+    policy: Policy,
+    without_unix: Option<String>,
     /// What the maps hold, by UID.
     known: BTreeMap<u32, Devices>,
     maps: Maps,
@@ -155,6 +162,12 @@ struct Maps {
 #[must_use]
 pub fn open_file_system(pins: &Path) -> Option<&Path> {
     pins.parent().filter(|folder| matches!(pins::verify(folder), Err(BindingError::Foreign(_))))
+}
+
+/// Whether the kernel lets programs keep users from each other's abstract Unix sockets, by its own word.
+#[must_use]
+pub fn can_police_unix() -> bool {
+    unix::layout().is_ok()
 }
 
 /// Where the cgroup v2 tree is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside cgroup v1. A mount of a part
@@ -190,22 +203,25 @@ impl Binding {
     pub fn attach(cgroup: &Path, pins: &Path, policy: &Policy) -> Result<Binding, BindingError> {
         let state = pins::state(pins);
         pins::create(pins, &state)?;
-        let mut ebpf = object::load(&state, policy)?;
+        let mut object = object::load(&state, policy)?;
+        let ebpf = &mut object.ebpf;
         let maps = Maps {
-            bound: take(&mut ebpf, "BOUND")?,
-            networks: take(&mut ebpf, "NETWORKS")?,
-            devices: take(&mut ebpf, "DEVICES")?,
-            counters: take(&mut ebpf, "COUNTERS")?,
+            bound: take(ebpf, "BOUND")?,
+            networks: take(ebpf, "NETWORKS")?,
+            devices: take(ebpf, "DEVICES")?,
+            counters: take(ebpf, "COUNTERS")?,
         };
         let mut binding = Binding {
             cgroup: cgroup.to_owned(),
             pins: pins.to_owned(),
             generation: pins::generation(pins)?,
+            policy: policy.clone(),
+            without_unix: None,
             known: maps.read()?,
             maps,
-            refused: take(&mut ebpf, "REFUSED")?,
+            refused: take(ebpf, "REFUSED")?,
         };
-        binding.replace(&mut ebpf)?;
+        binding.replace(object)?;
         Ok(binding)
     }
 
@@ -224,7 +240,7 @@ impl Binding {
             devices: Map::HashMap(open("DEVICES")?).try_into().map_err(map("DEVICES"))?,
             counters: Map::PerCpuArray(open("COUNTERS")?).try_into().map_err(map("COUNTERS"))?,
         };
-        Ok((is_linked(pins, pins::generation(pins)?), maps.read()?))
+        Ok((is_linked(pins, pins::generation(pins)?, false), maps.read()?))
     }
 
     /// Makes a new policy hold, without a gap: the old one holds, too, until the kernel has detached it. Networks stay.
@@ -232,11 +248,18 @@ impl Binding {
     /// # Errors
     /// As [`Binding::attach`]; the old policy then still holds.
     pub fn set_policy(&mut self, policy: &Policy) -> Result<(), BindingError> {
-        let mut ebpf = object::load(&pins::state(&self.pins), policy)?;
-        let refused = take(&mut ebpf, "REFUSED")?;
-        self.replace(&mut ebpf)?;
+        let mut object = object::load(&pins::state(&self.pins), policy)?;
+        let refused = take(&mut object.ebpf, "REFUSED")?;
+        self.replace(object)?;
         self.refused = refused;
+        self.policy = policy.clone();
         Ok(())
+    }
+
+    /// The policy that holds.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.policy
     }
 
     /// Puts a user's sockets into his network from now on, or changes its devices.
@@ -319,7 +342,13 @@ impl Binding {
     /// Whether the programs are still pinned, and with that attached.
     #[must_use]
     pub fn is_attached(&self) -> bool {
-        is_linked(&self.pins, self.generation)
+        is_linked(&self.pins, self.generation, self.without_unix.is_none())
+    }
+
+    /// Why users reach each other's abstract Unix sockets; None: they do not.
+    #[must_use]
+    pub fn without_unix(&self) -> Option<&str> {
+        self.without_unix.as_deref()
     }
 
     /// Detaches all programs pinned below `pins` and forgets the networks: nobody is policed any more. Goes on past
@@ -332,17 +361,18 @@ impl Binding {
     }
 
     /// Attaches the programs as a new generation, then removes the others, and maps of another layout.
-    fn replace(&mut self, ebpf: &mut Ebpf) -> Result<(), BindingError> {
+    fn replace(&mut self, mut object: Object) -> Result<(), BindingError> {
         let generation = self.generation.wrapping_add(1);
         let folder = pins::links(&self.pins, generation);
         let cgroup = File::open(&self.cgroup).map_err(file(&self.cgroup))?;
         pins::create(&self.pins, &folder)?;
-        if let Err(error) = object::attach(ebpf, &cgroup, &folder) {
+        if let Err(error) = object::attach(&mut object, &cgroup, &folder) {
             // The error that matters is the first.
             let _ = pins::remove(&folder);
             return Err(error);
         }
         self.generation = generation;
+        self.without_unix = object.without_unix;
         pins::keep_only(&self.pins, &[folder, pins::state(&self.pins)])
     }
 }
@@ -386,9 +416,9 @@ impl Maps {
     }
 }
 
-fn is_linked(pins: &Path, generation: u32) -> bool {
+fn is_linked(pins: &Path, generation: u32, with_unix: bool) -> bool {
     let folder = pins::links(pins, generation);
-    object::PROGRAMS.iter().all(|name| folder.join(name).exists())
+    object::programs(with_unix).all(|name| folder.join(name).exists())
 }
 
 fn words(network: Network) -> [u64; 4] {

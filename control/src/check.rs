@@ -3,6 +3,7 @@
 mod accounts;
 mod around;
 mod trial;
+mod unix;
 
 use crate::binding::{self, Binding, Devices};
 use crate::config::{Config, Mode};
@@ -126,6 +127,7 @@ fn look(config: &Config, peers: &Peers) -> Result<Vec<Finding>, Box<dyn Error>> 
     promise.check_binding(&mut findings);
     if !observes {
         promise.check_sockets(&mut findings);
+        findings.extend(unix::trial(config, &findings));
     }
     Ok(findings)
 }

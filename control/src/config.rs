@@ -83,6 +83,18 @@ pub struct Config {
     /// Who may reach beyond the underlay's subnets.
     #[serde(default)]
     pub off_subnet: OffSubnet,
+    /// Whether policed users may open RDMA devices. None: they may, and `uvn check` asks for a decision.
+    pub rdma: Option<Rdma>,
+}
+
+/// See [`Config::rdma`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rdma {
+    /// They may.
+    Allow,
+    /// They may not.
+    Deny,
 }
 
 /// One NIC below the networks.

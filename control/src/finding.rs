@@ -87,6 +87,10 @@ ids! {
     Sockets = "UVN-SOCKETS-TRIAL";
     /// Sockets of a user do not reach each other.
     Reach = "UVN-REACH";
+    /// Users reach each other's abstract Unix sockets.
+    Abstract = "UVN-ABSTRACT-SOCKETS";
+    /// Nobody has decided who may use RDMA devices.
+    Rdma = "UVN-RDMA-UNDECIDED";
     /// A protocol family that goes past uvn is loaded.
     Family = "UVN-FAMILY-LOADED";
     /// A service lets users in without PAM's module.

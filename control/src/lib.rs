@@ -47,5 +47,6 @@ pub mod pam;
 pub mod peers;
 pub mod plan;
 pub mod purge;
+pub mod rdma;
 pub mod relay;
 pub mod sysctl;

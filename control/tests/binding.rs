@@ -19,7 +19,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use uvn_control::binding::{Binding, CalledBack, Devices, Policy, cgroup_root, identify, way};
-use uvn_wire::cgroup::{self, Verdict};
+use uvn_wire::cgroup::{self, DeviceFile, Verdict};
 
 const ALICE: u32 = 1000;
 const BOB: u32 = 1001;
@@ -128,6 +128,7 @@ fn policy() -> Policy {
         vxlan_ports: vec![4789],
         on_subnet: vec!["10.3.0.0/16".parse().unwrap(), "fd00:3::/64".parse().unwrap()],
         hosts: vec!["10.3.0.2/32".parse().unwrap()],
+        denied: Vec::new(),
     }
 }
 
@@ -571,4 +572,28 @@ fn the_users_own_namespaces_are_left_alone() {
         other.recv(&mut [0]).map(drop)
     };
     assert_eq!(place.as_user(ALICE, own), 0);
+}
+
+#[test]
+fn device_files_are_denied_to_the_policed() {
+    let place = Place::new();
+    // Documentation/admin-guide/devices.txt: /dev/zero, and all that are like it.
+    let zero = Policy { denied: vec![DeviceFile { major: 1, minor: 5 }], ..policy() };
+    let memory = Policy { denied: vec![DeviceFile { major: 1, minor: DeviceFile::ANY }], ..policy() };
+    let open = |uid, path: &'static str| place.as_user(uid, || fs::File::open(path).map(drop));
+    let mut binding = place.attach(&policy());
+    assert_eq!(open(ALICE, "/dev/zero"), 0);
+    binding.set_policy(&zero).unwrap();
+    assert_eq!((open(ALICE, "/dev/zero"), open(ALICE, "/dev/null")), (libc::EPERM, 0));
+    assert_eq!((open(0, "/dev/zero"), open(999, "/dev/zero")), (0, 0));
+    binding.set_policy(&memory).unwrap();
+    assert_eq!((open(ALICE, "/dev/zero"), open(ALICE, "/dev/null")), (libc::EPERM, libc::EPERM));
+    assert_eq!(open(ALICE, "/dev/tty"), libc::ENXIO, "another driver's");
+    let before = binding.counters().unwrap()[Verdict::Rdma as usize];
+    assert_eq!(before, 3);
+    binding.set_policy(&Policy { observe: true, ..memory }).unwrap();
+    assert_eq!(open(ALICE, "/dev/zero"), 0);
+    assert_eq!(binding.counters().unwrap()[Verdict::Rdma as usize], before + 1);
+    Binding::remove(&place.pins()).unwrap();
+    assert_eq!(open(ALICE, "/dev/zero"), 0);
 }

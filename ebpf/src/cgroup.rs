@@ -1,4 +1,4 @@
-//! The cgroup programs that keep every socket of a policed user in his network, whatever process holds it.
+//! The programs that keep every socket of a policed user in his network, whatever process holds it.
 //!
 //! They are attached to the root of the cgroup tree and act on the network namespace of the `uvnd` that loaded them;
 //! a user's own namespaces are left alone. `sock_create` binds a socket to the user's VRF, marks it for the packet filter,
@@ -7,6 +7,9 @@
 //! that what comes out of a network, or answers it, is for a socket of that network.
 #![no_std]
 #![no_main]
+
+mod rdma;
+mod unix;
 
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE};
@@ -199,17 +202,28 @@ fn policed(ctx: &impl EbpfContext) -> Option<u32> {
     if unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != NETNS.load() {
         return None;
     }
-    let uid = bpf_get_current_uid_gid() as u32;
+    let uid = current_uid();
+    is_policed(uid).then_some(uid)
+}
+
+/// The current process's real UID, in the initial user namespace.
+#[inline(always)]
+fn current_uid() -> u32 {
+    bpf_get_current_uid_gid() as u32
+}
+
+#[inline(always)]
+fn is_policed(uid: u32) -> bool {
     for index in 0..cgroup::RANGE_ENTRIES {
-        let range = POLICED.get(index)?;
+        let Some(range) = POLICED.get(index) else { return false };
         if range.first > range.last {
-            return None;
+            return false;
         }
         if (range.first..=range.last).contains(&uid) {
-            return Some(uid);
+            return true;
         }
     }
-    None
+    false
 }
 
 /// How often an element is looked up that another's has come in place of.

@@ -11,14 +11,18 @@
 //! - [`vxlan`]: with VXLAN made by hand
 //! - [`process`]: as another user, in other namespaces, with sockets made by others
 //! - [`uring`]: by io_uring
+//! - [`unix`]: by abstract Unix sockets
+//! - [`rdma`]: by RDMA devices
 //! - [`listen`]: not by sending, but by receiving what is somebody else's
 
 pub mod device;
 pub mod listen;
 pub mod process;
 pub mod protocol;
+pub mod rdma;
 pub mod socket;
 pub mod source;
+pub mod unix;
 pub mod uring;
 pub mod vxlan;
 
@@ -133,6 +137,7 @@ pub fn all() -> Vec<Attempt> {
     all.extend(vxlan::attempts());
     all.extend(process::attempts());
     all.extend(uring::attempts());
+    all.extend(unix::attempts());
     all
 }
 
@@ -144,6 +149,7 @@ pub fn all() -> Vec<Attempt> {
 pub fn run(aim: &Aim, names: &[String]) -> io::Result<()> {
     let mut all = all();
     all.extend(protocol::families());
+    all.extend(rdma::attempts());
     let mut children = Vec::new();
     for name in names {
         let attempt = all.iter().find(|attempt| attempt.name == *name);

@@ -3,6 +3,11 @@
 //! one; those of which that cannot be shown are listed with the reason.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 
+#[path = "escapes/rdma.rs"]
+mod rdma;
+#[path = "escapes/unix.rs"]
+mod unix;
+
 use nix::sys::signal::Signal;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
@@ -15,7 +20,7 @@ use uvn_hwtests::escape::{self, PORT, PORT6, protocol};
 use uvn_hwtests::namespace::text;
 use uvn_hwtests::node::{probe, program, srun};
 use uvn_hwtests::reach::{Answer, parse};
-use uvn_hwtests::{Cluster, Daemon, Node, Server, path};
+use uvn_hwtests::{Cluster, Daemon, Layout, Namespace, Node, Server, path};
 
 const ALICE: u32 = 1234;
 const BOB: u32 = 9876;

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::sync::OnceLock;
-use uvn_wire::cgroup::Way;
+use uvn_wire::cgroup::{UnixSocket, Way};
 
 /// The kernel's.
 const FILE: &str = "/sys/kernel/btf/vmlinux";
@@ -19,11 +19,21 @@ const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 /// The way from a process to its executable in the kernel that runs; None: it has no BTF, or is locked down.
 #[must_use]
 pub fn way() -> Option<Way> {
-    static WAY: OnceLock<Option<Way>> = OnceLock::new();
-    *WAY.get_or_init(|| {
+    layouts().0
+}
+
+/// Where it has what of a Unix socket; None: likewise.
+#[must_use]
+pub fn unix_socket() -> Option<UnixSocket> {
+    layouts().1
+}
+
+fn layouts() -> (Option<Way>, Option<UnixSocket>) {
+    static LAYOUTS: OnceLock<(Option<Way>, Option<UnixSocket>)> = OnceLock::new();
+    *LAYOUTS.get_or_init(|| {
         let locked = fs::read_to_string(LOCKDOWN).is_ok_and(|state| state.contains("[confidentiality]"));
-        let bytes = fs::read(FILE).ok().filter(|_| !locked)?;
-        way_in(&Btf::parse(&bytes)?)
+        let bytes = fs::read(FILE).ok().filter(|_| !locked).unwrap_or_default();
+        Btf::parse(&bytes).map_or((None, None), |btf| (way_in(&btf), unix_socket_in(&btf)))
     })
 }
 
@@ -35,6 +45,20 @@ fn way_in(btf: &Btf<'_>) -> Option<Way> {
         i_ino: btf.offset("inode", "i_ino")?,
         i_sb: btf.offset("inode", "i_sb")?,
         s_dev: btf.offset("super_block", "s_dev")?,
+    })
+}
+
+fn unix_socket_in(btf: &Btf<'_>) -> Option<UnixSocket> {
+    Some(UnixSocket {
+        net: btf.offset("sock", "__sk_common")? + btf.offset("sock_common", "skc_net")?,
+        net_cookie: btf.offset("net", "net_cookie")?,
+        socket: btf.offset("sock", "sk_socket")?,
+        sock: btf.offset("socket", "sk")?,
+        file: btf.offset("socket", "file")?,
+        f_cred: btf.offset("file", "f_cred")?,
+        uid: btf.offset("cred", "uid")?,
+        addr: btf.offset("unix_sock", "addr")?,
+        path: btf.offset("unix_address", "name")? + btf.offset("sockaddr_un", "sun_path")?,
     })
 }
 

@@ -1,23 +1,24 @@
 //! The object of `ebpf/` in the kernel: its policy filled in, its programs attached.
 
-use super::{BindingError, Policy, file, map, owners, take};
+use super::{BindingError, Policy, bpf, file, map, owners, take, unix};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap};
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Program, ProgramError};
-use aya::{Ebpf, EbpfLoader};
+use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Lsm, Program, ProgramError};
+use aya::{Btf, Ebpf, EbpfLoader};
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::Path;
 use uvn_dataplane::config::Cidr;
 use uvn_dataplane::link;
 use uvn_dataplane::xdp::prefix_key;
-use uvn_wire::cgroup::{self, Range};
+use uvn_wire::cgroup::{self, DeviceFile, Range};
 
 /// `cargo xtask ebpf` builds it from `ebpf/`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/uvn-cgroup.o");
 
-/// The programs of the object.
-pub const PROGRAMS: [&str; 9] = [
+/// The programs that every kernel has.
+const PROGRAMS: [&str; 10] = [
     "uvn_create",
     "uvn_bind4",
     "uvn_bind6",
@@ -27,7 +28,25 @@ pub const PROGRAMS: [&str; 9] = [
     "uvn_sendmsg6",
     "uvn_egress",
     "uvn_ingress",
+    "uvn_device",
 ];
+
+/// Those on Unix sockets, and the hooks that they are for.
+const UNIX: [(&str, &str); 2] =
+    [("uvn_unix_connect", "unix_stream_connect"), ("uvn_unix_send", "unix_may_send")];
+
+/// The object in the kernel.
+pub struct Object {
+    /// Its programs and maps.
+    pub ebpf: Ebpf,
+    /// Why there are no programs on Unix sockets; None: there are.
+    pub without_unix: Option<String>,
+}
+
+/// The programs that are attached, with or without those on Unix sockets.
+pub fn programs(with_unix: bool) -> impl Iterator<Item = &'static str> {
+    PROGRAMS.into_iter().chain(UNIX.into_iter().map(|(name, _)| name).filter(move |_| with_unix))
+}
 
 /// Destinations that are on some link of this node by nature, and so never off-subnet: "this host", loopback,
 /// link-local, multicast, broadcast (RFC 6890, RFC 4291 section 2.4).
@@ -48,10 +67,12 @@ const NEAR: [&str; 9] = [
 ///
 /// # Errors
 /// The policy is too large, or the kernel refuses.
-pub fn load(state: &Path, policy: &Policy) -> Result<Ebpf, BindingError> {
+pub fn load(state: &Path, policy: &Policy) -> Result<Object, BindingError> {
     let netns = link::netns_cookie().map_err(file(Path::new("/proc/self/ns/net")))?;
     let tag = cgroup::tag(netns);
     let way: [u32; 6] = zerocopy::transmute!(policy.called_back.way);
+    let unix = unix::layout();
+    let layout: [u32; 9] = zerocopy::transmute!(unix.clone().unwrap_or_default());
     // The object has no BTF to relocate; reading the kernel's would take a while.
     owners::make(&state.join("OWNERS"))?;
     let mut ebpf = EbpfLoader::new()
@@ -61,14 +82,16 @@ pub fn load(state: &Path, policy: &Policy) -> Result<Ebpf, BindingError> {
         .override_global("TAG", &tag, true)
         .override_global("OBSERVE", &u32::from(policy.observe), true)
         .override_global("WAY", &way, true)
+        .override_global("UNIX", &layout, true)
         .load(OBJECT)?;
     // First: a program keeps its maps once it is loaded.
     for name in PROGRAMS {
         let failed = |source| BindingError::Program { program: name, source };
         load_one(ebpf.program_mut(name).ok_or(failed(ProgramError::NotLoaded))?).map_err(failed)?;
     }
+    let with_unix = unix.and_then(|_| load_unix(&mut ebpf).map_err(|error| error.to_string()));
     fill(&mut ebpf, policy)?;
-    Ok(ebpf)
+    Ok(Object { ebpf, without_unix: with_unix.err() })
 }
 
 fn load_one(program: &mut Program) -> Result<(), ProgramError> {
@@ -76,8 +99,18 @@ fn load_one(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
+        Program::CgroupDevice(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
+}
+
+fn load_unix(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
+    let btf = Btf::from_sys_fs()?;
+    for (name, hook) in UNIX {
+        let program: &mut Lsm = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
+        program.load(hook, &btf)?;
+    }
+    Ok(())
 }
 
 fn fill(ebpf: &mut Ebpf, policy: &Policy) -> Result<(), BindingError> {
@@ -95,6 +128,14 @@ fn fill(ebpf: &mut Ebpf, policy: &Policy) -> Result<(), BindingError> {
     for executable in &policy.called_back.executables {
         let key: [u64; 2] = zerocopy::transmute!(*executable);
         executables.insert(key, 1, 0).map_err(map("EXECUTABLES"))?;
+    }
+
+    let mut files: Array<_, [u32; 2]> = take(ebpf, "DEVICE_FILES")?;
+    fits("DEVICE_FILES", cgroup::DEVICE_FILE_ENTRIES, policy.denied.len())?;
+    let denied = policy.denied.iter().copied().chain(std::iter::repeat(DeviceFile::NONE));
+    for (index, file) in (0..cgroup::DEVICE_FILE_ENTRIES).zip(denied) {
+        let words: [u32; 2] = zerocopy::transmute!(file);
+        files.set(index, words, 0).map_err(map("DEVICE_FILES"))?;
     }
 
     let mut kinds = vec![0_u8; 1 << 16];
@@ -138,13 +179,40 @@ fn fits(map: &'static str, limit: u32, need: usize) -> Result<(), BindingError> 
 ///
 /// # Errors
 /// The kernel refuses; those attached before stay.
-pub fn attach(ebpf: &mut Ebpf, cgroup: &File, folder: &Path) -> Result<(), BindingError> {
+pub fn attach(object: &mut Object, cgroup: &File, folder: &Path) -> Result<(), BindingError> {
     for name in PROGRAMS {
         let failed = |source| BindingError::Program { program: name, source };
-        let program = ebpf.program_mut(name).ok_or(failed(ProgramError::NotLoaded))?;
-        let link = attach_one(program, cgroup).map_err(failed)?.ok_or(BindingError::NoLink(name))?;
+        let program = object.ebpf.program_mut(name).ok_or(failed(ProgramError::NotLoaded))?;
         let path = folder.join(name);
+        if let Program::CgroupDevice(program) = program {
+            let program = program.fd().map_err(failed)?.as_fd();
+            let link = bpf::link_device_program(program, cgroup.as_fd());
+            link.and_then(|link| bpf::pin(link.as_fd(), &path)).map_err(file(&path))?;
+            continue;
+        }
+        let link = attach_one(program, cgroup).map_err(failed)?.ok_or(BindingError::NoLink(name))?;
         link.pin(&path).map_err(|source| BindingError::Pin { path, source })?;
+    }
+    if object.without_unix.is_none() {
+        object.without_unix = attach_unix(&mut object.ebpf, folder).err();
+    }
+    Ok(())
+}
+
+/// Both or none: with one alone, a finding would say too much.
+fn attach_unix(ebpf: &mut Ebpf, folder: &Path) -> Result<(), String> {
+    let mut links = Vec::new();
+    for (name, _) in UNIX {
+        let program = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded);
+        let link = program.and_then(|program| {
+            let program: &mut Lsm = program.try_into()?;
+            let id = program.attach()?;
+            Ok(FdLink::from(program.take_link(id)?))
+        });
+        links.push((name, link.map_err(|error| error.to_string())?));
+    }
+    for (name, link) in links {
+        link.pin(folder.join(name)).map_err(|error| error.to_string())?;
     }
     Ok(())
 }

@@ -1,19 +1,15 @@
 //! The map of sockets' owners, which aya cannot make: the kernel wants to know the types of such a map's keys and values
 //! (kernel/bpf/bpf_local_storage.c), and the object has none.
 
-#![allow(unsafe_code, reason = "bpf(2) has no safe interface")]
-
+use super::bpf::{make_object, pin};
 use super::{BindingError, file};
-use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use uvn_wire::cgroup::Owner;
 
 /// include/uapi/linux/bpf.h
 const BPF_MAP_CREATE: i64 = 0;
-const BPF_OBJ_PIN: i64 = 6;
 const BPF_BTF_LOAD: i64 = 18;
 const BPF_MAP_TYPE_SK_STORAGE: u32 = 24;
 const BPF_F_NO_PREALLOC: u32 = 1;
@@ -49,13 +45,6 @@ struct CreateMap {
     value_type: u32,
 }
 
-#[repr(C)]
-struct Pin {
-    path: u64,
-    fd: i32,
-    flags: u32,
-}
-
 /// Makes the map and pins it at `path`. It is there: fine.
 ///
 /// # Errors
@@ -65,9 +54,7 @@ pub fn make(path: &Path) -> Result<(), BindingError> {
         if path.exists() {
             return Ok(());
         }
-        let map = create()?;
-        let path = CString::new(path.as_os_str().as_bytes())?;
-        bpf(BPF_OBJ_PIN, &Pin { path: path.as_ptr().addr() as u64, fd: map.as_raw_fd(), flags: 0 }).map(drop)
+        pin(create()?.as_fd(), path)
     };
     make().map_err(file(path))
 }
@@ -82,7 +69,7 @@ fn create() -> io::Result<OwnedFd> {
         log_level: 0,
         padding: 0,
     };
-    let types = descriptor(bpf(BPF_BTF_LOAD, &load)?);
+    let types = make_object(BPF_BTF_LOAD, &load)?;
     let map = CreateMap {
         map_type: BPF_MAP_TYPE_SK_STORAGE,
         key_size: size_of::<u32>() as u32,
@@ -97,7 +84,7 @@ fn create() -> io::Result<OwnedFd> {
         key_type: KEY,
         value_type: VALUE,
     };
-    Ok(descriptor(bpf(BPF_MAP_CREATE, &map)?))
+    make_object(BPF_MAP_CREATE, &map)
 }
 
 /// Two integers as BTF (Documentation/bpf/btf.rst).
@@ -113,16 +100,4 @@ fn types() -> Vec<u8> {
     let header = [MAGIC | VERSION << 16, HEADER, 0, length, length, NAMES.len() as u32];
     let words = header.into_iter().chain(types.into_iter().flatten());
     words.flat_map(u32::to_ne_bytes).chain(NAMES.iter().copied()).collect()
-}
-
-fn bpf<T>(command: i64, attributes: &T) -> io::Result<i32> {
-    // SAFETY: the kernel reads the attributes as long as they are; what they point to outlives the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
-}
-
-fn descriptor(fd: i32) -> OwnedFd {
-    // SAFETY: it is new and nobody else's.
-    unsafe { OwnedFd::from_raw_fd(fd) }
 }

@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::finding::{Finding, Id};
 use crate::netlink::Rival;
 use crate::network::{Nic, Node};
+use crate::rdma;
 use crate::sysctl;
 use std::fs;
 use std::ops::RangeInclusive;
@@ -30,6 +31,7 @@ pub(super) fn warnings(config: &Config, node: &Node, rivals: &[Rival]) -> Vec<Fi
             "unless something needs it: install modprobe.d/uvn.conf, and unload the module or restart the node",
         ));
     }
+    warnings.extend(rdma::undecided(config));
     let ports = |name: &str| read(&format!("/proc/sys/net/ipv4/ip_local_{name}"));
     if let Some(port) = given_away(&config.srun_ports, &ports("port_range"), &ports("reserved_ports")) {
         warnings.push(Finding::warning(

@@ -2,6 +2,7 @@
 
 use crate::finding::{Finding, Id};
 use crate::network::Node;
+use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket, sockopt};
 use nix::unistd::{Uid, setresuid};
 use std::io;
@@ -11,19 +12,18 @@ use std::time::Duration;
 /// A connection on the node itself takes no time.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Does something as a user. The real UID is what counts (bpf-helpers(7), bpf_get_current_uid_gid), and this process has
-/// one thread.
-fn as_user<T>(uid: u32, act: impl FnOnce() -> T) -> nix::Result<T> {
+/// Acts as a user. The real UID is what counts (bpf-helpers(7), bpf_get_current_uid_gid), and this process has one thread.
+pub(super) fn as_user<T, E: From<Errno>>(uid: u32, act: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     let root = Uid::from_raw(0);
     setresuid(Uid::from_raw(uid), root, root)?;
-    let done = act();
+    let result = act();
     setresuid(root, root, root)?;
-    Ok(done)
+    result
 }
 
 /// The device that a new socket of a user is bound to; empty: none.
 pub(super) fn device_of_socket(uid: u32, family: AddressFamily) -> nix::Result<String> {
-    let made = as_user(uid, || socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None))??;
+    let made = as_user(uid, || socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None))?;
     let device = getsockopt(&made, sockopt::BindToDevice)?;
     Ok(device.to_string_lossy().trim_end_matches('\0').into())
 }
@@ -42,5 +42,5 @@ fn connect(uid: u32, address: IpAddr) -> io::Result<()> {
     as_user(uid, || {
         let listener = TcpListener::bind((address, 0))?;
         TcpStream::connect_timeout(&listener.local_addr()?, PATIENCE).map(drop)
-    })?
+    })
 }

@@ -56,7 +56,7 @@ impl TomlFile for Config {
             }
             "nodes" => "addresses and host names, also many at once such as \"node[01-16,20]\"",
             "slurm" => "the absolute path of slurm.conf",
-            "default" => "\"allow\" or \"deny\"",
+            "default" | "rdma" => "\"allow\" or \"deny\"",
             "allow_groups" | "deny_groups" => "names or numbers of groups, each once",
             _ => return None,
         })

@@ -299,6 +299,7 @@ fn the_example_holds_the_defaults_that_it_says() {
         "service_ports",
         "srun_ports",
         "srun",
+        "rdma",
         "relay",
         "hosts",
         "subnets",

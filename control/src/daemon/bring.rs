@@ -21,7 +21,7 @@ impl Networks {
         self.look();
         self.end_feeds();
         self.settle();
-        self.find_srun();
+        self.keep_policy();
         self.unbind_strangers();
         let steps = self.bring_all();
         // After the devices are there: what a data plane lacks is opened at once.
@@ -63,12 +63,13 @@ impl Networks {
         }
     }
 
-    /// An upgrade of Slurm puts other files in the place of its programs.
-    fn find_srun(&mut self) {
+    /// An upgrade of Slurm puts other files in the place of its programs, and a driver gets its number when it is loaded.
+    pub(super) fn keep_policy(&mut self) {
         let srun = called_back(&self.config);
-        if srun.known != self.srun.known {
-            match self.binding.set_policy(&policy(&self.config, &srun.known, self.observes())) {
-                Ok(()) => tracing::info!("the programs that Slurm's daemons call back have changed"),
+        let policy = policy(&self.config, &srun.known, self.observes());
+        if policy != *self.binding.policy() {
+            match self.binding.set_policy(&policy) {
+                Ok(()) => tracing::info!("Slurm's programs, or the numbers of RDMA drivers, have changed"),
                 Err(error) => return self.warn(Id::Programs, error),
             }
         }

@@ -9,6 +9,7 @@ use crate::netlink::Changes;
 use crate::network::{Network, Nic};
 use crate::peers;
 use crate::plan::{self, Step};
+use crate::rdma;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use uvn_api::protocol::{Code, Failure};
@@ -86,6 +87,9 @@ impl Networks {
     /// What time brings, once a second.
     pub(super) fn tick(&mut self, now: Instant) {
         self.hold_programs();
+        if rdma::denied(&self.config) != self.binding.policy().denied {
+            self.keep_policy();
+        }
         self.tell_refused(now);
         self.expire();
         self.directory.turn(now);
@@ -152,7 +156,7 @@ impl Networks {
         let srun = called_back(&config);
         let newcomers = newcomers(&config);
         let new = policy(&config, &srun.known, !newcomers.is_empty());
-        if new != self.policy() {
+        if new != *self.binding.policy() {
             self.binding.set_policy(&new).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
         }
         (self.srun, self.newcomers) = (srun, newcomers);

@@ -19,6 +19,7 @@ use crate::netlink::{self, Netlink, NetlinkError, PoolInUse};
 use crate::network::{DataPath, FIRST_TABLE, Network, Node, uid_of};
 use crate::peers::{self, Directory, Peers};
 use crate::plan::{self, Item};
+use crate::rdma;
 use crate::relay::Relay;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
@@ -367,5 +368,6 @@ pub fn policy(config: &Config, called_back: &CalledBack, observe: bool) -> Polic
         vxlan_ports: ports.into_iter().collect(),
         on_subnet: config.underlays.iter().flat_map(|underlay| underlay.subnets.clone()).collect(),
         hosts: config.hosts.clone(),
+        denied: rdma::denied(config),
     }
 }

@@ -11,6 +11,8 @@ use uvn_wire::cgroup::Verdict;
 
 /// The remedy for names without an address.
 const NAMES: &str = "give them one in DNS or /etc/hosts; uvnd asks again every 10 s";
+/// The remedy where programs are not asked about Unix sockets.
+const MODULES: &str = "boot with the list of /sys/kernel/security/lsm and `bpf`: `lsm=landlock,...,bpf`";
 /// The remedy for what stands in the way of uvnd alone.
 const AGAIN: &str = "mend that; uvnd tries again by itself within half a minute";
 
@@ -48,6 +50,10 @@ impl Networks {
             let left = self.newcomers.len();
             let what = format!("{left} users who run are to get networks first: nobody is refused yet");
             findings.push(Finding::warning(Id::Observes, what, "wait a moment"));
+        }
+        if let Some(why) = self.binding.without_unix() {
+            let what = format!("users reach each other's abstract Unix sockets: {why}");
+            findings.push(Finding::warning(Id::Abstract, what, MODULES));
         }
         if !self.binding.is_attached() {
             findings.push(Finding::fault(

@@ -4,7 +4,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Counts up when a pinned map changes its keys, values or size: `uvnd` then does not take over an older one's maps.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 /// Networks on a node, by their numbers: a mark names one of them, and 0 is nobody's.
 pub const NETWORK_ENTRIES: u32 = 16_384;
 /// VRFs and endpoints.
@@ -17,6 +17,9 @@ pub const RANGE_ENTRIES: u32 = 64;
 pub const DESTINATION_ENTRIES: u32 = 4096;
 /// Programs that listen on a `srun` port.
 pub const EXECUTABLE_ENTRIES: u32 = 64;
+
+/// Device files that policed users may not open, of one or of many minor numbers.
+pub const DEVICE_FILE_ENTRIES: u32 = 16;
 
 /// A port that users may not take.
 pub const PORT_SERVICE: u8 = 1;
@@ -65,6 +68,49 @@ pub struct Way {
     pub i_sb: u32,
     /// `super_block.s_dev`.
     pub s_dev: u32,
+}
+
+/// Where the kernel has what of a Unix socket, in bytes, as [`Way`] says of a process. Its BTF tells.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct UnixSocket {
+    /// `sock.__sk_common.skc_net`: its network namespace.
+    pub net: u32,
+    /// `net.net_cookie`.
+    pub net_cookie: u32,
+    /// `sock.sk_socket`: what user space has of it.
+    pub socket: u32,
+    /// `socket.sk`: the way back.
+    pub sock: u32,
+    /// `socket.file`.
+    pub file: u32,
+    /// `file.f_cred`: what whoever made it was.
+    pub f_cred: u32,
+    /// `cred.uid`: the real UID, in the initial user namespace.
+    pub uid: u32,
+    /// `unix_sock.addr`: null is no name.
+    pub addr: u32,
+    /// `unix_address.name.sun_path`: an abstract name begins with a zero.
+    pub path: u32,
+}
+
+/// A device file by its numbers. Major number 0: the end of the list.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct DeviceFile {
+    /// The driver.
+    pub major: u32,
+    /// The device, or [`DeviceFile::ANY`].
+    pub minor: u32,
+}
+
+impl DeviceFile {
+    /// Every device of the driver.
+    pub const ANY: u32 = u32::MAX;
+    /// There is none.
+    pub const NONE: DeviceFile = DeviceFile { major: 0, minor: 0 };
 }
 
 /// The mark (SO_MARK) of a policed socket, for the packet filter. The kernel copies it to accepted sockets. Programs with
@@ -258,11 +304,15 @@ pub enum Verdict {
     NoMemory,
     /// Bind refused: a `srun` port, and the program is none that Slurm's daemons call back.
     SrunPort,
+    /// Connect or send refused: another user's abstract Unix socket.
+    AbstractSocket,
+    /// Open refused: an RDMA device.
+    Rdma,
 }
 
 impl Verdict {
     /// Every verdict, in the order of the counters.
-    pub const ALL: [Verdict; 16] = [
+    pub const ALL: [Verdict; 18] = [
         Verdict::Bound,
         Verdict::NoNetwork,
         Verdict::Protocol,
@@ -279,6 +329,8 @@ impl Verdict {
         Verdict::Mark,
         Verdict::NoMemory,
         Verdict::SrunPort,
+        Verdict::AbstractSocket,
+        Verdict::Rdma,
     ];
 
     /// The name in statistics and logs.
@@ -301,6 +353,8 @@ impl Verdict {
             Verdict::Mark => "mark",
             Verdict::NoMemory => "no_memory",
             Verdict::SrunPort => "srun_port",
+            Verdict::AbstractSocket => "abstract_socket",
+            Verdict::Rdma => "rdma",
         }
     }
 }
@@ -340,6 +394,7 @@ mod tests {
         assert_eq!(size_of::<Owner>(), 16);
         assert_eq!(size_of::<Refused>(), 24);
         assert_eq!(size_of::<Executable>(), 16);
+        assert_eq!(size_of::<DeviceFile>(), 8);
         let device = Device::new(u32::MAX - 1, 7);
         assert_eq!((device.index(), device.vrf()), (u32::MAX - 1, 7));
     }

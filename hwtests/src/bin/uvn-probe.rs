@@ -73,6 +73,16 @@ enum Probe {
     },
     /// Use network namespaces of one's own
     Own,
+    /// Answer on Unix sockets of each kind with this name (a path, or abstract)
+    UnixServe {
+        /// It
+        name: String,
+    },
+    /// Ask those with this name, and print what came of it
+    UnixAsk {
+        /// It
+        name: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -99,6 +109,8 @@ fn run(probe: Probe) -> Result<(), Box<dyn std::error::Error>> {
         Probe::Listen { how, name, device } => listen::run(how, &name, device.as_deref())?,
         Probe::Hold { aim, heir } => escape::process::hold(&aim, heir)?,
         Probe::Own => escape::process::own_namespaces()?,
+        Probe::UnixServe { name } => escape::unix::serve(&name)?,
+        Probe::UnixAsk { name } => escape::unix::ask(&name)?,
     }
     Ok(())
 }

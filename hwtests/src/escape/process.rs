@@ -123,11 +123,11 @@ fn privileged() -> Vec<Attempt> {
             forge_marks(aim, |socket, to, mark| socket::send_marked(socket, mark, to, what.as_bytes()))
         }),
         Attempt::new("root-passed-tcp", |aim, what| {
-            let socket = from_victim(aim, Type::STREAM)?;
+            let socket = from_victim(aim, |aim| in_vrf(aim, Type::STREAM))?;
             ask(&socket, victim(), what)
         }),
         Attempt::new("root-passed-udp", |aim, what| {
-            let socket = from_victim(aim, Type::DGRAM)?;
+            let socket = from_victim(aim, |aim| in_vrf(aim, Type::DGRAM))?;
             socket::ask_datagram(&socket, victim(), what)
         }),
     ]
@@ -230,7 +230,7 @@ fn forge_marks(aim: &Aim, send: impl Fn(&Socket, SocketAddr, u32) -> io::Result<
     Err(io::Error::other("sent"))
 }
 
-fn become_user(real: u32, effective: u32) -> io::Result<()> {
+pub(super) fn become_user(real: u32, effective: u32) -> io::Result<()> {
     // SAFETY: numbers only.
     check(unsafe { libc::setresgid(real, real, real) })?;
     // SAFETY: numbers only.
@@ -251,7 +251,7 @@ fn keep_net_raw(uid: u32) -> io::Result<()> {
 }
 
 /// Becomes a subordinate UID in a user namespace, in the same network namespace.
-fn as_subuid() -> io::Result<()> {
+pub(super) fn as_subuid() -> io::Result<()> {
     let (ready, wait) = UnixDatagram::pair()?;
     let (mapped, done) = UnixDatagram::pair()?;
     let us = getpid();
@@ -290,15 +290,13 @@ fn check_status(name: &str, command: &mut Command) -> io::Result<()> {
 }
 
 /// Becomes the user, with a socket that the victim made and passed on.
-fn from_victim(aim: &Aim, kind: Type) -> io::Result<Socket> {
+pub(super) fn from_victim(aim: &Aim, make: impl FnOnce(&Aim) -> io::Result<Socket>) -> io::Result<Socket> {
     let (ours, theirs) = UnixDatagram::pair()?;
     // SAFETY: this process has one thread.
     if let ForkResult::Child = unsafe { fork() }? {
         let pass = || -> io::Result<()> {
             become_user(aim.victim, aim.victim)?;
-            let socket = inet(kind, victim())?;
-            // As it is anyway, where uvn is.
-            let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
+            let socket = make(aim)?;
             let descriptors = [socket.as_raw_fd()];
             let passed = [ControlMessage::ScmRights(&descriptors)];
             sendmsg::<UnixAddr>(theirs.as_raw_fd(), &[IoSlice::new(b"x")], &passed, MsgFlags::empty(), None)?;
@@ -322,6 +320,13 @@ fn from_victim(aim: &Aim, kind: Type) -> io::Result<Socket> {
         }
     }
     Err(io::Error::other("no descriptor"))
+}
+
+/// A socket of the victim's, as it is anyway where uvn is.
+fn in_vrf(aim: &Aim, kind: Type) -> io::Result<Socket> {
+    let socket = inet(kind, victim())?;
+    let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
+    Ok(socket)
 }
 
 fn request(device: &str) -> libc::ifreq {

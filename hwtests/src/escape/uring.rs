@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-const SETUP_SQPOLL: u32 = 1 << 1;
+pub(super) const SETUP_SQPOLL: u32 = 1 << 1;
 const FEAT_SINGLE_MMAP: u32 = 1;
 const ENTER_GETEVENTS: u32 = 1;
 const ENTER_SQ_WAKEUP: u32 = 1 << 1;
@@ -53,7 +53,7 @@ struct Entry {
 }
 
 /// A ring of one entry at a time.
-struct Ring {
+pub(super) struct Ring {
     fd: OwnedFd,
     ring: *mut u8,
     entries: *mut Entry,
@@ -61,7 +61,7 @@ struct Ring {
 }
 
 impl Ring {
-    fn new(flags: u32) -> io::Result<Ring> {
+    pub(super) fn new(flags: u32) -> io::Result<Ring> {
         let mut params = Params { flags, ..Params::default() };
         // SAFETY: the kernel reads and writes one Params.
         let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 4, &raw mut params) } as i32;
@@ -121,7 +121,7 @@ impl Ring {
         Ok(socket)
     }
 
-    fn connect(&self, socket: &Socket, to: &SockAddr) -> io::Result<()> {
+    pub(super) fn connect(&self, socket: &Socket, to: &SockAddr) -> io::Result<()> {
         let entry = Entry {
             opcode: OP_CONNECT,
             fd: socket.as_raw_fd(),

@@ -197,10 +197,12 @@ fn ninep(qemu: &mut Command, tag: &str, path: &Path, read_only: bool) {
 /// The kernel's command line. On a busy machine an emulated timer may be too late for the kernel's test of it, and the
 /// kernel would panic ("IO-APIC + timer doesn't work").
 fn append(machine: &Machine, kernel: &Kernel) -> String {
+    // Debian's security modules, and BPF programs.
+    let modules = "lsm=landlock,lockdown,yama,loadpin,safesetid,integrity,apparmor,bpf";
     let init = if machine.systemd { "systemd" } else { "shell" };
     format!(
         "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr mitigations=off no_timer_check rcupdate.rcu_expedited=1 \
-         sysrq_always_enabled net.ifnames=0 uvn.init={init} uvn.release={}",
+         sysrq_always_enabled net.ifnames=0 {modules} uvn.init={init} uvn.release={}",
         kernel.release
     )
 }

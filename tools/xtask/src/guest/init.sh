@@ -36,6 +36,7 @@ mkdir -p /root/run/lock
 mount -t cgroup2 -o nsdelegate cgroup2 /root/sys/fs/cgroup
 mount -t bpf -o mode=700 bpf /root/sys/fs/bpf
 mount -t debugfs debugfs /root/sys/kernel/debug
+mount -t securityfs securityfs /root/sys/kernel/security
 ln -sf /proc/self/fd /root/dev/fd
 ln -sf fd/0 /root/dev/stdin
 ln -sf fd/1 /root/dev/stdout

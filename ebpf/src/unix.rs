@@ -1,0 +1,91 @@
+//! Abstract Unix sockets, which have a name and no file whose mode would say who may reach them: a policed user reaches his
+//! own, and those of all who are not policed. Whose one is, is the real UID of whoever made it, as with IP sockets; a
+//! name counts in its network namespace alone. Sockets with a path, and those without a name, are left alone.
+//!
+//! Refused is ECONNREFUSED, as if nobody listened there: programs know that, and go on to the socket with a path where
+//! there is one (libxcb, `_xcb_open`).
+
+use crate::{NETNS, answer, current_uid, is_policed, read};
+use aya_ebpf::Global;
+use aya_ebpf::macros::lsm;
+use aya_ebpf::programs::LsmContext;
+use uvn_wire::cgroup::{UnixSocket, Verdict};
+
+/// Where the kernel has what of a socket. The loader sets it.
+#[unsafe(no_mangle)]
+static UNIX: Global<UnixSocket> = Global::new(UnixSocket {
+    net: 0,
+    net_cookie: 0,
+    socket: 0,
+    sock: 0,
+    file: 0,
+    f_cred: 0,
+    uid: 0,
+    addr: 0,
+    path: 0,
+});
+
+/// include/uapi/asm-generic/errno.h
+const ECONNREFUSED: i32 = 111;
+
+/// `connect` of a stream or seqpacket socket: of `struct sock`s ours, the listener, and what it will accept.
+#[lsm(hook = "unix_stream_connect")]
+pub fn uvn_unix_connect(ctx: LsmContext) -> i32 {
+    let listener = ctx.arg(1);
+    refusal(reach(UNIX.load(), listener))
+}
+
+/// A datagram, or `connect` of a datagram socket: of `struct socket`s ours and the receiver.
+#[lsm(hook = "unix_may_send")]
+pub fn uvn_unix_send(ctx: LsmContext) -> i32 {
+    let unix = UNIX.load();
+    match read(ctx.arg(1), unix.sock) {
+        Some(receiver) => refusal(reach(unix, receiver)),
+        None => 0,
+    }
+}
+
+/// Whether the current process may reach a `struct sock`. The kernel holds the lock by which it would lose its `struct
+/// socket` (net/unix/af_unix.c, unix_release_sock).
+#[inline(always)]
+fn reach(unix: UnixSocket, sock: u64) -> Result<(), Verdict> {
+    let uid = current_uid();
+    if !is_policed(uid) || !is_abstract(unix, sock) {
+        return Ok(());
+    }
+    match owner(unix, sock) {
+        Some(owner) if owner != uid && is_policed(owner) && is_ours(unix, sock) => {
+            Err(Verdict::AbstractSocket)
+        }
+        // The kernel's own have no file.
+        _ => Ok(()),
+    }
+}
+
+#[inline(always)]
+fn is_abstract(unix: UnixSocket, sock: u64) -> bool {
+    let Some(address) = read::<u64>(sock, unix.addr) else { return false };
+    // No address, no byte.
+    read::<u8>(address, unix.path) == Some(0)
+}
+
+/// The real UID of whoever made it.
+#[inline(always)]
+fn owner(unix: UnixSocket, sock: u64) -> Option<u32> {
+    let socket: u64 = read(sock, unix.socket)?;
+    let file: u64 = read(socket, unix.file)?;
+    let credentials: u64 = read(file, unix.f_cred)?;
+    read(credentials, unix.uid)
+}
+
+/// Whether it is in the loader's network namespace.
+#[inline(always)]
+fn is_ours(unix: UnixSocket, sock: u64) -> bool {
+    let Some(net) = read::<u64>(sock, unix.net) else { return false };
+    read::<u64>(net, unix.net_cookie) == Some(NETNS.load())
+}
+
+#[inline(always)]
+fn refusal(reached: Result<(), Verdict>) -> i32 {
+    if answer(reached) == 1 { 0 } else { -ECONNREFUSED }
+}
