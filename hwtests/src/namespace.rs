@@ -213,6 +213,7 @@ fn isolate(name: &str) {
     mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), MsFlags::empty(), none).unwrap();
     mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), Some("mode=700")).unwrap();
     mount(Some("debugfs"), "/sys/kernel/debug", Some("debugfs"), MsFlags::empty(), none).unwrap();
+    mount(Some("securityfs"), "/sys/kernel/security", Some("securityfs"), MsFlags::empty(), none).unwrap();
     for folder in PRIVATE {
         std::fs::create_dir_all(folder).unwrap();
         mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), Some("mode=755,size=16m")).unwrap();

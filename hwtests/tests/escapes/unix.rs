@@ -2,6 +2,7 @@
 
 use super::*;
 use serde_json::Value;
+use uvn_hwtests::node::add_user;
 
 /// A system service's user, and an exempt one.
 const SERVICE: u32 = 33;
@@ -72,6 +73,9 @@ fn other_users_sockets_are_refused_by_abstract_name_alone() {
 fn dbus_at_an_abstract_address_is_its_users() {
     let (cluster, _daemon) = node("");
     let node = &cluster.nodes[0];
+    // A bus looks its user up.
+    add_user(ALICE);
+    add_user(BOB);
     let address = "unix:abstract=/tmp/dbus-of-alice";
     let mut bus = node.command_as(ALICE, "dbus-daemon");
     let mut bus = bus.args(["--session", "--nofork", "--address", address]).spawn().unwrap();
@@ -119,7 +123,7 @@ fn the_programs_on_unix_sockets_are_kept_or_missed() {
     node.sh("umount /sys/kernel/security/lsm");
     daemon.crash();
     daemon = node.restart_uvnd();
-    assert!(!reaches(node, BOB, "alice"));
+    node.wait("the programs", PATIENCE, || !reaches(node, BOB, "alice"));
     // Attached by uvnd's word, and not: the check tries it.
     daemon.signal(Signal::SIGSTOP);
     node.sh("find /sys/fs/bpf/uvn -name 'uvn_unix_*' -delete");
