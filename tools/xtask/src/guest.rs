@@ -27,6 +27,7 @@ mod memory;
 mod share;
 
 use crate::running::{Running, Stream, Watch};
+use accelerator::Accelerator;
 use examine::{Evidence, Examiner};
 use kernel::Kernel;
 use share::Share;
@@ -54,11 +55,15 @@ pub struct Machine {
     /// Cores
     #[arg(long, default_value_t = Machine::default().cores)]
     pub cores: u32,
+    /// One core whose time is the number of its instructions, however busy the machine is: for measuring
+    #[arg(long, conflicts_with_all = ["cores", "systemd"])]
+    pub icount: bool,
 }
 
 impl Default for Machine {
     fn default() -> Self {
-        Machine { kernel: kernel::Series::V6_1, systemd: false, memory: 2048, timeout: 15, cores: 2 }
+        let (memory, timeout, cores) = (2048, 15, 2);
+        Machine { kernel: kernel::Series::V6_1, systemd: false, memory, timeout, cores, icount: false }
     }
 }
 
@@ -138,7 +143,10 @@ pub fn run(machine: &Machine, command: &[String], watch: &mut impl Watch) -> Res
     let share = Share::new(&target, command)?;
     let initramfs = share.path.join("initramfs");
     initramfs::write(&kernel, &initramfs)?;
-    let accelerator = accelerator::choose(&kernel, &target)?;
+    let accelerator = match machine.icount {
+        true => Accelerator::Icount,
+        false => accelerator::choose(&kernel, &target)?,
+    };
     let mut qemu = qemu(machine, &kernel, accelerator);
     qemu.args(["-append", &append(machine, &kernel)]).arg("-initrd").arg(&initramfs);
     qemu.arg("-serial").arg(format!("file:{}", share.path.join("console.log").display()));
@@ -163,9 +171,7 @@ pub fn run(machine: &Machine, command: &[String], watch: &mut impl Watch) -> Res
         (None, None) => {
             let console = share.console();
             Err(match emulation_failed(&console) {
-                Some(how) if accelerator == accelerator::Accelerator::Tcg => {
-                    GuestError::Emulation(how, console)
-                }
+                Some(how) if accelerator != Accelerator::Kvm => GuestError::Emulation(how, console),
                 _ => GuestError::Ended(console),
             })
         }
@@ -173,11 +179,12 @@ pub fn run(machine: &Machine, command: &[String], watch: &mut impl Watch) -> Res
 }
 
 /// The machine without its file systems and streams.
-fn qemu(machine: &Machine, kernel: &Kernel, accelerator: accelerator::Accelerator) -> Command {
+fn qemu(machine: &Machine, kernel: &Kernel, accelerator: Accelerator) -> Command {
     // The guest must not outlive us, however we end (Ctrl-C): setpriv asks the kernel to see to it.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-nographic", "-no-reboot"]);
-    qemu.args(["-machine", "q35", "-m", &machine.memory.to_string(), "-smp", &machine.cores.to_string()]);
+    let cores = if machine.icount { 1 } else { machine.cores };
+    qemu.args(["-machine", "q35", "-m", &machine.memory.to_string(), "-smp", &cores.to_string()]);
     qemu.args(accelerator.arguments()).args(["-device", "virtio-serial-pci"]);
     qemu.arg("-kernel").arg(&kernel.vmlinux);
     qemu

@@ -16,6 +16,8 @@ pub enum Accelerator {
     Kvm,
     /// Translated by qemu.
     Tcg,
+    /// The same, and the guest's clock counts instructions: a nanosecond each, and none while nothing runs.
+    Icount,
 }
 
 impl Accelerator {
@@ -25,6 +27,9 @@ impl Accelerator {
         match self {
             Accelerator::Kvm => &["-accel", "kvm", "-cpu", "host"],
             Accelerator::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "max"],
+            Accelerator::Icount => {
+                &["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-cpu", "max"]
+            }
         }
     }
 
@@ -32,6 +37,7 @@ impl Accelerator {
         match self {
             Accelerator::Kvm => "kvm",
             Accelerator::Tcg => "tcg",
+            Accelerator::Icount => "icount",
         }
     }
 }
