@@ -449,6 +449,23 @@ fn learning() {
 }
 
 #[test]
+fn a_mac_that_moves_is_told_of_at_once() {
+    let mut network = network();
+    network.learning = true;
+    let mut node = Node::new(tables(network));
+    let foreign = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 77));
+    let inner = udp((Mac([0x0e, 1, 2, 3, 4, 5]), Mac::of(A)), (foreign, 1), (A, 1), 0, b"x");
+    for sender in [B, B, C, C] {
+        assert!(node.receive(&vxlan(&Encapsulation::default(), sender, A, VNI, 0, &inner)).is_some());
+    }
+    let told = |event| match event {
+        Event::Learned { vtep, .. } => Some(vtep),
+        _ => None,
+    };
+    assert_eq!(node.events.try_iter().filter_map(told).collect::<Vec<_>>(), [B, C]);
+}
+
+#[test]
 fn invented_macs_are_told_of_only_so_often() {
     let mut network = network();
     network.learning = true;
