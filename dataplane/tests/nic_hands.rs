@@ -126,9 +126,13 @@ fn the_nic_is_made_anew() {
         until("its absence", || rig.engines.iter().all(|engine| engine.summary().state == "absent"));
         let links = node.ip("-br link show");
         assert!(!links.contains("slow-") && !links.contains("gro-"), "{links}");
-        node.veth("em1", &rig.cluster.nodes[1], "em1");
+        // Once a data plane has its end, a veth's other end has no offloads to switch off.
+        node.veth("fresh", &rig.cluster.nodes[1], "fresh");
+        for node in &rig.cluster.nodes {
+            node.run(|| link::disable_tx_offloads("fresh")).unwrap();
+        }
         for (number, node) in rig.cluster.nodes.iter().enumerate() {
-            node.run(|| link::disable_tx_offloads("em1")).unwrap();
+            node.ip("link set fresh name em1");
             node.ip(&format!("addr add 10.0.0.{}/24 dev em1", number + 1));
         }
         for engine in &rig.engines {

@@ -60,12 +60,13 @@ impl Rig {
     pub fn speak(&self) {
         let ((here, own), (there, theirs)) = (self.cluster.user(0), self.cluster.user(1));
         ping(Place(here, own[0]), theirs[0], &[8, 4000]);
-        let far = there.run(|| UdpSocket::bind("0.0.0.0:7000").unwrap());
+        let far = there.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+        let port = far.local_addr().unwrap().port();
         far.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let near = here.run(|| UdpSocket::bind((own[0], 0)).unwrap());
         near.set_broadcast(true).unwrap();
         until("a broadcast", || {
-            near.send_to(b"uvn", "10.1.0.255:7000").unwrap();
+            near.send_to(b"uvn", ("10.1.0.255", port)).unwrap();
             far.recv(&mut [0; 8]).is_ok()
         });
     }
