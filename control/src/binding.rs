@@ -114,6 +114,8 @@ pub struct Policy {
     pub srun_ports: Vec<RangeInclusive<u16>>,
     /// The programs that they call back; no others may bind to those.
     pub called_back: CalledBack,
+    /// Whose slurmctld is: beside root's, what calls them. 0: root's alone.
+    pub slurm_user: u32,
     /// UDP ports of VXLAN.
     pub vxlan_ports: Vec<u16>,
     /// The underlay's subnets: reached through the own network only.

@@ -68,6 +68,20 @@ pub fn names(list: &PeerList) -> Result<Vec<String>, PeersError> {
     Ok(names)
 }
 
+/// Whose slurmctld is, by this node's own password file: the `SlurmUser` of slurm.conf, else who is called slurm. 0: root's.
+#[must_use]
+pub fn slurm_user(list: &PeerList) -> u32 {
+    let user = list.slurm.as_deref().and_then(slurm::user).unwrap_or_else(|| "slurm".into());
+    // No other database: uvnd does not wait for other machines.
+    uid_in(&std::fs::read_to_string("/etc/passwd").unwrap_or_default(), &user).unwrap_or(0)
+}
+
+/// A user's UID, by name or number (passwd(5)).
+fn uid_in(passwd: &str, user: &str) -> Option<u32> {
+    let uid = |line: &str| line.strip_prefix(user)?.strip_prefix(':')?.split(':').nth(1)?.parse().ok();
+    user.parse().ok().or_else(|| passwd.lines().find_map(uid))
+}
+
 /// What is left of ranges without these: prefixes of which none lies in another.
 #[must_use]
 pub fn without(ranges: Vec<Cidr>, strangers: &[Cidr]) -> Vec<Cidr> {
@@ -128,6 +142,14 @@ mod tests {
 
     fn cidrs(texts: &[&str]) -> Vec<Cidr> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn users_are_found_by_name_or_number() {
+        let passwd = "root:x:0:0::/:/bin/sh\nslurmdbd:x:63:63::/:\nslurm:x:64:64::/:/bin/false\n";
+        assert_eq!(uid_in(passwd, "slurm"), Some(64));
+        assert_eq!(uid_in(passwd, "900"), Some(900));
+        assert_eq!((uid_in(passwd, "slur"), uid_in("", "slurm")), (None, None));
     }
 
     #[test]

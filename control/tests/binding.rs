@@ -125,6 +125,7 @@ fn policy() -> Policy {
         service_ports: vec![6817..=6818],
         srun_ports: vec![60001..=60010],
         called_back: CalledBack { way: way().expect("a kernel with BTF"), executables: Vec::new() },
+        slurm_user: 900,
         vxlan_ports: vec![4789],
         on_subnet: vec!["10.3.0.0/16".parse().unwrap(), "fd00:3::/64".parse().unwrap()],
         hosts: vec!["10.3.0.2/32".parse().unwrap()],
@@ -596,4 +597,29 @@ fn device_files_are_denied_to_the_policed() {
     assert_eq!(binding.counters().unwrap()[Verdict::Rdma as usize], before + 1);
     Binding::remove(&place.pins()).unwrap();
     assert_eq!(open(ALICE, "/dev/zero"), 0);
+}
+
+/// On the sender's side: what listens on a srun port is in no network, and so reached by those who are in none.
+#[test]
+fn srun_ports_are_called_by_slurm_alone() {
+    let place = Place::new();
+    let call = |uid, to: &'static str| {
+        place.as_user(uid, || {
+            let socket = tcp()?;
+            socket.set_nonblocking(true)?;
+            match socket.connect(&address(to)) {
+                Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
+                result => result,
+            }
+        })
+    };
+    let binding = place.attach(&policy());
+    for to in ["127.0.0.1:60001", "10.3.0.2:60010", "10.3.0.9:60001"] {
+        assert_eq!(call(999, to), libc::EPERM, "{to}");
+        assert!([0, 900].iter().all(|uid| call(*uid, to) != libc::EPERM), "{to}: Slurm's daemons");
+    }
+    assert_eq!(binding.counters().unwrap()[Verdict::SrunPort as usize], 3);
+    for to in ["127.0.0.1:60011", "192.0.2.1:60001"] {
+        assert_ne!(call(999, to), libc::EPERM, "{to}");
+    }
 }

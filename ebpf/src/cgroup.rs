@@ -45,6 +45,11 @@ static TAG: Global<u32> = Global::new(0);
 /// Not 0: the programs count what they would refuse, and refuse nothing. The loader sets it.
 #[unsafe(no_mangle)]
 static OBSERVE: Global<u32> = Global::new(0);
+
+/// Whose slurmctld is. The loader sets it.
+#[unsafe(no_mangle)]
+static SLURM_USER: Global<u32> = Global::new(0);
+
 /// The way from a process to its executable. The loader sets it.
 #[unsafe(no_mangle)]
 static WAY: Global<Way> = Global::new(Way { mm: 0, exe_file: 0, f_inode: 0, i_ino: 0, i_sb: 0, s_dev: 0 });
@@ -143,17 +148,15 @@ pub fn uvn_bind6(ctx: SockAddrContext) -> i32 {
 /// A destination: still in his network? TCP fast open comes here, too.
 #[cgroup_sock_addr(connect4)]
 pub fn uvn_connect4(ctx: SockAddrContext) -> i32 {
-    let Some(uid) = policed(&ctx) else { return 1 };
     // SAFETY: the verifier knows the context's fields.
     let destination = Address::mapped(unsafe { (*ctx.sock_addr).user_ip4 });
-    answer(send(ctx.sock_addr, uid, destination))
+    answer(connect(&ctx, destination))
 }
 
 /// As [`uvn_connect4`].
 #[cgroup_sock_addr(connect6)]
 pub fn uvn_connect6(ctx: SockAddrContext) -> i32 {
-    let Some(uid) = policed(&ctx) else { return 1 };
-    answer(send(ctx.sock_addr, uid, address6(ctx.sock_addr)))
+    answer(connect(&ctx, address6(ctx.sock_addr)))
 }
 
 /// A datagram with a destination or with ancillary data of its own: still in his network?
@@ -198,12 +201,18 @@ pub fn uvn_ingress(ctx: SkBuffContext) -> i32 {
 /// The current process's real UID, if it is policed in the socket's namespace.
 #[inline(always)]
 fn policed(ctx: &impl EbpfContext) -> Option<u32> {
-    // SAFETY: any program that looks at sockets may ask.
-    if unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != NETNS.load() {
+    if !is_here(ctx) {
         return None;
     }
     let uid = current_uid();
     is_policed(uid).then_some(uid)
+}
+
+/// Whether the socket is in the loader's network namespace.
+#[inline(always)]
+fn is_here(ctx: &impl EbpfContext) -> bool {
+    // SAFETY: any program that looks at sockets may ask.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) == NETNS.load() }
 }
 
 /// The current process's real UID, in the initial user namespace.
@@ -384,6 +393,33 @@ fn bind(ctx: *mut bpf_sock_addr, uid: u32) -> Result<(), Verdict> {
         return if is_outside(socket, owner.as_deref()) { Ok(()) } else { Err(Verdict::SrunPort) };
     }
     keep(ctx, socket, number, &network, owner)
+}
+
+#[inline(always)]
+fn connect(ctx: &SockAddrContext, destination: Address) -> Result<(), Verdict> {
+    match policed(ctx) {
+        Some(uid) => send(ctx.sock_addr, uid, destination),
+        None => call_back(ctx, destination),
+    }
+}
+
+/// What listens on a `srun` port is outside of every network: of those who are, Slurm's daemons alone may call it. Of any
+/// protocol with connections, as MPTCP.
+#[inline(always)]
+fn call_back(ctx: &SockAddrContext, destination: Address) -> Result<(), Verdict> {
+    // SAFETY: the verifier knows the context's fields.
+    let (port, kind) = unsafe { ((*ctx.sock_addr).user_port, (*ctx.sock_addr).type_) };
+    let uid = current_uid();
+    if uid != 0
+        && uid != SLURM_USER.load()
+        && kind == STREAM
+        && is_port(u32::from(u16::from_be(port as u16)), cgroup::PORT_SRUN)
+        && is_here(ctx)
+        && special(destination).is_some()
+    {
+        return Err(Verdict::SrunPort);
+    }
+    Ok(())
 }
 
 #[inline(always)]

@@ -326,6 +326,12 @@ fn listeners_get_nothing_of_others() {
             let answers = parse(&stranger.sh(&reach));
             assert!(answers.len() == 1 && answers.values().all(Result::is_err), "{trick}: {answers:?}");
         }
+        // Nor do those who are not policed, but for Slurm's daemons: from either node.
+        for (node, targets) in [(node, &near[..]), (other, &far)] {
+            let answers = node.try_reach(33, "service", targets);
+            let refused = |answer: &Answer| answer.as_ref().is_err_and(|error| error.contains("os error 1)"));
+            assert!(trick != "srun" || answers.values().all(refused), "{trick}: {answers:?}");
+        }
         // It does listen: to its owner, or, as srun, to the system.
         let who = match trick {
             "autobind" => Some(BOB),

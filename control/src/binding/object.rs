@@ -81,6 +81,7 @@ pub fn load(state: &Path, policy: &Policy) -> Result<Object, BindingError> {
         .override_global("NETNS", &netns, true)
         .override_global("TAG", &tag, true)
         .override_global("OBSERVE", &u32::from(policy.observe), true)
+        .override_global("SLURM_USER", &policy.slurm_user, true)
         .override_global("WAY", &way, true)
         .override_global("UNIX", &layout, true)
         .load(OBJECT)?;

@@ -365,6 +365,7 @@ pub fn policy(config: &Config, called_back: &CalledBack, observe: bool) -> Polic
         service_ports: config.service_ports.clone(),
         srun_ports: config.srun_ports.clone(),
         called_back: called_back.clone(),
+        slurm_user: if config.srun_ports.is_empty() { 0 } else { peers::slurm_user(&config.peers) },
         vxlan_ports: ports.into_iter().collect(),
         on_subnet: config.underlays.iter().flat_map(|underlay| underlay.subnets.clone()).collect(),
         hosts: config.hosts.clone(),

@@ -37,27 +37,40 @@ pub enum SlurmError {
 /// Where each node is reached: its `NodeAddr`, else its `NodeHostname`, else its name.
 pub(super) fn nodes(file: &Path) -> Result<Vec<String>, SlurmError> {
     let mut nodes = Vec::new();
-    read(file, &mut nodes, 0)?;
+    for (file, line) in read(file, 0)? {
+        if let Some(list) = addresses(&line) {
+            let names = hostlist::expand(list);
+            nodes.extend(names.map_err(|source| SlurmError::Hostlist { file, source })?);
+        }
+    }
     Ok(nodes)
 }
 
-fn read(file: &Path, nodes: &mut Vec<String>, depth: usize) -> Result<(), SlurmError> {
+/// Its `SlurmUser`, a name or a number.
+pub(super) fn user(file: &Path) -> Option<String> {
+    let is_it = |(key, _): &(&str, &str)| key.eq_ignore_ascii_case("SlurmUser");
+    let lines = read(file, 0).ok()?;
+    lines.iter().find_map(|(_, line)| pairs(line).find(is_it).map(|(_, user)| user.to_owned()))
+}
+
+/// The lines of a file and of those that it includes, each with its file.
+fn read(file: &Path, depth: usize) -> Result<Vec<(PathBuf, String)>, SlurmError> {
     if depth > MAX_DEPTH {
         return Err(SlurmError::TooDeep(file.into()));
     }
     let text =
         std::fs::read_to_string(file).map_err(|source| SlurmError::Read { file: file.into(), source })?;
+    let mut lines = Vec::new();
     for line in logical_lines(&text) {
         if let Some(name) = included(&line) {
             // Relative to the file; Path::join takes an absolute one as it is.
             let included = file.parent().unwrap_or(Path::new("/")).join(name);
-            read(&included, nodes, depth + 1)?;
-        } else if let Some(list) = addresses(&line) {
-            let names = hostlist::expand(list);
-            nodes.extend(names.map_err(|source| SlurmError::Hostlist { file: file.into(), source })?);
+            lines.extend(read(&included, depth + 1)?);
+        } else {
+            lines.push((file.into(), line));
         }
     }
-    Ok(())
+    Ok(lines)
 }
 
 /// Lines without comments, joined where one ends in a backslash (src/common/parse_config.c, _get_next_line). A backslash
@@ -144,10 +157,15 @@ mod tests {
                     nodename=node[1-2] NodeAddr=10.0.0.[1-2] \\\n  CPUs=2\nNodeName=a NodeHostname=b\n\
                     INCLUDE more.conf\nPartitionName=p Nodes=ALL\n";
         std::fs::write(folder.join("slurm.conf"), conf).unwrap();
-        std::fs::write(folder.join("more.conf"), "NodeName=node[07,09]\tState=UNKNOWN\n").unwrap();
-        let found = nodes(&folder.join("slurm.conf"));
+        std::fs::write(
+            folder.join("more.conf"),
+            "NodeName=node[07,09]\tState=UNKNOWN\nslurmuser = \"slurm\"\n",
+        )
+        .unwrap();
+        let (found, user) = (nodes(&folder.join("slurm.conf")), user(&folder.join("slurm.conf")));
         std::fs::remove_dir_all(&folder).unwrap();
         assert_eq!(found.unwrap(), ["10.0.0.1", "10.0.0.2", "b", "node07", "node09"]);
+        assert_eq!(user.as_deref(), Some("slurm"));
     }
 
     /// Each spelling that Slurm's pattern takes, and what it makes of it.

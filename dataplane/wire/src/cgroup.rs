@@ -302,7 +302,8 @@ pub enum Verdict {
     Mark,
     /// Socket refused: the kernel had no memory to note whose it is.
     NoMemory,
-    /// Bind refused: a `srun` port, and the program is none that Slurm's daemons call back.
+    /// Bind refused: a `srun` port, and the program is none that Slurm's daemons call back. Connect refused: a `srun` port, by
+    /// none of those.
     SrunPort,
     /// Connect or send refused: another user's abstract Unix socket.
     AbstractSocket,

@@ -28,10 +28,18 @@ fn ask(host: &Namespace, uid: u32, name: &str) -> BTreeMap<String, Answer> {
 /// Whether each kind answers; and refused is as if nobody listened.
 fn reaches(host: &Namespace, uid: u32, name: &str) -> bool {
     let answers = ask(host, uid, name);
-    let refused = |answer: &Answer| answer.as_ref().is_err_and(|error| error.contains("Connection refused"));
     let all = answers.values().all(|answer| answer.as_deref() == Ok(name));
-    assert!(all || answers.values().all(refused), "{uid} asks {name}: {answers:?}");
+    assert!(all || answers.values().all(is_refused), "{uid} asks {name}: {answers:?}");
     all
+}
+
+fn is_refused(answer: &Answer) -> bool {
+    answer.as_ref().is_err_and(|error| error.contains("Connection refused"))
+}
+
+/// Waits until Bob is refused what is called so, one kind after the other.
+fn wait_for_programs(node: &Node, name: &str) {
+    node.wait("the programs", PATIENCE, || ask(node, BOB, name).values().all(is_refused));
 }
 
 fn refusals(node: &Node) -> u64 {
@@ -110,7 +118,7 @@ fn the_programs_on_unix_sockets_are_kept_or_missed() {
     let _alice = Server::probe(node, ALICE, &["unix-serve", "alice"]);
     assert!(!reaches(node, BOB, "alice"));
     node.sh("find /sys/fs/bpf/uvn -name 'uvn_unix_*' -delete");
-    node.wait("the programs", PATIENCE, || !reaches(node, BOB, "alice"));
+    wait_for_programs(node, "alice");
     assert_eq!(node.sh("find /sys/fs/bpf/uvn -name 'uvn_unix_*' | wc -l").trim(), "2");
     node.uvn(&["check"]);
     daemon.crash();
@@ -123,12 +131,12 @@ fn the_programs_on_unix_sockets_are_kept_or_missed() {
     node.sh("umount /sys/kernel/security/lsm");
     daemon.crash();
     daemon = node.restart_uvnd();
-    node.wait("the programs", PATIENCE, || !reaches(node, BOB, "alice"));
+    wait_for_programs(node, "alice");
     // Attached by uvnd's word, and not: the check tries it.
     daemon.signal(Signal::SIGSTOP);
     node.sh("find /sys/fs/bpf/uvn -name 'uvn_unix_*' -delete");
     let found = node.try_uvn(&["check"]);
     assert!(text(&found.stdout).contains("UVN-SOCKETS-TRIAL"), "{}", text(&found.stdout));
     daemon.signal(Signal::SIGCONT);
-    node.wait("the programs", PATIENCE, || !reaches(node, BOB, "alice"));
+    wait_for_programs(node, "alice");
 }
