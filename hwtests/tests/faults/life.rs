@@ -2,6 +2,7 @@
 
 use super::*;
 use uvn_dataplane::link;
+use uvn_hwtests::node::program;
 
 #[test]
 #[ignore = "needs a kernel with VRF: cargo xtask guest"]
@@ -119,6 +120,8 @@ fn purge_leaves_nothing() {
         approve(node);
         let planned = node.uvn(&["purge", "--dry-run"]);
         assert!(planned.contains("uvn1234.0") && planned.contains("stop uvnd"), "{planned}");
+        let output = node.command_as(ALICE, program("uvn")).arg("purge").output().unwrap();
+        assert_eq!(text(&output.stderr), "uvn: only root can purge\n");
         daemon.assert_alive();
         node.uvn(&["purge"]);
         node.wait("end of all processes", PATIENCE, || node.processes().len() <= processes);

@@ -51,6 +51,9 @@ pub fn reload(dry_run: bool, force: bool, as_json: bool) -> Done {
 }
 
 pub fn purge(dry_run: bool, as_json: bool) -> Done {
+    if !dry_run && !nix::unistd::geteuid().is_root() {
+        return Err("only root can purge".into());
+    }
     let purged = purge::purge(dry_run);
     let text = match (dry_run, purged.errors.len()) {
         (true, _) => "nothing was changed".into(),
