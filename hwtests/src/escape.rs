@@ -13,13 +13,22 @@
 //! - [`uring`]: by io_uring
 //! - [`unix`]: by abstract Unix sockets
 //! - [`rdma`]: by RDMA devices
-//! - [`listen`]: not by sending, but by receiving what is somebody else's
+//! - [`call`]: by other system calls and kinds of address, with sockets that were something else before
+//! - [`route`]: by source routes
+//! - [`deputy`]: by programs with privileges, other processes and UIDs, from a network namespace of one's own
+//! - [`race`]: by changing what was checked
+//! - [`eavesdrop`], [`listen`]: not by sending, but by receiving what is somebody else's
 
+pub mod call;
+pub mod deputy;
 pub mod device;
+pub mod eavesdrop;
 pub mod listen;
 pub mod process;
 pub mod protocol;
+pub mod race;
 pub mod rdma;
+pub mod route;
 pub mod socket;
 pub mod source;
 pub mod unix;
@@ -137,6 +146,11 @@ pub fn all() -> Vec<Attempt> {
     all.extend(vxlan::attempts());
     all.extend(process::attempts());
     all.extend(uring::attempts());
+    all.extend(call::attempts());
+    all.extend(route::attempts());
+    all.extend(deputy::attempts());
+    all.extend(race::attempts());
+    all.extend(eavesdrop::attempts());
     all.extend(unix::attempts());
     all
 }

@@ -32,6 +32,10 @@ const BATCH: usize = 24;
 /// Alice's NAT addresses: hers is the node's first network.
 const NAT: [&str; 2] = ["100.64.0.1", "fd75:766e::1"];
 
+/// Has a host take source routes and segment routing headers.
+const SOURCE_ROUTES: &str = "cd /proc/sys/net && for setting in ipv4/conf/[!d]*/accept_source_route \
+                             ipv6/conf/[!d]*/seg6_enabled; do echo 1 > $setting; done";
+
 /// What is left of the rules on the open node.
 const OPEN: &str = "table inet open {
     chain in { type filter hook prerouting priority raw; iifname \"uvn*\" notrack; }
@@ -58,6 +62,10 @@ impl Site {
         let config = cluster.config(path, &(srun + ports));
         let daemons = cluster.nodes.iter().map(|node| node.uvnd(&config)).collect();
         let mut site = Site { daemons, servers: Vec::new(), cluster };
+        // As some site's router and hosts may: then a packet chooses its way. Devices that come later do not.
+        for host in [&site.cluster.outside, &site.cluster.storage, &*site.cluster.nodes[0]] {
+            host.sh(SOURCE_ROUTES);
+        }
         let sockets = [
             format!("tcp:0.0.0.0:{PORT}"),
             format!("udp:0.0.0.0:{PORT}"),
@@ -93,6 +101,10 @@ impl Site {
     }
 
     fn close(&mut self) {
+        // uvnd would find its pool in use.
+        let prefixes =
+            NAT.map(|address| format!("{address}/{}", if address.contains(':') { 128 } else { 32 }));
+        self.node().ip(&prefixes.map(|prefix| format!("address del {prefix} dev uvn{ALICE}\n")).concat());
         let daemon = self.node().restart_uvnd();
         self.daemons.insert(0, daemon);
         self.node().uvn(&["check"]);
@@ -173,7 +185,7 @@ fn succeeded(answers: &BTreeMap<String, Answer>) -> BTreeSet<&str> {
 }
 
 /// Attempts that need not work on the open node either: with which data path, how their names begin and end, and why.
-const CANNOT_BE_SHOWN: [(&str, &str, &str, &str); 20] = [
+const CANNOT_BE_SHOWN: [(&str, &str, &str, &str); 22] = [
     ("", "device-down", "", "the kernel asks for CAP_NET_ADMIN"),
     ("", "own-device-down", "", "the kernel asks for CAP_NET_ADMIN"),
     ("", "socket-llc", "", "the kernel asks for CAP_NET_RAW"),
@@ -192,6 +204,8 @@ const CANNOT_BE_SHOWN: [(&str, &str, &str, &str); 20] = [
     ("", "scope-", "", "the victim's server is not reached by link-local addresses"),
     ("", "socket-dccp", "", "these kernels have none"),
     ("", "socket-smc-inet", "", "since Linux 6.11"),
+    ("", "uring-bindtodevice", "", "since Linux 6.7"),
+    ("", "route-", "4", "the kernel asks for CAP_NET_RAW"),
     ("", "tun-", "", "the TAP's owner closes it: dataplane/tests/ports.rs shows it"),
     ("", "vxlan-", "6", "the forged frame is of IPv4; the program does not look at the family"),
     ("", "vxlan-routing-header", "", "likewise"),

@@ -238,7 +238,7 @@ pub(super) fn become_user(real: u32, effective: u32) -> io::Result<()> {
 }
 
 /// Becomes the user with one capability, as a program file can have it.
-fn keep_net_raw(uid: u32) -> io::Result<()> {
+pub(super) fn keep_net_raw(uid: u32) -> io::Result<()> {
     // SAFETY: numbers only.
     check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1) })?;
     become_user(uid, uid)?;
@@ -252,13 +252,20 @@ fn keep_net_raw(uid: u32) -> io::Result<()> {
 
 /// Becomes a subordinate UID in a user namespace, in the same network namespace.
 pub(super) fn as_subuid() -> io::Result<()> {
+    map_uids(&[(0, SUBUID)])?;
+    // SAFETY: numbers only.
+    check(unsafe { libc::setresuid(0, 0, 0) })
+}
+
+/// Goes into a user namespace where the former of each pair stands for the latter.
+pub(super) fn map_uids(map: &[(u32, u32)]) -> io::Result<()> {
     let (ready, wait) = UnixDatagram::pair()?;
     let (mapped, done) = UnixDatagram::pair()?;
     let us = getpid();
     // SAFETY: this process has one thread.
     match unsafe { fork() }? {
         ForkResult::Child => {
-            let result = wait.recv(&mut [0]).and_then(|_| newuidmap(us));
+            let result = wait.recv(&mut [0]).and_then(|_| newuidmap(us, map));
             let _parent_gone = mapped.send(&[u8::from(result.is_ok())]);
             std::process::exit(0);
         }
@@ -268,20 +275,15 @@ pub(super) fn as_subuid() -> io::Result<()> {
             let mut success = [0];
             done.recv(&mut success)?;
             waitpid(child, None)?;
-            if success == [0] {
-                return Err(io::Error::other("newuidmap refused"));
-            }
+            if success == [0] { Err(io::Error::other("newuidmap refused")) } else { Ok(()) }
         }
     }
-    // SAFETY: numbers only.
-    check(unsafe { libc::setresuid(0, 0, 0) })
 }
 
-fn newuidmap(of: Pid) -> io::Result<()> {
-    check_status(
-        "newuidmap",
-        Command::new("newuidmap").args([&of.to_string(), "0", &SUBUID.to_string(), "1"]),
-    )
+fn newuidmap(of: Pid, map: &[(u32, u32)]) -> io::Result<()> {
+    let triples = map.iter().flat_map(|(inside, outside)| [*inside, *outside, 1]);
+    let arguments = triples.map(|number| number.to_string());
+    check_status("newuidmap", Command::new("newuidmap").arg(of.to_string()).args(arguments))
 }
 
 fn check_status(name: &str, command: &mut Command) -> io::Result<()> {

@@ -141,12 +141,17 @@ fn through_vrf(aim: &Aim, socket: &Socket, what: &str) -> io::Result<String> {
 /// No reply.
 pub fn ping(socket: &Socket, device: &str, to: IpAddr) -> io::Result<String> {
     let _refused = socket.bind_device(Some(device.as_bytes()));
-    // Type 8 (RFC 792) or 128 (RFC 4443). A ping socket fills in checksum and identifier.
-    let mut request = [if to.is_ipv4() { 8 } else { 128 }, 0, 0, 0, 0, 0, 0, 1, b'u', b'v', b'n', 0];
+    socket::send_through(socket, device, std::net::SocketAddr::new(to, 0), &echo(to.is_ipv4()))?;
+    socket::answer(&mut &*socket).map(|_| "a reply".to_owned())
+}
+
+/// A request: type 8 (RFC 792) or 128 (RFC 4443). A ping socket fills in checksum and identifier.
+#[must_use]
+pub fn echo(ipv4: bool) -> [u8; 12] {
+    let mut request = [if ipv4 { 8 } else { 128 }, 0, 0, 0, 0, 0, 0, 1, b'u', b'v', b'n', 0];
     let sum = Sum::of(&request).checksum();
     request[2..4].copy_from_slice(&sum.to_be_bytes());
-    socket::send_through(socket, device, std::net::SocketAddr::new(to, 0), &request)?;
-    socket::answer(&mut &*socket).map(|_| "a reply".to_owned())
+    request
 }
 
 /// Has the kernel open a UDP socket of its own, in the default VRF.

@@ -67,6 +67,12 @@ pub fn check(result: i32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// A port of this process: from 61000 on the kernel chooses none by itself.
+#[must_use]
+pub fn own_port() -> u16 {
+    61_000 + (std::process::id() % 4096) as u16
+}
+
 /// A device's index.
 ///
 /// # Errors
@@ -188,7 +194,11 @@ pub fn send_marked(socket: &Socket, mark: u32, to: SocketAddr, data: &[u8]) -> i
     with_message(to, data, libc::SOL_SOCKET, libc::SO_MARK, mark, |message| send(socket, message))
 }
 
-fn send(socket: &Socket, message: &libc::msghdr) -> io::Result<()> {
+/// sendmsg(2).
+///
+/// # Errors
+/// The kernel's.
+pub fn send(socket: &Socket, message: &libc::msghdr) -> io::Result<()> {
     // SAFETY: the message is whole.
     check(unsafe { libc::sendmsg(socket.as_raw_fd(), message, 0) } as i32)
 }

@@ -16,7 +16,19 @@ const ENTER_SQ_WAKEUP: u32 = 1 << 1;
 const OFF_SQES: i64 = 0x1000_0000;
 const OP_SENDMSG: u8 = 9;
 const OP_CONNECT: u8 = 16;
+const OP_SEND: u8 = 26;
+const OP_RECV: u8 = 27;
 const OP_SOCKET: u8 = 45;
+const OP_COMMAND: u8 = 46;
+const OP_SEND_ZC: u8 = 47;
+const OP_SENDMSG_ZC: u8 = 48;
+/// A table's entry instead of a descriptor; not before a worker has taken it.
+const FIXED: u8 = 1;
+const ASYNC: u8 = 1 << 4;
+const REGISTER_FILES: u32 = 2;
+const REGISTER_PERSONALITY: u32 = 9;
+/// Of OP_COMMAND, since Linux 6.7.
+const SOCKET_SETSOCKOPT: u64 = 3;
 
 /// struct io_uring_params, its offsets as words.
 #[repr(C)]
@@ -49,7 +61,12 @@ struct Entry {
     len: u32,
     rw_flags: u32,
     user_data: u64,
-    rest: [u64; 3],
+    buffer: u16,
+    personality: u16,
+    /// Where a new descriptor goes in the table; with OP_SEND_ZC, how long the address at `off` is; with OP_COMMAND, the value.
+    file: u32,
+    more: u64,
+    rest: u64,
 }
 
 /// A ring of one entry at a time.
@@ -111,6 +128,13 @@ impl Ring {
         if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) }
     }
 
+    fn register(&self, what: u32, argument: *const i32, count: u32) -> io::Result<i32> {
+        let fd = self.fd.as_raw_fd();
+        // SAFETY: the kernel reads `count` numbers.
+        let result = unsafe { libc::syscall(libc::SYS_io_uring_register, fd, what, argument, count) } as i32;
+        check(result).map(|()| result)
+    }
+
     fn socket(&self, kind: i32) -> io::Result<Socket> {
         let entry =
             Entry { opcode: OP_SOCKET, fd: libc::AF_INET, off: kind as u64, len: 0, ..Entry::default() };
@@ -122,14 +146,7 @@ impl Ring {
     }
 
     pub(super) fn connect(&self, socket: &Socket, to: &SockAddr) -> io::Result<()> {
-        let entry = Entry {
-            opcode: OP_CONNECT,
-            fd: socket.as_raw_fd(),
-            off: to.len().into(),
-            addr: to.as_ptr() as u64,
-            ..Entry::default()
-        };
-        self.run(entry).map(drop)
+        self.run(Entry { fd: socket.as_raw_fd(), ..connecting(to) }).map(drop)
     }
 }
 
@@ -148,10 +165,13 @@ pub fn attempts() -> Vec<Attempt> {
         all.push(Attempt::new(format!("{name}-sendmsg"), move |aim, what| {
             let ring = Ring::new(flags)?;
             let socket = ring.socket(libc::SOCK_DGRAM)?;
-            send_through(&ring, &socket, &aim.vrf(), victim(), what.as_bytes())?;
+            let entry = Entry { opcode: OP_SENDMSG, ..Entry::default() };
+            send_through(&ring, &socket, &aim.vrf(), what.as_bytes(), entry)?;
             socket::answer(&mut &socket)
         }));
     }
+    all.extend(sending());
+    all.extend(connections());
     all.push(Attempt::new("uring-connect-plain-socket", |aim, what| {
         let ring = Ring::new(0)?;
         let socket = socket::inet(Type::STREAM, victim())?;
@@ -166,19 +186,116 @@ fn victim() -> SocketAddr {
     Aim::at(Ipv4Addr::LOCALHOST.into())
 }
 
+/// Datagrams without a copy, by a worker, and after the ring has named the device.
+fn sending() -> Vec<Attempt> {
+    vec![
+        Attempt::new("uring-sendmsg-zc", |aim, what| {
+            let (ring, socket) = (Ring::new(0)?, socket::inet(Type::DGRAM, victim())?);
+            let entry = Entry { opcode: OP_SENDMSG_ZC, ..Entry::default() };
+            send_through(&ring, &socket, &aim.vrf(), what.as_bytes(), entry)?;
+            socket::answer(&mut &socket)
+        }),
+        Attempt::new("uring-worker-sendmsg", |aim, what| {
+            let (ring, socket) = (Ring::new(0)?, socket::inet(Type::DGRAM, victim())?);
+            let entry = Entry { opcode: OP_SENDMSG, flags: ASYNC, ..Entry::default() };
+            send_through(&ring, &socket, &aim.vrf(), what.as_bytes(), entry)?;
+            socket::answer(&mut &socket)
+        }),
+        Attempt::new("uring-send-zc", |aim, what| {
+            let (ring, socket) = (Ring::new(0)?, socket::inet(Type::DGRAM, victim())?);
+            let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
+            let to = SockAddr::from(victim());
+            ring.run(Entry {
+                opcode: OP_SEND_ZC,
+                fd: socket.as_raw_fd(),
+                off: to.as_ptr() as u64,
+                addr: what.as_ptr() as u64,
+                len: what.len() as u32,
+                file: to.len(),
+                ..Entry::default()
+            })?;
+            socket::answer(&mut &socket)
+        }),
+        Attempt::new("uring-bindtodevice", |aim, what| {
+            let (ring, socket) = (Ring::new(0)?, socket::inet(Type::DGRAM, victim())?);
+            socket::disconnect(&socket)?;
+            let device = aim.vrf();
+            ring.run(Entry {
+                opcode: OP_COMMAND,
+                fd: socket.as_raw_fd(),
+                off: SOCKET_SETSOCKOPT,
+                addr: libc::SOL_SOCKET as u64 | (libc::SO_BINDTODEVICE as u64) << 32,
+                file: device.len() as u32,
+                more: device.as_ptr() as u64,
+                ..Entry::default()
+            })?;
+            socket::ask_datagram(&socket, victim(), what)
+        }),
+    ]
+}
+
+/// Connections by a worker, with the credentials of before, and of sockets that are no descriptors of the process.
+fn connections() -> Vec<Attempt> {
+    vec![
+        Attempt::new("uring-worker-connect", |aim, what| {
+            let (ring, socket) = (Ring::new(0)?, socket::inet(Type::STREAM, victim())?);
+            let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
+            let entry = Entry { fd: socket.as_raw_fd(), flags: ASYNC, ..connecting(&victim().into()) };
+            ring.run(entry)?;
+            socket::talk(&socket, what)
+        }),
+        Attempt::new("uring-personality-connect", |aim, what| {
+            let ring = Ring::new(0)?;
+            let personality = ring.register(REGISTER_PERSONALITY, std::ptr::null(), 0)? as u16;
+            super::process::as_subuid()?;
+            let kind = libc::SOCK_STREAM as u64;
+            let entry =
+                Entry { opcode: OP_SOCKET, fd: libc::AF_INET, off: kind, personality, ..Entry::default() };
+            // SAFETY: the descriptor is new and nobody else's.
+            let socket = Socket::from(unsafe { OwnedFd::from_raw_fd(ring.run(entry)?) });
+            socket.set_read_timeout(Some(socket::PATIENCE))?;
+            let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
+            let to = SockAddr::from(victim());
+            ring.run(Entry { fd: socket.as_raw_fd(), personality, ..connecting(&to) })?;
+            socket::talk(&socket, what)
+        }),
+        Attempt::new("uring-direct-connect", |aim, what| {
+            let ring = Ring::new(0)?;
+            ring.register(REGISTER_FILES, [-1].as_ptr(), 1)?;
+            let kind = libc::SOCK_STREAM as u64;
+            // Into the first place, which counts from 1 here.
+            ring.run(Entry { opcode: OP_SOCKET, fd: libc::AF_INET, off: kind, file: 1, ..Entry::default() })?;
+            let to = SockAddr::from(Aim::at(aim.host.into()));
+            ring.run(Entry { flags: FIXED, ..connecting(&to) })?;
+            let talk = |opcode, at: *const u8, length: usize| {
+                ring.run(Entry {
+                    opcode,
+                    flags: FIXED,
+                    addr: at as u64,
+                    len: length as u32,
+                    ..Entry::default()
+                })
+            };
+            talk(OP_SEND, what.as_ptr(), what.len())?;
+            let answer = [0_u8; 512];
+            let length = talk(OP_RECV, answer.as_ptr(), answer.len())? as usize;
+            Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+        }),
+    ]
+}
+
+/// Without the socket.
+fn connecting(to: &SockAddr) -> Entry {
+    Entry { opcode: OP_CONNECT, off: to.len().into(), addr: to.as_ptr() as u64, ..Entry::default() }
+}
+
 /// As [`socket::send_through`], for IPv4.
-fn send_through(ring: &Ring, socket: &Socket, device: &str, to: SocketAddr, data: &[u8]) -> io::Result<()> {
+fn send_through(ring: &Ring, socket: &Socket, device: &str, data: &[u8], entry: Entry) -> io::Result<()> {
     let none = libc::in_addr { s_addr: 0 };
     let index = socket::index(device)?.cast_signed();
     let info = libc::in_pktinfo { ipi_ifindex: index, ipi_spec_dst: none, ipi_addr: none };
-    socket::with_message(to, data, libc::IPPROTO_IP, libc::IP_PKTINFO, info, |message| {
-        let entry = Entry {
-            opcode: OP_SENDMSG,
-            fd: socket.as_raw_fd(),
-            addr: std::ptr::from_ref(message) as u64,
-            len: 1,
-            ..Entry::default()
-        };
-        ring.run(entry).map(drop)
+    socket::with_message(victim(), data, libc::IPPROTO_IP, libc::IP_PKTINFO, info, |message| {
+        let addr = std::ptr::from_ref(message) as u64;
+        ring.run(Entry { fd: socket.as_raw_fd(), addr, len: 1, ..entry }).map(drop)
     })
 }
