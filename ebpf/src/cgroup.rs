@@ -8,6 +8,7 @@
 #![no_std]
 #![no_main]
 
+mod disconnect;
 mod rdma;
 mod unix;
 

@@ -13,7 +13,7 @@ use uvn_wire::cgroup::{UnixSocket, Verdict};
 
 /// Where the kernel has what of a socket. The loader sets it.
 #[unsafe(no_mangle)]
-static UNIX: Global<UnixSocket> = Global::new(UnixSocket {
+pub static UNIX: Global<UnixSocket> = Global::new(UnixSocket {
     net: 0,
     net_cookie: 0,
     socket: 0,
@@ -80,7 +80,7 @@ fn owner(unix: UnixSocket, sock: u64) -> Option<u32> {
 
 /// Whether it is in the loader's network namespace.
 #[inline(always)]
-fn is_ours(unix: UnixSocket, sock: u64) -> bool {
+pub fn is_ours(unix: UnixSocket, sock: u64) -> bool {
     let Some(net) = read::<u64>(sock, unix.net) else { return false };
     read::<u64>(net, unix.net_cookie) == Some(NETNS.load())
 }

@@ -17,6 +17,7 @@
 //! - [`route`]: by source routes
 //! - [`deputy`]: by programs with privileges, other processes and UIDs, from a network namespace of one's own
 //! - [`race`]: by changing what was checked
+//! - [`obstruct`]: by standing in the way
 //! - [`eavesdrop`], [`listen`]: not by sending, but by receiving what is somebody else's
 
 pub mod call;
@@ -24,6 +25,7 @@ pub mod deputy;
 pub mod device;
 pub mod eavesdrop;
 pub mod listen;
+pub mod obstruct;
 pub mod process;
 pub mod protocol;
 pub mod race;
@@ -151,6 +153,7 @@ pub fn all() -> Vec<Attempt> {
     all.extend(deputy::attempts());
     all.extend(race::attempts());
     all.extend(eavesdrop::attempts());
+    all.extend(obstruct::attempts());
     all.extend(unix::attempts());
     all
 }

@@ -366,9 +366,9 @@ fn listeners_get_nothing_of_others() {
         node.try_reach(ALICE, "alice", &[format!("tcp:127.0.0.1:{port}"), format!("tcp:{here}:{port}")]);
     assert!(answers.values().all(Result::is_err), "{answers:?}");
     drop(server);
-    // Without the program that sees what is received, the first does get it.
+    // Without the programs that keep its device and see what is received, the first does get it.
     site.daemons[0].signal(Signal::SIGSTOP);
-    node.sh("find /sys/fs/bpf/uvn -name uvn_ingress -delete");
+    node.sh("find /sys/fs/bpf/uvn -name uvn_ingress -delete -o -name uvn_disconnect -delete");
     let (server, port) = listen("disconnected");
     let _answer = node.try_reach(ALICE, "alice", &[format!("udp:127.0.0.1:{port}")]);
     assert!(server.seen().iter().any(|line| line == "alice"), "cannot be shown");

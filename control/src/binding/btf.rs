@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::sync::OnceLock;
-use uvn_wire::cgroup::{UnixSocket, Way};
+use uvn_wire::cgroup::{Datagram, UnixSocket, Way};
 
 /// The kernel's.
 const FILE: &str = "/sys/kernel/btf/vmlinux";
@@ -28,12 +28,21 @@ pub fn unix_socket() -> Option<UnixSocket> {
     layouts().1
 }
 
-fn layouts() -> (Option<Way>, Option<UnixSocket>) {
-    static LAYOUTS: OnceLock<(Option<Way>, Option<UnixSocket>)> = OnceLock::new();
+/// Where it has what of a datagram socket; None: likewise.
+#[must_use]
+pub fn datagram() -> Option<Datagram> {
+    layouts().2
+}
+
+type Layouts = (Option<Way>, Option<UnixSocket>, Option<Datagram>);
+
+fn layouts() -> Layouts {
+    static LAYOUTS: OnceLock<Layouts> = OnceLock::new();
     *LAYOUTS.get_or_init(|| {
         let locked = fs::read_to_string(LOCKDOWN).is_ok_and(|state| state.contains("[confidentiality]"));
         let bytes = fs::read(FILE).ok().filter(|_| !locked).unwrap_or_default();
-        Btf::parse(&bytes).map_or((None, None), |btf| (way_in(&btf), unix_socket_in(&btf)))
+        Btf::parse(&bytes)
+            .map_or_else(Layouts::default, |btf| (way_in(&btf), unix_socket_in(&btf), datagram_in(&btf)))
     })
 }
 
@@ -59,6 +68,20 @@ fn unix_socket_in(btf: &Btf<'_>) -> Option<UnixSocket> {
         uid: btf.offset("cred", "uid")?,
         addr: btf.offset("unix_sock", "addr")?,
         path: btf.offset("unix_address", "name")? + btf.offset("sockaddr_un", "sun_path")?,
+    })
+}
+
+fn datagram_in(btf: &Btf<'_>) -> Option<Datagram> {
+    /// include/net/sock.h
+    const SOCK_BINDPORT_LOCK: u32 = 8;
+
+    let locks = btf.bit("sock", "sk_userlocks")?;
+    Some(Datagram {
+        kind: btf.offset("socket", "type")?,
+        sock: btf.offset("socket", "sk")?,
+        family: btf.offset("sock", "__sk_common")? + btf.offset("sock_common", "skc_family")?,
+        locks: locks / 8,
+        port_lock: SOCK_BINDPORT_LOCK << (locks % 8),
     })
 }
 
@@ -88,17 +111,22 @@ impl<'a> Btf<'a> {
         Some(Btf { strings, types })
     }
 
-    /// Where a member of a structure begins, in bytes, also one of a nameless part of it.
+    /// Where a member of a structure begins, in bytes.
     fn offset(&self, structure: &str, member: &str) -> Option<u32> {
+        self.bit(structure, member).map(|bit| bit / 8)
+    }
+
+    /// The same in bits, also one of a nameless part of it.
+    fn bit(&self, structure: &str, member: &str) -> Option<u32> {
         let named = |kind: &&&[u8]| {
             kind_of(kind) == Some(STRUCT)
                 && members(kind).next().is_some()
                 && word(kind, 0).is_some_and(|name| self.is_called(name, structure))
         };
-        self.offset_in(self.types.iter().find(named)?, member, 0)
+        self.bit_in(self.types.iter().find(named)?, member, 0)
     }
 
-    fn offset_in(&self, structure: &[u8], member: &str, depth: u32) -> Option<u32> {
+    fn bit_in(&self, structure: &[u8], member: &str, depth: u32) -> Option<u32> {
         /// Nothing in the kernel is nested that deep.
         const DEEPEST: u32 = 8;
 
@@ -109,12 +137,12 @@ impl<'a> Btf<'a> {
         let bits = if word(structure, 4)? >> 31 == 1 { 0x00ff_ffff } else { u32::MAX };
         members(structure).find_map(|entry| {
             let (name, number) = (word(entry, 0)?, word(entry, 4)?);
-            let own = (word(entry, 8)? & bits) / 8;
+            let own = word(entry, 8)? & bits;
             if self.is_called(name, member) {
                 return Some(own);
             }
             let nameless = (name == 0).then(|| self.types.get((number as usize).checked_sub(1)?))??;
-            Some(own + self.offset_in(nameless, member, depth + 1)?)
+            own.checked_add(self.bit_in(nameless, member, depth + 1)?)
         })
     }
 
@@ -212,6 +240,7 @@ mod tests {
         let file = file();
         let btf = Btf::parse(&file).unwrap();
         assert_eq!(["x", "d", "e"].map(|member| btf.offset("a", member)), [Some(0), Some(8), Some(16)]);
+        assert_eq!(btf.bit("a", "e"), Some(128));
         assert_eq!((btf.offset("a", "c"), btf.offset("c", "x"), btf.offset("", "x")), (None, None, None));
     }
 

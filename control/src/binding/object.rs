@@ -31,9 +31,12 @@ const PROGRAMS: [&str; 10] = [
     "uvn_device",
 ];
 
-/// Those on Unix sockets, and the hooks that they are for.
-const UNIX: [(&str, &str); 2] =
-    [("uvn_unix_connect", "unix_stream_connect"), ("uvn_unix_send", "unix_may_send")];
+/// Those on Unix sockets, and on what else cgroups have no hook for; and their hooks.
+const UNIX: [(&str, &str); 3] = [
+    ("uvn_unix_connect", "unix_stream_connect"),
+    ("uvn_unix_send", "unix_may_send"),
+    ("uvn_disconnect", "socket_connect"),
+];
 
 /// The object in the kernel.
 pub struct Object {
@@ -72,7 +75,9 @@ pub fn load(state: &Path, policy: &Policy) -> Result<Object, BindingError> {
     let tag = cgroup::tag(netns);
     let way: [u32; 6] = zerocopy::transmute!(policy.called_back.way);
     let unix = unix::layout();
-    let layout: [u32; 9] = zerocopy::transmute!(unix.clone().unwrap_or_default());
+    let (layout, datagram) = unix.clone().unwrap_or_default();
+    let (layout, datagram): ([u32; 9], [u32; 5]) =
+        (zerocopy::transmute!(layout), zerocopy::transmute!(datagram));
     // The object has no BTF to relocate; reading the kernel's would take a while.
     owners::make(&state.join("OWNERS"))?;
     let mut ebpf = EbpfLoader::new()
@@ -84,6 +89,7 @@ pub fn load(state: &Path, policy: &Policy) -> Result<Object, BindingError> {
         .override_global("SLURM_USER", &policy.slurm_user, true)
         .override_global("WAY", &way, true)
         .override_global("UNIX", &layout, true)
+        .override_global("DATAGRAM", &datagram, true)
         .load(OBJECT)?;
     // First: a program keeps its maps once it is loaded.
     for name in PROGRAMS {
@@ -200,7 +206,7 @@ pub fn attach(object: &mut Object, cgroup: &File, folder: &Path) -> Result<(), B
     Ok(())
 }
 
-/// Both or none: with one alone, a finding would say too much.
+/// All or none: with some alone, a finding would say too much.
 fn attach_unix(ebpf: &mut Ebpf, folder: &Path) -> Result<(), String> {
     let mut links = Vec::new();
     for (name, _) in UNIX {

@@ -1,9 +1,9 @@
-//! Whether the kernel keeps users from each other's abstract Unix sockets.
+//! Whether the kernel keeps users from each other's abstract Unix sockets, and their own from being in the way.
 
 use super::btf;
 use std::fs;
 use std::io;
-use uvn_wire::cgroup::UnixSocket;
+use uvn_wire::cgroup::{Datagram, UnixSocket};
 
 /// The security modules that the kernel asks.
 const MODULES: &str = "/sys/kernel/security/lsm";
@@ -12,9 +12,9 @@ const MODULES: &str = "/sys/kernel/security/lsm";
 ///
 /// # Errors
 /// What the kernel lacks.
-pub fn layout() -> Result<UnixSocket, String> {
+pub fn layout() -> Result<(UnixSocket, Datagram), String> {
     asks_programs(fs::read_to_string(MODULES))?;
-    btf::unix_socket().ok_or_else(|| {
+    btf::unix_socket().zip(btf::datagram()).ok_or_else(|| {
         "the kernel has no BTF (/sys/kernel/btf/vmlinux) or is locked down (confidentiality)".into()
     })
 }

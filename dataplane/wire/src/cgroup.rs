@@ -94,6 +94,22 @@ pub struct UnixSocket {
     pub path: u32,
 }
 
+/// Where the kernel has what of a datagram socket, likewise.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Datagram {
+    /// `socket.type`: SOCK_DGRAM?
+    pub kind: u32,
+    /// `socket.sk`.
+    pub sock: u32,
+    /// `sock.__sk_common.skc_family`.
+    pub family: u32,
+    /// The byte of `sock.sk_userlocks`, a bit field.
+    pub locks: u32,
+    /// In there, that bind(2) chose the port.
+    pub port_lock: u32,
+}
+
 /// A device file by its numbers. Major number 0: the end of the list.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, KnownLayout, Immutable,

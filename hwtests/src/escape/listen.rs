@@ -36,7 +36,8 @@ pub fn run(how: Trick, name: &str, device: Option<&str>) -> io::Result<()> {
             let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
             socket.bind(&any(FREE_PORT))?;
             socket.connect(&SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 9).into())?;
-            socket::disconnect(&socket)?;
+            // Refused where it keeps the port.
+            let _still_bound = socket::disconnect(&socket);
             announce(FREE_PORT);
             serve_udp(&socket.into(), name);
             return Ok(());
