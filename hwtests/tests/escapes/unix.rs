@@ -109,34 +109,43 @@ fn observing_refuses_nobody_and_counts() {
     assert!(refusals(node) > 0);
 }
 
-/// The programs come back; where the kernel has none, uvnd goes on, and says so.
+/// The programs come back, and `uvn check` does not take uvnd's word for it.
 #[test]
 #[ignore = "needs a kernel with VRF: cargo xtask guest"]
-fn the_programs_on_unix_sockets_are_kept_or_missed() {
-    let (cluster, mut daemon) = node("");
+fn the_programs_on_unix_sockets_are_kept() {
+    let (cluster, daemon) = node("");
     let node = &cluster.nodes[0];
     let _alice = Server::probe(node, ALICE, &["unix-serve", "alice"]);
     assert!(!reaches(node, BOB, "alice"));
-    node.sh("find /sys/fs/bpf/uvn -name 'uvn_unix_*' -delete");
+    let take_away = || node.sh("find /sys/fs/bpf/uvn -name 'uvn_unix_*' -delete");
+    take_away();
     wait_for_programs(node, "alice");
     assert_eq!(node.sh("find /sys/fs/bpf/uvn -name 'uvn_unix_*' | wc -l").trim(), "2");
     node.uvn(&["check"]);
+    daemon.signal(Signal::SIGSTOP);
+    take_away();
+    let found = node.try_uvn(&["check"]);
+    assert!(text(&found.stdout).contains("UVN-SOCKETS-TRIAL"), "{}", text(&found.stdout));
+    daemon.signal(Signal::SIGCONT);
+    wait_for_programs(node, "alice");
+}
+
+/// Where the kernel asks no programs, uvnd goes on, and says so.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn a_kernel_that_asks_no_programs_is_named() {
+    let (cluster, daemon) = node("");
+    let node = &cluster.nodes[0];
+    let _alice = Server::probe(node, ALICE, &["unix-serve", "alice"]);
     daemon.crash();
-    // As a kernel that does not ask programs.
     node.sh("echo lockdown,capability,yama > /run/node/lsm && mount --bind /run/node/lsm /sys/kernel/security/lsm");
-    daemon = node.restart_uvnd();
+    let daemon = node.restart_uvnd();
     let found = node.uvn(&["check"]);
     assert!(found.contains("warning: UVN-ABSTRACT-SOCKETS") && found.contains("yama"), "{found}");
     assert!(reaches(node, BOB, "alice"), "cannot be shown");
     node.sh("umount /sys/kernel/security/lsm");
     daemon.crash();
-    daemon = node.restart_uvnd();
+    let mut daemon = node.restart_uvnd();
     wait_for_programs(node, "alice");
-    // Attached by uvnd's word, and not: the check tries it.
-    daemon.signal(Signal::SIGSTOP);
-    node.sh("find /sys/fs/bpf/uvn -name 'uvn_unix_*' -delete");
-    let found = node.try_uvn(&["check"]);
-    assert!(text(&found.stdout).contains("UVN-SOCKETS-TRIAL"), "{}", text(&found.stdout));
-    daemon.signal(Signal::SIGCONT);
-    wait_for_programs(node, "alice");
+    daemon.assert_alive();
 }
