@@ -10,7 +10,8 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use nix::sys::socket::{MsgFlags, recv};
+use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce};
+use nix::sys::socket::{MsgFlags, recv, setsockopt};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
@@ -190,7 +191,12 @@ impl Notifications {
         /// rtnetlink groups (include/uapi/linux/rtnetlink.h): RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE,
         /// _IPV6_IFADDR, _IPV6_ROUTE.
         const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+        /// What ten thousand neighbours send, more or less. If some are lost, all are asked again, and that is as many.
+        const BUFFER: usize = 8 << 20;
+
         let mut socket = Socket::new(NETLINK_ROUTE)?;
+        // Beyond net.core.rmem_max; without CAP_NET_ADMIN in the first user namespace as much as is allowed.
+        setsockopt(&socket, RcvBufForce, &BUFFER).or_else(|_| setsockopt(&socket, RcvBuf, &BUFFER))?;
         socket.bind(&SocketAddr::new(0, 0))?;
         for group in GROUPS {
             socket.add_membership(group)?;

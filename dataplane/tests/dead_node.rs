@@ -7,7 +7,9 @@ use common::NetNs;
 use common::cluster::{Cluster, Settings, V4};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
+use uvn_dataplane::route::{Change, Notifications};
 
+const NEIGHBOURS: u16 = 3000;
 /// TCP itself gives up after more than two minutes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -60,4 +62,24 @@ fn engine() {
 #[test]
 fn shortcut() {
     dies_and_returns("path = \"shortcut\"");
+}
+
+/// As many as a cluster that is switched off has.
+#[test]
+fn thousands_of_neighbours_change_at_once() {
+    let node = NetNs::new("node");
+    node.veth("em1", &node, "wire");
+    let mut notifications = node.run(Notifications::subscribe).unwrap();
+    let neighbour = |number: u16| {
+        let [a, b] = number.to_be_bytes();
+        format!("neigh add 10.9.{a}.{b} lladdr 02:75:0a:09:{a:02x}:{b:02x} dev em1 nud permanent\n")
+    };
+    let file = std::env::temp_dir().join(node.name());
+    std::fs::write(&file, (0..NEIGHBOURS).map(neighbour).collect::<String>()).unwrap();
+    node.ip(&format!("-batch {}", file.display()));
+    std::fs::remove_file(file).unwrap();
+    let changes = notifications.read().unwrap();
+    assert!(!changes.contains(&Change::Lost));
+    let told = changes.iter().filter(|change| matches!(change, Change::Neighbour { neighbour: Some(_), .. }));
+    assert!(told.count() >= NEIGHBOURS.into());
 }
