@@ -149,24 +149,30 @@ pub fn uvn_bind6(ctx: SockAddrContext) -> i32 {
 /// A destination: still in his network? TCP fast open comes here, too.
 #[cgroup_sock_addr(connect4)]
 pub fn uvn_connect4(ctx: SockAddrContext) -> i32 {
-    // SAFETY: the verifier knows the context's fields.
-    let destination = Address::mapped(unsafe { (*ctx.sock_addr).user_ip4 });
-    answer(connect(&ctx, destination))
+    match policed(&ctx) {
+        Some(uid) => {
+            name_this_host(ctx.sock_addr);
+            answer(send(ctx.sock_addr, uid, address4(ctx.sock_addr)))
+        }
+        None => answer(call_back(&ctx, address4(ctx.sock_addr))),
+    }
 }
 
 /// As [`uvn_connect4`].
 #[cgroup_sock_addr(connect6)]
 pub fn uvn_connect6(ctx: SockAddrContext) -> i32 {
-    answer(connect(&ctx, address6(ctx.sock_addr)))
+    match policed(&ctx) {
+        Some(uid) => answer(send(ctx.sock_addr, uid, address6(ctx.sock_addr))),
+        None => answer(call_back(&ctx, address6(ctx.sock_addr))),
+    }
 }
 
 /// A datagram with a destination or with ancillary data of its own: still in his network?
 #[cgroup_sock_addr(sendmsg4)]
 pub fn uvn_sendmsg4(ctx: SockAddrContext) -> i32 {
     let Some(uid) = policed(&ctx) else { return 1 };
-    // SAFETY: the verifier knows the context's fields.
-    let destination = Address::mapped(unsafe { (*ctx.sock_addr).user_ip4 });
-    answer(send(ctx.sock_addr, uid, destination))
+    name_this_host(ctx.sock_addr);
+    answer(send(ctx.sock_addr, uid, address4(ctx.sock_addr)))
 }
 
 /// As [`uvn_sendmsg4`].
@@ -394,14 +400,6 @@ fn bind(ctx: *mut bpf_sock_addr, uid: u32) -> Result<(), Verdict> {
         return if is_outside(socket, owner.as_deref()) { Ok(()) } else { Err(Verdict::SrunPort) };
     }
     keep(ctx, socket, number, &network, owner)
-}
-
-#[inline(always)]
-fn connect(ctx: &SockAddrContext, destination: Address) -> Result<(), Verdict> {
-    match policed(ctx) {
-        Some(uid) => send(ctx.sock_addr, uid, destination),
-        None => call_back(ctx, destination),
-    }
 }
 
 /// What listens on a `srun` port is outside of every network: of those who are, Slurm's daemons alone may call it. Of any
@@ -731,6 +729,27 @@ impl Packet {
 #[inline(always)]
 fn load<T>(ctx: &SkBuffContext, offset: usize) -> Result<T, Verdict> {
     ctx.load(offset).map_err(|_| Verdict::Options)
+}
+
+/// 0.0.0.0 is this host: the socket's own address, or loopback. The kernel would take the way there outside of the VRF
+/// (net/ipv4/route.c, ip_route_output_key_hash_rcu).
+#[inline(always)]
+fn name_this_host(ctx: *mut bpf_sock_addr) {
+    const LOOPBACK: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
+
+    // SAFETY: the verifier knows the context's fields; the socket is there.
+    unsafe {
+        if (*ctx).user_ip4 == 0 {
+            let own = (*(*ctx).__bindgen_anon_1.sk).src_ip4;
+            (*ctx).user_ip4 = if own == 0 { LOOPBACK } else { own };
+        }
+    }
+}
+
+#[inline(always)]
+fn address4(ctx: *mut bpf_sock_addr) -> Address {
+    // SAFETY: the verifier knows the context's fields.
+    Address::mapped(unsafe { (*ctx).user_ip4 })
 }
 
 #[inline(always)]

@@ -119,7 +119,8 @@ fn each_user_gets_his_own(path: &str) {
             let [near, far] = [[localhost(), own].concat(), other.to_vec()].map(|addresses| {
                 addresses.chunks(2).flat_map(|pair| everywhere(&[pair[0], pair[1]], 5000)).collect()
             });
-            let near: Vec<String> = near;
+            // 0.0.0.0 is this host.
+            let near: Vec<String> = [near, both(&[ip("0.0.0.0")], 5000)].concat();
             let far: Vec<String> = far;
             let alice: Vec<String> =
                 [localhost(), own, other].iter().flat_map(|pair| everywhere(pair, ALICE_ALONE)).collect();
