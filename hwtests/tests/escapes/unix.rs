@@ -122,12 +122,13 @@ fn the_programs_on_unix_sockets_are_kept() {
     wait_for_programs(node, "alice");
     assert_eq!(node.sh("find /sys/fs/bpf/uvn -name 'uvn_unix_*' | wc -l").trim(), "2");
     node.uvn(&["check"]);
-    daemon.signal(Signal::SIGSTOP);
+    daemon.crash();
     take_away();
     let found = node.try_uvn(&["check"]);
     assert!(text(&found.stdout).contains("UVN-SOCKETS-TRIAL"), "{}", text(&found.stdout));
-    daemon.signal(Signal::SIGCONT);
+    let mut daemon = node.restart_uvnd();
     wait_for_programs(node, "alice");
+    daemon.assert_alive();
 }
 
 /// Where the kernel asks no programs, uvnd goes on, and says so.
