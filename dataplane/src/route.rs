@@ -6,7 +6,7 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -22,7 +22,7 @@ use uvn_wire::ethernet::Mac;
 pub struct Route {
     /// Whose MAC the frames are sent to: the router, or the address itself on the NIC's own subnet.
     pub via: IpAddr,
-    /// MTU of the route (RTAX_MTU), if it has one of its own.
+    /// MTU of the route (RTAX_MTU), if it is configured with one; what a packet claims is none (RFC 8201 section 6).
     pub mtu: Option<usize>,
 }
 
@@ -71,7 +71,19 @@ pub enum Change {
 /// # Errors
 /// The kernel's refusal.
 pub fn look_up(address: IpAddr, index: u32) -> io::Result<Option<Route>> {
+    let Some(message) = ask(address, index, RouteFlags::empty())? else { return Ok(None) };
+    let Some(mut route) = read_route(&message, address, index) else { return Ok(None) };
+    if route.mtu.is_some() && expires(&message) {
+        // Whoever sends an ICMP error has put it there, for all networks. The table's own entry has no such.
+        let configured = ask(address, index, RouteFlags::FibMatch)?;
+        route.mtu = configured.and_then(|message| read_mtu(&message));
+    }
+    Ok(Some(route))
+}
+
+fn ask(address: IpAddr, index: u32, flags: RouteFlags) -> io::Result<Option<RouteMessage>> {
     let mut message = RouteMessage::default();
+    message.header.flags = flags;
     (message.header.address_family, message.header.destination_prefix_length) = match address {
         IpAddr::V4(_) => (AddressFamily::Inet, 32),
         IpAddr::V6(_) => (AddressFamily::Inet6, 128),
@@ -83,10 +95,27 @@ pub fn look_up(address: IpAddr, index: u32) -> io::Result<Option<Route>> {
         Err(error) if is_unreachable(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
-    Ok(answers.iter().find_map(|answer| match answer {
-        RouteNetlinkMessage::NewRoute(route) => read_route(route, address, index),
+    Ok(answers.into_iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewRoute(route) => Some(route),
         _ => None,
     }))
+}
+
+/// Whether it holds for a time only.
+fn expires(message: &RouteMessage) -> bool {
+    let is_it = |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::CacheInfo(info) if info.expires != 0);
+    message.attributes.iter().any(is_it)
+}
+
+fn read_mtu(message: &RouteMessage) -> Option<usize> {
+    let metrics = message.attributes.iter().filter_map(|attribute| match attribute {
+        RouteAttribute::Metrics(metrics) => Some(metrics),
+        _ => None,
+    });
+    metrics.flatten().find_map(|metric| match metric {
+        RouteMetric::Mtu(mtu) => usize::try_from(*mtu).ok(),
+        _ => None,
+    })
 }
 
 /// What "no route" looks like, of whatever kind (blackhole: EINVAL, prohibit: EACCES).
@@ -100,7 +129,7 @@ fn read_route(message: &RouteMessage, address: IpAddr, index: u32) -> Option<Rou
     if message.header.kind != RouteType::Unicast {
         return None;
     }
-    let mut route = Route { via: address, mtu: None };
+    let mut route = Route { via: address, mtu: read_mtu(message) };
     let mut device = None;
     for attribute in &message.attributes {
         match attribute {
@@ -109,12 +138,6 @@ fn read_route(message: &RouteMessage, address: IpAddr, index: u32) -> Option<Rou
             RouteAttribute::Gateway(RouteAddress::Inet6(gateway)) => route.via = (*gateway).into(),
             RouteAttribute::Via(RouteVia::Inet(gateway)) => route.via = (*gateway).into(),
             RouteAttribute::Via(RouteVia::Inet6(gateway)) => route.via = (*gateway).into(),
-            RouteAttribute::Metrics(metrics) => {
-                route.mtu = metrics.iter().find_map(|metric| match metric {
-                    RouteMetric::Mtu(mtu) => usize::try_from(*mtu).ok(),
-                    _ => None,
-                });
-            }
             _ => {}
         }
     }
