@@ -3,8 +3,9 @@
 //! address before others' without one, keeps others from the port, and lets its owner name any device then. Refused; a
 //! socket whose port the kernel chose loses that, too, and may.
 
+use crate::process::{current_uid, is_policed, read};
 use crate::unix::{UNIX, is_ours};
-use crate::{answer, current_uid, is_policed, read};
+use crate::verdict::answer;
 use aya_ebpf::Global;
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;

@@ -5,7 +5,9 @@
 //! Refused is ECONNREFUSED, as if nobody listened there: programs know that, and go on to the socket with a path where
 //! there is one (libxcb, `_xcb_open`).
 
-use crate::{NETNS, answer, current_uid, is_policed, read};
+use crate::maps::NETNS;
+use crate::process::{current_uid, is_policed, read};
+use crate::verdict::answer;
 use aya_ebpf::Global;
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;

@@ -1,7 +1,8 @@
 //! RDMA devices, by which a process sends past the kernel, and so past every network: where the policy denies them, no
 //! policed user opens one.
 
-use crate::{answer, current_uid, is_policed};
+use crate::process::{current_uid, is_policed};
+use crate::verdict::answer;
 use aya_ebpf::macros::{cgroup_device, map};
 use aya_ebpf::maps::Array;
 use aya_ebpf::programs::DeviceContext;
