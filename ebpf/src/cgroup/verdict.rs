@@ -9,13 +9,13 @@ use uvn_wire::cgroup::{Refused, Verdict};
 #[inline(always)]
 pub(crate) fn note(uid: u32) {
     let program = bpf_get_current_comm().unwrap_or_default();
-    match REFUSED.get_ptr_mut(&uid) {
+    match REFUSED.get_ptr_mut(uid) {
         // SAFETY: some user's element; a count that goes to another is a small lie in a log.
         Some(refused) => unsafe {
             (*refused).count += 1;
             (*refused).program = program;
         },
-        None => drop(REFUSED.insert(&uid, &Refused { count: 1, program }, 0)),
+        None => drop(REFUSED.insert(uid, Refused { count: 1, program }, 0)),
     }
 }
 

@@ -67,35 +67,38 @@ fn run(mut cargo: Command) -> Result<(), String> {
     shell::run(&mut cargo).map_err(|error| error.to_string())
 }
 
-/// Whether rustup brought this component; a SKIP line with the remedy if not.
-fn missing(component: &str) -> Option<String> {
-    let there = shell::read(cargo().args([component, "--version"])).is_ok();
+/// Fails, with the remedy, if rustup has not brought this component.
+fn need(component: &str) -> Result<(), String> {
     let name = if component == "fmt" { "rustfmt" } else { component };
-    (!there).then(|| format!("SKIP: this Rust has no {name}; `rustup component add {name}` brings it"))
+    let remedy = format!("this Rust has no {name}; `rustup component add {name}` brings it");
+    shell::read(cargo().args([component, "--version"])).map(drop).map_err(|_| remedy)
+}
+
+/// The manifest of a workspace of this repository.
+fn manifest(workspace: &str) -> String {
+    format!("{}/../../{workspace}Cargo.toml", env!("CARGO_MANIFEST_DIR"))
 }
 
 fn format() -> Closing {
-    if let Some(skip) = missing("fmt") {
-        return Ok(skip);
-    }
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../");
+    need("fmt")?;
     for workspace in ["", "ebpf/"] {
         let mut check = cargo();
-        check
-            .args(["fmt", "--all", "--check", "--manifest-path"])
-            .arg(format!("{root}{workspace}Cargo.toml"));
+        check.args(["fmt", "--all", "--check", "--manifest-path", &manifest(workspace)]);
         run(check)?;
     }
     Ok("ok: as rustfmt writes it".into())
 }
 
 fn clippy() -> Closing {
-    if let Some(skip) = missing("clippy") {
-        return Ok(skip);
+    need("clippy")?;
+    let target = target_directory().map_err(|error| error.to_string())?;
+    // The eBPF programs as programs of this machine: they have no tests.
+    for (workspace, targets) in [("", "--all-targets"), ("ebpf/", "--bins")] {
+        let mut check = cargo();
+        check.args(["clippy", "--workspace", targets, "--quiet", "--manifest-path", &manifest(workspace)]);
+        check.arg("--target-dir").arg(&target).args(["--", "--deny", "warnings"]);
+        run(check)?;
     }
-    let mut check = cargo();
-    check.args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"]);
-    run(check)?;
     Ok("ok: no warnings".into())
 }
 
