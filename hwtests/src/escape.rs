@@ -43,7 +43,7 @@ use nix::unistd::{ForkResult, fork};
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The victim's servers on 0.0.0.0 and [::] of both nodes, TCP and UDP.
+/// The victim's servers on 0.0.0.0 and `[::]` of both nodes, TCP and UDP.
 pub const PORT: u16 = 5000;
 /// Those on IPv6.
 pub const PORT6: u16 = 6000;

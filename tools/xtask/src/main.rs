@@ -13,7 +13,7 @@
 //! - [`running`]: a program whose output is followed while it runs
 //! - [`setup`]: the apt packages each command needs, and why
 //! - [`suites`]: the control side's tests, in guests
-//! - [`test`]: everything that must hold before a change goes in
+//! - [`mod@test`]: everything that must hold before a change goes in
 #![forbid(unsafe_code)]
 
 mod attack;

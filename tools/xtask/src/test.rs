@@ -21,6 +21,7 @@ pub fn test() -> bool {
     let set_up = thread::spawn(|| setup::install(setup::ALL).map_err(|error| error.to_string()));
     closings.push(timed("format", format));
     closings.push(timed("clippy", clippy));
+    closings.push(timed("documentation", documentation));
     let set_up = timed("set-up", || match set_up.join() {
         Ok(installed) => installed.map(|()| "ok: every package is there".into()),
         Err(_) => Err("it panicked".into()),
@@ -63,8 +64,8 @@ pub fn conclude(closings: &suites::Closings) -> bool {
 }
 
 /// Runs cargo with the terminal's output.
-fn run(mut cargo: Command) -> Result<(), String> {
-    shell::run(&mut cargo).map_err(|error| error.to_string())
+fn run(cargo: &mut Command) -> Result<(), String> {
+    shell::run(cargo).map_err(|error| error.to_string())
 }
 
 /// Fails, with the remedy, if rustup has not brought this component.
@@ -84,7 +85,7 @@ fn format() -> Closing {
     for workspace in ["", "ebpf/"] {
         let mut check = cargo();
         check.args(["fmt", "--all", "--check", "--manifest-path", &manifest(workspace)]);
-        run(check)?;
+        run(&mut check)?;
     }
     Ok("ok: as rustfmt writes it".into())
 }
@@ -97,15 +98,23 @@ fn clippy() -> Closing {
         let mut check = cargo();
         check.args(["clippy", "--workspace", targets, "--quiet", "--manifest-path", &manifest(workspace)]);
         check.arg("--target-dir").arg(&target).args(["--", "--deny", "warnings"]);
-        run(check)?;
+        run(&mut check)?;
     }
+    Ok("ok: no warnings".into())
+}
+
+/// Links between documentation, private items' too.
+fn documentation() -> Closing {
+    let mut document = cargo();
+    document.args(["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"]);
+    run(document.env("RUSTDOCFLAGS", "--deny warnings --allow rustdoc::private_intra_doc_links"))?;
     Ok("ok: no warnings".into())
 }
 
 /// Unit, integration, property and corpus tests, and the examples in the documentation.
 fn tests() -> Closing {
     // First, since a compiler may say nothing for long.
-    run(cargo_test(&["--workspace", "--no-run"]))?;
+    run(&mut cargo_test(&["--workspace", "--no-run"]))?;
     follow(cargo_test(&["--workspace", "--no-fail-fast"]))
 }
 
