@@ -455,7 +455,8 @@ fn the_way_out_is_another_nic(path: &str) {
         }
         for at in outside {
             let found: IpAddr = node.probe(ALICE, &["own-address", &at.to_string()]).parse().unwrap();
-            let own = &node.nics()[1];
+            // Where the user is reached.
+            let own = &node.nics()[0];
             assert!([IpAddr::from(own.v4), own.v6.into()].contains(&found), "{found} on the way to {at}");
         }
     }
