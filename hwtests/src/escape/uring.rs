@@ -13,6 +13,8 @@ pub(super) const SETUP_SQPOLL: u32 = 1 << 1;
 const FEAT_SINGLE_MMAP: u32 = 1;
 const ENTER_GETEVENTS: u32 = 1;
 const ENTER_SQ_WAKEUP: u32 = 1 << 1;
+/// Linux 5.11
+const ENTER_EXT_ARG: u32 = 1 << 3;
 const OFF_SQES: i64 = 0x1000_0000;
 const OP_SENDMSG: u8 = 9;
 const OP_CONNECT: u8 = 16;
@@ -113,13 +115,18 @@ impl Ring {
         unsafe { self.entries.add(slot as usize).write(entry) };
         self.word(array + 4 * slot).store(slot, Ordering::Relaxed);
         self.word(tail).fetch_add(1, Ordering::Release);
-        let flags = ENTER_GETEVENTS | if self.params.flags & SETUP_SQPOLL == 0 { 0 } else { ENTER_SQ_WAKEUP };
-        let (fd, none) = (self.fd.as_raw_fd(), std::ptr::null::<u8>());
-        // SAFETY: numbers, and no signal mask.
-        check(unsafe { libc::syscall(libc::SYS_io_uring_enter, fd, 1, 1, flags, none, 0) } as i32)?;
+        let wakes = if self.params.flags & SETUP_SQPOLL == 0 { 0 } else { ENTER_SQ_WAKEUP };
+        let flags = ENTER_GETEVENTS | ENTER_EXT_ARG | wakes;
+        // struct __kernel_timespec, struct io_uring_getevents_arg: no signal mask, and how long to wait.
+        let patience = [socket::PATIENCE.as_secs(), socket::PATIENCE.subsec_nanos().into()];
+        let waiting = [0, 0, patience.as_ptr() as u64];
+        let (fd, length) = (self.fd.as_raw_fd(), size_of_val(&waiting));
+        // SAFETY: numbers, and an argument as long as said, which points to a time.
+        check(unsafe { libc::syscall(libc::SYS_io_uring_enter, fd, 1, 1, flags, waiting.as_ptr(), length) }
+            as i32)?;
         let [head, tail, mask, _, _, results, ..] = self.params.cq_off;
-        while self.word(tail).load(Ordering::Acquire) == self.word(head).load(Ordering::Relaxed) {
-            std::thread::yield_now();
+        if self.word(tail).load(Ordering::Acquire) == self.word(head).load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::TimedOut.into());
         }
         let slot = self.word(head).load(Ordering::Relaxed) & self.word(mask).load(Ordering::Relaxed);
         // struct io_uring_cqe: user data of 8 bytes, the result, flags.
