@@ -7,7 +7,7 @@
 
 use crate::binding::{self, Binding, BindingError, CalledBack, Policy};
 use crate::config::{Config, default_policed};
-use crate::daemon::policy;
+use crate::daemon::{policy, slurm_user};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -28,7 +28,7 @@ pub fn hold() -> Result<(), BindingError> {
             tracing::error!(%error, "the default UIDs are policed until there is a configuration");
             Policy { policed: default_policed(), ..Policy::default() }
         },
-        |config| policy(&config, &CalledBack::default(), false),
+        |config| policy(&config, &CalledBack::default(), slurm_user(&config), false),
     );
     Binding::attach(&binding::cgroup_root()?, pins, &Policy { observe: false, ..policy }).map(drop)
 }

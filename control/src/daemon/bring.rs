@@ -66,7 +66,7 @@ impl Networks {
     /// An upgrade of Slurm puts other files in the place of its programs, and a driver gets its number when it is loaded.
     pub(super) fn keep_policy(&mut self) {
         let srun = called_back(&self.config);
-        let policy = policy(&self.config, &srun.known, self.observes());
+        let policy = policy(&self.config, &srun.known, self.slurm_user, self.observes());
         if policy != *self.binding.policy() {
             match self.binding.set_policy(&policy) {
                 Ok(()) => tracing::info!("Slurm's programs, or the numbers of RDMA drivers, have changed"),

@@ -1,6 +1,6 @@
 //! What follows from a change: of the node, of the configuration, of time.
 
-use super::networks::{ASK, Networks, called_back, items, policy};
+use super::networks::{ASK, Networks, called_back, items, policy, slurm_user};
 use super::newcomers::newcomers;
 use crate::binding::{self, Binding};
 use crate::config::Config;
@@ -98,6 +98,8 @@ impl Networks {
         if other_nodes || now >= self.resync || (now >= self.retry && faulty) {
             self.reap();
             if self.peers_fault.is_some() {
+                // By the same file.
+                self.slurm_user = slurm_user(&self.config);
                 self.list_peers();
             }
             self.reconcile();
@@ -155,11 +157,12 @@ impl Networks {
         self.hold_programs();
         let srun = called_back(&config);
         let newcomers = newcomers(&config);
-        let new = policy(&config, &srun.known, !newcomers.is_empty());
+        let slurm_user = slurm_user(&config);
+        let new = policy(&config, &srun.known, slurm_user, !newcomers.is_empty());
         if new != *self.binding.policy() {
             self.binding.set_policy(&new).map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
         }
-        (self.srun, self.newcomers) = (srun, newcomers);
+        (self.srun, self.slurm_user, self.newcomers) = (srun, slurm_user, newcomers);
         self.leases.set_slots(config.nat.slots());
         self.leases.set_off_subnet(|uid| config.off_subnet.allows(uid));
         let relay = config.relay != self.config.relay;

@@ -125,6 +125,8 @@ pub struct Networks {
     pub(super) numbered: u32,
     /// What Slurm's daemons call back.
     pub(super) srun: Executables,
+    /// See [`slurm_user`].
+    pub(super) slurm_user: u32,
     /// Users who ran before the configuration was in force, each with a process: they get networks first.
     pub(super) newcomers: BTreeMap<u32, i32>,
     pub(super) feeds: Vec<Feed>,
@@ -185,7 +187,8 @@ impl Networks {
         let node = netlink.node(&config)?;
         let srun = called_back(&config);
         let newcomers = newcomers(&config);
-        let policy = policy(&config, &srun.known, !newcomers.is_empty());
+        let slurm_user = slurm_user(&config);
+        let policy = policy(&config, &srun.known, slurm_user, !newcomers.is_empty());
         let binding = Binding::attach(&binding::cgroup_root()?, Path::new(binding::PINS), &policy)?;
         let now = Instant::now();
         let mut networks = Networks {
@@ -196,6 +199,7 @@ impl Networks {
             binding,
             numbered: 0,
             srun,
+            slurm_user,
             newcomers,
             feeds: Vec::new(),
             holders: Holders::new(registry, holders)?,
@@ -304,7 +308,7 @@ impl Networks {
 
     /// The socket programs' part of the configuration, as it is in force.
     pub(super) fn policy(&self) -> Policy {
-        policy(&self.config, &self.srun.known, self.observes())
+        policy(&self.config, &self.srun.known, self.slurm_user, self.observes())
     }
 
     /// What the kernel shall hold for a network.
@@ -355,9 +359,15 @@ pub(super) fn called_back(config: &Config) -> Executables {
     }
 }
 
+/// Whose slurmctld is, if that matters. It reads slurm.conf, which may be on another machine's disk: not in the loop.
+#[must_use]
+pub fn slurm_user(config: &Config) -> u32 {
+    if config.srun_ports.is_empty() { 0 } else { peers::slurm_user(&config.peers) }
+}
+
 /// The socket programs' part of the configuration; with `observe`, nobody is refused yet.
 #[must_use]
-pub fn policy(config: &Config, called_back: &CalledBack, observe: bool) -> Policy {
+pub fn policy(config: &Config, called_back: &CalledBack, slurm_user: u32, observe: bool) -> Policy {
     let ports: BTreeSet<u16> = config.underlays.iter().map(|underlay| underlay.port).collect();
     Policy {
         observe: observe || config.mode == Mode::Observe,
@@ -365,7 +375,7 @@ pub fn policy(config: &Config, called_back: &CalledBack, observe: bool) -> Polic
         service_ports: config.service_ports.clone(),
         srun_ports: config.srun_ports.clone(),
         called_back: called_back.clone(),
-        slurm_user: if config.srun_ports.is_empty() { 0 } else { peers::slurm_user(&config.peers) },
+        slurm_user,
         vxlan_ports: ports.into_iter().collect(),
         on_subnet: config.underlays.iter().flat_map(|underlay| underlay.subnets.clone()).collect(),
         hosts: config.hosts.clone(),
