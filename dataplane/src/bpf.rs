@@ -43,18 +43,28 @@ pub fn is_attached(link: u32) -> io::Result<bool> {
     Ok(info.device != 0)
 }
 
+/// A command.
+///
+/// # Errors
+/// The kernel's refusal.
+///
 /// # Safety
 /// `T` is the beginning of the attributes that `command` reads.
-pub(crate) unsafe fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::c_long> {
+pub unsafe fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::c_long> {
     // SAFETY: the caller vouches for the type; the kernel takes what is not given for zero.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// A command that makes something.
+///
+/// # Errors
+/// The kernel's refusal.
+///
 /// # Safety
 /// As for [`bpf`], and `command` returns a new descriptor.
-pub(crate) unsafe fn bpf_fd<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
+pub unsafe fn bpf_fd<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
     // SAFETY: as the caller vouches; the descriptor is new and nobody else's.
     unsafe { Ok(OwnedFd::from_raw_fd(bpf(command, attributes)? as RawFd)) }
 }

@@ -16,33 +16,35 @@ const TYPE: usize = 12;
 /// Where a kernel says that it does not let itself be read (kernel_lockdown(7)): no program is loaded then that could.
 const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 
-/// The way from a process to its executable in the kernel that runs; None: it has no BTF, or is locked down.
+/// Where the kernel that runs has what the programs read of it; None: it has no BTF, or is locked down.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Layouts {
+    /// The way from a process to its executable.
+    pub way: Option<Way>,
+    /// In a Unix socket.
+    pub unix_socket: Option<UnixSocket>,
+    /// In a datagram socket.
+    pub datagram: Option<Datagram>,
+}
+
+/// The way from a process to its executable, likewise.
 #[must_use]
 pub fn way() -> Option<Way> {
-    layouts().0
+    layouts().way
 }
 
-/// Where it has what of a Unix socket; None: likewise.
+/// See [`Layouts`].
 #[must_use]
-pub fn unix_socket() -> Option<UnixSocket> {
-    layouts().1
-}
-
-/// Where it has what of a datagram socket; None: likewise.
-#[must_use]
-pub fn datagram() -> Option<Datagram> {
-    layouts().2
-}
-
-type Layouts = (Option<Way>, Option<UnixSocket>, Option<Datagram>);
-
-fn layouts() -> Layouts {
+pub fn layouts() -> Layouts {
     static LAYOUTS: OnceLock<Layouts> = OnceLock::new();
     *LAYOUTS.get_or_init(|| {
         let locked = fs::read_to_string(LOCKDOWN).is_ok_and(|state| state.contains("[confidentiality]"));
         let bytes = fs::read(FILE).ok().filter(|_| !locked).unwrap_or_default();
-        Btf::parse(&bytes)
-            .map_or_else(Layouts::default, |btf| (way_in(&btf), unix_socket_in(&btf), datagram_in(&btf)))
+        Btf::parse(&bytes).map_or_else(Layouts::default, |btf| Layouts {
+            way: way_in(&btf),
+            unix_socket: unix_socket_in(&btf),
+            datagram: datagram_in(&btf),
+        })
     })
 }
 

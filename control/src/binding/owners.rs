@@ -1,16 +1,19 @@
 //! The map of sockets' owners, which aya cannot make: the kernel wants to know the types of such a map's keys and values
 //! (kernel/bpf/bpf_local_storage.c), and the object has none.
 
-use super::bpf::{make_object, pin};
+#![allow(unsafe_code, reason = "bpf(2) has no safe interface")]
+
+use super::bpf::pin;
 use super::{BindingError, file};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use uvn_dataplane::bpf::bpf_fd;
 use uvn_wire::cgroup::Owner;
 
 /// include/uapi/linux/bpf.h
-const BPF_MAP_CREATE: i64 = 0;
-const BPF_BTF_LOAD: i64 = 18;
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_BTF_LOAD: libc::c_long = 18;
 const BPF_MAP_TYPE_SK_STORAGE: u32 = 24;
 const BPF_F_NO_PREALLOC: u32 = 1;
 const BPF_F_CLONE: u32 = 1 << 9;
@@ -69,7 +72,8 @@ fn create() -> io::Result<OwnedFd> {
         log_level: 0,
         padding: 0,
     };
-    let types = make_object(BPF_BTF_LOAD, &load)?;
+    // SAFETY: LoadBtf is the beginning of what the command reads; the types outlive the call.
+    let types = unsafe { bpf_fd(BPF_BTF_LOAD, &load) }?;
     let map = CreateMap {
         map_type: BPF_MAP_TYPE_SK_STORAGE,
         key_size: size_of::<u32>() as u32,
@@ -84,7 +88,8 @@ fn create() -> io::Result<OwnedFd> {
         key_type: KEY,
         value_type: VALUE,
     };
-    make_object(BPF_MAP_CREATE, &map)
+    // SAFETY: CreateMap is the beginning of what the command reads.
+    unsafe { bpf_fd(BPF_MAP_CREATE, &map) }
 }
 
 /// Two integers as BTF (Documentation/bpf/btf.rst).

@@ -14,7 +14,8 @@ const MODULES: &str = "/sys/kernel/security/lsm";
 /// What the kernel lacks.
 pub fn layout() -> Result<(UnixSocket, Datagram), String> {
     asks_programs(fs::read_to_string(MODULES))?;
-    btf::unix_socket().zip(btf::datagram()).ok_or_else(|| {
+    let layouts = btf::layouts();
+    layouts.unix_socket.zip(layouts.datagram).ok_or_else(|| {
         "the kernel has no BTF (/sys/kernel/btf/vmlinux) or is locked down (confidentiality)".into()
     })
 }
