@@ -1,7 +1,7 @@
 //! By other system calls, addresses of another family, and sockets that have been something else before.
 #![allow(unsafe_code, reason = "addresses and options that no library makes")]
 
-use super::socket::{self, PATIENCE, any, ask, check, inet, set};
+use super::socket::{self, PATIENCE, any, ask, check, inet, into_vrf, set, through_vrf, victim};
 use super::{Aim, Attempt, PORT};
 use socket2::{Socket, Type};
 use std::io;
@@ -53,8 +53,7 @@ fn families() -> Vec<Attempt> {
         }),
         Attempt::new("inet-on-inet6-connect", |aim, what| {
             let socket = any(libc::AF_INET6, libc::SOCK_DGRAM, 0)?;
-            into_vrf(aim, &socket);
-            ask(&socket, victim(), what)
+            through_vrf(aim, &socket, what)
         }),
         Attempt::new("inet-on-inet6-pktinfo", |aim, what| {
             let socket = any(libc::AF_INET6, libc::SOCK_DGRAM, 0)?;
@@ -77,29 +76,25 @@ fn former_lives() -> Vec<Attempt> {
             let own = own_listener()?;
             let socket = any(libc::AF_INET6, libc::SOCK_STREAM, 0)?;
             become_ipv4(&socket, own.local_addr()?)?;
-            into_vrf(aim, &socket);
-            ask(&socket, victim(), what)
+            through_vrf(aim, &socket, what)
         }),
         Attempt::new("disconnected-tcp", |aim, what| {
             let own = own_listener()?;
             let socket = inet(Type::STREAM, victim())?;
             socket.connect(&own.local_addr()?.into())?;
             socket::disconnect(&socket)?;
-            into_vrf(aim, &socket);
-            ask(&socket, victim(), what)
+            through_vrf(aim, &socket, what)
         }),
         Attempt::new("refused-tcp", |aim, what| {
             let socket = inet(Type::STREAM, victim())?;
             let _refused = socket.connect(&NOWHERE.into());
-            into_vrf(aim, &socket);
-            ask(&socket, victim(), what)
+            through_vrf(aim, &socket, what)
         }),
         Attempt::new("listened-tcp", |aim, what| {
             let socket = inet(Type::STREAM, victim())?;
             socket.listen(1)?;
             socket::disconnect(&socket)?;
-            into_vrf(aim, &socket);
-            ask(&socket, victim(), what)
+            through_vrf(aim, &socket, what)
         }),
         Attempt::new("accepted-tcp", |aim, what| {
             let own = own_listener()?;
@@ -108,8 +103,7 @@ fn former_lives() -> Vec<Attempt> {
             let socket = Socket::from(own.accept()?.0);
             socket.set_read_timeout(Some(PATIENCE))?;
             socket::disconnect(&socket)?;
-            into_vrf(aim, &socket);
-            ask(&socket, victim(), what)
+            through_vrf(aim, &socket, what)
         }),
     ]
 }
@@ -146,15 +140,6 @@ fn lasting() -> Vec<Attempt> {
         }));
     }
     all
-}
-
-fn victim() -> SocketAddr {
-    Aim::at(Ipv4Addr::LOCALHOST.into())
-}
-
-/// Goes on if refused: by then it may not be needed.
-fn into_vrf(aim: &Aim, socket: &Socket) {
-    let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
 }
 
 fn own_listener() -> io::Result<TcpListener> {

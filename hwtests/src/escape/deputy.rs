@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "credentials and descriptors are passed on")]
 
 use super::process::{SUBUID, become_user, map_uids};
-use super::socket::{self, PATIENCE, any, ask, check, inet};
+use super::socket::{self, PATIENCE, any, check, inet, through_vrf, victim};
 use super::{Aim, Attempt, protocol};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{ForkResult, fork};
@@ -23,11 +23,11 @@ pub fn attempts() -> Vec<Attempt> {
     all.extend(uids());
     all.push(Attempt::new("root-setuid-program-of-victim", |aim, what| {
         become_user(aim.uid, aim.victim)?;
-        into_vrf(aim, &inet(Type::STREAM, victim())?, what)
+        through_vrf(aim, &inet(Type::STREAM, victim())?, what)
     }));
     for (name, kind) in [("tcp", Type::STREAM), ("udp", Type::DGRAM)] {
         all.push(Attempt::new(format!("root-pidfd-getfd-{name}"), move |aim, what| {
-            into_vrf(aim, &of_another_process(aim, kind)?, what)
+            through_vrf(aim, &of_another_process(aim, kind)?, what)
         }));
     }
     all
@@ -59,7 +59,7 @@ fn namespaces() -> Vec<Attempt> {
         Attempt::new("own-network-kept-tcp", move |aim, what| {
             let socket = inet(Type::STREAM, victim())?;
             own()?;
-            into_vrf(aim, &socket, what)
+            through_vrf(aim, &socket, what)
         }),
         Attempt::new("own-network-kept-udp", move |aim, what| {
             let (socket, index) = (inet(Type::DGRAM, victim())?, socket::index(&aim.vrf())?);
@@ -85,18 +85,18 @@ fn uids() -> Vec<Attempt> {
         Attempt::new("subuid-real", move |aim, what| {
             maps(aim)?;
             become_user_only(0, 1)?;
-            into_vrf(aim, &inet(Type::STREAM, victim())?, what)
+            through_vrf(aim, &inet(Type::STREAM, victim())?, what)
         }),
         Attempt::new("subuid-effective", move |aim, what| {
             maps(aim)?;
             become_user_only(1, 0)?;
-            into_vrf(aim, &inet(Type::STREAM, victim())?, what)
+            through_vrf(aim, &inet(Type::STREAM, victim())?, what)
         }),
         Attempt::new("subuid-kept-tcp", move |aim, what| {
             let socket = inet(Type::STREAM, victim())?;
             maps(aim)?;
             become_user_only(0, 0)?;
-            into_vrf(aim, &socket, what)
+            through_vrf(aim, &socket, what)
         }),
         Attempt::new("subuid-kept-udp", move |aim, what| {
             let socket = inet(Type::DGRAM, victim())?;
@@ -106,15 +106,6 @@ fn uids() -> Vec<Attempt> {
             socket::answer(&mut &socket)
         }),
     ]
-}
-
-fn victim() -> SocketAddr {
-    Aim::at(Ipv4Addr::LOCALHOST.into())
-}
-
-fn into_vrf(aim: &Aim, socket: &Socket, what: &str) -> io::Result<String> {
-    let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
-    ask(socket, victim(), what)
 }
 
 /// In a namespace where GIDs are not mapped.

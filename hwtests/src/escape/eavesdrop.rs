@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "a child of another user, and options that no library makes")]
 
 use super::process::{become_user, keep_net_raw};
-use super::socket::{self, PATIENCE, any, inet, set};
+use super::socket::{self, PATIENCE, any, inet, into_vrf, set};
 use super::{Aim, Attempt, FREE_PORT};
 use nix::unistd::{ForkResult, fork};
 use socket2::{SockAddr, Socket, Type};
@@ -103,11 +103,6 @@ fn disconnected(aim: &Aim, address: IpAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Goes on if refused: by then it may not be needed.
-fn into_vrf(aim: &Aim, socket: &Socket) {
-    let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
-}
-
 fn join(socket: &Socket, device: &str) -> io::Result<()> {
     let request = libc::ip_mreqn {
         imr_multiaddr: libc::in_addr { s_addr: GROUP.to_bits().to_be() },
@@ -153,7 +148,7 @@ fn speak(aim: &Aim, what: &str, kind: Type, to: IpAddr, port: &UnixDatagram) -> 
     while Instant::now() < end {
         let socket = inet(kind, to)?;
         // As it is anyway, where uvn is.
-        let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
+        into_vrf(aim, &socket);
         let _nobody_listens = if kind == Type::STREAM {
             socket.connect_timeout(&to.into(), PATIENCE).and_then(|()| socket.send(what.as_bytes()).map(drop))
         } else if to.ip().is_loopback() || to.ip() == IpAddr::from(aim.here) {

@@ -2,7 +2,7 @@
 //! start as: a process with a descriptor from before, or of a program with privileges.
 #![allow(unsafe_code, reason = "credentials, capabilities and descriptors are passed on")]
 
-use super::socket::{self, any, ask, check, inet};
+use super::socket::{self, any, ask, check, inet, into_vrf, through_vrf, victim};
 use super::{Aim, Attempt, PORT, protocol};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
@@ -27,7 +27,7 @@ pub fn attempts() -> Vec<Attempt> {
     let mut all = vec![
         Attempt::new("userns-bindtodevice", |aim, what| {
             unshare(CloneFlags::CLONE_NEWUSER)?;
-            into_vrf(aim, &inet(Type::STREAM, victim())?, what)
+            through_vrf(aim, &inet(Type::STREAM, victim())?, what)
         }),
         Attempt::new("userns-pktinfo", |aim, what| {
             unshare(CloneFlags::CLONE_NEWUSER)?;
@@ -35,7 +35,7 @@ pub fn attempts() -> Vec<Attempt> {
         }),
         Attempt::new("subuid-bindtodevice", |aim, what| {
             as_subuid()?;
-            into_vrf(aim, &inet(Type::STREAM, victim())?, what)
+            through_vrf(aim, &inet(Type::STREAM, victim())?, what)
         }),
         Attempt::new("subuid-socket", |_, _| {
             as_subuid()?;
@@ -64,7 +64,7 @@ fn privileged() -> Vec<Attempt> {
         Attempt::new("root-inherited-tcp", |aim, what| {
             let socket = inet(Type::STREAM, victim())?;
             become_user(aim.uid, aim.uid)?;
-            into_vrf(aim, &socket, what)
+            through_vrf(aim, &socket, what)
         }),
         Attempt::new("root-inherited-udp", |aim, what| {
             let socket = inet(Type::DGRAM, victim())?;
@@ -73,7 +73,7 @@ fn privileged() -> Vec<Attempt> {
         }),
         Attempt::new("root-setuid-program-tcp", |aim, what| {
             become_user(aim.uid, 0)?;
-            into_vrf(aim, &inet(Type::STREAM, victim())?, what)
+            through_vrf(aim, &inet(Type::STREAM, victim())?, what)
         }),
         Attempt::new("root-setuid-program-udp", |aim, what| {
             become_user(aim.uid, 0)?;
@@ -190,15 +190,6 @@ pub fn hold(aim: &Aim, heir: u32) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn victim() -> std::net::SocketAddr {
-    Aim::at(Ipv4Addr::LOCALHOST.into())
-}
-
-fn into_vrf(aim: &Aim, socket: &Socket, what: &str) -> io::Result<String> {
-    let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
-    ask(socket, victim(), what)
 }
 
 fn message_into_vrf(aim: &Aim, socket: &Socket, what: &str) -> io::Result<String> {
@@ -327,7 +318,7 @@ pub(super) fn from_victim(aim: &Aim, make: impl FnOnce(&Aim) -> io::Result<Socke
 /// A socket of the victim's, as it is anyway where uvn is.
 fn in_vrf(aim: &Aim, kind: Type) -> io::Result<Socket> {
     let socket = inet(kind, victim())?;
-    let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
+    into_vrf(aim, &socket);
     Ok(socket)
 }
 

@@ -1,7 +1,7 @@
 //! With other protocols and families. Where the attempt is to have such a socket at all, it has succeeded with it.
 #![allow(unsafe_code, reason = "families that no library knows")]
 
-use super::socket::{self, any, ask, check, inet};
+use super::socket::{self, any, ask, check, inet, through_vrf};
 use super::{Aim, Attempt};
 use socket2::{Socket, Type};
 use std::io;
@@ -128,11 +128,6 @@ fn to_have_one((name, family, kind, protocol): (&str, i32, i32, i32)) -> Attempt
     Attempt::new(format!("socket-{name}"), move |_, _| {
         any(family, kind, protocol).map(|_| "a socket".to_owned())
     })
-}
-
-fn through_vrf(aim: &Aim, socket: &Socket, what: &str) -> io::Result<String> {
-    let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
-    ask(socket, Aim::at(Ipv4Addr::LOCALHOST.into()), what)
 }
 
 /// An ICMP echo through a device, by option and by message.

@@ -1,7 +1,7 @@
 //! By changing, between a check and what follows it, what was checked: two threads use one socket.
 #![allow(unsafe_code, reason = "ancillary data that changes")]
 
-use super::socket::{self, PATIENCE, inet};
+use super::socket::{self, PATIENCE, inet, into_vrf, victim};
 use super::{Aim, Attempt};
 use socket2::{SockAddr, Socket, Type};
 use std::io;
@@ -24,7 +24,7 @@ pub fn attempts() -> Vec<Attempt> {
             let socket = inet(Type::DGRAM, near)?;
             let forget = || {
                 let _undone = socket::disconnect(&socket);
-                let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
+                into_vrf(aim, &socket);
             };
             beside(&socket, forget, || socket.send_to(what.as_bytes(), &SockAddr::from(near)).map(drop))
         }));
@@ -32,7 +32,7 @@ pub fn attempts() -> Vec<Attempt> {
             let socket = inet(Type::DGRAM, near)?;
             let forget = || {
                 let _undone = socket::disconnect(&socket);
-                let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
+                into_vrf(aim, &socket);
             };
             beside(&socket, forget, || {
                 socket.connect(&near.into())?;
@@ -47,7 +47,7 @@ pub fn attempts() -> Vec<Attempt> {
         beside(&socket, forget, || socket.send_to(what.as_bytes(), &SockAddr::from(host)).map(drop))
     }));
     all.push(Attempt::new("race-message", |aim, what| {
-        let near = Aim::at(Ipv4Addr::LOCALHOST.into());
+        let near = victim();
         let socket = inet(Type::DGRAM, near)?;
         changing_message(&socket, socket::index(&aim.vrf())?, near, what)
     }));

@@ -1,6 +1,7 @@
 //! Sockets of any kind, their options, and messages with ancillary data.
 #![allow(unsafe_code, reason = "options and families that no library knows")]
 
+use super::Aim;
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
@@ -97,6 +98,26 @@ pub fn talk(mut stream: &Socket, what: &str) -> io::Result<String> {
 pub fn ask(stream: &Socket, to: SocketAddr, what: &str) -> io::Result<String> {
     stream.connect_timeout(&SockAddr::from(to), PATIENCE)?;
     talk(stream, what)
+}
+
+/// The victim's server on localhost, which is everybody's own.
+#[must_use]
+pub fn victim() -> SocketAddr {
+    Aim::at(Ipv4Addr::LOCALHOST.into())
+}
+
+/// Binds a socket to the victim's VRF. Goes on if refused: by then it may not be needed.
+pub fn into_vrf(aim: &Aim, socket: &Socket) {
+    let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
+}
+
+/// Says `what` to the victim from there, and returns her answer.
+///
+/// # Errors
+/// As of [`ask`].
+pub fn through_vrf(aim: &Aim, socket: &Socket, what: &str) -> io::Result<String> {
+    into_vrf(aim, socket);
+    ask(socket, victim(), what)
 }
 
 /// Sends a datagram and returns the answer.

@@ -1,11 +1,10 @@
 //! By io_uring (linux/io_uring.h): socket, connect and sendmsg without a system call of that name.
 #![allow(unsafe_code, reason = "io_uring by hand")]
 
-use super::socket::{self, check};
+use super::socket::{self, check, into_vrf, victim};
 use super::{Aim, Attempt};
 use socket2::{SockAddr, Socket, Type};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -165,7 +164,7 @@ pub fn attempts() -> Vec<Attempt> {
         all.push(Attempt::new(format!("{name}-connect"), move |aim, what| {
             let ring = Ring::new(flags)?;
             let socket = ring.socket(libc::SOCK_STREAM)?;
-            let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
+            into_vrf(aim, &socket);
             ring.connect(&socket, &victim().into())?;
             socket::talk(&socket, what)
         }));
@@ -182,15 +181,11 @@ pub fn attempts() -> Vec<Attempt> {
     all.push(Attempt::new("uring-connect-plain-socket", |aim, what| {
         let ring = Ring::new(0)?;
         let socket = socket::inet(Type::STREAM, victim())?;
-        let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
+        into_vrf(aim, &socket);
         ring.connect(&socket, &victim().into())?;
         socket::talk(&socket, what)
     }));
     all
-}
-
-fn victim() -> SocketAddr {
-    Aim::at(Ipv4Addr::LOCALHOST.into())
 }
 
 /// Datagrams without a copy, by a worker, and after the ring has named the device.
@@ -210,7 +205,7 @@ fn sending() -> Vec<Attempt> {
         }),
         Attempt::new("uring-send-zc", |aim, what| {
             let (ring, socket) = (Ring::new(0)?, socket::inet(Type::DGRAM, victim())?);
-            let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
+            into_vrf(aim, &socket);
             let to = SockAddr::from(victim());
             ring.run(Entry {
                 opcode: OP_SEND_ZC,
@@ -246,7 +241,7 @@ fn connections() -> Vec<Attempt> {
     vec![
         Attempt::new("uring-worker-connect", |aim, what| {
             let (ring, socket) = (Ring::new(0)?, socket::inet(Type::STREAM, victim())?);
-            let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
+            into_vrf(aim, &socket);
             let entry = Entry { fd: socket.as_raw_fd(), flags: ASYNC, ..connecting(&victim().into()) };
             ring.run(entry)?;
             socket::talk(&socket, what)
@@ -261,7 +256,7 @@ fn connections() -> Vec<Attempt> {
             // SAFETY: the descriptor is new and nobody else's.
             let socket = Socket::from(unsafe { OwnedFd::from_raw_fd(ring.run(entry)?) });
             socket.set_read_timeout(Some(socket::PATIENCE))?;
-            let _refused = socket.bind_device(Some(aim.vrf().as_bytes()));
+            into_vrf(aim, &socket);
             let to = SockAddr::from(victim());
             ring.run(Entry { fd: socket.as_raw_fd(), personality, ..connecting(&to) })?;
             socket::talk(&socket, what)
