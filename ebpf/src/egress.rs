@@ -2,8 +2,8 @@
 //! kernel or the hardware cuts it.
 
 use crate::frame::{Frame, Inner};
+use crate::maps::{ENDPOINTS, HOPS, NETNS, NETWORKS, NIC, PORT, count, count_traffic, now};
 use crate::outer::ROOM_MAC;
-use crate::{ENDPOINTS, HOPS, NETNS, NETWORKS, NIC, PORT, count, count_traffic, now};
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
     BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_SHOT, TC_ACT_UNSPEC,

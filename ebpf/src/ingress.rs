@@ -2,8 +2,8 @@
 //! headers and hands what is left to the endpoint.
 
 use crate::frame::{Frame, Inner};
+use crate::maps::{ENGINE, IPV6_ZERO_CHECKSUM, NETWORKS, OWNERS, PORT, count, count_traffic, now};
 use crate::outer::{self, Outer, ROOM_MAC};
-use crate::{ENGINE, IPV6_ZERO_CHECKSUM, NETWORKS, OWNERS, PORT, count, count_traffic, now};
 use aya_ebpf::bindings::{
     __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
     BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT,

@@ -1,7 +1,7 @@
 //! The outer headers, and who may send to us.
 
 use crate::frame::Frame;
-use crate::{LOCAL, MAC, NETWORKS, PORT, UNKNOWN, VTEP_PREFIXES, VTEPS};
+use crate::maps::{LOCAL, MAC, NETWORKS, PORT, UNKNOWN, VTEP_PREFIXES, VTEPS};
 use aya_ebpf::maps::lpm_trie::Key;
 use core::mem::MaybeUninit;
 use uvn_wire::arp::Arp;
