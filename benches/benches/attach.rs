@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use uvn_api::toml_file::parse;
 use uvn_control::config::{Config, Nat};
 use uvn_control::feed::{Feed, Others};
 use uvn_control::lease::state::save;
@@ -26,7 +27,6 @@ use uvn_control::netlink::Netlink;
 use uvn_control::network::{DataPath, Exit, Network, Nic, Node};
 use uvn_control::peers::Peers;
 use uvn_control::plan::{self, Item, Step};
-use uvn_dataplane::toml_file::parse;
 
 /// Attaches measured for each number of users present.
 const SAMPLES: u32 = 20;

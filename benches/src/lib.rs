@@ -6,10 +6,11 @@ pub mod work;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use uvn_dataplane::config::{Encapsulation, Peers, Vtep};
-use uvn_dataplane::counters::Counters;
-use uvn_dataplane::outer::{Outer, Patch};
-use uvn_dataplane::tables::{Hop, Network, Tables, Vteps};
+use uvn_api::dataplane::config::{Encapsulation, Peers, Vtep};
+use uvn_api::dataplane::vteps::Vteps;
+use uvn_engine::counters::Counters;
+use uvn_engine::outer::{Outer, Patch};
+use uvn_engine::tables::{Hop, Network, Tables};
 use uvn_wire::checksum::Sum;
 use uvn_wire::ethernet::{Ethernet, Mac, ethertype};
 use uvn_wire::ipv4::{self, Ipv4, protocol};

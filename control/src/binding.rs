@@ -26,10 +26,10 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
-use uvn_dataplane::config::Cidr;
+use uvn_api::dataplane::config::Cidr;
 use uvn_wire::cgroup::{Device, DeviceFile, Network, Refused, Verdict};
 
-pub use uvn_api::host::PINS;
+pub use uvn_api::uvnd::policed::PINS;
 
 /// Why sockets could not be policed, or the maps not be changed.
 #[derive(Debug, Error)]

@@ -9,10 +9,8 @@ use crate::binding::{self, Binding, Devices};
 use crate::config::{Config, Mode};
 use crate::daemon::{STATE, devices, items};
 use crate::feed::{self, Others};
-use crate::finding::{Finding, Id, LOG};
 use crate::firewall;
 use crate::lease::{Leases, state};
-use crate::message::{Reply, Status};
 use crate::netlink::Netlink;
 use crate::network::{DataPath, Network, Node};
 use crate::pam::{self, Way};
@@ -27,9 +25,11 @@ use std::error::Error;
 use std::path::Path;
 use std::time::Duration;
 use trial::device_of_socket;
-use uvn_api::client::Client;
-use uvn_api::message::{self, Request};
-use uvn_dataplane::message::Note;
+use uvn_api::dataplane::message::Note;
+use uvn_api::uvnd::client::Client;
+use uvn_api::uvnd::finding::{Finding, Id, LOG};
+use uvn_api::uvnd::message::{self, Request};
+use uvn_api::uvnd::status::{Reply, Status};
 
 /// How long the addresses of nodes are waited for.
 const NAMES: Duration = Duration::from_secs(10);
@@ -318,10 +318,10 @@ impl Promise<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::NicState;
+    use uvn_api::uvnd::status::{DataPlane, NicState};
 
     fn status(notes: Vec<Note>) -> Status {
-        let engine = feed::Status { state: "running".into(), notes, ..feed::Status::default() };
+        let engine = DataPlane { state: "running".into(), notes, ..DataPlane::default() };
         let nic = NicState {
             name: "em1".into(),
             up: true,

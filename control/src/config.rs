@@ -10,7 +10,7 @@ mod ids;
 mod tests;
 
 pub use ids::NoVni;
-pub use uvn_api::host::{Attachment, FILE, MAX_UID, Mode, default_admins, default_policed};
+pub use uvn_api::uvnd::policed::{Attachment, FILE, MAX_UID, Mode, default_admins, default_policed};
 
 use crate::network::Network;
 use nix::unistd::geteuid;
@@ -22,9 +22,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use uvn_api::host::{range, ranges};
-use uvn_dataplane::config::{Cidr, Path as Gear};
-use uvn_dataplane::toml_file::{self, ConfigError};
+use uvn_api::dataplane::config::{Cidr, Path as Gear};
+use uvn_api::toml_file::{self, ConfigError};
+use uvn_api::uvnd::policed::{range, ranges};
 use uvn_wire::cgroup::NETWORK_ENTRIES;
 use uvn_wire::vxlan;
 

@@ -29,10 +29,10 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use thiserror::Error;
-use uvn_api::message::{self, Request};
-use uvn_dataplane::control::{Control, ControlError, Limits};
-use uvn_dataplane::daemon::{notify, raise_file_limit};
-use uvn_dataplane::toml_file::ConfigError;
+use uvn_api::daemon::{notify, raise_file_limit};
+use uvn_api::server::{Control, ControlError, Limits};
+use uvn_api::toml_file::ConfigError;
+use uvn_api::uvnd::message::{self, Request};
 
 const SIGNALS: Token = Token(0);
 const NETLINK: Token = Token(1);

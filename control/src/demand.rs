@@ -180,7 +180,7 @@ impl Bucket {
 mod tests {
     use super::*;
     use crate::lease::{Kind, Lease};
-    use uvn_dataplane::toml_file::parse;
+    use uvn_api::toml_file::parse;
 
     fn config(more: &str) -> Config {
         parse(&format!("[[underlay]]\nsubnets = [\"10.0.0.0/16\"]\n[peers]\nnodes = [\"n1\"]\n{more}"))

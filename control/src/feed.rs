@@ -18,7 +18,6 @@ use crate::network::{Network, Nic};
 use life::is_quiet;
 use mio::{Registry, Token};
 use process::Process;
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
@@ -26,10 +25,11 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use thiserror::Error;
-use uvn_dataplane::client::{Client, ClientError};
-use uvn_dataplane::message::{Counts, ENDPOINT_FULL, NetworkState, Note, Reply, Request, UnknownVni};
-use uvn_dataplane::tap::TapError;
-use uvn_dataplane::xsk::MAX_MTU;
+use uvn_api::dataplane::client::{Client, ClientError};
+use uvn_api::dataplane::message::{ENDPOINT_FULL, NetworkState, Reply, Request, UnknownVni};
+use uvn_api::uvnd::status::DataPlane;
+use uvn_dataplane::port::tap::TapError;
+use uvn_dataplane::port::xsk::MAX_MTU;
 use uvn_wire::vxlan::Vni;
 
 /// Where the control sockets, the configurations and the logs are.
@@ -95,51 +95,6 @@ pub enum FeedError {
         /// Its reason.
         source: ClientError,
     },
-}
-
-/// What `uvn status` shows of a data plane.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
-    /// `running`, `down` (the NIC), `absent` (the NIC), `starting`, or why it does not run.
-    pub state: String,
-    /// `driver` or `generic`; None while it is not running.
-    pub xdp: Option<String>,
-    /// Whether the NIC and the data plane share the frames; None while it is not running.
-    pub zero_copy: Option<bool>,
-    /// `shortcut`: its in-kernel gear takes what needs no decision; or `engine`. None while it is not running.
-    #[serde(default)]
-    pub gear: Option<String>,
-    /// Why that gear.
-    #[serde(default)]
-    pub gear_reason: Option<String>,
-    /// Networks that the in-kernel gear carries; the engine carries the others.
-    #[serde(default)]
-    pub shortcut: usize,
-    /// Networks that the engine carries until the in-kernel gear takes them over.
-    #[serde(default)]
-    pub waiting: usize,
-    /// Its worker threads, one per NIC queue.
-    pub workers: usize,
-    /// Networks that it carries.
-    pub networks: usize,
-    /// What takes something from it, though it works.
-    #[serde(default)]
-    pub notes: Vec<Note>,
-    /// Networks that it does not carry, and why.
-    pub faults: BTreeMap<u32, String>,
-    /// Frames that the endpoints' devices have dropped, of the networks with the most.
-    #[serde(default)]
-    pub endpoint_full: BTreeMap<u32, u64>,
-    /// How often it was started again since uvnd runs.
-    pub restarts: u32,
-    /// Its process.
-    pub process: Option<i32>,
-    /// Frames and drops, by reason.
-    pub total: Counts,
-    /// The XDP program's verdicts.
-    pub verdicts: BTreeMap<String, u64>,
-    /// Frames that the NIC or the kernel lost at the AF_XDP sockets.
-    pub lost: u64,
 }
 
 /// One NIC's data plane and what it shall carry.
@@ -398,10 +353,10 @@ impl Feed {
     }
 
     /// How it is.
-    pub fn status(&mut self) -> Status {
+    pub fn status(&mut self) -> DataPlane {
         let summary = self.summary();
         let counters = self.ask(&Request::Counters);
-        let mut status = Status { restarts: self.restarts, ..Status::default() };
+        let mut status = DataPlane { restarts: self.restarts, ..DataPlane::default() };
         let faults = self
             .wanted
             .iter()

@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use thiserror::Error;
-use uvn_dataplane::config::Cidr;
+use uvn_api::dataplane::config::Cidr;
 use uvn_wire::cgroup::Mark;
 use uvn_wire::ethernet::ethertype;
 

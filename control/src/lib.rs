@@ -6,8 +6,8 @@
 //! - [`network`]: a node's underlay NICs, a user's network, and their names and numbers
 //! - [`lease`]: who holds which user's network, and until when
 //! - [`plan`]: what the kernel shall hold for a network, and the steps from what it holds
-//! - [`finding`]: what is not as it should be, with an id to alert on
-//! - [`message`]: how a node is doing; [`uvn_api`]: what else is said between `uvnd` and `uvn`, PAM, SPANK
+//!
+//! [`uvn_api`] has what is said between `uvnd`, `uvn`, PAM and SPANK.
 //!
 //! The kernel and the data plane:
 //! - [`netlink`]: links, addresses, routes, rules
@@ -33,13 +33,11 @@ pub mod config;
 pub mod daemon;
 pub mod demand;
 pub mod feed;
-pub mod finding;
 pub mod firewall;
 mod folder;
 pub mod lease;
 mod limited;
 pub mod lockdown;
-pub mod message;
 pub mod netfilter;
 pub mod netlink;
 pub mod network;

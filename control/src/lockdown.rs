@@ -12,7 +12,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-pub use uvn_api::host::LAST;
+pub use uvn_api::uvnd::policed::LAST;
 
 /// Attaches the socket programs, unless some are, or uvn has never been in force here. Nobody has a network by that.
 ///

@@ -25,9 +25,10 @@ use reading::Names;
 use socket::{Refusal, Socket};
 use std::io;
 use thiserror::Error;
-use uvn_dataplane::link::{self, LinkError};
-use uvn_dataplane::tap::{Tap, TapError};
-use uvn_dataplane::{shortcut, slow_path};
+use uvn_dataplane::gear::shortcut;
+use uvn_dataplane::port::link::{self, LinkError};
+use uvn_dataplane::port::slow_path;
+use uvn_dataplane::port::tap::{Tap, TapError};
 
 /// Why the kernel's state could not be read or changed.
 #[derive(Debug, Error)]

@@ -2,7 +2,7 @@
 
 use crate::config::Nat;
 use std::net::IpAddr;
-use uvn_dataplane::config::{Cidr, Path as Gear};
+use uvn_api::dataplane::config::{Cidr, Path as Gear};
 use uvn_wire::vxlan::Vni;
 
 /// Underlay NICs at most: an endpoint's name ends in one digit for its NIC.

@@ -9,12 +9,12 @@ pub use hostlist::HostlistError;
 pub use slurm::SlurmError;
 
 use crate::config::PeerList;
-use crate::finding::few;
 use crate::plan::subnet;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use thiserror::Error;
-use uvn_dataplane::config::Cidr;
+use uvn_api::dataplane::config::Cidr;
+use uvn_api::uvnd::finding::few;
 
 /// What the names of nodes have stood for.
 pub const KNOWN: &str = "/run/uvn/peers.json";

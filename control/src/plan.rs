@@ -28,9 +28,9 @@ use crate::network::{DataPath, Exit, FIRST_TABLE, Network, Nic, Node};
 use item::AFTER_CREATES;
 use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use uvn_dataplane::config::{Cidr, Path as Gear};
-use uvn_dataplane::outer::endpoint_mtu;
-use uvn_dataplane::{slow_path, xsk};
+use uvn_api::dataplane::config::{Cidr, Path as Gear};
+use uvn_dataplane::port::{slow_path, xsk};
+use uvn_engine::outer::endpoint_mtu;
 use uvn_wire::ethernet::Mac;
 
 /// The table of the routes to networks' NAT addresses.

@@ -6,7 +6,6 @@ use crate::feed;
 use crate::firewall;
 use crate::limited;
 use crate::lockdown;
-use crate::message::Status;
 use crate::netlink::Netlink;
 use crate::pam;
 use crate::plan;
@@ -17,9 +16,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
-use uvn_api::client::Client;
-use uvn_api::message::{self, Request};
-use uvn_dataplane::link;
+use uvn_api::uvnd::client::Client;
+use uvn_api::uvnd::message::{self, Request};
+use uvn_api::uvnd::status::Status;
+use uvn_dataplane::port::link;
 
 /// How long `uvnd` may take to end.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,8 +1,8 @@
 //! RDMA devices: what is opened there sends past the kernel, and so past every network.
 
 use crate::config::{Config, Rdma};
-use crate::finding::{Finding, Id};
 use std::fs;
+use uvn_api::uvnd::finding::{Finding, Id};
 use uvn_wire::cgroup::{DEVICE_FILE_ENTRIES, DeviceFile};
 
 /// Each has a folder here.
@@ -58,7 +58,7 @@ pub fn undecided(config: &Config) -> Option<Finding> {
             Id::Rdma,
             format!(
                 "users may open RDMA devices ({}), and by them reach each other past uvn",
-                crate::finding::few(&names)
+                uvn_api::uvnd::finding::few(&names)
             ),
             "decide: `rdma = \"deny\"`, or `rdma = \"allow\"` with a partition key for each user",
         )

@@ -6,13 +6,13 @@ use std::io::Write;
 use std::net::{IpAddr, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use uvn_api::toml_file::parse;
 use uvn_control::config::{Config, Nat};
 use uvn_control::demand::UnknownLog;
 use uvn_control::firewall::ruleset;
 use uvn_control::network::{DataPath, Nic, Node};
 use uvn_control::peers::Peers;
 use uvn_control::sysctl::Opened;
-use uvn_dataplane::toml_file::parse;
 use uvn_wire::vxlan::Vni;
 
 /// A node whose NIC is the loopback device, and whose peers are 127.0.0.0/24.

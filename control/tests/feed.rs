@@ -13,13 +13,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use uvn_control::feed::{Feed, FeedError, Others, Status};
+use uvn_api::dataplane::client::Client;
+use uvn_api::dataplane::config::Path as Gear;
+use uvn_api::uvnd::status::DataPlane;
+use uvn_control::feed::{Feed, FeedError, Others};
 use uvn_control::network::{DataPath, Network, Nic, Node};
 use uvn_control::peers::Peers;
-use uvn_dataplane::client::Client;
-use uvn_dataplane::config::Path as Gear;
-use uvn_dataplane::link;
-use uvn_dataplane::tap::Tap;
+use uvn_dataplane::port::link;
+use uvn_dataplane::port::tap::Tap;
 use uvn_wire::vxlan::Vni;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -239,7 +240,7 @@ fn the_status_names_the_networks_whose_endpoints_drop() {
     kill(process, Signal::SIGCONT).unwrap();
     assert!(lost() - before >= 1000);
     // Until the queue is drained, what the kernel itself says is dropped, too.
-    let is_told = |status: &Status, lost| {
+    let is_told = |status: &DataPlane, lost| {
         status.endpoint_full.get(&1000) == Some(&lost)
             && status.total.drops.get("tx_endpoint_full") == Some(&lost)
     };

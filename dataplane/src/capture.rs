@@ -6,9 +6,7 @@
 
 #![allow(unsafe_code, reason = "nix has no way to make the address of a packet socket")]
 
-use crate::client::{Client, ClientError};
-use crate::link::in_netns;
-use crate::message::{NetworkState, Place, Reply, Request, Summary};
+use crate::port::link::in_netns;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::RcvBufForce;
@@ -21,6 +19,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
+use uvn_api::dataplane::client::{Client, ClientError};
+use uvn_api::dataplane::message::{NetworkState, Place, Reply, Request, Summary};
 use uvn_wire::ethernet::{self, Ethernet, ethertype};
 use uvn_wire::icmp::v6::NEIGHBOUR_SOLICITATION;
 use uvn_wire::ipv4::protocol;

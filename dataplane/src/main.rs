@@ -7,10 +7,10 @@ use std::io::{BufWriter, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
+use uvn_api::dataplane::client::{Client, ClientError};
+use uvn_api::dataplane::config::Config;
+use uvn_api::dataplane::message::{Counts, Reply, Request, Residency, Summary};
 use uvn_dataplane::capture::{self, CaptureError};
-use uvn_dataplane::client::{Client, ClientError};
-use uvn_dataplane::config::Config;
-use uvn_dataplane::message::{Counts, Reply, Request, Residency, Summary};
 use uvn_dataplane::service::Service;
 
 /// VXLAN between a NIC and one endpoint per user, on pinned cores.

@@ -2,16 +2,17 @@
 //!
 //! The control thread alone changes them; workers get finished [`tables::Network`]s.
 
-use crate::config::Network;
-use crate::counters::{Counters, Drop};
-use crate::device::EndpointSource;
-use crate::message::{Counts, ENDPOINT_FULL};
-use crate::shortcut::Declined;
-use crate::tables::{self, Learned, Vteps};
+use crate::gear::shortcut::Declined;
+use crate::port::device::EndpointSource;
 use hashbrown::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use uvn_api::dataplane::config::Network;
+use uvn_api::dataplane::message::Counts;
+use uvn_api::dataplane::vteps::Vteps;
+use uvn_engine::counters::Counters;
+use uvn_engine::tables::{self, Learned};
 use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::Vni;
 use uvn_wire::xdp::Traffic;
@@ -87,7 +88,7 @@ impl Entry {
     #[must_use]
     pub fn counts(&self) -> Counts {
         let mut counts = self.past.clone();
-        self.counters.iter().for_each(|counters| counts.add(counters));
+        self.counters.iter().for_each(|counters| counters.add_to(&mut counts));
         counts
     }
 
@@ -268,41 +269,11 @@ fn counters(workers: usize) -> Arc<[Counters]> {
     (0..workers).map(|_| Counters::default()).collect()
 }
 
-impl Counts {
-    /// Adds what an endpoint's device dropped before a worker could read it.
-    pub fn add_dropped(&mut self, dropped: u64) {
-        if dropped > 0 {
-            *self.drops.entry(ENDPOINT_FULL.into()).or_default() += dropped;
-        }
-    }
-
-    /// Adds what the in-kernel gear counted.
-    pub fn add_traffic(&mut self, traffic: &Traffic) {
-        self.rx_frames += traffic.rx_frames;
-        self.rx_bytes += traffic.rx_bytes;
-        self.tx_frames += traffic.tx_frames;
-        self.tx_bytes += traffic.tx_bytes;
-    }
-
-    /// Adds one worker's counters.
-    pub fn add(&mut self, counters: &Counters) {
-        self.rx_frames += counters.rx_frames.get();
-        self.rx_bytes += counters.rx_bytes.get();
-        self.tx_frames += counters.tx_frames.get();
-        self.tx_bytes += counters.tx_bytes.get();
-        for reason in Drop::ALL {
-            let count = counters.drops(*reason);
-            if count > 0 {
-                *self.drops.entry(reason.name().into()).or_default() += count;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Peers;
+    use uvn_api::dataplane::config::Peers;
+    use uvn_engine::counters::Drop;
 
     fn vtep(last: u8) -> IpAddr {
         IpAddr::from([10, 0, 0, last])

@@ -10,19 +10,12 @@ mod notes;
 mod request;
 mod show;
 
-use crate::config::{Config, Peers};
-use crate::control::{Control, ControlError, Limits};
-use crate::daemon::{notify, raise_file_limit};
-use crate::link::{Link, LinkError};
-use crate::message::{Counts, MAX_FDS, Request};
+use crate::gear::thread::Notifier;
+use crate::gear::{Queues, Stuck};
 use crate::networks::Networks;
-use crate::outer::Outer;
-use crate::queues::{Queues, Stuck};
-use crate::route::{Change, Notifications};
-use crate::tables::{Conflict, Hop, Tables, Vteps};
-use crate::thread::Notifier;
+use crate::port::link::{Link, LinkError};
+use crate::underlay::route::{Change, Notifications};
 use crate::underlay::{NextHop, Underlay};
-use crate::worker::{Command, Event};
 use crossbeam::channel::{Receiver, bounded};
 use hashbrown::HashMap;
 use mio::unix::SourceFd;
@@ -36,6 +29,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use thiserror::Error;
+use uvn_api::daemon::{notify, raise_file_limit};
+use uvn_api::dataplane::config::{Config, Peers};
+use uvn_api::dataplane::message::{Counts, MAX_FDS, Request};
+use uvn_api::dataplane::vteps::{Conflict, Vteps};
+use uvn_api::server::{Control, ControlError, Limits};
+use uvn_engine::outer::Outer;
+use uvn_engine::tables::{Hop, Tables};
+use uvn_engine::worker::{Command, Event};
 
 const SIGNALS: Token = Token(0);
 const EVENTS: Token = Token(1);
@@ -214,7 +215,7 @@ impl Service {
         loop {
             let busy = self.control.as_ref().is_some_and(Control::has_work);
             let upgrade = self.queues.as_ref().and_then(|queues| queues.waiting.due());
-            let due = [upgrade, self.traffic_due()].into_iter().flatten().fold(tick, Instant::min);
+            let due = [upgrade, self.boost_due()].into_iter().flatten().fold(tick, Instant::min);
             let wait = if busy { Duration::ZERO } else { due.saturating_duration_since(Instant::now()) };
             match self.poll.poll(&mut events, Some(wait)) {
                 Err(source) if source.kind() != io::ErrorKind::Interrupted => {
@@ -253,8 +254,8 @@ impl Service {
                 queues.upgrade(&mut self.networks);
             }
             let now = Instant::now();
-            if let Some(traffic) = self.queues.as_mut().and_then(|queues| queues.traffic.as_mut()) {
-                traffic.follow(now);
+            if let Some(booster) = self.queues.as_mut().and_then(|queues| queues.booster.as_mut()) {
+                booster.follow(now);
             }
             if now >= tick {
                 tick = now + TICK;
@@ -264,8 +265,8 @@ impl Service {
         }
     }
 
-    fn traffic_due(&self) -> Option<Instant> {
-        Some(self.queues.as_ref()?.traffic.as_ref()?.due())
+    fn boost_due(&self) -> Option<Instant> {
+        Some(self.queues.as_ref()?.booster.as_ref()?.due())
     }
 
     /// What depends on time.

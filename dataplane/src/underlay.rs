@@ -3,7 +3,10 @@
 //! The kernel resolves neighbours and routes as for its own traffic; this only asks it to, and follows what it says.
 //! A VTEP without an answer has no hop: workers count its frames and ask again.
 
-use crate::route::{self, Change, Neighbour, Route};
+pub mod rivals;
+pub mod route;
+
+use self::route::{Change, Neighbour, Route};
 use socket2::{Domain, InterfaceIndexOrAddress, Socket, Type};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;

@@ -7,7 +7,7 @@ use common::capture::{Checksum, Decoded, choose_ports, decode, watch};
 use common::cluster::{Cluster, Settings, V4, V6, VNI};
 use common::traffic::{self, Place};
 use std::net::IpAddr;
-use uvn_dataplane::link;
+use uvn_dataplane::port::link;
 use uvn_wire::ethernet::Mac;
 
 /// Bytes of bulk TCP, each way.

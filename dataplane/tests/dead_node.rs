@@ -7,7 +7,7 @@ use common::NetNs;
 use common::cluster::{Cluster, Settings, V4};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
-use uvn_dataplane::route::{Change, Notifications};
+use uvn_dataplane::underlay::route::{Change, Notifications};
 
 const NEIGHBOURS: u16 = 3000;
 /// TCP itself gives up after more than two minutes.

@@ -158,7 +158,7 @@ fn an_endpoint_that_loses_offloads_works() {
 fn a_program_that_is_detached_from_an_endpoint_is_put_back() {
     let rig = Rig::new(GEARS[1], 1500);
     let engine = &rig.engines[0];
-    let device = rig.here().run(|| uvn_dataplane::link::get("uvn")).unwrap().index;
+    let device = rig.here().run(|| uvn_dataplane::port::link::get("uvn")).unwrap().index;
     let before = Links::of(engine.pid(), device);
     assert_eq!(before.0.len(), 1);
     before.detach();

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "this is how a test fails")]
 
 mod common;
-#[path = "common/frames.rs"]
+#[path = "../engine/tests/common/frames.rs"]
 mod frames;
 
 use common::cluster::{Cluster, Settings, V4, V6, VNI};
@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use uvn_dataplane::message::{Reply, Request};
+use uvn_api::dataplane::message::{Reply, Request};
 use uvn_wire::ethernet::Mac;
 
 /// A MAC that a kernel made up.

@@ -6,7 +6,7 @@
 #[path = "isolation/cases.rs"]
 mod cases;
 mod common;
-#[path = "common/frames.rs"]
+#[path = "../engine/tests/common/frames.rs"]
 mod frames;
 #[path = "isolation/tenant.rs"]
 mod tenant;
@@ -25,7 +25,7 @@ use std::iter;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
-use uvn_dataplane::tap::Tap;
+use uvn_dataplane::port::tap::Tap;
 use uvn_wire::ethernet::{Mac, ethertype};
 use uvn_wire::ipv4::protocol;
 use uvn_wire::vxlan::PORT;

@@ -1,6 +1,7 @@
 //! What the kernel's own software GSO sends, byte for byte, is what ours sends. Needs root.
 
 mod common;
+#[path = "../engine/tests/frames/mod.rs"]
 mod frames;
 
 use common::NetNs;
@@ -10,11 +11,11 @@ use proptest::test_runner::TestRunner;
 use std::cell::RefCell;
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
-use uvn_dataplane::gro::{Delivery, Gro};
-use uvn_dataplane::gso::Gso;
-use uvn_dataplane::link;
-use uvn_dataplane::port::{Endpoint, MAX_FRAME, Offloads, VnetHeader};
-use uvn_dataplane::tap::Tap;
+use uvn_dataplane::port::link;
+use uvn_dataplane::port::tap::Tap;
+use uvn_engine::gro::{Delivery, Gro};
+use uvn_engine::gso::Gso;
+use uvn_engine::port::{Endpoint, MAX_FRAME, Offloads, VnetHeader};
 use uvn_wire::packet::parse;
 
 /// Cases of each property: a second.

@@ -15,8 +15,8 @@ use common::{NetNs, until};
 use links::Links;
 use pair::{GEARS, Rig};
 use std::net::UdpSocket;
-use uvn_dataplane::link;
-use uvn_dataplane::message::Note;
+use uvn_api::dataplane::message::Note;
+use uvn_dataplane::port::link;
 
 /// In the gear in which it was.
 fn works_again(rig: &Rig, sections: &str) {

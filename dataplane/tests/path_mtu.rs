@@ -7,8 +7,8 @@ mod common;
 use common::NetNs;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::net::{IpAddr, SocketAddr};
-use uvn_dataplane::link;
-use uvn_dataplane::route::look_up;
+use uvn_dataplane::port::link;
+use uvn_dataplane::underlay::route::look_up;
 
 const NODE: [&str; 2] = ["10.0.0.1", "fd00::1"];
 const PEER: [&str; 2] = ["10.0.0.2", "fd00::2"];

@@ -15,12 +15,12 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use common::NetNs;
-use uvn_dataplane::link::{self, LinkError};
-use uvn_dataplane::port::{Endpoint, MAX_FRAME, MAX_PARTS, Nic, State, VnetHeader};
-use uvn_dataplane::redirect;
-use uvn_dataplane::tap::{Tap, TapError};
-use uvn_dataplane::veth::{Veth, VethError};
-use uvn_dataplane::xsk::{XskConfig, XskError, XskQueue};
+use uvn_dataplane::port::link::{self, LinkError};
+use uvn_dataplane::port::redirect;
+use uvn_dataplane::port::tap::{Tap, TapError};
+use uvn_dataplane::port::veth::{Veth, VethError};
+use uvn_dataplane::port::xsk::{XskConfig, XskError, XskQueue};
+use uvn_engine::port::{Endpoint, MAX_FRAME, MAX_PARTS, Nic, State, VnetHeader};
 use uvn_wire::ethernet::Mac;
 
 #[test]

@@ -16,9 +16,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use uvn_api::dataplane::config::Vtep;
+use uvn_api::dataplane::message::{Reply, Request};
 use uvn_api::protocol::Code;
-use uvn_dataplane::config::Vtep;
-use uvn_dataplane::message::{Reply, Request};
 
 #[test]
 fn a_network_comes_by_the_socket_and_goes() {

@@ -5,7 +5,7 @@
 #[path = "isolation/cases.rs"]
 mod cases;
 mod common;
-#[path = "common/frames.rs"]
+#[path = "../engine/tests/common/frames.rs"]
 mod frames;
 #[path = "common/judge.rs"]
 mod judge;
@@ -16,7 +16,7 @@ use common::traffic::content;
 use frames::{ethernet, fragment, ip, udp, vxlan};
 use judge::{Judges, Settings, Taken, encapsulation};
 use std::net::IpAddr;
-use uvn_dataplane::config::Encapsulation;
+use uvn_api::dataplane::config::Encapsulation;
 use uvn_wire::checksum::Sum;
 use uvn_wire::ethernet::Mac;
 use uvn_wire::ipv4::protocol;

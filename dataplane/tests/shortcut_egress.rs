@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 
 mod common;
-#[path = "common/frames.rs"]
+#[path = "../engine/tests/common/frames.rs"]
 mod crafted;
+#[path = "../engine/tests/frames/mod.rs"]
 mod frames;
 
 use aya::TestRunOptions;
@@ -19,11 +20,11 @@ use frames::{Spec, bytes};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
-use uvn_dataplane::config::{Dscp, Encapsulation};
-use uvn_dataplane::link;
-use uvn_dataplane::outer::{Outer, Patch};
-use uvn_dataplane::port::VnetHeader;
-use uvn_dataplane::tap::Tap;
+use uvn_api::dataplane::config::{Dscp, Encapsulation};
+use uvn_dataplane::port::link;
+use uvn_dataplane::port::tap::Tap;
+use uvn_engine::outer::{Outer, Patch};
+use uvn_engine::port::VnetHeader;
 use uvn_wire::checksum::Sum;
 use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::Vni;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 
 mod common;
-#[path = "common/frames.rs"]
+#[path = "../engine/tests/common/frames.rs"]
 mod frames;
 #[path = "common/numbered.rs"]
 mod numbered;
@@ -14,8 +14,8 @@ use common::{NetNs, until};
 use numbered::{Numbered, OVERLAY, VNI};
 use std::net::IpAddr;
 use std::time::Duration;
-use uvn_dataplane::config::Vtep;
-use uvn_dataplane::message::Request;
+use uvn_api::dataplane::config::Vtep;
+use uvn_api::dataplane::message::Request;
 use uvn_wire::ethernet::Mac;
 
 #[test]

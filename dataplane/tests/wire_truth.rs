@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 
 mod common;
-#[path = "common/frames.rs"]
+#[path = "../engine/tests/common/frames.rs"]
 mod frames;
 #[path = "common/truth.rs"]
 mod truth;

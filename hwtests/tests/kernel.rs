@@ -15,7 +15,7 @@ use uvn_control::network::{FIRST_TABLE, Network, Node as Facts};
 use uvn_control::peers::{self, Directory, Peers};
 use uvn_control::plan::{self, Item, Step};
 use uvn_control::{firewall, sysctl};
-use uvn_dataplane::link;
+use uvn_dataplane::port::link;
 use uvn_hwtests::cluster::OUTSIDE;
 use uvn_hwtests::{Cluster, Layout, Namespace, Node};
 use uvn_wire::cgroup::Mark;

@@ -4,8 +4,8 @@
 
 use std::process::Stdio;
 use std::time::Duration;
-use uvn_dataplane::client::Client;
-use uvn_dataplane::message::{Note, Reply, Request, Summary};
+use uvn_api::dataplane::client::Client;
+use uvn_api::dataplane::message::{Note, Reply, Request, Summary};
 use uvn_hwtests::node::program;
 use uvn_hwtests::{Namespace, with_paths};
 

@@ -1,14 +1,28 @@
-//! What `uvnd` and those that ask it agree on. It is loaded into sshd and slurmstepd, as root: it stays small.
+//! What the daemons, those that ask them and the plugins agree on. Nothing here touches a network device.
 //!
-//! - [`seqpacket`], [`protocol`]: how a control protocol is packed; the data plane's, too
-//! - [`message`]: what is said between `uvnd` and `uvn`, PAM, SPANK
-//! - [`client`]: who asks
+//! sshd and slurmstepd load the first half as root, so it stays small:
+//!
+//! - [`seqpacket`], [`protocol`]: how a control protocol is packed
+//! - [`uvnd`]: the protocol of `uvnd`, and the policy that a login or a job reads
 //! - [`groups`]: membership, as the user database has it
-//! - [`host`]: what a login or a job asks, and what it comes to where `uvnd` does not answer
+//!
+//! The other half has the feature `daemon`:
+//!
+//! - [`dataplane`]: the protocol and the configuration of the data plane
+//! - [`server`]: the listening end of either protocol
+//! - [`toml_file`]: how a configuration file is read
+//! - [`daemon`]: what a daemon tells the service manager, and asks the kernel for
 
-pub mod client;
 pub mod groups;
-pub mod host;
-pub mod message;
 pub mod protocol;
 pub mod seqpacket;
+pub mod uvnd;
+
+#[cfg(feature = "daemon")]
+pub mod daemon;
+#[cfg(feature = "daemon")]
+pub mod dataplane;
+#[cfg(feature = "daemon")]
+pub mod server;
+#[cfg(feature = "daemon")]
+pub mod toml_file;

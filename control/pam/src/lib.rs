@@ -6,7 +6,7 @@
 //! syslog, because cron has no conversation. Whether that refuses the session is `attachment` of uvn.toml.
 //!
 //! Users who are not policed, root above all, are always let in; so is everybody where uvn is not set up at all. See
-//! [`uvn_api::host`] for how that is decided, and why a purged uvn is not enough.
+//! [`uvn_api::uvnd::policed`] for how that is decided, and why a purged uvn is not enough.
 
 #[cfg(panic = "abort")]
 compile_error!("a panic would end sshd: cargo build --profile plugin --package uvn-pam");
@@ -16,8 +16,8 @@ compile_error!("a panic would end sshd: cargo build --profile plugin --package u
 mod pam;
 
 use std::time::Duration;
-use uvn_api::host::{Attachment, Host};
-use uvn_api::message::Claim;
+use uvn_api::uvnd::message::Claim;
+use uvn_api::uvnd::policed::{Attachment, Host};
 
 /// How long `uvnd` may take, unless the module's line says otherwise.
 const PATIENCE: Duration = Duration::from_secs(10);

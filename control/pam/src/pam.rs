@@ -5,7 +5,7 @@ use crate::{Opened, Options, Session};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::panic::catch_unwind;
 use std::ptr;
-use uvn_api::host::Host;
+use uvn_api::uvnd::policed::Host;
 
 /// libpam's `pam_handle_t`.
 type Handle = *mut c_void;

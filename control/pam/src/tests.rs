@@ -4,9 +4,9 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::thread;
-use uvn_api::message::{Outcome, Reply, Request};
 use uvn_api::protocol::{Code, Failure, answer_packet, parse_request};
 use uvn_api::seqpacket;
+use uvn_api::uvnd::message::{Outcome, Reply, Request};
 
 /// A node of its own, with an `uvnd` that takes connections; it goes with the folder.
 struct Node {
@@ -180,7 +180,7 @@ fn a_session_that_closes_ends_its_claim_and_never_fails() {
     let node = Node::new("closes");
     let uvnd = node.answers(answer_packet(Ok(Reply::<()>::Detached { leases: 0, steps: vec![] })));
     ALICE.close(&node.host, LONG);
-    let Request::Detach { uid: 1000, what: uvn_api::message::Release::Claim(claim), .. } =
+    let Request::Detach { uid: 1000, what: uvn_api::uvnd::message::Release::Claim(claim), .. } =
         uvnd.join().unwrap()
     else {
         unreachable!("not a detach of hers")

@@ -21,8 +21,8 @@ compile_error!("a panic would end slurmstepd: cargo build --profile plugin --pac
 mod slurm;
 
 use std::time::Duration;
-use uvn_api::host::Host;
-use uvn_api::message::Claim;
+use uvn_api::uvnd::message::Claim;
+use uvn_api::uvnd::policed::Host;
 
 /// How long `uvnd` may take, unless plugstack.conf says otherwise.
 const PATIENCE: Duration = Duration::from_secs(30);

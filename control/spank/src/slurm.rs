@@ -5,7 +5,7 @@ use crate::{Options, Step};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::panic::catch_unwind;
 use std::sync::OnceLock;
-use uvn_api::host::Host;
+use uvn_api::uvnd::policed::Host;
 
 /// What the loader asks for by name (plugin.c, `_verify_syms`).
 #[unsafe(no_mangle)]

@@ -9,9 +9,9 @@ use aya::{Btf, Ebpf, EbpfLoader};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
-use uvn_dataplane::config::Cidr;
-use uvn_dataplane::link;
-use uvn_dataplane::xdp::prefix_key;
+use uvn_api::dataplane::config::Cidr;
+use uvn_dataplane::gear::programs::prefix_key;
+use uvn_dataplane::port::link;
 use uvn_wire::cgroup::{self, DeviceFile, Range};
 
 /// `cargo xtask ebpf` builds it from `ebpf/`.

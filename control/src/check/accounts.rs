@@ -1,7 +1,6 @@
 //! Who is not policed, though they can log in or have processes; and groups that the configuration names in vain.
 
 use crate::config::{Config, Group, default_admins};
-use crate::finding::{Finding, Id, few};
 use crate::lease::process;
 use crate::limited;
 use std::collections::BTreeMap;
@@ -9,6 +8,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 use uvn_api::groups::gid;
+use uvn_api::uvnd::finding::{Finding, Id, few};
 
 /// How long the user database may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -89,7 +89,7 @@ fn unknown_groups(config: &Config) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use uvn_dataplane::toml_file;
+    use uvn_api::toml_file;
 
     const DATABASE: &str = "root:x:0:0::/root:/bin/bash\ndaemon:x:1:1::/:/usr/sbin/nologin\nold:x:600:600::/home/old:/bin/sh\n\
         blank:x:601:601::/:\nsync:x:4:65534::/bin:/bin/sync\nalice:x:1234:1234::/home/alice:/bin/bash\n\

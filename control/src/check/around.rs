@@ -1,16 +1,16 @@
 //! What is around uvn on this node and takes something from what it promises.
 
 use crate::config::Config;
-use crate::finding::{Finding, Id};
 use crate::netlink::Rival;
 use crate::network::{Nic, Node};
 use crate::rdma;
 use crate::sysctl;
 use std::fs;
 use std::ops::RangeInclusive;
-use uvn_dataplane::message::Note;
-use uvn_dataplane::outer::{endpoint_mtu, overhead};
-use uvn_dataplane::rivals::answers_for_others;
+use uvn_api::dataplane::message::Note;
+use uvn_api::uvnd::finding::{Finding, Id};
+use uvn_dataplane::underlay::rivals::answers_for_others;
+use uvn_engine::outer::{endpoint_mtu, overhead};
 use uvn_wire::ipv6::MIN_MTU;
 
 /// Families that carry data from one user to another outside of every network, as /proc/net/protocols names them; kept

@@ -1,6 +1,5 @@
 //! Sockets made as a user: where they are bound, and whether they reach each other.
 
-use crate::finding::{Finding, Id};
 use crate::network::Node;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket, sockopt};
@@ -8,6 +7,7 @@ use nix::unistd::{Uid, setresuid};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
+use uvn_api::uvnd::finding::{Finding, Id};
 
 /// A connection on the node itself takes no time.
 const PATIENCE: Duration = Duration::from_secs(1);

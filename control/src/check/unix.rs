@@ -4,10 +4,10 @@ use super::RESTART;
 use super::trial::as_user;
 use crate::binding;
 use crate::config::Config;
-use crate::finding::{Finding, Id};
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use uvn_api::uvnd::finding::{Finding, Id};
 
 /// Tries it with the first two that are policed, unless it is known already that they do (`findings`).
 pub(super) fn trial(config: &Config, findings: &[Finding]) -> Option<Finding> {

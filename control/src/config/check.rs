@@ -7,8 +7,8 @@ use crate::peers::{hostlist, without};
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-use uvn_dataplane::config::Cidr;
-use uvn_dataplane::toml_file::{Invalid, TomlFile, absolute, device_name, each_once, unicast, within};
+use uvn_api::dataplane::config::Cidr;
+use uvn_api::toml_file::{Invalid, TomlFile, absolute, device_name, each_once, unicast, within};
 use uvn_wire::cgroup::EXECUTABLE_ENTRIES;
 use uvn_wire::vxlan::Vni;
 

@@ -3,7 +3,7 @@
 use super::{Config, VniRange};
 use std::ops::RangeInclusive;
 use thiserror::Error;
-use uvn_api::host::is_policed;
+use uvn_api::uvnd::policed::is_policed;
 use uvn_wire::vxlan::Vni;
 
 /// Why a UID has no VNI.

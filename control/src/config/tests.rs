@@ -1,7 +1,7 @@
 use super::check::ephemeral_hints;
 use super::*;
 use proptest::prelude::*;
-use uvn_dataplane::toml_file::parse;
+use uvn_api::toml_file::parse;
 use uvn_wire::vxlan::Vni;
 
 const GOOD: &str = r#"

@@ -3,7 +3,6 @@
 use super::networks::{AttachError, Networks, ROUNDS, STATE, devices};
 use crate::demand::{Refusal, received};
 use crate::feed::Feed;
-use crate::finding::Id;
 use crate::lease::{self, Attached, Kind, Lease, Process, process, state};
 use crate::netfilter;
 use crate::network::Network;
@@ -13,7 +12,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use uvn_api::message::{Claim, Outcome, Release};
+use uvn_api::uvnd::finding::Id;
+use uvn_api::uvnd::message::{Claim, Outcome, Release};
 use uvn_wire::vxlan::Vni;
 
 /// How long one turn may take networks down: logins wait meanwhile.

@@ -1,7 +1,6 @@
 //! Brings the node to what it shall be: the node is looked at, and what differs is changed. Goes on past errors.
 
 use super::networks::{Networks, RESYNC, RETRY, ROUNDS, called_back, devices, policy};
-use crate::finding::Id;
 use crate::firewall;
 use crate::network::{DataPath, Network, Nic};
 use crate::plan::{self, Item, Step};
@@ -9,7 +8,8 @@ use crate::sysctl;
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::Instant;
-use uvn_dataplane::link;
+use uvn_api::uvnd::finding::Id;
+use uvn_dataplane::port::link;
 
 impl Networks {
     /// Brings everything to what it shall be, and goes on past errors. Returns the steps in the kernel.

@@ -3,11 +3,11 @@
 use super::networks::Networks;
 use crate::config::PathChoice;
 use crate::feed::{Feed, Others};
-use crate::finding::Id;
 use crate::network::{DataPath, Network, Nic};
 use mio::Token;
 use std::collections::BTreeSet;
-use uvn_dataplane::xsk::MAX_MTU;
+use uvn_api::uvnd::finding::Id;
+use uvn_dataplane::port::xsk::MAX_MTU;
 
 impl Networks {
     /// Ends the data planes of NICs that are the kernel's now, or that are configured no more: their VXLAN port must be free

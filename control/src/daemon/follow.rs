@@ -4,7 +4,6 @@ use super::networks::{ASK, Networks, called_back, items, policy, slurm_user};
 use super::newcomers::newcomers;
 use crate::binding::{self, Binding};
 use crate::config::Config;
-use crate::finding::{Id, few};
 use crate::netlink::Changes;
 use crate::network::{Network, Nic};
 use crate::peers;
@@ -13,7 +12,8 @@ use crate::rdma;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use uvn_api::protocol::{Code, Failure};
-use uvn_dataplane::toml_file::ConfigError;
+use uvn_api::toml_file::ConfigError;
+use uvn_api::uvnd::finding::{Id, few};
 
 impl Networks {
     /// Follows what has changed in the kernel.

@@ -10,7 +10,6 @@ use crate::binding::{self, Binding, BindingError, CalledBack, Devices, Executabl
 use crate::config::{Config, Mode};
 use crate::demand::{Demand, UnknownLog, Users};
 use crate::feed::{Feed, FeedError, Others};
-use crate::finding::{Finding, Id, LOG};
 use crate::firewall::{self, FirewallError};
 use crate::lease::state::{self, StateError};
 use crate::lease::{self, LeaseError, Leases};
@@ -31,6 +30,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use thiserror::Error;
+use uvn_api::uvnd::finding::{Finding, Id, LOG};
 use uvn_wire::cgroup::NETWORK_ENTRIES;
 use uvn_wire::vxlan::Vni;
 

@@ -3,12 +3,12 @@
 
 use super::networks::Networks;
 use crate::config::{Config, Mode};
-use crate::finding::Id;
 use crate::lease::{Held, process};
 use crate::lockdown::LAST;
 use std::collections::BTreeMap;
 use std::path::Path;
-use uvn_api::message::Claim;
+use uvn_api::uvnd::finding::Id;
+use uvn_api::uvnd::message::Claim;
 
 /// Users who run without a network, each with a process; none if the configuration is in force already.
 pub(super) fn newcomers(config: &Config) -> BTreeMap<u32, i32> {

@@ -1,9 +1,9 @@
 //! Who is refused sockets for want of a network, or would be: a line in the log for each, now and then.
 
 use super::networks::Networks;
-use crate::message::Refused;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+use uvn_api::uvnd::status::Refused;
 
 /// How often a user is named.
 const EVERY: Duration = Duration::from_secs(60);

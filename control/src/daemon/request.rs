@@ -2,12 +2,12 @@
 
 use super::networks::{AttachError, Networks};
 use crate::lease::{self, Held, LeaseError};
-use crate::message::Reply;
 use crate::plan::Step;
 use std::time::Duration;
-use uvn_api::message::{NetworkState, Request};
 use uvn_api::protocol::{Code, Failure, fitting};
-use uvn_dataplane::control::Peer;
+use uvn_api::server::Peer;
+use uvn_api::uvnd::message::{NetworkState, Request};
+use uvn_api::uvnd::status::Reply;
 
 impl From<AttachError> for Failure {
     fn from(error: AttachError) -> Failure {

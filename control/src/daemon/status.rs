@@ -3,10 +3,10 @@
 use super::networks::Networks;
 use crate::config::Mode;
 use crate::feed;
-use crate::finding::{Finding, Id, LOG};
-use crate::message::{NicState, Status};
 use crate::netlink;
 use crate::network::{DataPath, Nic};
+use uvn_api::uvnd::finding::{Finding, Id, LOG};
+use uvn_api::uvnd::status::{DataPlane, NicState, Status};
 use uvn_wire::cgroup::Verdict;
 
 /// The remedy for names without an address.
@@ -106,7 +106,7 @@ impl Networks {
     }
 }
 
-fn state(nic: &Nic, engine: Option<feed::Status>) -> NicState {
+fn state(nic: &Nic, engine: Option<DataPlane>) -> NicState {
     NicState {
         name: nic.name.clone(),
         up: nic.up,

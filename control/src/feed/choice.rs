@@ -3,8 +3,9 @@
 use crate::config::PathChoice;
 use crate::network::DataPath;
 use std::net::IpAddr;
-use uvn_dataplane::xsk::MAX_MTU;
-use uvn_dataplane::{shortcut, slow_path};
+use uvn_dataplane::gear::shortcut;
+use uvn_dataplane::port::slow_path;
+use uvn_dataplane::port::xsk::MAX_MTU;
 
 /// ARPHRD_ETHER and ARPHRD_INFINIBAND (include/uapi/linux/if_arp.h).
 const ETHERNET: u16 = 1;

@@ -13,10 +13,10 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use uvn_dataplane::client::Client;
-use uvn_dataplane::config::{Config, Path as Gear, Peers};
-use uvn_dataplane::message::{Reply, Request};
-use uvn_dataplane::toml_file;
+use uvn_api::dataplane::client::Client;
+use uvn_api::dataplane::config::{Config, Path as Gear, Peers};
+use uvn_api::dataplane::message::{Reply, Request};
+use uvn_api::toml_file;
 
 impl Feed {
     pub(super) fn path(&self, extension: &str) -> PathBuf {

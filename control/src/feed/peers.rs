@@ -4,7 +4,7 @@ use crate::network::{Network, Nic, Node};
 use crate::peers::{Peers as Configured, without};
 use crate::plan::Item;
 use std::net::IpAddr;
-use uvn_dataplane::config::{Cidr, Peers, Vtep};
+use uvn_api::dataplane::config::{Cidr, Peers, Vtep};
 use uvn_wire::ethernet::Mac;
 
 /// Nodes at most that a network's broadcast and multicast is replicated to: beyond, it takes a multicast group.

@@ -6,11 +6,11 @@ use nix::errno::Errno;
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
+use uvn_api::dataplane::client::ClientError;
+use uvn_api::dataplane::config::{self, Peers, Vtep};
+use uvn_api::dataplane::message::{MAX_FDS, NetworkState, Reply, Request, Summary};
 use uvn_api::protocol::Code;
-use uvn_dataplane::client::ClientError;
-use uvn_dataplane::config::{self, Peers, Vtep};
-use uvn_dataplane::message::{MAX_FDS, NetworkState, Reply, Request, Summary};
-use uvn_dataplane::tap::{Tap, TapError};
+use uvn_dataplane::port::tap::{Tap, TapError};
 use uvn_wire::vxlan::Vni;
 
 impl Feed {

@@ -11,8 +11,8 @@ use netlink_packet_route::address::{AddressFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteProtocol};
 use std::net::IpAddr;
-use uvn_dataplane::config::Cidr;
-use uvn_dataplane::link;
+use uvn_api::dataplane::config::Cidr;
+use uvn_dataplane::port::link;
 
 /// A device that is not ours.
 #[derive(Debug, Clone)]

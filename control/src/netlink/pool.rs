@@ -9,7 +9,7 @@ use netlink_packet_route::route::{RouteMessage, RouteProtocol};
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use thiserror::Error;
-use uvn_dataplane::config::Cidr;
+use uvn_api::dataplane::config::Cidr;
 
 /// A pool whose addresses the node uses for something else: Tailscale, for example, has 100.64.0.0/10.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

@@ -16,7 +16,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, Rout
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use uvn_dataplane::config::Cidr;
+use uvn_api::dataplane::config::Cidr;
 use uvn_wire::ethernet::Mac;
 
 /// The names of devices by index.
@@ -44,7 +44,7 @@ pub fn kind_of(message: &LinkMessage) -> (Option<&InfoKind>, Option<&InfoData>) 
     })
 }
 
-/// Whether a device is a VXLAN one for the VNIs of a filter, such as [`uvn_dataplane::link::create_deaf_vxlan`] makes.
+/// Whether a device is a VXLAN one for the VNIs of a filter, such as [`uvn_dataplane::port::link::create_deaf_vxlan`] makes.
 pub fn has_vni_filter(message: &LinkMessage) -> bool {
     let (Some(InfoKind::Vxlan), Some(InfoData::Vxlan(data))) = kind_of(message) else { return false };
     data.contains(&InfoVxlan::CollectMetadata(true)) && data.contains(&InfoVxlan::Vnifilter(true))

@@ -17,7 +17,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::io;
 use std::net::IpAddr;
-use uvn_dataplane::config::Cidr;
+use uvn_api::dataplane::config::Cidr;
 use uvn_wire::ethernet::Mac;
 
 /// The origin of our routes (`proto` of iproute2): what has it is ours. Nobody else's in

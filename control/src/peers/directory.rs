@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use uvn_dataplane::config::Cidr;
+use uvn_api::dataplane::config::Cidr;
 
 /// The pause before names without an answer are asked again.
 pub const AGAIN: Duration = Duration::from_secs(10);

@@ -3,7 +3,7 @@
 use super::NAT_TABLE;
 use std::fmt;
 use std::net::IpAddr;
-use uvn_dataplane::config::Cidr;
+use uvn_api::dataplane::config::Cidr;
 use uvn_wire::ethernet::Mac;
 
 /// A kernel object in its wanted form.

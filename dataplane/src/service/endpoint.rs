@@ -1,11 +1,11 @@
 //! Endpoints under others' hands: lost, moved, set down, re-addressed.
 
 use super::Service;
-use crate::route::Change;
-use crate::shortcut::{self, Declined};
-use crate::worker::Command;
+use crate::gear::shortcut::{self, Declined};
+use crate::underlay::route::Change;
 use std::io;
 use std::time::Instant;
+use uvn_engine::worker::Command;
 use uvn_wire::vxlan::Vni;
 
 impl Service {

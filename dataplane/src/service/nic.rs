@@ -1,18 +1,18 @@
 //! The NIC's life cycle: put to use, followed through down, up, new MTU, new queues, removal and return.
 
 use super::{Service, ServiceError};
-use crate::link::{self, Link, LinkError};
+use crate::gear::Queues;
 use crate::networks::Networks;
-use crate::outer::endpoint_mtu;
-use crate::queues::Queues;
-use crate::tables::Tables;
-use crate::worker::Command;
-use crate::xsk::MAX_MTU;
+use crate::port::link::{self, Link, LinkError};
+use crate::port::xsk::MAX_MTU;
 use hashbrown::HashMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use uvn_engine::outer::endpoint_mtu;
+use uvn_engine::tables::Tables;
+use uvn_engine::worker::Command;
 
 /// ARPHRD_ETHER (include/uapi/linux/if_arp.h).
 const ETHERNET: u16 = 1;
@@ -285,7 +285,7 @@ impl Service {
             tracing::error!(%error, "the XDP program keeps a network until its end");
         }
         for worker in &queues.workers {
-            self.past.add(&worker.handle.status.counters);
+            worker.handle.status.counters.add_to(&mut self.past);
         }
         if let Some(shortcut) = &queues.shortcut {
             self.past.add_traffic(&shortcut.total());

@@ -1,14 +1,14 @@
 //! What takes something from the data plane, though it works.
 
 use super::Service;
-use crate::link;
-use crate::message::Note;
-use crate::outer::overhead;
-use crate::rivals;
-use crate::shortcut::Shortcut;
+use crate::gear::shortcut::Shortcut;
+use crate::port::link;
+use crate::underlay::rivals;
 use socket2::{Domain, Socket, Type};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use uvn_api::dataplane::message::Note;
+use uvn_engine::outer::overhead;
 use uvn_wire::ipv6::MIN_MTU;
 use uvn_wire::xdp::Verdict;
 

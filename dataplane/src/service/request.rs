@@ -1,26 +1,24 @@
 //! Changes to networks and VTEPs, from the configuration file and from the control socket.
 
 use super::{Service, ServiceError};
-use crate::config::{Network, allowed, check_peers};
-use crate::device::{EndpointSource, Plan};
-use crate::message::{Reply, Request};
+use crate::gear::Stuck;
 use crate::networks::Entry;
-use crate::queues::Stuck;
-use crate::tables::Vteps;
-use crate::toml_file::Invalid;
-use crate::worker::Command;
+use crate::port::device::{EndpointSource, Plan};
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use uvn_api::dataplane::config::{Network, Peers, allowed, check_peers};
+use uvn_api::dataplane::message::{Reply, Request};
+use uvn_api::dataplane::vteps::Vteps;
 use uvn_api::protocol::{Code, Failure};
+use uvn_api::toml_file::Invalid;
+use uvn_engine::worker::Command;
 use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::Vni;
 
-impl From<Invalid> for Failure {
-    fn from(invalid: Invalid) -> Failure {
-        Failure::new(Code::Invalid, invalid.explained(allowed).to_string())
-    }
+fn refused(invalid: Invalid) -> Failure {
+    Failure::new(Code::Invalid, invalid.explained(allowed).to_string())
 }
 
 impl From<Stuck> for Failure {
@@ -75,7 +73,7 @@ impl Service {
 
     fn add_network(&mut self, network: Network, fds: Vec<OwnedFd>) -> Result<Reply, Failure> {
         let vni = network.vni;
-        network.check(&self.config.vtep, &self.peers)?;
+        network.check(&self.config.vtep, &self.peers).map_err(refused)?;
         if self.networks.get(vni).is_some() {
             return Err(Failure::new(Code::Exists, format!("network {vni} is there already")));
         }
@@ -172,20 +170,20 @@ impl Service {
 
     fn set_peers(&mut self, number: u32, peers: Vec<IpAddr>) -> Result<Reply, Failure> {
         let vni = self.known(number)?;
-        check_peers(&peers, &self.config.vtep, &self.peers)?;
+        check_peers(&peers, &self.config.vtep, &self.peers).map_err(refused)?;
         let entry = self.networks.get_mut(vni).ok_or_else(|| missing(number))?;
         if entry.network.group.is_some() {
-            return Err(Invalid::new("peers", "the network has a group").into());
+            return Err(refused(Invalid::new("peers", "the network has a group")));
         }
         entry.set_peers(peers);
         self.follow_listed()?;
         Ok(Reply::Done { epoch: self.commit()? })
     }
 
-    fn set_vteps(&mut self, peers: crate::config::Peers) -> Result<Reply, Failure> {
-        peers.check(&self.config.vtep)?;
-        let vteps =
-            Vteps::new(&peers).map_err(|conflict| Invalid::new("peers.vtep", conflict.to_string()))?;
+    fn set_vteps(&mut self, peers: Peers) -> Result<Reply, Failure> {
+        peers.check(&self.config.vtep).map_err(refused)?;
+        let vteps = Vteps::new(&peers)
+            .map_err(|conflict| refused(Invalid::new("peers.vtep", conflict.to_string())))?;
         let before =
             (std::mem::replace(&mut self.vteps, Arc::new(vteps)), std::mem::replace(&mut self.peers, peers));
         if let Err(error) = self.filter_vteps() {

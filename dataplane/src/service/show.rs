@@ -1,19 +1,21 @@
 //! Answers that change nothing.
 
 use super::Service;
-use crate::link::Sending;
-use crate::message::{Counts, HopState, NetworkState, Reply, Residency, Summary, UnknownVni, WorkerState};
+use crate::gear::Queues;
+use crate::gear::programs::Mode;
+use crate::gear::shortcut::Shortcut;
 use crate::networks::Entry;
-use crate::queues::Queues;
-use crate::shortcut::Shortcut;
-use crate::worker::{Command, Report};
-use crate::xdp::Mode;
+use crate::port::link::Sending;
 use crossbeam::channel::unbounded;
 use hdrhistogram::Histogram;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering::Acquire;
 use std::time::{Duration, Instant};
+use uvn_api::dataplane::message::{
+    Counts, HopState, NetworkState, Reply, Residency, Summary, UnknownVni, WorkerState,
+};
 use uvn_api::protocol::{Code, Failure, fitting};
+use uvn_engine::worker::{Command, Report};
 use uvn_wire::xdp::Verdict;
 
 impl Service {
@@ -46,7 +48,7 @@ impl Service {
             zero_copy: running.and_then(|queues| queues.zero_copy),
             gear: running.map(|queues| queues.gear().into()),
             gear_reason: running.map(|queues| queues.gear_reason()),
-            measure: running.and_then(Queues::measure),
+            boost: running.and_then(Queues::boost),
             workers: workers.collect(),
             epoch: self.tables.epoch,
             networks: self.networks.len(),
@@ -105,8 +107,8 @@ impl Service {
         if let Some(queues) = &self.queues {
             for worker in &queues.workers {
                 let mut counts = Counts::default();
-                counts.add(&worker.handle.status.counters);
-                total.add(&worker.handle.status.counters);
+                worker.handle.status.counters.add_to(&mut counts);
+                worker.handle.status.counters.add_to(&mut total);
                 workers.push(counts);
             }
             if let Some(shortcut) = &queues.shortcut {

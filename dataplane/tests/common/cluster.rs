@@ -5,8 +5,8 @@ use super::NetNs;
 use super::engine::Engine;
 use super::traffic::{self, Place};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use uvn_dataplane::config::Network;
-use uvn_dataplane::link;
+use uvn_api::dataplane::config::Network;
+use uvn_dataplane::port::link;
 use uvn_wire::ethernet::Mac;
 
 /// The user's network.

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use uvn_dataplane::client::Client;
-use uvn_dataplane::message::{NetworkState, Reply, Request, Summary};
+use uvn_api::dataplane::client::Client;
+use uvn_api::dataplane::message::{NetworkState, Reply, Request, Summary};
 
 /// How long it may take to start, or to count what has arrived.
 const PATIENCE: Duration = Duration::from_secs(30);

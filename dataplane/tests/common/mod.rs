@@ -11,7 +11,7 @@ pub mod traffic;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use uvn_dataplane::link::in_netns;
+use uvn_dataplane::port::link::in_netns;
 
 /// Waits until it is so, 30 s at most.
 #[track_caller]

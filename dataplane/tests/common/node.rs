@@ -12,11 +12,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
+use uvn_api::dataplane::client::{Client, ClientError};
+use uvn_api::dataplane::config::Network;
+use uvn_api::dataplane::message::{Reply, Request, Summary};
 use uvn_api::protocol::Failure;
-use uvn_dataplane::client::{Client, ClientError};
-use uvn_dataplane::config::Network;
-use uvn_dataplane::message::{Reply, Request, Summary};
-use uvn_dataplane::tap::Tap;
+use uvn_dataplane::port::tap::Tap;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_uvn-dataplane");
 /// For what takes a tick or a neighbour's answer, on a busy machine.

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use uvn_dataplane::config::Encapsulation;
-use uvn_dataplane::link;
+use uvn_api::dataplane::config::Encapsulation;
+use uvn_dataplane::port::link;
 use uvn_wire::ethernet::Mac;
 
 /// The user's network.

@@ -8,8 +8,8 @@ use crate::common::traffic::{Place, ping};
 use crate::common::{NetNs, until};
 use std::net::UdpSocket;
 use std::time::Duration;
-use uvn_dataplane::link;
-use uvn_dataplane::message::Note;
+use uvn_api::dataplane::message::Note;
+use uvn_dataplane::port::link;
 
 pub const GEARS: [&str; 2] = ["path = \"engine\"", "path = \"shortcut\""];
 

@@ -5,7 +5,7 @@
 
 use crate::common::NetNs;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use uvn_dataplane::link;
+use uvn_dataplane::port::link;
 
 /// How many frames had which verdict (`skb->ip_summed`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 use crate::common::cluster::{v4, v6};
 use crate::frames::{arp_request, ethernet, ip, udp, vxlan};
 use std::net::IpAddr;
-use uvn_dataplane::config::Encapsulation;
+use uvn_api::dataplane::config::Encapsulation;
 use uvn_wire::ethernet::{Mac, ethertype};
 use uvn_wire::ipv4::protocol;
 use uvn_wire::vxlan::PORT;

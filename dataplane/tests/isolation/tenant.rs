@@ -2,7 +2,7 @@
 
 use super::*;
 use common::traffic::uninterrupted;
-use uvn_dataplane::link;
+use uvn_dataplane::port::link;
 
 impl Rig {
     /// Sends frames from the first user's endpoint, and returns what was counted of them.

@@ -2,14 +2,14 @@
 
 use super::*;
 use std::path::Path;
-use uvn_api::client::{Client, ClientError};
-use uvn_api::message::{Claim, Outcome, Release, Request};
-use uvn_control::message::Reply;
+use uvn_api::uvnd::client::{Client, ClientError};
+use uvn_api::uvnd::message::{Claim, Outcome, Release, Request};
+use uvn_api::uvnd::status::Reply;
 
 /// Asks uvnd of a node, as `uvn` does.
 fn ask(node: &Node, request: &Request) -> Result<Reply, ClientError> {
     // In an emulated machine a hundred attaches take their time.
-    node.within(|| Client::within(uvn_api::message::socket(), Duration::from_secs(600))?.ask(request))
+    node.within(|| Client::within(uvn_api::uvnd::message::socket(), Duration::from_secs(600))?.ask(request))
 }
 
 fn attach_as_session(node: &Node, uid: u32, pid: i32) -> Result<Outcome, ClientError> {
@@ -148,7 +148,7 @@ fn users_ask_uvnd() {
     let mut daemon = node.uvnd(&cluster.config("kernel", ""));
     [ALICE, BOB].into_iter().for_each(|uid| attach(node, uid));
     let as_alice = |request: &Request| {
-        as_user(node, ALICE, || Client::connect(Path::new(uvn_api::message::SOCKET))?.ask(request))
+        as_user(node, ALICE, || Client::connect(Path::new(uvn_api::uvnd::message::SOCKET))?.ask(request))
     };
     let Ok(Reply::Networks { networks, .. }) = as_alice(&Request::List { from: 0 }) else {
         panic!("no list")
@@ -171,7 +171,7 @@ fn users_ask_uvnd() {
             use std::os::fd::AsRawFd;
             let socket =
                 socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
-            connect(socket.as_raw_fd(), &UnixAddr::new(uvn_api::message::SOCKET).unwrap()).unwrap();
+            connect(socket.as_raw_fd(), &UnixAddr::new(uvn_api::uvnd::message::SOCKET).unwrap()).unwrap();
             let _dropped = send(socket.as_raw_fd(), &[0xff; 4000], nix::sys::socket::MsgFlags::MSG_NOSIGNAL);
             socket
         };
@@ -195,7 +195,7 @@ fn a_flood_of_connections_does_not_hold_up_root() {
     let mut daemon = node.uvnd(&cluster.config("kernel", ""));
     let (served, dials) = (AtomicBool::new(false), AtomicU64::new(0));
     let flood = || {
-        let address = UnixAddr::new(uvn_api::message::SOCKET).unwrap();
+        let address = UnixAddr::new(uvn_api::uvnd::message::SOCKET).unwrap();
         while !served.load(Ordering::Relaxed) {
             let dial =
                 socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();

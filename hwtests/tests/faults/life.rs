@@ -1,7 +1,7 @@
 //! Leases that end, files that cannot be written, and the end of it all.
 
 use super::*;
-use uvn_dataplane::link;
+use uvn_dataplane::port::link;
 use uvn_hwtests::node::program;
 
 #[test]

@@ -5,9 +5,9 @@ use serde_json::json;
 use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
-use uvn_api::client::{Client, ClientError};
-use uvn_api::message::{self, Claim, Outcome, Release, Request};
-use uvn_control::message::Reply;
+use uvn_api::uvnd::client::{Client, ClientError};
+use uvn_api::uvnd::message::{self, Claim, Outcome, Release, Request};
+use uvn_api::uvnd::status::Reply;
 use uvn_control::purge;
 
 type Done = Result<ExitCode, Box<dyn Error>>;

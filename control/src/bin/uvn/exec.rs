@@ -6,8 +6,8 @@ use std::error::Error;
 use std::ffi::CString;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
-use uvn_api::client::Client;
-use uvn_api::message::{self, Claim};
+use uvn_api::uvnd::client::Client;
+use uvn_api::uvnd::message::{self, Claim};
 
 /// The group of users that the database does not know: `nogroup`.
 const NO_GROUP: u32 = 65534;

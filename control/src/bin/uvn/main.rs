@@ -160,9 +160,9 @@ fn former_pam() -> ExitCode {
 
 /// 2 for what the user of this program got wrong, 1 for the rest.
 fn exit_code(error: &(dyn Error + 'static)) -> u8 {
-    use uvn_api::client::ClientError;
     use uvn_api::protocol::Code;
-    use uvn_dataplane::toml_file::ConfigError;
+    use uvn_api::toml_file::ConfigError;
+    use uvn_api::uvnd::client::ClientError;
     let usage = match error.downcast_ref() {
         Some(ClientError::Refused(failure)) => failure.code == Code::Invalid,
         _ => error.is::<ConfigError>(),

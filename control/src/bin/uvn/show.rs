@@ -5,13 +5,12 @@ use std::error::Error;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
-use uvn_api::client::{Client, ClientError};
-use uvn_api::message::{self, Request};
+use uvn_api::uvnd::client::{Client, ClientError};
+use uvn_api::uvnd::message::{self, Request};
+use uvn_api::uvnd::status::{DataPlane, NicState, Refused, Reply, Status};
 use uvn_control::check;
-use uvn_control::feed;
-use uvn_control::message::{NicState, Refused, Reply, Status};
 
-use uvn_dataplane::message::{Counts, ENDPOINT_FULL};
+use uvn_api::dataplane::message::{Counts, ENDPOINT_FULL};
 
 type Done = Result<ExitCode, Box<dyn Error>>;
 
@@ -80,7 +79,7 @@ fn print_nic(out: &mut impl Write, nic: &NicState) -> std::io::Result<()> {
         Some(false) => ", copy",
         None => "",
     };
-    let feed::Status { state, workers, networks, restarts, total, lost, .. } = engine;
+    let DataPlane { state, workers, networks, restarts, total, lost, .. } = engine;
     writeln!(
         out,
         "  data plane {state}: xdp {mode}{copies}, {workers} workers, {networks} networks, {restarts} restarts"

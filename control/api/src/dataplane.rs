@@ -1,0 +1,11 @@
+//! The protocol and the configuration of the data plane.
+//!
+//! - [`config`]: one NIC's data plane, as its file and `add_network` describe it
+//! - [`vteps`]: the allowed VTEPs of a configuration, indexed
+//! - [`message`]: requests and answers
+//! - [`client`]: the asking end
+
+pub mod client;
+pub mod config;
+pub mod message;
+pub mod vteps;

@@ -1,0 +1,125 @@
+//! The allowed VTEPs: who may send to a node, and which overlay address is whose.
+
+use crate::dataplane::config::{Cidr, Peers};
+use hashbrown::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use uvn_wire::ethernet::Mac;
+
+/// The allowed VTEPs.
+#[derive(Debug, Default)]
+pub struct Vteps {
+    exact: HashMap<IpAddr, ()>,
+    ranges: Vec<Cidr>,
+    /// Overlay address -> VTEP.
+    owners: HashMap<IpAddr, IpAddr>,
+    /// Last four bytes of the listed IPv6 VTEPs, as their MACs carry them.
+    low: HashMap<[u8; 4], Ipv6Addr>,
+}
+
+/// Why a list of VTEPs is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Conflict {
+    /// Two VTEPs claim one overlay address.
+    #[error("VTEPs {0} and {1} both claim the overlay address {2}: list it under one of them")]
+    Overlay(IpAddr, IpAddr, IpAddr),
+    /// Two IPv6 VTEPs would have the same MAC.
+    #[error(
+        "VTEPs {0} and {1} share their last four bytes, so their endpoints would share a MAC: renumber one"
+    )]
+    Mac(IpAddr, IpAddr),
+    /// An IPv6 range does not leave the MAC enough bits.
+    #[error("range {0} is too wide: an IPv6 range must be /96 or longer; list the VTEPs one by one instead")]
+    Wide(Cidr),
+}
+
+impl Vteps {
+    /// Checks the list and indexes it.
+    ///
+    /// # Errors
+    /// A [`Conflict`], which names both sides.
+    pub fn new(peers: &Peers) -> Result<Vteps, Conflict> {
+        let mut vteps = Vteps::default();
+        for range in &peers.range {
+            if range.address.is_ipv6() && range.prefix < 96 {
+                return Err(Conflict::Wide(*range));
+            }
+            vteps.ranges.push(*range);
+        }
+        for vtep in &peers.vtep {
+            vteps.exact.insert(vtep.address, ());
+            if let IpAddr::V6(address) = vtep.address {
+                let [.., a, b, c, d] = address.octets();
+                match vteps.low.insert([a, b, c, d], address) {
+                    Some(other) if other != address => {
+                        return Err(Conflict::Mac(other.into(), vtep.address));
+                    }
+                    _ => {}
+                }
+            }
+            let own = [vtep.address];
+            let overlay = if vtep.overlay.is_empty() { &own[..] } else { &vtep.overlay[..] };
+            for &address in overlay {
+                match vteps.owners.insert(address, vtep.address) {
+                    Some(other) if other != vtep.address => {
+                        return Err(Conflict::Overlay(other, vtep.address, address));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(vteps)
+    }
+
+    /// Whether a frame may come from this outer source.
+    #[must_use]
+    pub fn allows(&self, vtep: IpAddr) -> bool {
+        self.exact.contains_key(&vtep) || self.ranges.iter().any(|range| range.contains(vtep))
+    }
+
+    /// The allowed VTEP from which a deterministic MAC was made.
+    #[must_use]
+    pub fn of_mac(&self, mac: Mac) -> Option<IpAddr> {
+        if let Some(address) = mac.ipv4() {
+            return Some(IpAddr::V4(address)).filter(|vtep| self.allows(*vtep));
+        }
+        let low = mac.ipv6_low()?;
+        if let Some(address) = self.low.get(&low) {
+            return Some(IpAddr::V6(*address));
+        }
+        self.ranges.iter().find_map(|range| {
+            let IpAddr::V6(base) = range.address else { return None };
+            let mut octets = base.octets();
+            octets[12..].copy_from_slice(&low);
+            Some(IpAddr::from(octets)).filter(|vtep| range.contains(*vtep))
+        })
+    }
+
+    /// The VTEP that has an overlay address: as listed, or the address itself where a range allows it.
+    #[must_use]
+    pub fn of_overlay(&self, address: IpAddr) -> Option<IpAddr> {
+        if let Some(vtep) = self.owners.get(&address) {
+            return Some(*vtep);
+        }
+        Some(address).filter(|vtep| self.ranges.iter().any(|range| range.contains(*vtep)))
+    }
+
+    /// The listed overlay addresses and their VTEPs.
+    pub fn overlay(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> + '_ {
+        self.owners.iter().map(|(overlay, vtep)| (*overlay, *vtep))
+    }
+
+    /// Whether an on-subnet inner source may come from `vtep`. An address with no known owner is bound to its VTEP
+    /// by the MAC alone: an IPv4 range says nothing about IPv6 addresses.
+    #[must_use]
+    pub fn may_send(&self, vtep: IpAddr, source: IpAddr) -> bool {
+        match self.of_overlay(source) {
+            Some(owner) => owner == vtep,
+            None => source.is_ipv4() != vtep.is_ipv4() && !self.exact.contains_key(&vtep),
+        }
+    }
+
+    /// The listed VTEPs and the ranges, as the XDP program wants them.
+    pub fn listed(&self) -> (impl Iterator<Item = IpAddr> + '_, &[Cidr]) {
+        (self.exact.keys().copied(), &self.ranges)
+    }
+}

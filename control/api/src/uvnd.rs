@@ -1,0 +1,15 @@
+//! The protocol of `uvnd`.
+//!
+//! - [`message`]: requests and answers
+//! - [`client`]: the asking end
+//! - [`policed`]: who needs a network, and what becomes of a login or job where `uvnd` does not answer
+//! - [`status`], [`finding`]: how a node is doing, and what is wrong with it
+
+pub mod client;
+pub mod message;
+pub mod policed;
+
+#[cfg(feature = "daemon")]
+pub mod finding;
+#[cfg(feature = "daemon")]
+pub mod status;

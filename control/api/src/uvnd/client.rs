@@ -1,0 +1,134 @@
+//! A blocking client of `uvnd`.
+
+use crate::protocol::{Connection, Failure, parse_answer, request_packet};
+use crate::uvnd::message::{Claim, NetworkState, Outcome, Reply, Request};
+use serde::de::{DeserializeOwned, IgnoredAny};
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// `uvnd` does one thing at a time: a burst of logins may be before us.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why a request got no reply.
+#[derive(Debug)]
+pub enum ClientError {
+    /// Nobody answers there.
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// It took longer than it may.
+    Late(Duration),
+    /// The connection broke.
+    Lost(io::Error),
+    /// It answered that it could not do it.
+    Refused(Failure),
+    /// It answered something else than was asked.
+    Mismatch,
+}
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ClientError::Connect { path, source } => write!(
+                f,
+                "uvnd does not answer at {}: {source}; start it with `systemctl start uvnd`",
+                path.display()
+            ),
+            ClientError::Late(patience) => write!(
+                f,
+                "uvnd gave no answer within {} s; see `systemctl status uvnd`, and restart it if it hangs",
+                patience.as_secs_f32()
+            ),
+            ClientError::Lost(error) => write!(f, "uvnd gave no answer: {error}; its log tells more"),
+            ClientError::Refused(failure) => failure.fmt(f),
+            ClientError::Mismatch => {
+                f.write_str("uvnd's answer does not fit the request: is it of another version?")
+            }
+        }
+    }
+}
+
+impl Error for ClientError {}
+
+impl From<Failure> for ClientError {
+    fn from(failure: Failure) -> ClientError {
+        ClientError::Refused(failure)
+    }
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Client {
+    connection: Connection,
+    patience: Duration,
+}
+
+impl Client {
+    /// Connects to `uvnd`.
+    ///
+    /// # Errors
+    /// Nobody listens at `path`.
+    pub fn connect(path: &Path) -> Result<Client, ClientError> {
+        Client::within(path, PATIENCE)
+    }
+
+    /// Connects to `uvnd`. An answer, and the time that connecting took, take no longer than `patience`.
+    ///
+    /// # Errors
+    /// Nobody listens at `path`, or nobody takes the connection in that time.
+    pub fn within(path: &Path, patience: Duration) -> Result<Client, ClientError> {
+        let connection = Connection::open(path, patience).map_err(|source| match source.kind() {
+            io::ErrorKind::WouldBlock => ClientError::Late(patience),
+            _ => ClientError::Connect { path: path.into(), source },
+        })?;
+        Ok(Client { connection, patience })
+    }
+
+    /// Sends a request and waits for its reply.
+    ///
+    /// # Errors
+    /// The connection broke, or the request failed there.
+    pub fn ask<S: DeserializeOwned>(&self, request: &Request) -> Result<Reply<S>, ClientError> {
+        let answer =
+            self.connection.exchange(&request_packet(request)?, &[]).map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => ClientError::Late(self.patience),
+                _ => ClientError::Lost(error),
+            })?;
+        Ok(parse_answer(&answer)?)
+    }
+
+    /// Adds a lease; the user's network works when this returns.
+    ///
+    /// # Errors
+    /// As for [`Client::ask`].
+    pub fn attach(&self, uid: u32, claim: Claim) -> Result<Outcome, ClientError> {
+        match self.ask::<IgnoredAny>(&Request::Attach { uid, claim, dry_run: false })? {
+            Reply::Attached { outcome, .. } => Ok(outcome),
+            _ => Err(ClientError::Mismatch),
+        }
+    }
+
+    /// Every network that we may see.
+    ///
+    /// # Errors
+    /// As for [`Client::ask`].
+    pub fn networks(&self) -> Result<Vec<NetworkState>, ClientError> {
+        let mut all = Vec::new();
+        let mut from = Some(0);
+        while let Some(first) = from {
+            let reply = self.ask::<IgnoredAny>(&Request::List { from: first })?;
+            let Reply::Networks { networks, next } = reply else {
+                return Err(ClientError::Mismatch);
+            };
+            all.extend(networks);
+            from = next.filter(|next| *next > first);
+        }
+        Ok(all)
+    }
+}

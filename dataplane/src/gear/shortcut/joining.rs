@@ -1,0 +1,99 @@
+//! The device that makes the kernel's GRO join VXLAN frames: it takes none itself.
+
+use crate::port::link::{self, Link, LinkError};
+use netlink_packet_route::link::InfoKind;
+
+/// What its name begins with; the NIC's index follows.
+const GRO: &str = "gro-";
+
+/// One NIC's.
+pub struct Joining {
+    nic: u32,
+    port: u16,
+    /// Its index; None: there is none.
+    device: Option<u32>,
+}
+
+impl Joining {
+    /// Has GRO join VXLAN frames to this port. It works without, but slower.
+    pub fn open(nic: u32, port: u16) -> Joining {
+        clear(nic);
+        let mut joining = Joining { nic, port, device: None };
+        joining.make();
+        joining
+    }
+
+    fn make(&mut self) {
+        let (device, port) = (device(self.nic), self.port);
+        match link::create_deaf_vxlan(&device, port).and_then(|()| link::get(&device)) {
+            Ok(link) => self.device = Some(link.index),
+            Err(error) => {
+                // It may be there, and not be up.
+                let _ = link::delete(&device);
+                self.device = None;
+                tracing::warn!(%error, port, "received frames are not joined, unless another VXLAN device has the port");
+            }
+        }
+    }
+
+    /// Makes it anew, if somebody has deleted it, renamed it or set it down.
+    pub fn mend(&mut self) {
+        let Some(index) = self.device else { return };
+        let (device, found) = (device(self.nic), ours(index));
+        if found.as_ref().is_some_and(|link| link.name == device && link.up) {
+            return;
+        }
+        tracing::warn!(device, "deleted, renamed or set down by another program; it is made anew");
+        if let Some(link) = found {
+            remove(&link.name);
+        }
+        self.make();
+    }
+
+    /// Whether it is there.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.device.is_some()
+    }
+}
+
+impl Drop for Joining {
+    fn drop(&mut self) {
+        // By its index: somebody may have renamed it just now.
+        if let Some(link) = self.device.and_then(ours) {
+            remove(&link.name);
+        }
+    }
+}
+
+/// The device with this index, which is another's if it is no VXLAN device.
+fn ours(index: u32) -> Option<Link> {
+    link::at(index).ok().filter(|link| link.kind == Some(InfoKind::Vxlan))
+}
+
+fn remove(device: &str) {
+    if let Err(error) = link::delete(device) {
+        tracing::debug!(%error, "the device for GRO is gone already");
+    }
+}
+
+fn device(nic: u32) -> String {
+    format!("{GRO}{nic}")
+}
+
+/// Removes the device for GRO that a data plane of the NIC with index `nic` left when it was killed: in either gear it
+/// would only keep the port from others.
+pub fn clear(nic: u32) {
+    match link::delete(&device(nic)) {
+        Ok(()) | Err(LinkError::NotFound(_)) => {}
+        Err(error) => tracing::warn!(%error, "the device for GRO that is there"),
+    }
+}
+
+/// The index of the NIC that a device for GRO was made for, by its name; None: it has none of ours. While a data plane
+/// uses it, the [`crate::port::slow_path::device`] of that NIC is there, too.
+#[must_use]
+pub fn nic_of_gro(device: &str) -> Option<u32> {
+    let digits = device.strip_prefix(GRO)?;
+    digits.parse().ok().filter(|nic: &u32| nic.to_string() == digits)
+}

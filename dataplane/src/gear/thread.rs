@@ -1,0 +1,224 @@
+//! A worker's thread: pinned to its core, woken by its NIC queue, its endpoints and the control thread.
+//!
+//! While there is work it never sleeps. Then it spins for a while, since a sleep and a wake cost more than most waits,
+//! giving way to others on its core; then it sleeps in poll until something happens: an idle node uses no CPU.
+
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use hashbrown::HashMap;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use uvn_engine::port::Nic;
+use uvn_engine::tables::Tables;
+use uvn_engine::worker::{Command, Event, Status, Worker};
+
+/// How a worker runs.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Number of the NIC queue.
+    pub queue: usize,
+    /// Core to run on; None leaves it to the scheduler.
+    pub core: Option<usize>,
+    /// How long to spin without work before sleeping.
+    pub spin: Duration,
+    /// Second 0 of [`uvn_engine::tables::Learned::seen`]; the same for all workers.
+    pub started: Instant,
+}
+
+/// A running worker.
+pub struct Handle {
+    /// What may be read while it runs.
+    pub status: Arc<Status>,
+    commands: Sender<Command>,
+    waker: Waker,
+    thread: JoinHandle<()>,
+}
+
+impl Handle {
+    /// Sends a command and wakes the worker.
+    pub fn send(&self, command: Command) {
+        // Neither fails while the thread lives; that it has ended is seen by its heartbeat.
+        let _ = self.commands.send(command);
+        let _ = self.waker.wake();
+    }
+
+    /// Whether it has ended on its own, which it does only after an error that it has logged.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Only wakes it: its heartbeat must then advance.
+    pub fn wake(&self) {
+        let _ = self.waker.wake();
+    }
+
+    /// Ends it: what is queued is flushed, its queue and endpoints are dropped. False if it had panicked.
+    #[must_use]
+    pub fn stop(self) -> bool {
+        self.send(Command::Stop);
+        self.thread.join().is_ok()
+    }
+}
+
+/// Tells the control thread of events: a channel and what wakes its reader.
+#[derive(Clone)]
+pub struct Notifier {
+    /// Bounded, so that a flood of events costs no memory.
+    pub events: Sender<Event>,
+    /// Wakes the control thread.
+    pub waker: Arc<Waker>,
+}
+
+const NIC: Token = Token(0);
+const COMMANDS: Token = Token(1);
+/// The endpoint of slot n has token `ENDPOINTS` + n.
+const ENDPOINTS: usize = 2;
+
+/// Starts a worker on a NIC queue.
+///
+/// # Errors
+/// No thread or no poll could be made.
+pub fn spawn<N: Nic + Send + 'static>(
+    nic: N,
+    settings: Settings,
+    tables: Arc<Tables>,
+    notifier: Notifier,
+) -> io::Result<Handle>
+where
+    N::Frame: Send,
+{
+    let poll = Poll::new()?;
+    let waker = Waker::new(poll.registry(), COMMANDS)?;
+    let nic_fd = nic.fd();
+    let (commands, receiver) = unbounded();
+    let worker = Worker::new(nic, settings.queue, tables, notifier.events, settings.started);
+    let status = worker.status();
+    let thread = Thread {
+        worker,
+        poll,
+        nic: nic_fd,
+        commands: receiver,
+        fds: HashMap::new(),
+        notifier: notifier.waker,
+    };
+    let thread = std::thread::Builder::new().name(format!("worker-{}", settings.queue)).spawn(move || {
+        if let Some(id) = settings.core
+            && !core_affinity::set_for_current(core_affinity::CoreId { id })
+        {
+            tracing::warn!(core = id, queue = settings.queue, "cannot pin the worker to its core");
+        }
+        thread.run(settings.spin);
+    })?;
+    Ok(Handle { status, commands, waker, thread })
+}
+
+struct Thread<N: Nic> {
+    worker: Worker<N>,
+    poll: Poll,
+    /// In the poll only while the thread sleeps: else each arriving batch would go through epoll's wake-up for nothing,
+    /// since the ring is looked at in every turn anyway.
+    nic: Option<RawFd>,
+    commands: Receiver<Command>,
+    /// By slot.
+    fds: HashMap<u32, RawFd>,
+    notifier: Arc<Waker>,
+}
+
+impl<N: Nic> Thread<N> {
+    fn run(mut self, spin: Duration) {
+        let mut events = Events::with_capacity(256);
+        let mut busy = Instant::now();
+        let mut timeout = Some(Duration::ZERO);
+        loop {
+            if let Err(error) = self.wait(&mut events, timeout) {
+                tracing::error!(%error, "poll failed; the worker ends");
+                return;
+            }
+            for event in &events {
+                if let Some(slot) = event.token().0.checked_sub(ENDPOINTS) {
+                    self.worker.set_ready(slot as u32);
+                }
+            }
+            while let Ok(command) = self.commands.try_recv() {
+                if !self.obey(command) {
+                    return;
+                }
+            }
+            let now = Instant::now();
+            let worked = self.worker.turn(now);
+            if self.worker.take_told() {
+                let _ = self.notifier.wake();
+            }
+            timeout = Some(Duration::ZERO);
+            if worked {
+                busy = now;
+            } else if now.saturating_duration_since(busy) < spin {
+                // Give way: on a shared core the other side of the conversation may be waiting for it.
+                std::thread::yield_now();
+            } else {
+                timeout = self.worker.due();
+            }
+        }
+    }
+
+    /// Collects what happened, or sleeps until something does.
+    fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+        let asleep = self.nic.filter(|_| timeout != Some(Duration::ZERO));
+        if let Some(fd) = asleep {
+            // What has already arrived counts as an event.
+            self.poll.registry().register(&mut SourceFd(&fd), NIC, Interest::READABLE)?;
+        }
+        let result = self.poll.poll(events, timeout);
+        if let Some(fd) = asleep {
+            self.poll.registry().deregister(&mut SourceFd(&fd))?;
+        }
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            result => result,
+        }
+    }
+
+    /// False at the end.
+    fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::Tables(tables) => self.worker.set_tables(tables),
+            Command::Attach { slot, endpoint } => {
+                self.forget(slot);
+                if let Some(fd) = endpoint.fd() {
+                    let token = Token(ENDPOINTS + slot as usize);
+                    match self.poll.registry().register(&mut SourceFd(&fd), token, Interest::READABLE) {
+                        Ok(()) => drop(self.fds.insert(slot, fd)),
+                        Err(error) => {
+                            tracing::error!(slot, %error, "cannot poll the endpoint: it will not send")
+                        }
+                    }
+                }
+                self.worker.attach(slot, endpoint);
+            }
+            Command::Detach { slot } => {
+                self.forget(slot);
+                self.worker.detach(slot);
+            }
+            Command::Report(reply) => {
+                let _ = reply.send(self.worker.report());
+            }
+            Command::Stop => {
+                self.worker.drain();
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Before the endpoint goes: its number may be another file's afterwards.
+    fn forget(&mut self, slot: u32) {
+        if let Some(fd) = self.fds.remove(&slot) {
+            let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
+        }
+    }
+}
