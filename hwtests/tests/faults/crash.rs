@@ -48,14 +48,12 @@ impl Drop for Trace {
     }
 }
 
-/// The calls that change something while uvnd does what `act` asks: each with its place among all such calls.
-fn steps(node: &Node, daemon: &Daemon, act: &[&str]) -> Vec<(&'static str, usize)> {
-    let log = "/tmp/uvnd.strace";
-    let calls = STEPS.map(|(call, _)| call).join(",");
-    let trace = Trace::start(node, daemon.pid(), &["-o", log, "-e", &format!("trace={calls}")]);
-    node.uvn(act);
-    drop(trace);
-    let log = std::fs::read_to_string(Path::new(log)).unwrap();
+/// What strace writes.
+const LOG: &str = "/tmp/uvnd.strace";
+
+/// The calls in the log that change something: each with its place among all such calls.
+fn steps() -> Vec<(&'static str, usize)> {
+    let log = std::fs::read_to_string(Path::new(LOG)).unwrap();
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     let mut steps = Vec::new();
     for line in log.lines().filter(|line| !line.contains("resumed>")) {
@@ -78,36 +76,38 @@ fn crash_at_every_step(path: &str, only: &[&str], prepare: impl Fn(&Node), act: 
     let node = &cluster.nodes[0];
     let mut daemon = node.uvnd(&cluster.config(path, ""));
     prepare(node);
-    let mut steps = steps(node, &daemon, act);
+    let calls = STEPS.map(|(call, _)| call).join(",");
+    let trace = Trace::start(node, daemon.pid(), &["-o", LOG, "-e", &format!("trace={calls}")]);
+    node.uvn(act);
+    drop(trace);
+    let mut steps = self::steps();
     steps.retain(|(call, _)| only.is_empty() || only.contains(call));
     assert!(steps.len() > 2, "{steps:?}");
     println!("{steps:?}");
-    for (call, counted) in steps {
-        // What it does now and then, and what follows news of the kernel's, may have come more often when that was counted.
-        let mut met = false;
-        for nth in (1..=counted).rev() {
+    for (index, (call, counted)) in steps.iter().enumerate() {
+        let earlier = steps[..index].iter().filter(|(other, _)| other == call).count();
+        let mut place = *counted;
+        for attempt in 1.. {
             let started = Instant::now();
             prepare(node);
-            let inject = format!("inject={call}:signal=KILL:when={nth}");
-            let trace = Trace::start(
-                node,
-                daemon.pid(),
-                &["-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject],
-            );
+            let inject = format!("inject={call}:signal=KILL:when={place}");
+            let trace =
+                Trace::start(node, daemon.pid(), &["-o", LOG, "-e", &format!("trace={call}"), "-e", &inject]);
             let output = node.try_uvn(act);
             drop(trace);
             // Also after an answer: what it asks now and then may have been the call that killed it.
             daemon.crash();
             daemon = node.restart_uvnd();
             approve(node);
-            if output.status.success() {
-                continue;
+            println!("{call} {place}: {:?}", started.elapsed());
+            if !output.status.success() {
+                break;
             }
-            println!("{call} {nth}: {:?}", started.elapsed());
-            met = true;
-            break;
+            assert!(attempt < 10, "{call} {place} was not met");
+            // What uvnd does now and then, and what follows news of the kernel's, came more often when that was counted.
+            let met: Vec<_> = self::steps().into_iter().filter(|(other, _)| other == call).collect();
+            place = met.get(earlier).map_or(place - 1, |(_, place)| *place);
         }
-        assert!(met, "{call} {counted} was not met");
     }
     prepare(node);
     node.uvn(act);
