@@ -1,48 +1,55 @@
-//! A NIC in use: the XDP program on it, and one AF_XDP socket and worker for each of its queues.
+//! How a NIC's frames are carried. By the engine: an AF_XDP socket and a worker for each queue, behind an XDP program.
+//! Or by the shortcut: tc programs in the kernel, with workers for what those leave over.
+//!
+//! Nobody else touches a gear's programs, maps or workers. To add a gear: its programs beside `shortcut.rs`, what it needs
+//! in [`Gear::open`], and its turn in grant, revoke and the places.
 
 pub mod boost;
 pub mod cores;
+mod places;
 pub mod programs;
 pub mod shortcut;
-pub mod takeover;
+mod takeover;
 pub mod thread;
+mod workers;
 
-use crate::gear::boost::Booster;
-use crate::gear::programs::{Mode, Xdp, XdpError};
-use crate::gear::shortcut::{Declined, Shortcut};
-use crate::gear::takeover::Waiting;
-use crate::gear::thread::{Handle, Notifier, Settings};
-use crate::networks::{Entry, Networks};
+pub use workers::Stuck;
+
+use crate::networks::Networks;
 use crate::port::link::{self, Link};
 use crate::port::slow_path::{self, SlowPath};
 use crate::port::xsk::{self, XskConfig, XskError, XskQueue};
+use boost::Booster;
+use programs::{Mode, Xdp, XdpError};
+use shortcut::{Declined, Shortcut};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Acquire;
 use std::time::{Duration, Instant};
+use takeover::Takeover;
 use thiserror::Error;
+use thread::Notifier;
 use uvn_api::dataplane::config::{Config, Path};
-use uvn_api::dataplane::message::Boost;
-use uvn_engine::port::Nic;
+use uvn_api::dataplane::message::{Boost, Counts, NetworkState, Note, Summary};
+use uvn_api::dataplane::vteps::Vteps;
+use uvn_engine::port::Nic as _;
 use uvn_engine::tables::Tables;
-use uvn_engine::worker::{BATCH, Command};
+use uvn_engine::worker::{BATCH, Command, Report};
+use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::Vni;
-use uvn_wire::xdp::Network;
-
-/// How long a worker may take to run with new tables. It takes microseconds unless its core is taken from it.
-const PATIENCE: Duration = Duration::from_secs(3);
+use uvn_wire::xdp::{Network, Verdict};
+use workers::{Common, Workers};
 
 /// Why a NIC could not be put to use.
 #[derive(Debug, Error)]
-pub enum QueuesError {
-    /// The XDP program.
+pub enum GearError {
+    /// The programs.
     #[error(transparent)]
-    Xdp(#[from] XdpError),
+    Programs(#[from] XdpError),
     /// An AF_XDP socket.
     #[error(transparent)]
     Socket(#[from] XskError),
-    /// The in-kernel gear, which the configuration insists on.
+    /// The shortcut, which the configuration insists on.
     #[error("path = \"shortcut\": {0}; path = \"auto\" would leave it to the engine")]
     Shortcut(#[from] Declined),
     /// A worker's thread.
@@ -55,126 +62,124 @@ pub enum QueuesError {
     },
 }
 
-/// A worker did not take over new tables in time.
-#[derive(Debug, Error)]
-#[error("the worker of queue {0} does not answer: is its core taken by something else?")]
-pub struct Stuck(pub u32);
-
-/// One queue's worker.
-pub struct Running {
-    /// The thread.
-    pub handle: Handle,
-    /// Its NIC queue.
-    pub queue: u32,
-    /// Its core.
-    pub core: Option<usize>,
-}
-
 /// A NIC in use.
-pub struct Queues {
-    /// The XDP program, or what the in-kernel gear shares with it.
-    pub xdp: Xdp,
-    /// The in-kernel gear.
-    pub shortcut: Option<Shortcut>,
+pub struct Gear {
+    /// The engine's XDP program, or what the shortcut shares with it.
+    programs: Xdp,
+    /// None in the engine gear.
+    shortcut: Option<Shortcut>,
     /// What speeds the traffic up while it pays.
-    pub booster: Option<Booster>,
-    /// Why there is an in-kernel gear, or none.
+    booster: Option<Booster>,
+    /// Why this gear.
     why: String,
-    /// The networks that the in-kernel gear has not taken over yet.
-    pub waiting: Waiting,
-    /// In the order of the queues.
-    pub workers: Vec<Running>,
-    /// Whether all sockets are zero-copy; None in the in-kernel gear.
-    pub zero_copy: Option<bool>,
+    /// The networks that the shortcut has not taken over yet.
+    takeover: Takeover,
+    workers: Workers,
+    /// Whether all sockets are zero-copy; None in the shortcut.
+    zero_copy: Option<bool>,
 }
 
-/// What every worker is started with.
-struct Engine<'a> {
-    config: &'a Config,
-    tables: &'a Arc<Tables>,
-    notifier: &'a Notifier,
-    started: Instant,
-}
-
-impl Queues {
-    /// The longest IP packet on the NIC that this can carry, bytes.
-    #[must_use]
-    pub fn max_mtu(&self) -> usize {
-        if self.shortcut.is_some() { slow_path::MAX_MTU } else { xsk::MAX_MTU }
-    }
-
-    /// Attaches the XDP program and starts the workers. No VTEP address is ours yet: see [`Xdp::set_local`].
+impl Gear {
+    /// Attaches the programs and starts the workers. No VTEP address is ours yet: see [`Gear::set_local`].
     ///
     /// # Errors
     /// The kernel refuses something; what had been done is undone.
     pub fn open(
         config: &Config,
         link: &Link,
-        count: u32,
+        queues: u32,
         tables: &Arc<Tables>,
         notifier: &Notifier,
         started: Instant,
-    ) -> Result<Queues, QueuesError> {
-        let cores = cores::choose(&link.name, &config.workers.cores, count as usize);
-        let engine = Engine { config, tables, notifier, started };
+    ) -> Result<Gear, GearError> {
+        let cores = cores::choose(&link.name, &config.workers.cores, queues as usize);
+        let spin = Duration::from_micros(config.workers.spin_us.into());
+        let common = Common { tables, notifier, spin, started };
         let why = match wanted(config) {
             Err(why) => why.to_owned(),
-            Ok(why) => match Queues::open_shortcut(&engine, link, &cores, why) {
-                Ok(queues) => return Ok(queues),
+            Ok(why) => match Gear::open_shortcut(config, &common, link, &cores, why) {
+                Ok(gear) => return Ok(gear),
                 Err(error) if config.path == Path::Shortcut => return Err(error),
-                Err(QueuesError::Shortcut(declined)) => declined.to_string(),
+                Err(GearError::Shortcut(declined)) => declined.to_string(),
                 Err(error) => error.to_string(),
             },
         };
-        let xdp = Xdp::attach(&link.name, &config.encapsulation)?;
+        Gear::open_engine(config, &common, link, &cores, why)
+    }
+
+    fn open_engine(
+        config: &Config,
+        common: &Common<'_>,
+        link: &Link,
+        cores: &[Option<usize>],
+        why: String,
+    ) -> Result<Gear, GearError> {
+        let programs = Xdp::attach(&link.name, &config.encapsulation)?;
         // One that runs beside this, by mistake, has its own.
         if link::get(&slow_path::device(link.index)).is_err() {
             shortcut::clear(link.index);
         }
-        if let Some(Mode::Generic { refused }) = xdp.mode() {
+        if let Some(Mode::Generic { refused }) = programs.mode() {
             tracing::warn!(nic = link.name, refused, "XDP in generic mode, which is slow");
         }
-        tracing::info!(nic = link.name, queues = count, why, "NIC in use by the engine alone");
-        let waiting = Waiting::new(started);
-        let (workers, zero_copy) = (Vec::new(), Some(true));
-        let booster = follow(link, None);
-        let mut queues = Queues { xdp, shortcut: None, booster, why, waiting, workers, zero_copy };
-        for (queue, core) in (0..count).zip(cores) {
-            if let Err(error) = queues.start(&engine, queue, core) {
-                queues.stop();
+        tracing::info!(nic = link.name, queues = cores.len(), why, "NIC in use by the engine alone");
+        let mut gear = Gear {
+            programs,
+            shortcut: None,
+            booster: booster(link, None),
+            why,
+            takeover: Takeover::new(common.started),
+            workers: Workers::default(),
+            zero_copy: Some(true),
+        };
+        for (queue, core) in (0..).zip(cores) {
+            if let Err(error) = gear.start(config, common, queue, *core) {
+                gear.stop();
                 return Err(error);
             }
         }
-        Ok(queues)
+        Ok(gear)
     }
 
-    /// The in-kernel gear, and workers that sleep until it leaves something over.
+    /// The shortcut, and workers that sleep until it leaves something over.
     fn open_shortcut(
-        engine: &Engine<'_>,
+        config: &Config,
+        common: &Common<'_>,
         link: &Link,
         cores: &[Option<usize>],
         why: &str,
-    ) -> Result<Queues, QueuesError> {
-        let settings = &engine.config.encapsulation;
+    ) -> Result<Gear, GearError> {
+        let settings = &config.encapsulation;
         let slow_paths = SlowPath::open(link.index, cores.len(), BATCH).map_err(Declined::from)?;
         let tap = link::get(&slow_path::device(link.index)).map_err(XdpError::from)?.index;
-        let mut xdp = Xdp::load(link.index, settings, tap)?;
-        let shortcut = Some(Shortcut::attach(&mut xdp, link, settings.port)?);
-        tracing::info!(nic = link.name, queues = cores.len(), why, "NIC in use by the in-kernel gear");
-        let booster = follow(link, Some(cores.iter().copied().flatten().collect()));
-        let (why, waiting, workers) = (why.into(), Waiting::new(engine.started), Vec::new());
-        let mut queues = Queues { xdp, shortcut, booster, why, waiting, workers, zero_copy: None };
+        let mut programs = Xdp::load(link.index, settings, tap)?;
+        let shortcut = Shortcut::attach(&mut programs, link, settings.port)?;
+        tracing::info!(nic = link.name, queues = cores.len(), why, "NIC in use by the shortcut");
+        let mut gear = Gear {
+            programs,
+            shortcut: Some(shortcut),
+            booster: booster(link, Some(cores.iter().copied().flatten().collect())),
+            why: why.into(),
+            takeover: Takeover::new(common.started),
+            workers: Workers::default(),
+            zero_copy: None,
+        };
         for (queue, slow_path) in (0..).zip(slow_paths) {
-            if let Err(error) = queues.spawn(engine, slow_path, queue, None) {
-                queues.stop();
-                return Err(error);
+            if let Err(source) = gear.workers.spawn(common, slow_path, queue, None) {
+                gear.stop();
+                return Err(GearError::Thread { queue, source });
             }
         }
-        Ok(queues)
+        Ok(gear)
     }
 
-    fn start(&mut self, engine: &Engine<'_>, queue: u32, core: Option<usize>) -> Result<(), QueuesError> {
-        let config = engine.config;
+    fn start(
+        &mut self,
+        config: &Config,
+        common: &Common<'_>,
+        queue: u32,
+        core: Option<usize>,
+    ) -> Result<(), GearError> {
         let busy_poll_us = Some(config.workers.busy_poll_us).filter(|time| *time > 0);
         let socket = XskQueue::open(&XskConfig {
             interface: config.nic.clone(),
@@ -188,78 +193,80 @@ impl Queues {
         }
         self.zero_copy = self.zero_copy.map(|all| all && socket.zero_copy());
         if let Some(fd) = socket.fd() {
-            self.xdp.set_socket(queue, fd)?;
+            self.programs.set_socket(queue, fd)?;
         }
-        self.spawn(engine, socket, queue, core)
+        self.workers.spawn(common, socket, queue, core).map_err(|source| GearError::Thread { queue, source })
     }
 
-    fn spawn<N: Nic<Frame: Send> + Send + 'static>(
-        &mut self,
-        engine: &Engine<'_>,
-        nic: N,
-        queue: u32,
-        core: Option<usize>,
-    ) -> Result<(), QueuesError> {
-        let settings = Settings {
-            queue: queue as usize,
-            core,
-            spin: Duration::from_micros(engine.config.workers.spin_us.into()),
-            started: engine.started,
-        };
-        let handle = thread::spawn(nic, settings, engine.tables.clone(), engine.notifier.clone())
-            .map_err(|source| QueuesError::Thread { queue, source })?;
-        self.workers.push(Running { handle, queue, core });
-        Ok(())
-    }
-
-    /// `shortcut` or `engine`.
+    /// The longest IP packet on the NIC that this can carry, bytes.
     #[must_use]
-    pub fn gear(&self) -> &'static str {
-        if self.shortcut.is_some() { "shortcut" } else { "engine" }
+    pub fn max_mtu(&self) -> usize {
+        if self.shortcut.is_some() { slow_path::MAX_MTU } else { xsk::MAX_MTU }
     }
 
-    /// What speeds the traffic up now.
+    /// How many workers there are: one for each queue.
     #[must_use]
-    pub fn boost(&self) -> Option<Boost> {
-        self.booster.as_ref().and_then(Booster::boost)
+    pub fn workers(&self) -> usize {
+        self.workers.len()
     }
 
-    /// Why this gear, and what speeds the traffic up now.
-    #[must_use]
-    pub fn gear_reason(&self) -> String {
-        let boost = match self.boost() {
-            None => "",
-            Some(Boost::Threads) => {
-                "; receiving in threads on the workers' cores, which stay awake: that carries more now"
-            }
-            Some(Boost::Awake) => "; cores stay awake, which carries more now",
-        };
-        format!("{}{boost}", self.why)
-    }
-
-    /// Lets a network's frames through, by the engine: the last step of a grant. The in-kernel gear takes it over later,
-    /// see [`Queues::upgrade`].
+    /// Lets a network's frames through, by the engine: the last step of a grant. The shortcut takes it over later, see
+    /// [`Gear::step`].
     ///
     /// # Errors
-    /// The XDP program's map is full, or the kernel refuses.
+    /// The map of networks is full, or the kernel refuses.
     pub fn grant(&mut self, vni: Vni) -> Result<(), XdpError> {
-        self.xdp.set_network(Network::engine(vni))?;
+        self.admit(vni)?;
         if self.shortcut.is_some() {
-            self.waiting.add(vni, Instant::now());
+            self.takeover.add(vni, Instant::now());
         }
         Ok(())
     }
 
-    /// Has the in-kernel gear take over the next network that waits for it, if it is time. The engine has its frames
-    /// until both directions change at once, by the map of networks; none is lost, those that the engine still holds
-    /// come late.
-    pub fn upgrade(&mut self, networks: &mut Networks) {
-        let Some(vni) = self.waiting.take(Instant::now()) else { return };
+    fn admit(&mut self, vni: Vni) -> Result<(), XdpError> {
+        self.programs.set_network(Network::engine(vni))
+    }
+
+    /// Drops a network's frames from now on: the first step of a revocation.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn revoke(&mut self, vni: Vni) -> Result<(), XdpError> {
+        self.takeover.remove(vni, Instant::now());
+        let removed = self.programs.remove_network(vni);
+        if let Some(shortcut) = &mut self.shortcut {
+            shortcut.revoke(vni);
+        }
+        removed
+    }
+
+    /// When [`Gear::step`] has something to do; None: nothing for now.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.takeover.due().into_iter().chain(self.booster.as_ref().map(Booster::due)).min()
+    }
+
+    /// Follows the traffic; and has the shortcut take over the next network that waits, if it is time, unless requests
+    /// wait.
+    pub fn step(&mut self, networks: &mut Networks, requests_wait: bool) {
+        let now = Instant::now();
+        if !requests_wait && let Some(vni) = self.takeover.take(now) {
+            self.take_over(vni, networks);
+            self.takeover.pause(Instant::now());
+        }
+        if let Some(booster) = &mut self.booster {
+            booster.follow(now);
+        }
+    }
+
+    /// The engine has a network's frames until both directions change at once, by the map of networks; none is lost, those
+    /// that the engine still holds come late.
+    fn take_over(&mut self, vni: Vni, networks: &mut Networks) {
         let (Some(shortcut), Some(entry)) = (&mut self.shortcut, networks.get_mut(vni)) else { return };
         // Between the last change of the map and this one lies the grace period of a grant: what the map used for
         // another network, and may use for this one, no program still reads.
-        let granted = shortcut.grant(&mut self.xdp, entry).and_then(|network| {
-            self.xdp.set_network(network).map_err(|error| {
+        let granted = shortcut.grant(&mut self.programs, entry).and_then(|network| {
+            self.programs.set_network(network).map_err(|error| {
                 shortcut.revoke(vni);
                 error.into()
             })
@@ -268,48 +275,16 @@ impl Queues {
         if let Some(why) = &entry.declined {
             tracing::info!(%vni, %why, "the engine alone carries this network");
         }
-        self.waiting.pause(Instant::now());
     }
 
-    /// Drops a network's frames from now on: the first step of a revocation.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn revoke(&mut self, vni: Vni) -> Result<(), XdpError> {
-        self.waiting.remove(vni, Instant::now());
-        let removed = self.xdp.remove_network(vni);
-        if let Some(shortcut) = &mut self.shortcut {
-            shortcut.revoke(vni);
-        }
-        removed
-    }
-
-    /// Leaves a network to the engine, whose endpoint the in-kernel gear may not use any more.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn demote(&mut self, entry: &mut Entry) -> Result<(), XdpError> {
-        let vni = entry.network.vni;
-        if let Some(shortcut) = &self.shortcut {
-            entry.keep(&shortcut.traffic(vni));
-        }
-        self.revoke(vni)?;
-        self.xdp.set_network(Network::engine(vni))
-    }
-
-    /// What somebody has taken from the NIC that this cannot work without; None: nothing.
-    #[must_use]
-    pub fn broken(&self) -> Option<&'static str> {
-        match &self.shortcut {
-            Some(shortcut) => shortcut.broken(),
-            None => self.xdp.is_detached().then_some("the XDP program was detached"),
-        }
-    }
-
-    /// Sends a command to every worker.
-    pub fn send(&self, command: impl Fn() -> Command) {
-        for worker in &self.workers {
-            worker.handle.send(command());
+    /// Gives new tables to the workers, and next hops that have changed to the shortcut.
+    pub fn publish(&mut self, tables: &Arc<Tables>, hops_changed: bool) {
+        self.workers.send(|| Command::Tables(tables.clone()));
+        if hops_changed
+            && let Some(shortcut) = &mut self.shortcut
+            && let Err(error) = shortcut.follow(tables)
+        {
+            tracing::error!(%error, "the shortcut cannot follow the next hops; the engine carries what it misses");
         }
     }
 
@@ -318,35 +293,166 @@ impl Queues {
     /// # Errors
     /// One does not within three seconds.
     pub fn wait(&self, epoch: u64) -> Result<(), Stuck> {
-        let end = Instant::now() + PATIENCE;
-        for worker in &self.workers {
-            while worker.handle.status.epoch.load(Acquire) < epoch {
-                if Instant::now() > end {
-                    return Err(Stuck(worker.queue));
-                }
-                std::thread::sleep(Duration::from_micros(50));
-            }
-        }
-        Ok(())
+        self.workers.wait(epoch)
     }
 
-    /// Ends the workers, each after it has sent what it holds, then detaches the XDP program.
-    pub fn stop(self) {
-        for worker in self.workers {
-            if !worker.handle.stop() {
-                tracing::error!(queue = worker.queue, "the worker had panicked");
+    /// Takes frames from these VTEPs and no others.
+    ///
+    /// # Errors
+    /// A map is too small, or the kernel refuses.
+    pub fn set_vteps(&mut self, vteps: &Vteps) -> Result<(), XdpError> {
+        let (exact, ranges) = vteps.listed();
+        self.programs.set_vteps(&exact.collect::<Vec<_>>(), ranges)
+    }
+
+    /// Takes frames to the NIC's MAC.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_mac(&mut self, mac: Mac) -> Result<(), XdpError> {
+        self.programs.set_mac(mac)
+    }
+
+    /// Takes frames to these outer destinations.
+    ///
+    /// # Errors
+    /// The map is too small, or the kernel refuses.
+    pub fn set_local(&mut self, local: &[IpAddr]) -> Result<(), XdpError> {
+        self.programs.set_local(local)
+    }
+
+    /// Puts back what another program has taken and this can work without.
+    pub fn mend(&mut self) {
+        if let Some(shortcut) = &mut self.shortcut {
+            shortcut.mend();
+        }
+    }
+
+    /// What this cannot work without and is not there any more; None: nothing.
+    #[must_use]
+    pub fn broken(&self) -> Option<&'static str> {
+        let taken = match &self.shortcut {
+            Some(shortcut) => shortcut.broken(),
+            None => self.programs.is_detached().then_some("the XDP program was detached by another program"),
+        };
+        taken.or(self.workers.has_ended().then_some("a worker has ended"))
+    }
+
+    /// How often each worker has turned, and wakes them: an idle worker turns only when it is woken.
+    #[must_use]
+    pub fn turns(&self) -> Vec<u64> {
+        self.workers.turns()
+    }
+
+    /// What each worker has measured.
+    ///
+    /// # Errors
+    /// One does not answer.
+    pub fn reports(&self) -> Result<Vec<Report>, Stuck> {
+        self.workers.reports()
+    }
+
+    /// What each worker has counted, and adds all to `total`, with what the shortcut carried.
+    pub fn counts(&self, total: &mut Counts) -> Vec<Counts> {
+        let workers = self.workers.counts();
+        workers.iter().for_each(|counts| total.add(counts));
+        if let Some(shortcut) = &self.shortcut {
+            total.add_traffic(&shortcut.total());
+        }
+        workers
+    }
+
+    /// Frames by the programs' verdict, in the order of [`Verdict::ALL`].
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn verdicts(&self) -> Result<[u64; Verdict::ALL.len()], XdpError> {
+        self.programs.counters()
+    }
+
+    /// VNIs that are not here, with the VTEP that sent to them and how often, since this was last asked.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn take_unknown(&mut self) -> Result<Vec<(Vni, IpAddr, u64)>, XdpError> {
+        self.programs.take_unknown()
+    }
+
+    /// Fills in what `show` says of the gear.
+    pub fn show(&self, summary: &mut Summary) {
+        let boost = self.booster.as_ref().and_then(Booster::boost);
+        let boosted = match boost {
+            None => "",
+            Some(Boost::Threads) => {
+                "; receiving in threads on the workers' cores, which stay awake: that carries more now"
+            }
+            Some(Boost::Awake) => "; cores stay awake, which carries more now",
+        };
+        summary.xdp = self.programs.mode().map(|mode| match mode {
+            Mode::Driver => "driver".into(),
+            Mode::Generic { .. } => "generic".into(),
+        });
+        summary.zero_copy = self.zero_copy;
+        summary.gear = Some(if self.shortcut.is_some() { "shortcut" } else { "engine" }.into());
+        summary.gear_reason = Some(format!("{}{boosted}", self.why));
+        summary.boost = boost;
+        summary.workers = self.workers.states();
+        summary.shortcut = self.shortcut.as_ref().map_or(0, Shortcut::networks);
+        summary.waiting = self.takeover.len();
+    }
+
+    /// Fills in what the gear knows of a network.
+    pub fn show_network(&self, vni: Vni, state: &mut NetworkState) {
+        if let Some(shortcut) = &self.shortcut {
+            state.counts.add_traffic(&shortcut.traffic(vni));
+            state.shortcut = shortcut.carries(vni);
+        }
+        state.waiting = self.takeover.contains(vni);
+    }
+
+    /// What takes something from the gear, though it works.
+    #[must_use]
+    pub fn notes(&self, nic: &str) -> Vec<Note> {
+        let joins = self.shortcut.as_ref().map(Shortcut::joins);
+        let no_gro = joins.is_some() && matches!(link::joins_frames(nic), Ok(false));
+        let unseen = self.verdicts().map_or(0, |counters| counters[Verdict::Unseen as usize]);
+        let notes = [
+            (unseen > 0).then_some(Note::Unseen { frames: unseen }),
+            no_gro.then_some(Note::GroOff),
+            (joins == Some(false)).then_some(Note::NotJoined),
+        ];
+        notes.into_iter().flatten().collect()
+    }
+
+    /// Ends it: no network's frames any more, then the workers, then the programs. What was counted goes to `past` and to
+    /// the networks.
+    pub fn close(mut self, networks: &mut Networks, past: &mut Counts) {
+        // Every tenant at once: to let go of thousands of programs takes the kernel a while.
+        if let Err(error) = self.programs.clear_networks() {
+            tracing::error!(%error, "cannot empty the map of networks; their frames are taken until the programs' end");
+        }
+        let _each = self.counts(past);
+        if let Some(shortcut) = &self.shortcut {
+            for (_, entry) in networks.iter_mut() {
+                let traffic = shortcut.traffic(entry.network.vni);
+                entry.keep(&traffic);
             }
         }
+        self.stop();
+    }
+
+    fn stop(mut self) {
+        self.workers.stop();
     }
 }
 
-fn follow(link: &Link, threads: Option<Vec<usize>>) -> Option<Booster> {
+fn booster(link: &Link, threads: Option<Vec<usize>>) -> Option<Booster> {
     Booster::open(link, threads)
         .inspect_err(|error| tracing::info!(%error, "the NIC's traffic is not followed"))
         .ok()
 }
 
-/// Whether the in-kernel gear is wanted, and why; or why not.
+/// Whether the shortcut is wanted, and why; or why not.
 fn wanted(config: &Config) -> Result<&'static str, &'static str> {
     let sums = |vtep: &IpAddr| {
         if vtep.is_ipv4() { config.encapsulation.checksum } else { config.encapsulation.ipv6_checksum }

@@ -11,7 +11,7 @@ mod request;
 mod show;
 
 use crate::gear::thread::Notifier;
-use crate::gear::{Queues, Stuck};
+use crate::gear::{Gear, Stuck};
 use crate::networks::Networks;
 use crate::port::link::{Link, LinkError};
 use crate::underlay::route::{Change, Notifications};
@@ -26,7 +26,6 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use uvn_api::daemon::{notify, raise_file_limit};
@@ -36,7 +35,7 @@ use uvn_api::dataplane::vteps::{Conflict, Vteps};
 use uvn_api::server::{Control, ControlError, Limits};
 use uvn_engine::outer::Outer;
 use uvn_engine::tables::{Hop, Tables};
-use uvn_engine::worker::{Command, Event};
+use uvn_engine::worker::Event;
 
 const SIGNALS: Token = Token(0);
 const EVENTS: Token = Token(1);
@@ -109,7 +108,7 @@ pub struct Service {
     networks: Networks,
     /// The NIC as it was last seen; None: absent.
     link: Option<Link>,
-    queues: Option<Queues>,
+    gear: Option<Gear>,
     /// Why the NIC is not in use.
     fault: Option<String>,
     tables: Arc<Tables>,
@@ -185,7 +184,7 @@ impl Service {
             underlay: Underlay::default(),
             networks: Networks::default(),
             link: None,
-            queues: None,
+            gear: None,
             fault: None,
             tables: Arc::new(tables),
             hops_changed: false,
@@ -214,8 +213,7 @@ impl Service {
         let mut tick = Instant::now() + TICK;
         loop {
             let busy = self.control.as_ref().is_some_and(Control::has_work);
-            let upgrade = self.queues.as_ref().and_then(|queues| queues.waiting.due());
-            let due = [upgrade, self.boost_due()].into_iter().flatten().fold(tick, Instant::min);
+            let due = self.gear.as_ref().and_then(Gear::due).map_or(tick, |due| due.min(tick));
             let wait = if busy { Duration::ZERO } else { due.saturating_duration_since(Instant::now()) };
             match self.poll.poll(&mut events, Some(wait)) {
                 Err(source) if source.kind() != io::ErrorKind::Interrupted => {
@@ -244,19 +242,18 @@ impl Service {
                 }
             }
             // One request a turn: the rest of the work comes in between.
-            if let Some(incoming) = self.control.as_mut().and_then(Control::take) {
-                let connection = incoming.connection;
+            let incoming = self.control.as_mut().and_then(Control::take);
+            let requests_wait = incoming.is_some();
+            if let Some(incoming) = incoming {
                 let answer = self.answer(incoming.request, incoming.fds);
                 if let Some(control) = &mut self.control {
-                    control.answer(connection, answer);
+                    control.answer(incoming.connection, answer);
                 }
-            } else if let Some(queues) = &mut self.queues {
-                queues.upgrade(&mut self.networks);
+            }
+            if let Some(gear) = &mut self.gear {
+                gear.step(&mut self.networks, requests_wait);
             }
             let now = Instant::now();
-            if let Some(booster) = self.queues.as_mut().and_then(|queues| queues.booster.as_mut()) {
-                booster.follow(now);
-            }
             if now >= tick {
                 tick = now + TICK;
                 self.tick(now);
@@ -265,15 +262,13 @@ impl Service {
         }
     }
 
-    fn boost_due(&self) -> Option<Instant> {
-        Some(self.queues.as_ref()?.booster.as_ref()?.due())
-    }
-
     /// What depends on time.
     fn tick(&mut self, now: Instant) {
         self.check_nic();
         self.mend_endpoints();
-        self.restore_places();
+        if let Some(gear) = &mut self.gear {
+            gear.restore_places(&mut self.networks);
+        }
         if std::mem::take(&mut self.addresses_changed) {
             self.follow_addresses();
         }
@@ -309,8 +304,10 @@ impl Service {
     fn take_changes(&mut self) {
         match self.notifications.read() {
             Ok(changes) => {
-                // First: until then the in-kernel gear may send by another device.
-                self.check_places(&changes);
+                // First: until then the shortcut may send by another device.
+                if let Some(gear) = &mut self.gear {
+                    gear.check_places(&changes, &mut self.networks);
+                }
                 if changes
                     .iter()
                     .any(|change| matches!(change, Change::Link(_) | Change::Gone(_) | Change::Lost))
@@ -349,14 +346,8 @@ impl Service {
             networks,
             slots,
         });
-        if let Some(queues) = &mut self.queues {
-            queues.send(|| Command::Tables(self.tables.clone()));
-            if hops_changed
-                && let Some(shortcut) = &mut queues.shortcut
-                && let Err(error) = shortcut.follow(&self.tables)
-            {
-                tracing::error!(%error, "the in-kernel gear does not follow; the engine carries what it misses");
-            }
+        if let Some(gear) = &mut self.gear {
+            gear.publish(&self.tables, hops_changed);
         }
     }
 
@@ -364,8 +355,8 @@ impl Service {
     fn commit(&mut self) -> Result<u64, Stuck> {
         self.tables_changed = true;
         self.publish();
-        if let Some(queues) = &self.queues {
-            queues.wait(self.tables.epoch)?;
+        if let Some(gear) = &self.gear {
+            gear.wait(self.tables.epoch)?;
         }
         Ok(self.tables.epoch)
     }
@@ -397,11 +388,8 @@ impl Service {
             return;
         }
         self.watchdog.due = now + every;
-        let workers = self.queues.as_ref().map_or(&[][..], |queues| &queues.workers[..]);
-        let turns: Vec<u64> = workers.iter().map(|worker| worker.handle.status.turns.load(Relaxed)).collect();
+        let turns = self.gear.as_ref().map(Gear::turns).unwrap_or_default();
         let before = std::mem::replace(&mut self.watchdog.turns, turns);
-        // For the next time: an idle worker turns only when it is woken.
-        workers.iter().for_each(|worker| worker.handle.wake());
         let stuck = before.len() == self.watchdog.turns.len()
             && before.iter().zip(&self.watchdog.turns).any(|(before, now)| before == now);
         if stuck {

@@ -13,16 +13,16 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// The networks that wait.
 #[derive(Debug)]
-pub struct Waiting {
+pub struct Takeover {
     networks: BTreeSet<Vni>,
     due: Instant,
 }
 
-impl Waiting {
+impl Takeover {
     /// None.
     #[must_use]
-    pub fn new(now: Instant) -> Waiting {
-        Waiting { networks: BTreeSet::new(), due: now }
+    pub fn new(now: Instant) -> Takeover {
+        Takeover { networks: BTreeSet::new(), due: now }
     }
 
     /// Adds a network. There already is fine.
@@ -47,7 +47,7 @@ impl Waiting {
         self.due = now + PAUSE;
     }
 
-    /// When [`Waiting::take`] has one; None: none waits.
+    /// When [`Takeover::take`] has one; None: none waits.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
         (!self.networks.is_empty()).then_some(self.due)
@@ -64,12 +64,6 @@ impl Waiting {
     pub fn len(&self) -> usize {
         self.networks.len()
     }
-
-    /// Whether none does.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.networks.is_empty()
-    }
 }
 
 #[cfg(test)]
@@ -83,31 +77,31 @@ mod tests {
     #[test]
     fn each_is_taken_once_and_after_a_pause() {
         let start = Instant::now();
-        let mut waiting = Waiting::new(start);
-        assert_eq!((waiting.due(), waiting.take(start)), (None, None));
-        [5, 6, 5].into_iter().for_each(|number| waiting.add(vni(number), start));
-        assert_eq!((waiting.len(), waiting.take(start)), (2, None));
-        let mut now = waiting.due().unwrap();
+        let mut takeover = Takeover::new(start);
+        assert_eq!((takeover.due(), takeover.take(start)), (None, None));
+        [5, 6, 5].into_iter().for_each(|number| takeover.add(vni(number), start));
+        assert_eq!((takeover.len(), takeover.take(start)), (2, None));
+        let mut now = takeover.due().unwrap();
         assert_eq!(now, start + PAUSE);
-        assert_eq!(waiting.take(now), Some(vni(5)));
+        assert_eq!(takeover.take(now), Some(vni(5)));
         now += 3 * PAUSE;
-        waiting.pause(now);
-        assert_eq!((waiting.take(now), waiting.due()), (None, Some(now + PAUSE)));
-        assert_eq!(waiting.take(now + PAUSE), Some(vni(6)));
-        assert_eq!((waiting.take(now + 9 * PAUSE), waiting.due()), (None, None));
+        takeover.pause(now);
+        assert_eq!((takeover.take(now), takeover.due()), (None, Some(now + PAUSE)));
+        assert_eq!(takeover.take(now + PAUSE), Some(vni(6)));
+        assert_eq!((takeover.take(now + 9 * PAUSE), takeover.due()), (None, None));
     }
 
     #[test]
     fn what_is_removed_is_not_taken_and_changes_postpone() {
         let start = Instant::now();
-        let mut waiting = Waiting::new(start);
-        [5, 6].into_iter().for_each(|number| waiting.add(vni(number), start));
+        let mut takeover = Takeover::new(start);
+        [5, 6].into_iter().for_each(|number| takeover.add(vni(number), start));
         let later = start + PAUSE;
-        waiting.remove(vni(5), later);
-        waiting.remove(vni(7), later);
-        assert!(!waiting.contains(vni(5)) && waiting.contains(vni(6)));
-        assert_eq!(waiting.take(later), None);
-        assert_eq!(waiting.take(later + PAUSE), Some(vni(6)));
-        assert!(waiting.is_empty());
+        takeover.remove(vni(5), later);
+        takeover.remove(vni(7), later);
+        assert!(!takeover.contains(vni(5)) && takeover.contains(vni(6)));
+        assert_eq!(takeover.take(later), None);
+        assert_eq!(takeover.take(later + PAUSE), Some(vni(6)));
+        assert_eq!(takeover.len(), 0);
     }
 }

@@ -1,8 +1,7 @@
 //! The NIC's life cycle: put to use, followed through down, up, new MTU, new queues, removal and return.
 
 use super::{Service, ServiceError};
-use crate::gear::Queues;
-use crate::networks::Networks;
+use crate::gear::Gear;
 use crate::port::link::{self, Link, LinkError};
 use crate::port::xsk::MAX_MTU;
 use hashbrown::HashMap;
@@ -12,7 +11,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uvn_engine::outer::endpoint_mtu;
 use uvn_engine::tables::Tables;
-use uvn_engine::worker::Command;
 
 /// ARPHRD_ETHER (include/uapi/linux/if_arp.h).
 const ETHERNET: u16 = 1;
@@ -74,32 +72,24 @@ impl Service {
             (None, None) => true,
             _ => false,
         };
-        if !same_device && self.queues.is_some() {
+        if !same_device && self.gear.is_some() {
             tracing::warn!(nic = self.config.nic, "the NIC was removed");
             self.close_nic();
         }
         self.set_link(link);
-        if let Some(shortcut) = self.queues.as_mut().and_then(|queues| queues.shortcut.as_mut()) {
-            shortcut.mend();
-        }
-        if let Some(queues) = &self.queues {
-            let count = self.count_queues();
-            if let Some(why) = queues.broken() {
-                tracing::error!(nic = self.config.nic, why, "another program breaks it; it is made anew");
+        let count = self.count_queues();
+        if let Some(gear) = &mut self.gear {
+            gear.mend();
+            let nic = self.config.nic.as_str();
+            if let Some(why) = gear.broken() {
+                tracing::error!(nic, why, "the gear is broken; it is made anew");
                 self.close_nic();
-            } else if queues.workers.iter().any(|worker| worker.handle.has_ended()) {
-                tracing::error!(nic = self.config.nic, "a worker has ended; all are started anew");
-                self.close_nic();
-            } else if count.is_some_and(|count| count as usize != queues.workers.len()) {
-                tracing::warn!(
-                    nic = self.config.nic,
-                    queues = count,
-                    "the NIC's number of queues has changed"
-                );
+            } else if count.is_some_and(|count| count as usize != gear.workers()) {
+                tracing::warn!(nic, queues = count, "the NIC's number of queues has changed");
                 self.close_nic();
             }
         }
-        if self.queues.is_none() {
+        if self.gear.is_none() {
             self.open_nic();
         }
     }
@@ -125,7 +115,7 @@ impl Service {
         let (nic, up, running, mtu) = (&now.name, now.up, now.running, now.mtu);
         tracing::info!(nic, up, running, mtu, "the NIC's state");
         // Until a gear is chosen, nobody knows.
-        if let Some(used) = self.queues.as_ref().map(Queues::max_mtu).filter(|used| mtu as usize > *used) {
+        if let Some(used) = self.gear.as_ref().map(Gear::max_mtu).filter(|used| mtu as usize > *used) {
             tracing::warn!(nic, mtu, used, "the NIC's MTU is more than can be used");
         }
         if before.is_some_and(|before| before.mtu != now.mtu) {
@@ -145,7 +135,7 @@ impl Service {
 
     /// The longest IP packet on the NIC that the gear in use can carry, bytes.
     fn max_mtu(&self) -> usize {
-        self.queues.as_ref().map_or(MAX_MTU, Queues::max_mtu)
+        self.gear.as_ref().map_or(MAX_MTU, Gear::max_mtu)
     }
 
     /// The MTU of the underlay as far as it can be used, bytes.
@@ -184,11 +174,11 @@ impl Service {
         // The networks of these tables are those of earlier workers, of another number perhaps.
         let tables =
             Arc::new(Tables { networks: Vec::new(), slots: HashMap::new(), ..(*self.tables).clone() });
-        let opened = Queues::open(&self.config, &link, count, &tables, &self.notifier, self.started);
-        let result = opened.map_err(|error| error.to_string()).and_then(|queues| {
-            self.networks.set_workers(queues.workers.len());
+        let opened = Gear::open(&self.config, &link, count, &tables, &self.notifier, self.started);
+        let result = opened.map_err(|error| error.to_string()).and_then(|gear| {
+            self.networks.set_workers(gear.workers());
             let before = self.max_mtu();
-            let used = queues.max_mtu();
+            let used = gear.max_mtu();
             if link.mtu as usize > used {
                 tracing::warn!(
                     nic = link.name,
@@ -197,7 +187,7 @@ impl Service {
                     "the NIC's MTU is more than can be used"
                 );
             }
-            self.queues = Some(queues);
+            self.gear = Some(gear);
             self.hops_changed = true;
             if self.max_mtu() != before && link.mtu as usize > MAX_MTU {
                 self.underlay.set_nic(Some((link.index, self.nic_mtu())));
@@ -225,76 +215,50 @@ impl Service {
 
     /// Attaches every network's endpoint to the workers.
     fn attach_all(&mut self) {
-        let Some(queues) = &self.queues else { return };
-        for (slot, entry) in self.networks.iter_mut() {
-            if entry.fault.is_some() {
-                continue;
-            }
-            match entry.source.endpoints(queues.workers.len()) {
-                Ok(endpoints) => {
-                    for (worker, endpoint) in queues.workers.iter().zip(endpoints) {
-                        worker.handle.send(Command::Attach { slot, endpoint });
-                    }
-                }
-                Err(error) => {
-                    tracing::error!(vni = %entry.network.vni, %error, "the endpoint is lost");
-                    entry.fault = Some(error.to_string());
-                }
+        let Some(gear) = &self.gear else { return };
+        for (slot, entry) in self.networks.iter_mut().filter(|(_, entry)| entry.fault.is_none()) {
+            if let Err(error) = gear.attach(slot, entry) {
+                tracing::error!(vni = %entry.network.vni, %error, "the endpoint is lost");
+                entry.fault = Some(error.to_string());
             }
         }
     }
 
-    /// Makes the XDP program let through what the workers are ready for. The last step of putting a NIC to use.
+    /// Has the gear take the frames that the workers are ready for. The last step of putting a NIC to use.
     fn fill_maps(&mut self) -> Result<(), String> {
         self.filter_vteps()?;
         self.filter_mac()?;
-        let Some(queues) = &mut self.queues else { return Ok(()) };
-        for (_, entry) in Networks::iter(&self.networks) {
-            queues.grant(entry.network.vni).map_err(|error| error.to_string())?;
+        let Some(gear) = &mut self.gear else { return Ok(()) };
+        for (_, entry) in self.networks.iter() {
+            gear.grant(entry.network.vni).map_err(|error| error.to_string())?;
         }
         self.filter_local()
     }
 
-    /// Gives the XDP program the allowed VTEPs.
+    /// Gives the gear the allowed VTEPs.
     pub(super) fn filter_vteps(&mut self) -> Result<(), String> {
-        let Some(queues) = &mut self.queues else { return Ok(()) };
-        let (vteps, ranges) = self.vteps.listed();
-        let vteps: Vec<_> = vteps.collect();
-        queues.xdp.set_vteps(&vteps, ranges).map_err(|error| error.to_string())
+        let Some(gear) = &mut self.gear else { return Ok(()) };
+        gear.set_vteps(&self.vteps).map_err(|error| error.to_string())
     }
 
-    /// Gives the XDP program the NIC's MAC.
+    /// Gives the gear the NIC's MAC.
     fn filter_mac(&mut self) -> Result<(), String> {
         let mac = self.link.as_ref().and_then(|link| link.mac);
-        let (Some(queues), Some(mac)) = (&mut self.queues, mac) else { return Ok(()) };
-        queues.xdp.set_mac(mac).map_err(|error| error.to_string())
+        let (Some(gear), Some(mac)) = (&mut self.gear, mac) else { return Ok(()) };
+        gear.set_mac(mac).map_err(|error| error.to_string())
     }
 
-    /// Gives the XDP program the outer destinations that are ours.
+    /// Gives the gear the outer destinations that are ours.
     pub(super) fn filter_local(&mut self) -> Result<(), String> {
         let local = self.local();
-        let Some(queues) = &mut self.queues else { return Ok(()) };
-        queues.xdp.set_local(&local).map_err(|error| error.to_string())
+        let Some(gear) = &mut self.gear else { return Ok(()) };
+        gear.set_local(&local).map_err(|error| error.to_string())
     }
 
-    /// Ends the workers and detaches the XDP program. Networks and their devices stay.
+    /// Ends the gear. Networks and their devices stay.
     pub(super) fn close_nic(&mut self) {
-        let Some(mut queues) = self.queues.take() else { return };
-        // Every tenant at once: to let go of thousands of programs takes the kernel a while.
-        if let Err(error) = queues.xdp.clear_networks() {
-            tracing::error!(%error, "the XDP program keeps a network until its end");
-        }
-        for worker in &queues.workers {
-            worker.handle.status.counters.add_to(&mut self.past);
-        }
-        if let Some(shortcut) = &queues.shortcut {
-            self.past.add_traffic(&shortcut.total());
-            for (_, entry) in self.networks.iter_mut() {
-                let traffic = shortcut.traffic(entry.network.vni);
-                entry.keep(&traffic);
-            }
-        }
-        queues.stop();
+        let Some(gear) = self.gear.take() else { return };
+        gear.close(&mut self.networks, &mut self.past);
         self.networks.set_workers(0);
     }
 }

@@ -1,8 +1,6 @@
 //! What takes something from the data plane, though it works.
 
 use super::Service;
-use crate::gear::shortcut::Shortcut;
-use crate::port::link;
 use crate::underlay::rivals;
 use socket2::{Domain, Socket, Type};
 use std::io;
@@ -10,7 +8,6 @@ use std::net::{IpAddr, SocketAddr};
 use uvn_api::dataplane::message::Note;
 use uvn_engine::outer::overhead;
 use uvn_wire::ipv6::MIN_MTU;
-use uvn_wire::xdp::Verdict;
 
 /// A list of thousands would leave no room for the rest.
 const SHOWN: usize = 8;
@@ -20,7 +17,8 @@ impl Service {
     pub(super) fn notes(&self) -> Vec<Note> {
         let absent = self.absent.iter().map(|vtep| Note::VtepAbsent { vtep: *vtep });
         let rivals = self.rivals().into_iter().map(|device| Note::Rival { device });
-        absent.chain(rivals).chain(self.of_gear()).chain(self.narrow_ways().take(SHOWN)).collect()
+        let gear = self.gear.iter().flat_map(|gear| gear.notes(&self.config.nic));
+        absent.chain(rivals).chain(gear).chain(self.narrow_ways().take(SHOWN)).collect()
     }
 
     /// After a change of some device's addresses.
@@ -56,19 +54,6 @@ impl Service {
         }
         rivals.truncate(SHOWN);
         rivals
-    }
-
-    fn of_gear(&self) -> Vec<Note> {
-        let Some(queues) = &self.queues else { return Vec::new() };
-        let joins = queues.shortcut.as_ref().map(Shortcut::joins);
-        let no_gro = joins.is_some() && matches!(link::joins_frames(&self.config.nic), Ok(false));
-        let unseen = queues.xdp.counters().map_or(0, |counters| counters[Verdict::Unseen as usize]);
-        let notes = [
-            (unseen > 0).then_some(Note::Unseen { frames: unseen }),
-            no_gro.then_some(Note::GroOff),
-            (joins == Some(false)).then_some(Note::NotJoined),
-        ];
-        notes.into_iter().flatten().collect()
     }
 
     /// Ways that are narrower than what IPv6 needs, if a network has it.

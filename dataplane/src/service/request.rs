@@ -1,7 +1,7 @@
 //! Changes to networks and VTEPs, from the configuration file and from the control socket.
 
 use super::{Service, ServiceError};
-use crate::gear::Stuck;
+use crate::gear::{Gear, Stuck};
 use crate::networks::Entry;
 use crate::port::device::{EndpointSource, Plan};
 use std::collections::HashSet;
@@ -13,7 +13,6 @@ use uvn_api::dataplane::message::{Reply, Request};
 use uvn_api::dataplane::vteps::Vteps;
 use uvn_api::protocol::{Code, Failure};
 use uvn_api::toml_file::Invalid;
-use uvn_engine::worker::Command;
 use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::Vni;
 
@@ -27,7 +26,7 @@ impl From<Stuck> for Failure {
     }
 }
 
-fn failed(error: impl ToString) -> Failure {
+pub(super) fn failed(error: impl ToString) -> Failure {
     Failure::new(Code::Failed, error.to_string())
 }
 
@@ -77,8 +76,8 @@ impl Service {
         if self.networks.get(vni).is_some() {
             return Err(Failure::new(Code::Exists, format!("network {vni} is there already")));
         }
-        let workers = match &self.queues {
-            Some(queues) => queues.workers.len(),
+        let workers = match &self.gear {
+            Some(gear) => gear.workers(),
             None => self.count_queues().unwrap_or(1) as usize,
         };
         let mac = self.config.vtep.first().map_or(Mac::BROADCAST, |vtep| Mac::of(*vtep));
@@ -105,7 +104,7 @@ impl Service {
                 return Err(Failure::new(Code::Invalid, message));
             }
         };
-        let workers = self.queues.as_ref().map_or(0, |queues| queues.workers.len());
+        let workers = self.gear.as_ref().map_or(0, Gear::workers);
         self.networks.insert(Entry::new(network, mac, source, workers));
         match self.grant(vni) {
             Ok(epoch) => {
@@ -126,16 +125,13 @@ impl Service {
         // Before the endpoint: a worker reads it at once.
         self.tables_changed = true;
         self.publish();
-        if let (Some(queues), Some((slot, entry))) = (&self.queues, self.networks.get(vni)) {
-            let endpoints = entry.source.endpoints(queues.workers.len()).map_err(failed)?;
-            for (worker, endpoint) in queues.workers.iter().zip(endpoints) {
-                worker.handle.send(Command::Attach { slot, endpoint });
-            }
+        if let (Some(gear), Some((slot, entry))) = (&self.gear, self.networks.get(vni)) {
+            gear.attach(slot, entry).map_err(failed)?;
         }
         self.follow_listed()?;
         let epoch = self.commit()?;
-        if let Some(queues) = &mut self.queues {
-            queues.grant(vni).map_err(failed)?;
+        if let Some(gear) = &mut self.gear {
+            gear.grant(vni).map_err(failed)?;
         }
         Ok(epoch)
     }
@@ -149,13 +145,13 @@ impl Service {
 
     /// Ends a network: XDP map, endpoint and tables, and when no worker has it any more the device.
     fn revoke(&mut self, vni: Vni) -> Result<u64, Failure> {
-        let filtered = match &mut self.queues {
-            Some(queues) => queues.revoke(vni).map_err(failed),
+        let filtered = match &mut self.gear {
+            Some(gear) => gear.revoke(vni).map_err(failed),
             None => Ok(()),
         };
         let Some((slot, entry)) = self.networks.remove(vni) else { return Err(missing(vni.get())) };
-        if let Some(queues) = &self.queues {
-            queues.send(|| Command::Detach { slot });
+        if let Some(gear) = &self.gear {
+            gear.detach(slot);
         }
         let listed = self.follow_listed();
         let epoch = self.commit();

@@ -1,31 +1,19 @@
 //! Answers that change nothing.
 
 use super::Service;
-use crate::gear::Queues;
-use crate::gear::programs::Mode;
-use crate::gear::shortcut::Shortcut;
+use super::request::failed;
+use crate::gear::Gear;
 use crate::networks::Entry;
 use crate::port::link::Sending;
-use crossbeam::channel::unbounded;
 use hdrhistogram::Histogram;
 use std::net::IpAddr;
-use std::sync::atomic::Ordering::Acquire;
-use std::time::{Duration, Instant};
-use uvn_api::dataplane::message::{
-    Counts, HopState, NetworkState, Reply, Residency, Summary, UnknownVni, WorkerState,
-};
-use uvn_api::protocol::{Code, Failure, fitting};
-use uvn_engine::worker::{Command, Report};
+use uvn_api::dataplane::message::{HopState, NetworkState, Reply, Residency, Summary, UnknownVni};
+use uvn_api::protocol::{Failure, fitting};
+use uvn_engine::worker::Report;
 use uvn_wire::xdp::Verdict;
 
 impl Service {
     pub(super) fn summary(&self) -> Summary {
-        let running = self.queues.as_ref();
-        let workers = running.iter().flat_map(|queues| &queues.workers).map(|worker| WorkerState {
-            queue: worker.queue as usize,
-            core: worker.core,
-            epoch: worker.handle.status.epoch.load(Acquire),
-        });
         let is_up = self.link.as_ref().is_some_and(|link| link.up);
         let state = match &self.fault {
             Some(fault) => fault.as_str(),
@@ -34,32 +22,33 @@ impl Service {
         };
         let (resolved, unresolved): (Vec<_>, Vec<_>) =
             self.underlay.wanted().partition(|(_, hop)| hop.is_some());
-        Summary {
+        let mut summary = Summary {
             nic: self.config.nic.clone(),
             state: state.into(),
             mtu: self.link.as_ref().map_or(0, |link| link.mtu as usize),
             mac: self.link.as_ref().and_then(|link| link.mac).map(|mac| mac.to_string()).unwrap_or_default(),
             vtep: self.config.vtep.clone(),
             port: self.config.encapsulation.port,
-            xdp: running.and_then(|queues| queues.xdp.mode()).map(|mode| match mode {
-                Mode::Driver => "driver".into(),
-                Mode::Generic { .. } => "generic".into(),
-            }),
-            zero_copy: running.and_then(|queues| queues.zero_copy),
-            gear: running.map(|queues| queues.gear().into()),
-            gear_reason: running.map(|queues| queues.gear_reason()),
-            boost: running.and_then(Queues::boost),
-            workers: workers.collect(),
+            xdp: None,
+            zero_copy: None,
+            gear: None,
+            gear_reason: None,
+            boost: None,
+            workers: Vec::new(),
             epoch: self.tables.epoch,
             networks: self.networks.len(),
-            shortcut: running.and_then(|queues| queues.shortcut.as_ref()).map_or(0, Shortcut::networks),
-            waiting: running.map_or(0, |queues| queues.waiting.len()),
+            shortcut: 0,
+            waiting: 0,
             hops: resolved.len(),
             unresolved: unresolved.len(),
             vteps: self.peers.vtep.len(),
             ranges: self.peers.range.iter().copied().take(64).collect(),
             notes: self.notes(),
+        };
+        if let Some(gear) = &self.gear {
+            gear.show(&mut summary);
         }
+        summary
     }
 
     pub(super) fn show_networks(&self, from: u32) -> Reply {
@@ -70,11 +59,11 @@ impl Service {
             .filter(|entry| entry.network.vni.get() >= from)
             .collect();
         entries.sort_by_key(|entry| entry.network.vni);
-        let queues = self.queues.as_ref();
+        let gear = self.gear.as_ref();
         // Each is asked for once: the kernel has to be asked, too.
         let mut networks = Vec::new();
         let states = entries.iter().map(|entry| {
-            networks.push(state_of(entry, queues));
+            networks.push(state_of(entry, gear));
             networks.last().cloned()
         });
         let count = fitting(states).max(1);
@@ -104,18 +93,9 @@ impl Service {
         let mut total = self.past.clone();
         self.networks.iter().for_each(|(_, entry)| total.add_dropped(entry.source.sending().dropped));
         let mut xdp = std::collections::BTreeMap::new();
-        if let Some(queues) = &self.queues {
-            for worker in &queues.workers {
-                let mut counts = Counts::default();
-                worker.handle.status.counters.add_to(&mut counts);
-                worker.handle.status.counters.add_to(&mut total);
-                workers.push(counts);
-            }
-            if let Some(shortcut) = &queues.shortcut {
-                total.add_traffic(&shortcut.total());
-            }
-            let verdicts =
-                queues.xdp.counters().map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+        if let Some(gear) = &self.gear {
+            workers = gear.counts(&mut total);
+            let verdicts = gear.verdicts().map_err(failed)?;
             xdp.extend(
                 Verdict::ALL.iter().zip(verdicts).map(|(verdict, count)| (verdict.name().into(), count)),
             );
@@ -125,9 +105,8 @@ impl Service {
     }
 
     pub(super) fn take_unknown(&mut self) -> Result<Reply, Failure> {
-        let Some(queues) = &mut self.queues else { return Ok(Reply::Unknown { seen: Vec::new() }) };
-        let taken =
-            queues.xdp.take_unknown().map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+        let Some(gear) = &mut self.gear else { return Ok(Reply::Unknown { seen: Vec::new() }) };
+        let taken = gear.take_unknown().map_err(failed)?;
         let seen = taken
             .into_iter()
             .map(|(vni, vtep, frames)| UnknownVni { vni: vni.get(), vtep, frames })
@@ -156,35 +135,22 @@ impl Service {
 
     /// What every worker has measured.
     fn reports(&self) -> Result<Vec<Report>, Failure> {
-        let Some(queues) = &self.queues else { return Ok(Vec::new()) };
-        let (sender, receiver) = unbounded();
-        queues.send(|| Command::Report(sender.clone()));
-        let end = Instant::now() + Duration::from_secs(3);
-        let reports: Vec<Report> =
-            queues.workers.iter().map_while(|_| receiver.recv_deadline(end).ok()).collect();
-        if reports.len() < queues.workers.len() {
-            return Err(Failure::new(Code::Failed, "a worker does not answer"));
-        }
-        Ok(reports)
+        self.gear.as_ref().map_or(Ok(Vec::new()), Gear::reports).map_err(failed)
     }
 }
 
-fn state_of(entry: &Entry, queues: Option<&Queues>) -> NetworkState {
+fn state_of(entry: &Entry, gear: Option<&Gear>) -> NetworkState {
     /// A list of thousands would leave no room for others.
     const FLOOD_SHOWN: usize = 16;
     let vni = entry.network.vni;
-    let shortcut = queues.and_then(|queues| queues.shortcut.as_ref());
     let mut counts = entry.counts();
-    if let Some(shortcut) = shortcut {
-        counts.add_traffic(&shortcut.traffic(vni));
-    }
     let Sending { up, dropped } = entry.source.sending();
     counts.add_dropped(dropped);
     let mut notes = entry.notes();
     if !up {
         notes.push("its endpoint is down: nothing reaches the user, and nothing leaves him".into());
     }
-    NetworkState {
+    let mut state = NetworkState {
         vni: vni.get(),
         addresses: entry.network.addresses.clone(),
         mac: entry.mac.to_string(),
@@ -195,8 +161,12 @@ fn state_of(entry: &Entry, queues: Option<&Queues>) -> NetworkState {
         flood: entry.flood().take(FLOOD_SHOWN).collect(),
         flood_count: entry.flood().count(),
         learned: entry.learned(),
-        shortcut: shortcut.is_some_and(|shortcut| shortcut.carries(vni)),
-        waiting: queues.is_some_and(|queues| queues.waiting.contains(vni)),
+        shortcut: false,
+        waiting: false,
         counts,
+    };
+    if let Some(gear) = gear {
+        gear.show_network(vni, &mut state);
     }
+    state
 }

@@ -127,8 +127,14 @@ fn there(node: &Node) {
 
 #[test]
 #[ignore = "needs a kernel with VRF: cargo xtask guest"]
-fn at_every_step_of_an_attach() {
-    crash_at_every_step("kernel", &[], gone, &["attach", &ALICE.to_string()]);
+fn at_every_netlink_step_of_an_attach() {
+    crash_at_every_step("kernel", &["sendto"], gone, &["attach", &ALICE.to_string()]);
+}
+
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn at_the_other_steps_of_an_attach() {
+    crash_at_every_step("kernel", &["bpf", "rename"], gone, &["attach", &ALICE.to_string()]);
 }
 
 #[test]

@@ -282,6 +282,17 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// Adds another's.
+    pub fn add(&mut self, other: &Counts) {
+        self.rx_frames += other.rx_frames;
+        self.rx_bytes += other.rx_bytes;
+        self.tx_frames += other.tx_frames;
+        self.tx_bytes += other.tx_bytes;
+        for (reason, count) in &other.drops {
+            *self.drops.entry(reason.clone()).or_default() += count;
+        }
+    }
+
     /// Adds what an endpoint's device dropped before a worker could read it.
     pub fn add_dropped(&mut self, dropped: u64) {
         if dropped > 0 {

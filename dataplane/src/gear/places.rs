@@ -1,0 +1,94 @@
+//! Endpoints under others' hands: lost, moved, set down, their tc program detached. The shortcut names an endpoint's
+//! device by its index, and so leaves the network to the engine, which reads and writes it by its descriptor.
+
+use super::Gear;
+use crate::gear::shortcut::{self, Declined};
+use crate::networks::{Entry, Networks};
+use crate::port::device::DeviceError;
+use crate::underlay::route::Change;
+use std::time::Instant;
+use uvn_engine::worker::Command;
+use uvn_wire::vxlan::Vni;
+
+impl Gear {
+    /// Gives the workers a network's endpoint.
+    ///
+    /// # Errors
+    /// No more file descriptors, or the device is gone.
+    pub fn attach(&self, slot: u32, entry: &Entry) -> Result<(), DeviceError> {
+        self.workers.attach(slot, entry.source.endpoints(self.workers.len())?);
+        Ok(())
+    }
+
+    /// Takes a network's endpoint from the workers, which close it.
+    pub fn detach(&self, slot: u32) {
+        self.workers.send(|| Command::Detach { slot });
+    }
+
+    /// An endpoint broke at one worker: it is of no use to the others either.
+    pub fn lose(&mut self, slot: u32, entry: &mut Entry) {
+        self.demote(entry);
+        self.detach(slot);
+    }
+
+    /// Leaves to the engine what the shortcut can carry no more: a network whose endpoint has left this network
+    /// namespace, where the NIC's index may be another device's; and one whose endpoint is down, since only the engine
+    /// counts what that does not take.
+    pub fn check_places(&mut self, changes: &[Change], networks: &mut Networks) {
+        let Some(shortcut) = &self.shortcut else { return };
+        let affected: Vec<Vni> = if changes.contains(&Change::Lost) {
+            networks.iter().map(|(_, entry)| entry.network.vni).collect()
+        } else {
+            let changed = changes.iter().filter_map(|change| match change {
+                Change::Gone(index) | Change::Link(index) => Some(*index),
+                _ => None,
+            });
+            changed.flat_map(|index| shortcut.at(index)).collect()
+        };
+        for vni in affected {
+            let Some(entry) = networks.get_mut(vni) else { continue };
+            let held = self.shortcut.as_ref().filter(|shortcut| shortcut.carries(vni));
+            let Some(Err(why)) = held.map(|shortcut| shortcut.holds(entry)) else { continue };
+            tracing::warn!(%vni, %why, "the engine alone carries this network");
+            entry.declined = Some(why);
+            self.demote(entry);
+        }
+    }
+
+    /// Has the shortcut take over again where the endpoint is up or back again, and where another program has detached
+    /// the endpoint's tc program.
+    pub fn restore_places(&mut self, networks: &mut Networks) {
+        let Some(detached) = self.shortcut.as_ref().map(|shortcut| shortcut.detached().collect::<Vec<_>>())
+        else {
+            return;
+        };
+        for (_, entry) in networks.iter_mut().filter(|(_, entry)| entry.fault.is_none()) {
+            let vni = entry.network.vni;
+            if detached.contains(&vni) {
+                tracing::warn!(%vni, "another program has detached the endpoint's tc program; it is put back");
+                if !self.demote(entry) {
+                    continue;
+                }
+            } else if !entry.declined.as_ref().is_some_and(Declined::may_end)
+                || shortcut::place(entry).is_err()
+            {
+                continue;
+            }
+            entry.declined = None;
+            self.takeover.add(vni, Instant::now());
+        }
+    }
+
+    /// Leaves a network to the engine. False if the programs cannot be told: then it stays as it was, or is dropped.
+    fn demote(&mut self, entry: &mut Entry) -> bool {
+        let vni = entry.network.vni;
+        if let Some(traffic) = self.shortcut.as_ref().map(|shortcut| shortcut.traffic(vni)) {
+            entry.keep(&traffic);
+        }
+        let told = self.revoke(vni).and_then(|()| self.admit(vni));
+        if let Err(error) = &told {
+            tracing::error!(%vni, %error, "cannot leave the network to the engine; its frames may be dropped");
+        }
+        told.is_ok()
+    }
+}
