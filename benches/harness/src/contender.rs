@@ -4,11 +4,6 @@ mod kernel;
 mod ovs;
 mod uvn;
 
-use crate::cores::Cores;
-use crate::dataplane::Dataplane;
-use crate::error::RigError;
-use crate::process::{Host, Place};
-use crate::rig::{NIC, Rig, USERS, overlay, underlay};
 use crate::workload::Workload;
 use crate::workload::ping_pong::{Game, SMALL};
 use nix::sys::signal::{Signal, kill};
@@ -20,6 +15,11 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
+use uvn_rig::cores::Cores;
+use uvn_rig::dataplane::Dataplane;
+use uvn_rig::error::RigError;
+use uvn_rig::process::{Host, Place};
+use uvn_rig::rig::{NIC, Rig, USERS, overlay, underlay};
 
 /// One way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -2,13 +2,13 @@
 //! HPC Challenge, which runs its other benchmarks too; those of the network are measured as well.
 
 use crate::contender::Setup;
-use crate::error::{RigError, written};
 use crate::metric::Metric;
 use crate::mpi::Job;
 use crate::report::median;
 use crate::workload::{Label, Values, Workload};
 use std::path::Path;
 use std::time::Duration;
+use uvn_rig::error::{RigError, written};
 
 /// Four nodes with a rank each, as a grid of two by two.
 pub const JOB: Job = Job { nodes: 4, ranks: 1 };

@@ -1,11 +1,11 @@
 //! What a run ran on.
 
-use crate::shell;
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::process::Command;
+use uvn_rig::shell;
 
 /// Programs whose version matters, and how they tell it.
 const PROGRAMS: [(&str, &str); 4] =

@@ -4,11 +4,12 @@
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use uvn_bench::error::{RigError, exit_code, written};
 use uvn_bench::nodes::Site;
 use uvn_bench::plan::{self, Section};
 use uvn_bench::report::{Report, Settings};
-use uvn_bench::{baseline, goals, html, netns, nodes, probe, run, ssh, table};
+use uvn_bench::{baseline, goals, html, nodes, probe, run, table};
+use uvn_rig::error::{RigError, exit_code, written};
+use uvn_rig::{netns, ssh};
 
 /// Measures ways to carry users' packets side by side. Needs root; leaves nothing behind.
 #[derive(Parser)]

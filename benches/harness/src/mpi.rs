@@ -1,15 +1,11 @@
 //! MPI jobs: Open MPI over TCP between the measured user's endpoints, its daemons on the underlay.
 //!
 //! All nodes are this machine, with more ranks than cores, and Open MPI waits by polling. So ranks yield, and
-//! [`Place::round_robin`](crate::process::Place) makes that hand the core on at once.
+//! [`Place::round_robin`](uvn_rig::process::Place) makes that hand the core on at once.
 
 use crate::contender::Setup;
-use crate::error::{RigError, written};
 use crate::metric::Metric;
-use crate::process::Process;
 use crate::report::X;
-use crate::rig::underlay;
-use crate::shell;
 use crate::workload::{Label, Values, Workload, size};
 use serde::Deserialize;
 use std::fmt::Write;
@@ -18,6 +14,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use uvn_rig::error::{RigError, written};
+use uvn_rig::process::Process;
+use uvn_rig::rig::underlay;
+use uvn_rig::shell;
 
 /// Our program: patterns as of the Intel MPI Benchmarks.
 const SOURCE: &str = include_str!("../../mpi/patterns.c");

@@ -1,15 +1,10 @@
 //! Real nodes in place of a rig: what a site has is measured, and nothing is configured.
 
-use crate::error::RigError;
 use crate::machine::Machine;
-use crate::netns::Namespaces;
 use crate::noise::Load;
-use crate::process::{Host, Place, Process};
 use crate::report::{ContenderInfo, Report, Settings};
 use crate::run::Progress;
-use crate::ssh::Node;
 use crate::workload::{Values, Workload, json};
-use crate::{shell, wire};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -18,6 +13,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::str::FromStr;
 use std::time::Duration;
+use uvn_rig::error::RigError;
+use uvn_rig::netns::Namespaces;
+use uvn_rig::process::{Host, Place, Process};
+use uvn_rig::ssh::Node;
+use uvn_rig::{shell, wire};
 
 /// The nodes' own addresses.
 const RAW: &str = "raw";

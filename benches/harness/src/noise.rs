@@ -1,13 +1,13 @@
 //! Whether something else disturbed a sample: other virtual machines, or other programs on this one.
 
-use crate::cpu::{ProcessTime, SystemTime};
-use crate::error::RigError;
-use crate::netns;
-use crate::process::{Place, Process};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
+use uvn_rig::cpu::{ProcessTime, SystemTime};
+use uvn_rig::error::RigError;
+use uvn_rig::netns;
+use uvn_rig::process::{Place, Process};
 
 /// Part of the cores' time that others may have before a sample is marked.
 const STOLEN: f64 = 0.01;

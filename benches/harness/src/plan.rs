@@ -1,7 +1,6 @@
 //! Which contenders do which work, how often and how long.
 
 use crate::contender::Contender;
-use crate::cores::Cores;
 use crate::crowd;
 use crate::hpcc::{self, Hpcc};
 use crate::mpi::{self, Job, Patterns};
@@ -13,6 +12,7 @@ use crate::workload::idle::Idle;
 use crate::workload::ping_pong::{Curve, PAGE, PingPong, SMALL};
 use crate::workload::udp;
 use crate::workload::variant::Variant;
+use uvn_rig::cores::Cores;
 
 /// About how many seconds it takes to set a contender up on a node, and to remove it.
 const SETUP_PER_NODE: f64 = 0.5;
@@ -31,7 +31,7 @@ pub struct Section {
     pub mtu: u32,
     /// Networks on each node. If these are several numbers, each contender takes part with each: [`crate::crowd`].
     pub networks: Vec<usize>,
-    /// Everything runs in turns: [`Place::round_robin`](crate::process::Place).
+    /// Everything runs in turns: [`Place::round_robin`](uvn_rig::process::Place).
     pub round_robin: bool,
     /// Who.
     pub contenders: Vec<Contender>,

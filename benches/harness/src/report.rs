@@ -1,13 +1,13 @@
 //! All samples of a run, and what must be known beside them: `report.json`.
 
 use crate::baseline::Baseline;
-use crate::error::RigError;
 use crate::machine::Machine;
 use crate::metric::{Better, Metric};
 use crate::workload::Label;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
+use uvn_rig::error::RigError;
 
 /// Of the file's layout.
 pub const VERSION: u32 = 1;

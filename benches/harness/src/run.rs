@@ -3,18 +3,18 @@
 
 use crate::contender::{Contender, Ground, Setup};
 use crate::crowd;
-use crate::error::RigError;
-use crate::netns;
 use crate::noise::Watch;
 use crate::plan::Section;
 use crate::report::{ContenderInfo, Report};
-use crate::rig::NIC;
-use crate::wire;
 use crate::workload::Workload;
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::Instant;
+use uvn_rig::error::RigError;
+use uvn_rig::netns;
+use uvn_rig::rig::NIC;
+use uvn_rig::wire;
 
 /// The contender that the others are compared with.
 pub const REFERENCE: Contender = Contender::Kernel;

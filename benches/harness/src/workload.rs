@@ -9,14 +9,14 @@ pub mod udp;
 pub mod variant;
 
 use crate::contender::{Contender, Setup};
-use crate::cpu::SystemTime;
-use crate::error::RigError;
 use crate::metric::Metric;
 use crate::noise::Load;
-use crate::process::{Host, Place};
 use crate::report::X;
 use serde_json::Value;
 use std::time::Duration;
+use uvn_rig::cpu::SystemTime;
+use uvn_rig::error::RigError;
+use uvn_rig::process::{Host, Place};
 
 /// What was measured.
 pub type Values = Vec<(Metric, f64)>;

@@ -7,11 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Once;
 use std::thread;
 use std::time::{Duration, Instant};
-use uvn_bench::netns;
-use uvn_bench::process::{Host, Place, Process};
 use uvn_bench::report::Report;
-use uvn_bench::rig::{Rig, underlay};
-use uvn_bench::shell;
+use uvn_rig::netns;
+use uvn_rig::process::{Host, Place, Process};
+use uvn_rig::rig::{Rig, underlay};
+use uvn_rig::shell;
 
 /// The addresses of the network that the site has besides.
 const OVERLAY: [&str; 2] = ["10.77.0.1", "10.77.0.2"];

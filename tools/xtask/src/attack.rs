@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
-use uvn_bench::dataplane::Dataplane;
-use uvn_bench::error::RigError;
-use uvn_bench::process::Process;
-use uvn_bench::rig::{NIC, USERS};
-use uvn_bench::shell;
+use uvn_rig::dataplane::Dataplane;
+use uvn_rig::error::RigError;
+use uvn_rig::process::Process;
+use uvn_rig::rig::{NIC, USERS};
+use uvn_rig::shell;
 
 /// Packets of each forgery.
 const COUNT: u64 = 100;

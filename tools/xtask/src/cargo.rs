@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use uvn_bench::error::RigError;
-use uvn_bench::shell;
+use uvn_rig::error::RigError;
+use uvn_rig::shell;
 
 /// It, in the workspace.
 #[must_use]

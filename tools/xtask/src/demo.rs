@@ -6,11 +6,12 @@ use crate::matrix;
 use crate::rig::Rig;
 use std::path::Path;
 use std::time::Instant;
-use uvn_bench::cores::Cores;
-use uvn_bench::error::RigError;
 use uvn_bench::report::{Report, Settings};
-use uvn_bench::rig::{NIC, USERS};
-use uvn_bench::{netns, plan, run, table};
+use uvn_bench::{plan, run, table};
+use uvn_rig::cores::Cores;
+use uvn_rig::error::RigError;
+use uvn_rig::netns;
+use uvn_rig::rig::{NIC, USERS};
 
 /// Shows everything; false when something is not as it should be.
 ///

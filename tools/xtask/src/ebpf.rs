@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
-use uvn_bench::shell::{self, ShellError};
+use uvn_rig::shell::{self, ShellError};
 
 /// Debian's, and not the first on the PATH, which is rustup's.
 const CARGO: &str = "/usr/bin/cargo";

@@ -35,7 +35,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
-use uvn_bench::shell::ShellError;
+use uvn_rig::shell::ShellError;
 
 /// What a guest has and how long it may take.
 #[derive(Debug, Clone, clap::Args)]

@@ -35,8 +35,8 @@ use clap::Parser;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
-use uvn_bench::error::{RigError, exit_code};
-use uvn_bench::netns;
+use uvn_rig::error::{RigError, exit_code};
+use uvn_rig::netns;
 
 /// Builds, shows, tests and measures uvn. Each command installs what it needs first.
 #[derive(Parser)]

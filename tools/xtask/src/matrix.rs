@@ -5,9 +5,9 @@ use crate::rig::{ADDRESSES, Rig};
 use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
-use uvn_bench::error::RigError;
-use uvn_bench::process::Process;
-use uvn_bench::rig::USERS;
+use uvn_rig::error::RigError;
+use uvn_rig::process::Process;
+use uvn_rig::rig::USERS;
 
 /// How long an answer or a report may be under way that must come: a busy machine delays it.
 const LATE: Duration = Duration::from_secs(20);

@@ -4,13 +4,13 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 use std::path::Path;
-use uvn_bench::cores::Cores;
-use uvn_bench::dataplane::Dataplane;
-use uvn_bench::error::RigError;
-use uvn_bench::netns::{self, Namespaces, ip};
-use uvn_bench::process::{Host, Place};
-use uvn_bench::rig::{NIC, USERS};
-use uvn_bench::wire;
+use uvn_rig::cores::Cores;
+use uvn_rig::dataplane::Dataplane;
+use uvn_rig::error::RigError;
+use uvn_rig::netns::{self, Namespaces, ip};
+use uvn_rig::process::{Host, Place};
+use uvn_rig::rig::{NIC, USERS};
+use uvn_rig::wire;
 
 /// Each node's underlay addresses; the users' endpoints carry the same.
 pub const ADDRESSES: [(&str, &str); 2] = [("10.0.0.1", "fd00:10::1"), ("10.0.0.2", "fd00:10::2")];

@@ -1,7 +1,7 @@
 //! The apt packages that building, testing and measuring need, each with its reason.
 
 use std::process::{Command, Stdio};
-use uvn_bench::shell::{self, ShellError};
+use uvn_rig::shell::{self, ShellError};
 
 /// A Debian package and what it is for.
 pub type Package = (&'static str, &'static str);

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
-use uvn_bench::shell;
+use uvn_rig::shell;
 
 /// A suite's name with its kernel, and what it says in the end.
 pub type Closings = Vec<(String, test::Closing)>;

@@ -7,8 +7,8 @@ use crate::{demo, ebpf, processes, setup, suites};
 use std::process::Command;
 use std::thread;
 use std::time::Instant;
-use uvn_bench::error::RigError;
-use uvn_bench::shell;
+use uvn_rig::error::RigError;
+use uvn_rig::shell;
 
 /// What a runner says in the end, or why it failed.
 pub type Closing = Result<String, String>;

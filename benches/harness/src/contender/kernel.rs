@@ -1,12 +1,12 @@
 //! The kernel's VXLAN devices, and the wire's NAPI in threads.
 
 use super::vni;
-use crate::error::RigError;
-use crate::rig::{NIC, Rig, mac, overlay, permanent_neighbours, underlay};
-use crate::shell;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::process::Command;
+use uvn_rig::error::RigError;
+use uvn_rig::rig::{NIC, Rig, mac, overlay, permanent_neighbours, underlay};
+use uvn_rig::shell;
 
 /// The name of a network's device.
 pub fn device(vni: u32) -> String {

@@ -1,18 +1,18 @@
 //! Open vSwitch's userspace datapath with VXLAN ports: what a site would take for a userspace VXLAN today.
 
 use super::vni;
-use crate::cores::Cores;
-use crate::error::RigError;
-use crate::netns::ip;
-use crate::process::{Host, Place, Process};
-use crate::rig::{NIC, Rig, overlay, underlay};
-use crate::shell;
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
+use uvn_rig::cores::Cores;
+use uvn_rig::error::RigError;
+use uvn_rig::netns::ip;
+use uvn_rig::process::{Host, Place, Process};
+use uvn_rig::rig::{NIC, Rig, overlay, underlay};
+use uvn_rig::shell;
 
 /// Where Debian puts the layout of the configuration database.
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";

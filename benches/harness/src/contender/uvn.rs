@@ -1,13 +1,13 @@
 //! A data plane per node.
 
 use super::{Ground, vni};
-use crate::cores::Cores;
-use crate::dataplane::Dataplane;
-use crate::error::RigError;
-use crate::process::{Host, Place};
-use crate::rig::{NIC, Rig, overlay, overlays, underlay};
 use std::fmt::Write;
 use std::net::IpAddr;
+use uvn_rig::cores::Cores;
+use uvn_rig::dataplane::Dataplane;
+use uvn_rig::error::RigError;
+use uvn_rig::process::{Host, Place};
+use uvn_rig::rig::{NIC, Rig, overlay, overlays, underlay};
 
 /// The name of a network's device.
 pub fn device(vni: u32) -> String {

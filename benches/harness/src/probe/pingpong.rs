@@ -1,12 +1,12 @@
 //! Concurrent TCP ping-pongs: blocking sockets, a thread per connection on either side, as MPI ranks would be.
 
 use super::{busy_poll, patiently, ready};
-use crate::cpu::SystemTime;
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
+use uvn_rig::cpu::SystemTime;
 
 /// Longest message, so that a stray connection cannot make us allocate much.
 const MAX_BYTES: usize = 1 << 20;

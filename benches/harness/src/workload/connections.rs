@@ -2,9 +2,9 @@
 
 use super::{Label, START, Values, WARM_UP, Workload, json, number, patience};
 use crate::contender::Setup;
-use crate::error::RigError;
 use crate::metric::Metric;
-use crate::process::{Place, Process};
+use uvn_rig::error::RigError;
+use uvn_rig::process::{Place, Process};
 
 const PORT: u16 = 5303;
 /// Clients at once.

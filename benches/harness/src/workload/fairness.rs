@@ -3,12 +3,12 @@
 use super::ping_pong::{Game, SMALL};
 use super::{Label, START, Values, Workload, json, number};
 use crate::contender::Setup;
-use crate::error::RigError;
 use crate::metric::Metric;
-use crate::process::{self, Place, Process};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
+use uvn_rig::error::RigError;
+use uvn_rig::process::{self, Place, Process};
 
 const PORT: u16 = 5304;
 /// How long a flood takes to fill the queues.

@@ -2,11 +2,11 @@
 
 use super::{Label, Values, Workload};
 use crate::contender::{Contender, Setup};
-use crate::cpu::ProcessTime;
-use crate::error::RigError;
 use crate::metric::Metric;
 use std::thread;
 use std::time::Duration;
+use uvn_rig::cpu::ProcessTime;
+use uvn_rig::error::RigError;
 
 /// No traffic.
 #[derive(Debug, Clone, Copy)]

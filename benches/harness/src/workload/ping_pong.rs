@@ -2,10 +2,10 @@
 
 use super::{Label, START, Values, WARM_UP, Workload, busy, json, number, patience, size};
 use crate::contender::Setup;
-use crate::error::RigError;
 use crate::metric::Metric;
-use crate::process::{Host, Place, Process};
 use crate::report::X;
+use uvn_rig::error::RigError;
+use uvn_rig::process::{Host, Place, Process};
 
 const PORT: u16 = 5301;
 /// Payload bytes of small messages.

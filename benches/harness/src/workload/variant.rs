@@ -2,8 +2,8 @@
 
 use super::{Label, Values, Workload};
 use crate::contender::{Contender, Setup};
-use crate::error::RigError;
 use crate::report::X;
+use uvn_rig::error::RigError;
 
 /// The same workload under another heading, so that its figures are not taken for those of the usual ground.
 pub struct Variant {

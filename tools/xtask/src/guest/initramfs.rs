@@ -5,7 +5,7 @@ use super::kernel::Kernel;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use uvn_bench::shell;
+use uvn_rig::shell;
 
 /// To reach the root file system and the host. `modprobe` finds what they depend on.
 const MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"];

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use uvn_bench::shell;
+use uvn_rig::shell;
 
 /// A kernel series that Debian 12 has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

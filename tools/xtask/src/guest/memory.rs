@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use uvn_bench::shell;
+use uvn_rig::shell;
 
 /// Programs, some of them only where the machine has them.
 const PROGRAMS: [&str; 30] = [

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::str::FromStr;
 use uvn_bench::probe::ready;
-use uvn_bench::rig::NIC;
+use uvn_rig::rig::NIC;
 
 /// IANA's VXLAN port (RFC 7348 section 5).
 const VXLAN_PORT: u16 = 4789;

@@ -1,0 +1,23 @@
+//! The rig that tests, benchmarks and the demo stand on.
+//!
+//! - [`netns`]: network namespaces that never stay behind
+//! - [`rig`]: nodes as network namespaces, and the wire between them
+//! - [`wire`]: the offloads of that wire
+//! - [`cores`]: which core runs what
+//! - [`ssh`]: programs on real nodes
+//! - [`dataplane`]: a running `uvn-dataplane`
+//! - [`process`]: programs on a node
+//! - [`cpu`]: processor time
+//! - [`shell`]: runs other programs
+//! - [`error`]: why something failed
+
+pub mod cores;
+pub mod cpu;
+pub mod dataplane;
+pub mod error;
+pub mod netns;
+pub mod process;
+pub mod rig;
+pub mod shell;
+pub mod ssh;
+pub mod wire;
