@@ -19,12 +19,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use uvn_api::toml_file::parse;
-use uvn_control::config::{Config, Nat};
+use uvn_control::config::Config;
 use uvn_control::feed::{Feed, Others};
 use uvn_control::lease::state::save;
 use uvn_control::lease::{Attached, Kind, Lease, Leases, Process, now};
 use uvn_control::netlink::Netlink;
-use uvn_control::network::{DataPath, Exit, Network, Nic, Node};
+use uvn_control::network::{DataPath, Exit, Nat, Network, Nic, Node};
 use uvn_control::peers::Peers;
 use uvn_control::plan::{self, Item, Step};
 

@@ -10,6 +10,7 @@ mod executables;
 mod object;
 mod owners;
 mod pins;
+pub mod policy;
 mod unix;
 
 pub use btf::way;

@@ -12,24 +12,21 @@ mod tests;
 pub use ids::NoVni;
 pub use uvn_api::uvnd::policed::{Attachment, FILE, MAX_UID, Mode, default_admins, default_policed};
 
-use crate::network::Network;
+use crate::network::{Nat, Network};
+use crate::peers::PeerList;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use uvn_api::dataplane::config::{Cidr, Path as Gear};
 use uvn_api::toml_file::{self, ConfigError};
 use uvn_api::uvnd::policed::{range, ranges};
-use uvn_wire::cgroup::NETWORK_ENTRIES;
 use uvn_wire::vxlan;
-
-/// Networks at most, whatever the NAT pool holds: number 0 is the node's own.
-pub const MAX_NETWORKS: u32 = NETWORK_ENTRIES - 1;
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -156,28 +153,6 @@ pub struct VniRange {
     pub first: u32,
 }
 
-/// One address per family and network; off-subnet traffic leaves with the NIC's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Nat {
-    /// IPv4 pool.
-    pub ipv4: Cidr,
-    /// IPv6 pool.
-    pub ipv6: Cidr,
-}
-
-/// The nodes that run uvn: at least one of the three.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PeerList {
-    /// Whole ranges of VTEPs.
-    pub range: Vec<Cidr>,
-    /// Addresses, host names, or many of either: `node[01-16,20]`.
-    pub nodes: Vec<String>,
-    /// A slurm.conf: its nodes.
-    pub slurm: Option<PathBuf>,
-}
-
 /// Who may reach beyond the underlay's subnets. A group is a name or a number.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -220,17 +195,6 @@ impl fmt::Display for Group {
     }
 }
 
-impl Default for Nat {
-    fn default() -> Self {
-        Nat {
-            // RFC 6598: shared address space, never routed beyond a site.
-            ipv4: Cidr { address: IpAddr::V4(Ipv4Addr::new(100, 64, 0, 0)), prefix: 10 },
-            // RFC 4193 section 3: a local prefix of our own.
-            ipv6: Cidr { address: IpAddr::V6(Ipv6Addr::new(0xfd75, 0x766e, 0, 0, 0, 0, 0, 0)), prefix: 64 },
-        }
-    }
-}
-
 fn default_linger() -> u32 {
     60
 }
@@ -267,27 +231,6 @@ impl Config {
     #[must_use]
     pub fn hints(&self) -> Vec<String> {
         check::hints(self)
-    }
-}
-
-impl Nat {
-    /// Networks that the pools have addresses for, [`MAX_NETWORKS`] at most.
-    #[must_use]
-    pub fn slots(&self) -> u32 {
-        // The subnet's first and last address stay unused.
-        let hosts = |bits: u8| 1u32.checked_shl(bits.into()).map_or(u32::MAX, |size| size.saturating_sub(2));
-        hosts(32_u8.saturating_sub(self.ipv4.prefix))
-            .min(hosts(128_u8.saturating_sub(self.ipv6.prefix)))
-            .min(MAX_NETWORKS)
-    }
-
-    /// The addresses of a leased number below [`Nat::slots`].
-    #[must_use]
-    pub fn addresses(&self, slot: u32) -> [IpAddr; 2] {
-        [self.ipv4.address, self.ipv6.address].map(|base| match base {
-            IpAddr::V4(base) => Ipv4Addr::from_bits(base.to_bits().wrapping_add(slot).wrapping_add(1)).into(),
-            IpAddr::V6(base) => Ipv6Addr::from_bits(base.to_bits().wrapping_add(u128::from(slot) + 1)).into(),
-        })
     }
 }
 

@@ -15,7 +15,7 @@ mod refused;
 mod request;
 mod status;
 
-pub use networks::{Networks, STATE, StartError, devices, items, policy, slurm_user};
+pub use networks::{Networks, STATE, StartError, devices, items};
 
 use crate::config::Config;
 use crate::folder;

@@ -231,7 +231,7 @@ fn range(range: &RangeInclusive<u16>) -> String {
 
 /// nft refuses host bits.
 fn subnet(cidr: &Cidr) -> String {
-    crate::plan::subnet(*cidr).to_string()
+    cidr.subnet().to_string()
 }
 
 /// Before what leaves is tracked. What leaves a network has an address of the node, whatever its socket asks for, or an

@@ -5,9 +5,9 @@
 //! waits for the network. The first `uvnd` that enforces a configuration arms that; one that observes, or `uvn purge`,
 //! disarms it.
 
+use crate::binding::policy::{policy, slurm_user};
 use crate::binding::{self, Binding, BindingError, CalledBack, Policy};
 use crate::config::{Config, default_policed};
-use crate::daemon::{policy, slurm_user};
 use std::fs;
 use std::io;
 use std::path::Path;

@@ -1,14 +1,60 @@
 //! A node's underlay NICs, a user's network, and their names and numbers.
 
-use crate::config::Nat;
-use std::net::IpAddr;
+use serde::Deserialize;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use uvn_api::dataplane::config::{Cidr, Path as Gear};
+use uvn_wire::cgroup::NETWORK_ENTRIES;
 use uvn_wire::vxlan::Vni;
 
 /// Underlay NICs at most: an endpoint's name ends in one digit for its NIC.
 pub const MAX_NICS: usize = 10;
 /// The VRF table of the first slot. Far from what sites and other software number by hand.
 pub const FIRST_TABLE: u32 = 1_966_080_000;
+
+/// Networks at most, whatever the NAT pool holds: number 0 is the node's own.
+pub const MAX_NETWORKS: u32 = NETWORK_ENTRIES - 1;
+
+/// One address per family and network; off-subnet traffic leaves with the NIC's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Nat {
+    /// IPv4 pool.
+    pub ipv4: Cidr,
+    /// IPv6 pool.
+    pub ipv6: Cidr,
+}
+
+impl Default for Nat {
+    fn default() -> Self {
+        Nat {
+            // RFC 6598: shared address space, never routed beyond a site.
+            ipv4: Cidr { address: IpAddr::V4(Ipv4Addr::new(100, 64, 0, 0)), prefix: 10 },
+            // RFC 4193 section 3: a local prefix of our own.
+            ipv6: Cidr { address: IpAddr::V6(Ipv6Addr::new(0xfd75, 0x766e, 0, 0, 0, 0, 0, 0)), prefix: 64 },
+        }
+    }
+}
+
+impl Nat {
+    /// Networks that the pools have addresses for, [`MAX_NETWORKS`] at most.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        // The subnet's first and last address stay unused.
+        let hosts = |bits: u8| 1u32.checked_shl(bits.into()).map_or(u32::MAX, |size| size.saturating_sub(2));
+        hosts(32_u8.saturating_sub(self.ipv4.prefix))
+            .min(hosts(128_u8.saturating_sub(self.ipv6.prefix)))
+            .min(MAX_NETWORKS)
+    }
+
+    /// The addresses of a leased number below [`Nat::slots`].
+    #[must_use]
+    pub fn addresses(&self, slot: u32) -> [IpAddr; 2] {
+        [self.ipv4.address, self.ipv6.address].map(|base| match base {
+            IpAddr::V4(base) => Ipv4Addr::from_bits(base.to_bits().wrapping_add(slot).wrapping_add(1)).into(),
+            IpAddr::V6(base) => Ipv6Addr::from_bits(base.to_bits().wrapping_add(u128::from(slot) + 1)).into(),
+        })
+    }
+}
 
 /// What carries the networks of a NIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -8,16 +8,28 @@ pub use directory::{AGAIN, Directory};
 pub use hostlist::HostlistError;
 pub use slurm::SlurmError;
 
-use crate::config::PeerList;
-use crate::plan::subnet;
+use serde::Deserialize;
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use thiserror::Error;
 use uvn_api::dataplane::config::Cidr;
 use uvn_api::uvnd::finding::few;
 
 /// What the names of nodes have stood for.
 pub const KNOWN: &str = "/run/uvn/peers.json";
+
+/// The nodes that run uvn: at least one of the three.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PeerList {
+    /// Whole ranges of VTEPs.
+    pub range: Vec<Cidr>,
+    /// Addresses, host names, or many of either: `node[01-16,20]`.
+    pub nodes: Vec<String>,
+    /// A slurm.conf: its nodes.
+    pub slurm: Option<PathBuf>,
+}
 
 /// The nodes that run uvn.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -85,7 +97,7 @@ fn uid_in(passwd: &str, user: &str) -> Option<u32> {
 /// What is left of ranges without these: prefixes of which none lies in another.
 #[must_use]
 pub fn without(ranges: Vec<Cidr>, strangers: &[Cidr]) -> Vec<Cidr> {
-    let mut left: Vec<Cidr> = ranges.into_iter().map(subnet).collect();
+    let mut left: Vec<Cidr> = ranges.into_iter().map(Cidr::subnet).collect();
     left.sort_by_key(|range| (range.prefix, range.address));
     let mut kept: Vec<Cidr> = Vec::new();
     for range in left {

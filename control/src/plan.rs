@@ -130,7 +130,7 @@ impl Build<'_> {
         let vrf = self.vrf.clone();
         let loopback = Cidr { address: Ipv4Addr::LOCALHOST.into(), prefix: 8 };
         self.address(&vrf, loopback, true, false);
-        self.route(subnet(loopback), Way::Local { device: vrf.clone() }, METRIC);
+        self.route(loopback.subnet(), Way::Local { device: vrf.clone() }, METRIC);
         if self.node.ipv6 {
             self.address(&vrf, host(Ipv6Addr::LOCALHOST.into()), false, true);
         }
@@ -183,7 +183,7 @@ impl Build<'_> {
             if ipv4 || node.ipv6 {
                 let source = self.source(&nic.name, ipv4);
                 let way = Way::Device { device: nic.name.clone(), gateway, source };
-                self.route(subnet(listed), way, METRIC);
+                self.route(listed.subnet(), way, METRIC);
             }
         }
     }
@@ -225,9 +225,9 @@ impl Build<'_> {
         }
         self.items.push(Item::Up { device: device() });
         // A routed underlay is one link inside the network.
-        let mut subnets: BTreeSet<Cidr> = nic.subnets.iter().copied().map(subnet).collect();
+        let mut subnets: BTreeSet<Cidr> = nic.subnets.iter().copied().map(Cidr::subnet).collect();
         for address in &addresses {
-            subnets.remove(&subnet(*address));
+            subnets.remove(&address.subnet());
         }
         for destination in subnets {
             let source = addresses.iter().map(|cidr| cidr.address);
@@ -295,21 +295,6 @@ fn longest(gear: Gear) -> usize {
         Gear::Engine => xsk::MAX_MTU,
         Gear::Auto | Gear::Shortcut => slow_path::MAX_MTU,
     }
-}
-
-/// Without the bits beyond the prefix.
-pub(crate) fn subnet(cidr: Cidr) -> Cidr {
-    let prefix = u32::from(cidr.prefix);
-    let address = match cidr.address {
-        IpAddr::V4(a) => {
-            Ipv4Addr::from_bits(a.to_bits() & u32::MAX.checked_shl(32 - prefix.min(32)).unwrap_or(0)).into()
-        }
-        IpAddr::V6(a) => {
-            Ipv6Addr::from_bits(a.to_bits() & u128::MAX.checked_shl(128 - prefix.min(128)).unwrap_or(0))
-                .into()
-        }
-    };
-    Cidr { address, prefix: cidr.prefix }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod places;
 pub mod programs;
 pub mod shortcut;
 mod takeover;
+mod tc;
 pub mod thread;
 mod workers;
 
@@ -22,6 +23,7 @@ use crate::port::xsk::{self, XskConfig, XskError, XskQueue};
 use boost::Booster;
 use programs::{Mode, Xdp, XdpError};
 use shortcut::{Declined, Shortcut};
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -74,6 +76,8 @@ pub struct Gear {
     why: String,
     /// The networks that the shortcut has not taken over yet.
     takeover: Takeover,
+    /// The networks that the shortcut does not carry, and why.
+    declined: HashMap<Vni, Declined>,
     workers: Workers,
     /// Whether all sockets are zero-copy; None in the shortcut.
     zero_copy: Option<bool>,
@@ -129,6 +133,7 @@ impl Gear {
             booster: booster(link, None),
             why,
             takeover: Takeover::new(common.started),
+            declined: HashMap::new(),
             workers: Workers::default(),
             zero_copy: Some(true),
         };
@@ -161,6 +166,7 @@ impl Gear {
             booster: booster(link, Some(cores.iter().copied().flatten().collect())),
             why: why.into(),
             takeover: Takeover::new(common.started),
+            declined: HashMap::new(),
             workers: Workers::default(),
             zero_copy: None,
         };
@@ -233,6 +239,7 @@ impl Gear {
     /// The kernel refuses.
     pub fn revoke(&mut self, vni: Vni) -> Result<(), XdpError> {
         self.takeover.remove(vni, Instant::now());
+        self.declined.remove(&vni);
         let removed = self.programs.remove_network(vni);
         if let Some(shortcut) = &mut self.shortcut {
             shortcut.revoke(vni);
@@ -248,7 +255,7 @@ impl Gear {
 
     /// Follows the traffic; and has the shortcut take over the next network that waits, if it is time, unless requests
     /// wait.
-    pub fn step(&mut self, networks: &mut Networks, requests_wait: bool) {
+    pub fn step(&mut self, networks: &Networks, requests_wait: bool) {
         let now = Instant::now();
         if !requests_wait && let Some(vni) = self.takeover.take(now) {
             self.take_over(vni, networks);
@@ -261,8 +268,8 @@ impl Gear {
 
     /// The engine has a network's frames until both directions change at once, by the map of networks; none is lost, those
     /// that the engine still holds come late.
-    fn take_over(&mut self, vni: Vni, networks: &mut Networks) {
-        let (Some(shortcut), Some(entry)) = (&mut self.shortcut, networks.get_mut(vni)) else { return };
+    fn take_over(&mut self, vni: Vni, networks: &Networks) {
+        let (Some(shortcut), Some((_, entry))) = (&mut self.shortcut, networks.get(vni)) else { return };
         // Between the last change of the map and this one lies the grace period of a grant: what the map used for
         // another network, and may use for this one, no program still reads.
         let granted = shortcut.grant(&mut self.programs, entry).and_then(|network| {
@@ -271,9 +278,9 @@ impl Gear {
                 error.into()
             })
         });
-        entry.declined = granted.err();
-        if let Some(why) = &entry.declined {
+        if let Err(why) = granted {
             tracing::info!(%vni, %why, "the engine alone carries this network");
+            self.declined.insert(vni, why);
         }
     }
 
@@ -408,6 +415,8 @@ impl Gear {
             state.shortcut = shortcut.carries(vni);
         }
         state.waiting = self.takeover.contains(vni);
+        let alone = self.declined.get(&vni).map(|why| format!("the engine alone carries it: {why}"));
+        state.notes.extend(alone);
     }
 
     /// What takes something from the gear, though it works.

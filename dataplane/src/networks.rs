@@ -2,7 +2,6 @@
 //!
 //! The control thread alone changes them; workers get finished [`tables::Network`]s.
 
-use crate::gear::shortcut::Declined;
 use crate::port::device::EndpointSource;
 use hashbrown::HashMap;
 use std::net::IpAddr;
@@ -27,8 +26,6 @@ pub struct Entry {
     pub source: EndpointSource,
     /// Why it has no endpoint now.
     pub fault: Option<String>,
-    /// Why the in-kernel gear does not carry it, where there is one.
-    pub declined: Option<Declined>,
     /// One per worker, since the workers were started.
     counters: Arc<[Counters]>,
     /// What earlier workers counted.
@@ -47,7 +44,6 @@ impl Entry {
             mac,
             source,
             fault: None,
-            declined: None,
             counters: counters(workers),
             past: Counts::default(),
             learned: HashMap::new(),
@@ -80,8 +76,7 @@ impl Entry {
     /// What is not as it should be with it, though it works.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
-        let alone = self.declined.iter().map(|why| format!("the engine alone carries it: {why}"));
-        self.source.notes().chain(alone).collect()
+        self.source.notes().collect()
     }
 
     /// What all workers counted.
@@ -244,7 +239,6 @@ impl Networks {
         for (_, entry) in self.iter_mut() {
             entry.past = entry.counts();
             entry.counters = counters(workers);
-            entry.declined = None;
             entry.table = None;
         }
     }

@@ -90,6 +90,21 @@ pub enum ServiceError {
     },
 }
 
+/// Those of a NIC that is not in use yet.
+fn first_tables(config: &Config, vteps: &Arc<Vteps>) -> Tables {
+    Tables {
+        epoch: 0,
+        encapsulation: config.encapsulation,
+        nic: None,
+        local: config.vtep.clone(),
+        vteps: vteps.clone(),
+        hops: Arc::default(),
+        dead: Arc::default(),
+        networks: Vec::new(),
+        slots: HashMap::new(),
+    }
+}
+
 /// One NIC's data plane.
 pub struct Service {
     config: Config,
@@ -159,17 +174,6 @@ impl Service {
             .map(|path| Control::listen(path, registry, CONTROL, LIMITS))
             .transpose()?;
         let vteps = Arc::new(Vteps::new(&config.peers)?);
-        let tables = Tables {
-            epoch: 0,
-            encapsulation: config.encapsulation,
-            nic: None,
-            local: config.vtep.clone(),
-            vteps: vteps.clone(),
-            hops: Arc::default(),
-            dead: Arc::default(),
-            networks: Vec::new(),
-            slots: HashMap::new(),
-        };
         let every = sd_notify::watchdog_enabled().map(|timeout| timeout / 2);
         let mut service = Service {
             peers: config.peers.clone(),
@@ -180,13 +184,13 @@ impl Service {
             events,
             notifier: Notifier { events: sender, waker },
             started: Instant::now(),
+            tables: Arc::new(first_tables(&config, &vteps)),
             vteps,
             underlay: Underlay::default(),
             networks: Networks::default(),
             link: None,
             gear: None,
             fault: None,
-            tables: Arc::new(tables),
             hops_changed: false,
             tables_changed: false,
             addresses_changed: true,
@@ -251,7 +255,7 @@ impl Service {
                 }
             }
             if let Some(gear) = &mut self.gear {
-                gear.step(&mut self.networks, requests_wait);
+                gear.step(&self.networks, requests_wait);
             }
             let now = Instant::now();
             if now >= tick {

@@ -3,9 +3,9 @@
 //! Two runs differ in more than the code: the machine was busier, warmer, another. So each change is given twice, as it
 //! is and relative to the same run's reference contender (kernel VXLAN), which the machine slows down alike.
 
+use crate::contender::REFERENCE;
 use crate::metric::Better;
 use crate::report::{Measurement, Report};
-use crate::run::REFERENCE;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -4,8 +4,6 @@ mod kernel;
 mod ovs;
 mod uvn;
 
-use crate::workload::Workload;
-use crate::workload::ping_pong::{Game, SMALL};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ovs::Switch;
@@ -18,7 +16,7 @@ use std::time::{Duration, Instant};
 use uvn_rig::cores::Cores;
 use uvn_rig::dataplane::Dataplane;
 use uvn_rig::error::RigError;
-use uvn_rig::process::{Host, Place};
+use uvn_rig::place::{Host, Place};
 use uvn_rig::rig::{NIC, Rig, USERS, overlay, underlay};
 
 /// One way.
@@ -175,19 +173,15 @@ impl Contender {
         }
     }
 
-    /// For how many seconds a workload runs beforehand, unmeasured, where the data plane follows the traffic.
-    #[must_use]
-    pub fn warm_up(self, workload: &dyn Workload) -> Option<f64> {
-        let follows = matches!(self, Contender::Auto | Contender::AutoAllCores);
-        workload.warm_up().filter(|_| follows)
-    }
-
     /// Whether no program of its own carries the packets.
     #[must_use]
     pub fn is_kernels_own(self) -> bool {
         matches!(self.carrier(), Carrier::Nothing | Carrier::Kernel)
     }
 }
+
+/// The contender that the others are compared with.
+pub const REFERENCE: Contender = Contender::Kernel;
 
 /// What a contender is set up on.
 #[derive(Debug, Clone, Copy)]
@@ -221,7 +215,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Makes the rig and what carries the packets on it, and sees them arrive on every node.
+    /// Makes the rig and what carries the packets on it.
     ///
     /// # Errors
     /// A step failed; what was made is removed.
@@ -256,26 +250,7 @@ impl Setup {
                 kernel::thread_napi(&setup.rig, round_robin, |node| setup.cores[node].apps[0])?
             }
         }
-        setup.greet()?;
-        setup.rest();
         Ok(setup)
-    }
-
-    /// Has every other node answer the first: neighbours are known from then on.
-    fn greet(&self) -> Result<(), RigError> {
-        const TRIES: usize = 3;
-        for node in 1..self.nodes() {
-            let greet = || Game::of(SMALL).play(&self.place(0), &self.place(node), 0.0);
-            // The first frames may be dropped while a neighbour is being resolved.
-            let mut answer = greet();
-            for _ in 1..TRIES {
-                answer = answer.or_else(|_| greet());
-            }
-            answer.map_err(|error| {
-                RigError::program(&format!("node {}", node + 1), format!("no answer from it: {error}"))
-            })?;
-        }
-        Ok(())
     }
 
     /// Before its turn: wakes up what [`Setup::rest`] put to sleep. While what is returned is kept, so are the cores of

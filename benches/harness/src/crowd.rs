@@ -1,8 +1,7 @@
 //! What many networks on a node cost: the same traffic on one network, alone and among others.
 
-use crate::metric::Metric;
-use crate::report::{Measurement, Report, X};
-use crate::workload::Label;
+use crate::metric::{Label, Metric, X};
+use crate::report::{Measurement, Report};
 
 /// Networks on each node; traffic is on the first.
 pub const NETWORKS: [usize; 4] = [1, 10, 200, 1000];

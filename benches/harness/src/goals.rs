@@ -2,9 +2,9 @@
 
 use crate::chart::short;
 use crate::crowd;
-use crate::metric::Better;
+use crate::metric::{Better, median};
 use crate::mpi;
-use crate::report::{Measurement, Report, median};
+use crate::report::{Measurement, Report};
 use Bound::{AtLeast, AtMost};
 
 // Contenders, by how their names begin.
@@ -314,10 +314,11 @@ pub fn print(report: &Report) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metric::Label;
     use crate::metric::Metric;
     use crate::report::{ContenderInfo, Settings};
+    use crate::workload::Workload;
     use crate::workload::bulk::{Bulk, Direction};
-    use crate::workload::{Label, Workload};
     use std::collections::BTreeMap;
 
     #[test]

@@ -2,10 +2,9 @@
 //! HPC Challenge, which runs its other benchmarks too; those of the network are measured as well.
 
 use crate::contender::Setup;
-use crate::metric::Metric;
+use crate::metric::{Label, Metric, Values, median};
 use crate::mpi::Job;
-use crate::report::median;
-use crate::workload::{Label, Values, Workload};
+use crate::workload::Workload;
 use std::path::Path;
 use std::time::Duration;
 use uvn_rig::error::{RigError, written};

@@ -25,7 +25,7 @@ const OTHERS: (usize, usize) = (10, 4);
 
 /// The whole page.
 #[must_use]
-pub fn page(report: &Report) -> String {
+pub fn page(report: &Report, baseline: Option<&Baseline>) -> String {
     let colours = colours(report);
     let panels = figures::panels(report);
     let mut groups: Vec<&str> = panels.iter().map(|panel| panel.group).collect();
@@ -47,7 +47,7 @@ pub fn page(report: &Report) -> String {
                     section { h2 { "Against the goals" } (goals(report)) }
                     section { h2 { "How to read this" } (reading(report)) }
                     @if !report.missing.is_empty() { section { h2 { "What is missing" } (missing(report)) } }
-                    @if let Some(baseline) = &report.baseline {
+                    @if let Some(baseline) = baseline {
                         section { h2 { "Compared with " (baseline.file) } (compared(report, baseline)) }
                     }
                     @for group in groups {

@@ -4,11 +4,13 @@
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use uvn_bench::baseline::Baseline;
 use uvn_bench::nodes::Site;
 use uvn_bench::plan::{self, Section};
 use uvn_bench::report::{Report, Settings};
 use uvn_bench::{baseline, goals, html, nodes, probe, run, table};
-use uvn_rig::error::{RigError, exit_code, written};
+use uvn_rig::error::{RigError, written};
+use uvn_rig::netns::exit_code;
 use uvn_rig::{netns, ssh};
 
 /// Measures ways to carry users' packets side by side. Needs root; leaves nothing behind.
@@ -96,7 +98,7 @@ fn measure(arguments: &Arguments) -> Result<(), RigError> {
     let own = std::env::current_exe().map_err(RigError::io("find this program"))?;
     let earlier = arguments.baseline.as_deref().map(Report::read).transpose()?;
     let mut sections = plan(arguments);
-    let mut report = if arguments.site.nodes.is_empty() {
+    let report = if arguments.site.nodes.is_empty() {
         netns::prepare()?;
         let program = arguments.dataplane.clone().unwrap_or_else(|| own.with_file_name("uvn-dataplane"));
         let mut report = Report::new(settings(&sections, arguments)?);
@@ -108,10 +110,10 @@ fn measure(arguments: &Arguments) -> Result<(), RigError> {
         sections.truncate(1);
         measure_site(&sections, arguments)?
     };
-    if let (Some(earlier), Some(file)) = (earlier, &arguments.baseline) {
-        report.baseline = Some(baseline::compare(&report, &earlier, &file.display().to_string()));
-    }
-    print(&report);
+    let baseline = earlier.zip(arguments.baseline.as_deref());
+    let baseline =
+        baseline.map(|(earlier, file)| baseline::compare(&report, &earlier, &file.display().to_string()));
+    print(&report, baseline.as_ref());
     let built = own.ancestors().nth(2).unwrap_or(&own).join("bench");
     let output = arguments.output.clone().unwrap_or(built);
     std::fs::create_dir_all(&output).map_err(written(&output))?;
@@ -119,7 +121,7 @@ fn measure(arguments: &Arguments) -> Result<(), RigError> {
     let text = serde_json::to_string_pretty(&report).map_err(|error| written(&path)(error.into()))?;
     std::fs::write(&path, text + "\n").map_err(written(&path))?;
     println!("all samples: {}", path.display());
-    write_page(&report, &path)
+    write_page(&report, baseline.as_ref(), &path)
 }
 
 /// Real nodes do the first section's work, as far as it needs no rig.
@@ -164,31 +166,31 @@ fn announce(sections: &[Section], report: &Report) {
 
 /// Shows what is in a file.
 fn show(file: &Path, earlier: Option<&Path>) -> Result<(), RigError> {
-    let mut report = Report::read(file)?;
-    if let Some(earlier) = earlier {
-        let name = earlier.display().to_string();
-        report.baseline = Some(baseline::compare(&report, &Report::read(earlier)?, &name));
-    }
-    print(&report);
-    write_page(&report, file)
+    let report = Report::read(file)?;
+    let baseline = earlier.map(|file| -> Result<Baseline, RigError> {
+        Ok(baseline::compare(&report, &Report::read(file)?, &file.display().to_string()))
+    });
+    let baseline = baseline.transpose()?;
+    print(&report, baseline.as_ref());
+    write_page(&report, baseline.as_ref(), file)
 }
 
-fn print(report: &Report) {
+fn print(report: &Report, baseline: Option<&Baseline>) {
     for contender in &report.contenders {
         println!("  {:<18} {}", contender.name, contender.about);
         contender.ways().for_each(|way| println!("  {:<18} {way}", ""));
     }
     table::print(report, baseline::reference(report).unwrap_or_default());
     goals::print(report);
-    if let Some(baseline) = &report.baseline {
+    if let Some(baseline) = baseline {
         baseline.print(report);
     }
 }
 
 /// Writes the page of a report.json beside it.
-fn write_page(report: &Report, json: &Path) -> Result<(), RigError> {
+fn write_page(report: &Report, baseline: Option<&Baseline>, json: &Path) -> Result<(), RigError> {
     let path = json.with_extension("html");
-    std::fs::write(&path, html::page(report)).map_err(written(&path))?;
+    std::fs::write(&path, html::page(report, baseline)).map_err(written(&path))?;
     println!("with diagrams: {}", path.display());
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Measured quantities.
+//! Measured quantities, and how they are named and written.
 
 use serde::{Deserialize, Serialize};
 
@@ -79,4 +79,46 @@ const fn higher(unit: &'static str) -> Metric {
 
 const fn lower(unit: &'static str) -> Metric {
     Metric { unit, better: Better::Lower }
+}
+
+/// What was measured.
+pub type Values = Vec<(Metric, f64)>;
+
+/// What is measured, for tables.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Label {
+    /// The heading under which it stands, with what is comparable with it.
+    pub group: &'static str,
+    /// No two of a run have the same.
+    pub name: String,
+    /// Where it lies on a curve of its group; None: it stands alone.
+    pub x: Option<X>,
+}
+
+/// Where a workload lies on its group's curve.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct X {
+    /// What the axis shows, with its unit.
+    pub axis: String,
+    /// Where on it.
+    pub value: f64,
+}
+
+/// The middle value; the mean of the two middle ones of an even number; None of none.
+#[must_use]
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_unstable_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let upper = *values.get(middle)?;
+    if values.len().is_multiple_of(2) { Some((values[middle - 1] + upper) / 2.0) } else { Some(upper) }
+}
+
+/// Bytes for people.
+#[must_use]
+pub fn size(bytes: usize) -> String {
+    match bytes {
+        b if b >= 1 << 20 && b.is_multiple_of(1 << 20) => format!("{} MiB", b >> 20),
+        b if b >= 1 << 10 && b.is_multiple_of(1 << 10) => format!("{} KiB", b >> 10),
+        b => format!("{b} B"),
+    }
 }

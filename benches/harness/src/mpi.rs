@@ -4,9 +4,8 @@
 //! [`Place::round_robin`](uvn_rig::process::Place) makes that hand the core on at once.
 
 use crate::contender::Setup;
-use crate::metric::Metric;
-use crate::report::X;
-use crate::workload::{Label, Values, Workload, size};
+use crate::metric::{Label, Metric, Values, X, size};
+use crate::workload::Workload;
 use serde::Deserialize;
 use std::fmt::Write;
 use std::net::IpAddr;

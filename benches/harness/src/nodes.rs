@@ -1,10 +1,11 @@
 //! Real nodes in place of a rig: what a site has is measured, and nothing is configured.
 
 use crate::machine::Machine;
+use crate::metric::Values;
 use crate::noise::Load;
 use crate::report::{ContenderInfo, Report, Settings};
 use crate::run::Progress;
-use crate::workload::{Values, Workload, json};
+use crate::workload::{Workload, json};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -15,7 +16,8 @@ use std::str::FromStr;
 use std::time::Duration;
 use uvn_rig::error::RigError;
 use uvn_rig::netns::Namespaces;
-use uvn_rig::process::{Host, Place, Process};
+use uvn_rig::place::{Host, Place};
+use uvn_rig::process::Process;
 use uvn_rig::ssh::Node;
 use uvn_rig::{shell, wire};
 

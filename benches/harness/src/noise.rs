@@ -7,7 +7,8 @@ use std::time::Duration;
 use uvn_rig::cpu::{ProcessTime, SystemTime};
 use uvn_rig::error::RigError;
 use uvn_rig::netns;
-use uvn_rig::process::{Place, Process};
+use uvn_rig::place::Place;
+use uvn_rig::process::Process;
 
 /// Part of the cores' time that others may have before a sample is marked.
 const STOLEN: f64 = 0.01;

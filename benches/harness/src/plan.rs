@@ -62,7 +62,7 @@ impl Section {
     /// The same of one turn.
     #[must_use]
     pub fn turn(&self, workload: &dyn Workload, contender: Contender) -> f64 {
-        let beforehand = contender.warm_up(workload).map(|seconds| workload.takes(seconds) + REST);
+        let beforehand = warm_up(contender, workload).map(|seconds| workload.takes(seconds) + REST);
         workload.takes(self.seconds) + beforehand.unwrap_or(0.0)
     }
 
@@ -277,6 +277,13 @@ fn busy_ping_pong(connections: usize, bytes: usize) -> Box<dyn Workload> {
 fn on(ground: &'static str, workloads: Vec<Box<dyn Workload>>) -> Vec<Box<dyn Workload>> {
     let variant = |workload| Box::new(Variant { ground, workload }) as Box<dyn Workload>;
     workloads.into_iter().map(variant).collect()
+}
+
+/// For how many seconds a workload runs beforehand, unmeasured, where the data plane follows the traffic.
+#[must_use]
+pub fn warm_up(contender: Contender, workload: &dyn Workload) -> Option<f64> {
+    let follows = matches!(contender, Contender::Auto | Contender::AutoAllCores);
+    workload.warm_up().filter(|_| follows)
 }
 
 #[cfg(test)]

@@ -1,9 +1,7 @@
 //! All samples of a run, and what must be known beside them: `report.json`.
 
-use crate::baseline::Baseline;
 use crate::machine::Machine;
-use crate::metric::{Better, Metric};
-use crate::workload::Label;
+use crate::metric::{Better, Label, Metric, X, median};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,9 +27,6 @@ pub struct Report {
     pub missing: Vec<Missing>,
     /// What was.
     pub measurements: Vec<Measurement>,
-    /// The same beside an earlier run's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub baseline: Option<Baseline>,
 }
 
 /// How a run was asked for.
@@ -82,15 +77,6 @@ pub struct Missing {
     pub workload: Option<String>,
     /// The exact reason.
     pub why: String,
-}
-
-/// Where a workload lies on its group's curve.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct X {
-    /// What the axis shows, with its unit.
-    pub axis: String,
-    /// Where on it.
-    pub value: f64,
 }
 
 /// One metric of one workload on one contender.
@@ -158,7 +144,6 @@ impl Report {
             contenders: Vec::new(),
             missing: Vec::new(),
             measurements: Vec::new(),
-            baseline: None,
         }
     }
 
@@ -243,15 +228,6 @@ impl Measurement {
     pub fn noisy(&self) -> usize {
         self.samples.iter().filter(|sample| sample.noisy).count()
     }
-}
-
-/// The middle value; the mean of the two middle ones of an even number; None of none.
-#[must_use]
-pub fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_unstable_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let upper = *values.get(middle)?;
-    if values.len().is_multiple_of(2) { Some((values[middle - 1] + upper) / 2.0) } else { Some(upper) }
 }
 
 #[cfg(test)]

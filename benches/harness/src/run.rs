@@ -1,12 +1,13 @@
 //! The turns. Contenders alternate, so that whatever else disturbs the machine disturbs them alike; only ratios within
 //! one run mean anything.
 
-use crate::contender::{Contender, Ground, Setup};
+use crate::contender::{Ground, Setup};
 use crate::crowd;
 use crate::noise::Watch;
-use crate::plan::Section;
+use crate::plan::{Section, warm_up};
 use crate::report::{ContenderInfo, Report};
 use crate::workload::Workload;
+use crate::workload::ping_pong::{Game, SMALL};
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -15,9 +16,6 @@ use uvn_rig::error::RigError;
 use uvn_rig::netns;
 use uvn_rig::rig::NIC;
 use uvn_rig::wire;
-
-/// The contender that the others are compared with.
-pub const REFERENCE: Contender = Contender::Kernel;
 
 /// Runs all sections, and adds to the report what they measured and what they could not.
 ///
@@ -50,8 +48,12 @@ fn set_up(section: &Section, program: &Path, report: &mut Report, progress: &mut
     for &contender in &section.contenders {
         for &networks in &section.networks {
             progress.show(&format!("{}: setting up {}", section.title, contender.name()));
-            match Setup::new(contender, &Ground { nodes, mtu, networks, round_robin, program }) {
-                Ok(setup) => setups.push(setup),
+            let ground = Ground { nodes, mtu, networks, round_robin, program };
+            match Setup::new(contender, &ground).and_then(|setup| greet(&setup).map(|()| setup)) {
+                Ok(setup) => {
+                    setup.rest();
+                    setups.push(setup);
+                }
                 Err(error) => section.workloads.iter().for_each(|workload| {
                     report.miss(contender.name(), Some(section.name_of(&**workload, networks)), &error);
                 }),
@@ -59,6 +61,23 @@ fn set_up(section: &Section, program: &Path, report: &mut Report, progress: &mut
         }
     }
     setups
+}
+
+/// Has every other node answer the first: neighbours are known from then on.
+fn greet(setup: &Setup) -> Result<(), RigError> {
+    const TRIES: usize = 3;
+    for node in 1..setup.nodes() {
+        let greet = || Game::of(SMALL).play(&setup.place(0), &setup.place(node), 0.0);
+        // The first frames may be dropped while a neighbour is being resolved.
+        let mut answer = greet();
+        for _ in 1..TRIES {
+            answer = answer.or_else(|_| greet());
+        }
+        answer.map_err(|error| {
+            RigError::program(&format!("node {}", node + 1), format!("no answer from it: {error}"))
+        })?;
+    }
+    Ok(())
 }
 
 /// Notes who takes part.
@@ -116,7 +135,7 @@ fn measure(section: &Section, workload: &dyn Workload, setup: &Setup, report: &m
         return;
     }
     let awake = setup.wake();
-    if let Some(seconds) = setup.contender.warm_up(workload) {
+    if let Some(seconds) = warm_up(setup.contender, workload) {
         // What is wrong will be told when it is measured.
         let _unmeasured = workload.run(setup, seconds);
     }

@@ -9,28 +9,13 @@ pub mod udp;
 pub mod variant;
 
 use crate::contender::{Contender, Setup};
-use crate::metric::Metric;
+use crate::metric::{Label, Values, X};
 use crate::noise::Load;
-use crate::report::X;
 use serde_json::Value;
 use std::time::Duration;
 use uvn_rig::cpu::SystemTime;
 use uvn_rig::error::RigError;
-use uvn_rig::process::{Host, Place};
-
-/// What was measured.
-pub type Values = Vec<(Metric, f64)>;
-
-/// What is measured, for tables.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Label {
-    /// The heading under which it stands, with what is comparable with it.
-    pub group: &'static str,
-    /// No two of a run have the same.
-    pub name: String,
-    /// Where it lies on a curve of its group; None: it stands alone.
-    pub x: Option<X>,
-}
+use uvn_rig::place::{Host, Place};
 
 /// Seconds in which a data plane that follows the traffic has found out what that gains from: it looks twice a second, and
 /// tries for a quarter or half of one. All others carry the same with and without.
@@ -113,14 +98,4 @@ pub(crate) fn json(program: &str, lines: &[String]) -> Result<Value, RigError> {
 
 fn number(program: &str, object: &Value, name: &str) -> Result<f64, RigError> {
     object[name].as_f64().ok_or_else(|| RigError::program(program, format!("no number {name:?} in {object}")))
-}
-
-/// Bytes for people.
-#[must_use]
-pub fn size(bytes: usize) -> String {
-    match bytes {
-        b if b >= 1 << 20 && b.is_multiple_of(1 << 20) => format!("{} MiB", b >> 20),
-        b if b >= 1 << 10 && b.is_multiple_of(1 << 10) => format!("{} KiB", b >> 10),
-        b => format!("{b} B"),
-    }
 }

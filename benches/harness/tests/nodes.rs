@@ -9,7 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 use uvn_bench::report::Report;
 use uvn_rig::netns;
-use uvn_rig::process::{Host, Place, Process};
+use uvn_rig::place::{Host, Place};
+use uvn_rig::process::Process;
 use uvn_rig::rig::{Rig, underlay};
 use uvn_rig::shell;
 

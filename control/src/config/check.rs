@@ -1,9 +1,9 @@
 //! The rules for each key of `uvn.toml`.
 
-use super::{Config, MAX_UID, Nat, OffSubnet, PathChoice, PeerList, Underlay, VniRange};
+use super::{Config, MAX_UID, OffSubnet, PathChoice, Underlay, VniRange};
 use crate::feed::MAX_PREFIXES;
-use crate::network::MAX_NICS;
-use crate::peers::{hostlist, without};
+use crate::network::{MAX_NICS, Nat};
+use crate::peers::{PeerList, hostlist, without};
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;

@@ -1,5 +1,6 @@
 use super::check::ephemeral_hints;
 use super::*;
+use crate::network::MAX_NETWORKS;
 use proptest::prelude::*;
 use uvn_api::toml_file::parse;
 use uvn_wire::vxlan::Vni;

@@ -1,6 +1,7 @@
 //! Brings the node to what it shall be: the node is looked at, and what differs is changed. Goes on past errors.
 
-use super::networks::{Networks, RESYNC, RETRY, ROUNDS, called_back, devices, policy};
+use super::networks::{Networks, RESYNC, RETRY, ROUNDS, called_back, devices};
+use crate::binding::policy::policy;
 use crate::firewall;
 use crate::network::{DataPath, Network, Nic};
 use crate::plan::{self, Item, Step};

@@ -1,7 +1,8 @@
 //! What follows from a change: of the node, of the configuration, of time.
 
-use super::networks::{ASK, Networks, called_back, items, policy, slurm_user};
+use super::networks::{ASK, Networks, called_back, items};
 use super::newcomers::newcomers;
+use crate::binding::policy::{policy, slurm_user};
 use crate::binding::{self, Binding};
 use crate::config::Config;
 use crate::netlink::Changes;

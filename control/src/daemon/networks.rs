@@ -6,7 +6,8 @@
 use super::holders::Holders;
 use super::newcomers::newcomers;
 use super::refused::Refusals;
-use crate::binding::{self, Binding, BindingError, CalledBack, Devices, Executables, Policy};
+use crate::binding::policy::{policy, slurm_user};
+use crate::binding::{self, Binding, BindingError, Devices, Executables, Policy};
 use crate::config::{Config, Mode};
 use crate::demand::{Demand, UnknownLog, Users};
 use crate::feed::{Feed, FeedError, Others};
@@ -18,7 +19,6 @@ use crate::netlink::{self, Netlink, NetlinkError, PoolInUse};
 use crate::network::{DataPath, FIRST_TABLE, Network, Node, uid_of};
 use crate::peers::{self, Directory, Peers};
 use crate::plan::{self, Item};
-use crate::rdma;
 use crate::relay::Relay;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
@@ -176,9 +176,6 @@ impl Networks {
         feeds: Token,
         holders: Token,
     ) -> Result<Networks, StartError> {
-        for hint in config.hints() {
-            tracing::warn!("{}: {hint}", file.display());
-        }
         let loaded = state::load(Path::new(STATE), config.nat.slots())?;
         let netlink = Netlink::open()?;
         if let Some(in_use) = netlink.pool_in_use(&config)? {
@@ -227,14 +224,21 @@ impl Networks {
             tracing::error!("{broken}");
             networks.adopt();
         }
-        networks.keep_config();
-        networks.reap();
-        networks.start_relay();
-        networks.list_peers();
-        networks.directory.wait(GREETING);
-        networks.learn_peers();
-        networks.reconcile();
+        networks.begin();
         Ok(networks)
+    }
+
+    fn begin(&mut self) {
+        for hint in self.config.hints() {
+            tracing::warn!("{}: {hint}", self.file.display());
+        }
+        self.keep_config();
+        self.reap();
+        self.start_relay();
+        self.list_peers();
+        self.directory.wait(GREETING);
+        self.learn_peers();
+        self.reconcile();
     }
 
     /// Takes over the networks of the kernel: nobody knows any more who holds them, so they linger.
@@ -356,29 +360,5 @@ pub(super) fn called_back(config: &Config) -> Executables {
         Executables::default()
     } else {
         Executables::find(config.srun.as_deref())
-    }
-}
-
-/// Whose slurmctld is, if that matters. It reads slurm.conf, which may be on another machine's disk: not in the loop.
-#[must_use]
-pub fn slurm_user(config: &Config) -> u32 {
-    if config.srun_ports.is_empty() { 0 } else { peers::slurm_user(&config.peers) }
-}
-
-/// The socket programs' part of the configuration; with `observe`, nobody is refused yet.
-#[must_use]
-pub fn policy(config: &Config, called_back: &CalledBack, slurm_user: u32, observe: bool) -> Policy {
-    let ports: BTreeSet<u16> = config.underlays.iter().map(|underlay| underlay.port).collect();
-    Policy {
-        observe: observe || config.mode == Mode::Observe,
-        policed: config.policed_ranges(),
-        service_ports: config.service_ports.clone(),
-        srun_ports: config.srun_ports.clone(),
-        called_back: called_back.clone(),
-        slurm_user,
-        vxlan_ports: ports.into_iter().collect(),
-        on_subnet: config.underlays.iter().flat_map(|underlay| underlay.subnets.clone()).collect(),
-        hosts: config.hosts.clone(),
-        denied: rdma::denied(config),
     }
 }

@@ -1,6 +1,6 @@
 use super::*;
-use crate::config::Nat;
 use crate::network::Exit;
+use crate::network::Nat;
 use std::collections::BTreeMap;
 
 fn config(lines: &str) -> Config {

@@ -3,7 +3,7 @@
 //! A name that has had an answer keeps it while it is listed, over a restart of uvnd, too: nodes go on when DNS is away.
 
 use super::{Peers, PeersError, names, parse_hosts};
-use crate::config::PeerList;
+use crate::peers::PeerList;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::fs;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::Nat;
+use crate::network::Nat;
 use proptest::prelude::*;
 use proptest::sample::subsequence;
 use uvn_wire::vxlan::Vni;

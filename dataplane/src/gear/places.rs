@@ -50,8 +50,8 @@ impl Gear {
             let held = self.shortcut.as_ref().filter(|shortcut| shortcut.carries(vni));
             let Some(Err(why)) = held.map(|shortcut| shortcut.holds(entry)) else { continue };
             tracing::warn!(%vni, %why, "the engine alone carries this network");
-            entry.declined = Some(why);
             self.demote(entry);
+            self.declined.insert(vni, why);
         }
     }
 
@@ -69,12 +69,12 @@ impl Gear {
                 if !self.demote(entry) {
                     continue;
                 }
-            } else if !entry.declined.as_ref().is_some_and(Declined::may_end)
+            } else if !self.declined.get(&vni).is_some_and(Declined::may_end)
                 || shortcut::place(entry).is_err()
             {
                 continue;
             }
-            entry.declined = None;
+            self.declined.remove(&vni);
             self.takeover.add(vni, Instant::now());
         }
     }

@@ -3,12 +3,12 @@
 //! The program lives as long as the [`Xdp`]: its link is a file descriptor and nothing is pinned. However the process
 //! ends, the NIC is the host's again, and VXLAN reaches nobody.
 
-use crate::gear::shortcut;
+use crate::gear::tc;
 use crate::port::link::{self, Link, LinkError};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, XskMap};
 use aya::programs::links::FdLink;
-use aya::programs::{ProgramError, ProgramType, Xdp as Program, XdpMode};
+use aya::programs::{ProgramError, ProgramType, TcAttachType, Xdp as Program, XdpMode};
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 use netlink_packet_route::link::InfoKind;
@@ -124,7 +124,7 @@ impl Xdp {
         program.load()?;
         let attached = attach(program, &device)?;
         if let Mode::Generic { .. } = attached.0 {
-            xdp.guard = shortcut::guard(&mut xdp.object, nic)
+            xdp.guard = guard(&mut xdp.object, nic)
                 .inspect_err(|error| {
                     let what = "generic XDP does not see what a sender's tc program has redirected: it reaches the host's stack";
                     tracing::warn!(nic, %error, "{what}");
@@ -180,7 +180,7 @@ impl Xdp {
     #[must_use]
     pub fn is_detached(&self) -> bool {
         let links = self.attached.iter().map(|(_, link)| link).chain(&self.guard);
-        links.into_iter().any(shortcut::is_detached)
+        links.into_iter().any(tc::is_detached)
     }
 
     /// From now on frames to another MAC than this, the NIC's, are another host's.
@@ -341,6 +341,12 @@ fn attach(program: &mut Program, nic: &Link) -> Result<(Mode, FdLink), XdpError>
 }
 
 /// EBUSY: a program in this mode. EEXIST: one in the other mode (net/core/dev.c, dev_xdp_attach).
+/// Has a tc program drop what is ours and has passed XDP on this NIC unseen, until the link is closed.
+fn guard(object: &mut Ebpf, nic: &str) -> Result<FdLink, ProgramError> {
+    tc::program(object, "uvn_guard")?.load()?;
+    tc::link(tc::program(object, "uvn_guard")?, nic, TcAttachType::Ingress)
+}
+
 fn is_busy(error: &ProgramError) -> bool {
     let ProgramError::SyscallError(error) = error else { return false };
     matches!(error.io_error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))

@@ -10,16 +10,15 @@ mod joining;
 
 pub use joining::{clear, nic_of_gro};
 
-use crate::bpf;
 use crate::gear::programs::{Xdp, XdpError, take, unless_missing};
+use crate::gear::tc::{is_detached, link, program};
 use crate::networks::Entry;
 use crate::port::link::{self, Link};
 use crate::port::slow_path::{self, SlowPathError};
 use aya::Pod;
 use aya::maps::{HashMap, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::links::FdLink;
-use aya::programs::tc::TcAttachOptions;
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use aya::sys::SyscallError;
 use joining::Joining;
 use std::collections::{HashMap as Known, HashSet};
@@ -297,11 +296,6 @@ pub fn place(entry: &Entry) -> Result<Link, Declined> {
     if link.up { Ok(link) } else { Err(Declined::Down) }
 }
 
-/// Whether somebody has detached a program. If the kernel does not say: no.
-pub(crate) fn is_detached(link: &FdLink) -> bool {
-    link.info().is_ok_and(|link| bpf::is_attached(link.id()).is_ok_and(|attached| !attached))
-}
-
 /// Whether the kernel takes tc programs as links on a NIC, without which there is no in-kernel gear. Yes if it does not say.
 #[must_use]
 pub fn is_possible(nic: &str) -> bool {
@@ -328,26 +322,6 @@ fn add(sum: &mut Traffic, traffic: &Traffic) {
     sum.rx_bytes += traffic.rx_bytes;
     sum.tx_frames += traffic.tx_frames;
     sum.tx_bytes += traffic.tx_bytes;
-}
-
-fn program<'a>(object: &'a mut aya::Ebpf, name: &str) -> Result<&'a mut SchedClassifier, ProgramError> {
-    object.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()
-}
-
-/// Has a tc program drop what is ours and has passed XDP on this NIC unseen, until the link is closed.
-///
-/// # Errors
-/// The kernel takes no tc program as a link.
-pub(crate) fn guard(object: &mut aya::Ebpf, nic: &str) -> Result<FdLink, ProgramError> {
-    program(object, "uvn_guard")?.load()?;
-    link(program(object, "uvn_guard")?, nic, TcAttachType::Ingress)
-}
-
-/// Attaches in front of all others: nobody else sees a tenant's frame.
-fn link(program: &mut SchedClassifier, device: &str, at: TcAttachType) -> Result<FdLink, ProgramError> {
-    let id = program.attach_with_options(device, at, TcAttachOptions::TcxOrder(LinkOrder::first()))?;
-    let link = program.take_link(id)?;
-    link.try_into().map_err(|_| ProgramError::NotLoaded)
 }
 
 /// A map and what it holds, so that only what changes is written.

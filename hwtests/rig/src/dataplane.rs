@@ -2,7 +2,8 @@
 
 use crate::error::{RigError, written};
 use crate::netns;
-use crate::process::{Place, Process};
+use crate::place::Place;
+use crate::process::Process;
 use crate::shell::{self, ShellError};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -1,11 +1,8 @@
-//! Why something failed, and how a program says so.
+//! Why something failed.
 
-use crate::netns;
 use crate::shell::ShellError;
-use std::fmt::Display;
 use std::io;
 use std::path::Path;
-use std::process::ExitCode;
 
 /// A rig could not be made or used.
 #[derive(Debug, thiserror::Error)]
@@ -61,16 +58,4 @@ impl RigError {
 /// For `map_err`, where a file was to be written.
 pub fn written(path: &Path) -> impl Fn(io::Error) -> RigError {
     RigError::io(format!("write {}", path.display()))
-}
-
-/// How a program ends with this result: it says why it failed, unless a signal is ending it anyway.
-pub fn exit_code(result: Result<(), impl Display>) -> ExitCode {
-    let _unless_stopping = netns::running();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
 }

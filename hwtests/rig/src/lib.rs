@@ -6,7 +6,8 @@
 //! - [`cores`]: which core runs what
 //! - [`ssh`]: programs on real nodes
 //! - [`dataplane`]: a running `uvn-dataplane`
-//! - [`process`]: programs on a node
+//! - [`place`]: where a program runs: a node, and cores of it
+//! - [`process`]: running programs
 //! - [`cpu`]: processor time
 //! - [`shell`]: runs other programs
 //! - [`error`]: why something failed
@@ -16,6 +17,7 @@ pub mod cpu;
 pub mod dataplane;
 pub mod error;
 pub mod netns;
+pub mod place;
 pub mod process;
 pub mod rig;
 pub mod shell;

@@ -6,12 +6,14 @@
 use crate::cpu::ProcessTime;
 use crate::error::RigError;
 use crate::shell;
+use crate::wire::NIC;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
+use std::fmt::Display;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::sync::RwLock;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -196,6 +198,18 @@ fn remove_of(prefix: &str, owner: impl std::fmt::Display) {
     remove_folders(|name| name.starts_with(&beginning));
 }
 
+/// How a program ends with this result: it says why it failed, unless a signal is ending it anyway.
+pub fn exit_code(result: Result<(), impl Display>) -> ExitCode {
+    let _unless_stopping = running();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Removes every namespace whose name begins so, with its processes, links and shared memory. Goes on past errors: what
 /// cannot be removed is named.
 fn remove(beginning: &str) {
@@ -204,8 +218,7 @@ fn remove(beginning: &str) {
     stop_processes(&namespaces);
     for netns in &namespaces {
         // The kernel empties a deleted namespace later, in its own time; the wire goes now.
-        let _not_every_one_has_it =
-            shell::read(Command::new("ip").args(["-n", netns, "link", "del", crate::rig::NIC]));
+        let _not_every_one_has_it = shell::read(Command::new("ip").args(["-n", netns, "link", "del", NIC]));
         if let Err(error) = ip(&["netns", "del", netns]) {
             eprintln!("left behind: {error}");
         }

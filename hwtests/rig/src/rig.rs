@@ -7,12 +7,11 @@ use crate::error::{RigError, written};
 use crate::netns::{Namespaces, ip};
 use crate::shell;
 use crate::wire;
+pub use crate::wire::NIC;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::Command;
 
-/// The underlay NIC's name on every node.
-pub const NIC: &str = "em1";
 /// The measured user and the one who disturbs him. Their VNI is their UID.
 pub const USERS: [u32; 2] = [1234, 9876];
 /// The namespace that holds the bridge of more than two nodes.

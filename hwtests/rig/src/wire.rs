@@ -5,6 +5,9 @@ use crate::shell;
 use serde_json::Value;
 use std::process::Command;
 
+/// The underlay NIC's name on every node.
+pub const NIC: &str = "em1";
+
 /// What the wire must not do, by ethtool's names: otherwise 64 KiB frames or unfinished checksums cross it, which no
 /// NIC would send. `tx` is the group of all transmit checksums.
 const OFF: &[&str] =

@@ -6,6 +6,7 @@ use crate::matrix;
 use crate::rig::Rig;
 use std::path::Path;
 use std::time::Instant;
+use uvn_bench::contender::REFERENCE;
 use uvn_bench::report::{Report, Settings};
 use uvn_bench::{plan, run, table};
 use uvn_rig::cores::Cores;
@@ -26,7 +27,7 @@ pub fn demo() -> Result<bool, RigError> {
     println!("== speed beside raw and kernel VXLAN, taking turns");
     let mut report = Report::new(Settings::default());
     run::sections(&mut [plan::glimpse()], &program, &mut report)?;
-    table::print(&report, run::REFERENCE.name());
+    table::print(&report, REFERENCE.name());
     println!("  a veth wire is no NIC: compare ratios only; `cargo xtask bench --quick` measures longer");
     println!("== removed: data planes, namespaces, links");
     let verdict = if good { "all as expected" } else { "NOT as expected" };

@@ -18,6 +18,7 @@
 
 mod attack;
 mod cargo;
+mod closing;
 mod demo;
 mod ebpf;
 mod guest;
@@ -35,8 +36,9 @@ use clap::Parser;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
-use uvn_rig::error::{RigError, exit_code};
+use uvn_rig::error::RigError;
 use uvn_rig::netns;
+use uvn_rig::netns::exit_code;
 
 /// Builds, shows, tests and measures uvn. Each command installs what it needs first.
 #[derive(Parser)]

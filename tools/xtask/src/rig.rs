@@ -8,7 +8,7 @@ use uvn_rig::cores::Cores;
 use uvn_rig::dataplane::Dataplane;
 use uvn_rig::error::RigError;
 use uvn_rig::netns::{self, Namespaces, ip};
-use uvn_rig::process::{Host, Place};
+use uvn_rig::place::{Host, Place};
 use uvn_rig::rig::{NIC, USERS};
 use uvn_rig::wire;
 

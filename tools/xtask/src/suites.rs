@@ -2,19 +2,16 @@
 //! what another left behind. A file whose name ends in `_systemd` gets one with systemd and logind.
 
 use crate::cargo::cargo;
+use crate::closing::{Closing, Closings, conclude, counted};
 use crate::guest::kernel::Series;
 use crate::guest::{self, GuestError, Machine};
 use crate::progress::Output;
-use crate::test;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 use uvn_rig::shell;
-
-/// A suite's name with its kernel, and what it says in the end.
-pub type Closings = Vec<(String, test::Closing)>;
 
 /// A built suite.
 #[derive(Debug, Clone)]
@@ -53,7 +50,7 @@ pub fn choose(choice: &Choice) -> Result<bool, String> {
     let (machine, arguments) = (&choice.machine, &choice.arguments);
     let run_of = |suite| Run { suite, machine: machine.clone(), arguments: arguments.clone() };
     let closings = run(&suites.into_iter().map(run_of).collect::<Vec<_>>());
-    Ok(test::conclude(&closings))
+    Ok(conclude(&closings))
 }
 
 /// What depends on the kernel most, or needs the newer one, with the tests that the older one is enough for: all of it
@@ -161,7 +158,7 @@ fn run(runs: &[Run]) -> Closings {
     done.into_iter().map(|(_, name, closing)| (name, closing)).collect()
 }
 
-fn run_one(run: &Run, name: &str) -> test::Closing {
+fn run_one(run: &Run, name: &str) -> Closing {
     let Run { suite, machine, arguments } = run;
     let mut machine = machine.clone();
     machine.systemd |= suite.name.ends_with("_systemd");
@@ -188,7 +185,7 @@ fn run_one(run: &Run, name: &str) -> test::Closing {
     };
     let text = output.text;
     let [passed, failed, ignored, _, left_out] =
-        text.lines().find_map(test::counted).ok_or_else(|| format!("no result; exit code {code}"))?;
+        text.lines().find_map(counted).ok_or_else(|| format!("no result; exit code {code}"))?;
     let skipped = text.lines().filter(|line| line.contains("SKIP: ")).count();
     let seconds = start.elapsed().as_secs();
     let mut line = format!("{passed} passed, {failed} failed, {ignored} ignored in {seconds} s{again}");

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that must hold before a change goes in. CI runs this and nothing else.
 
 use crate::cargo::{cargo, target_directory};
+use crate::closing::{Closing, Closings, conclude, counted};
 use crate::progress::Output;
 use crate::running::Running;
 use crate::{demo, ebpf, processes, setup, suites};
@@ -10,13 +11,10 @@ use std::time::Instant;
 use uvn_rig::error::RigError;
 use uvn_rig::shell;
 
-/// What a runner says in the end, or why it failed.
-pub type Closing = Result<String, String>;
-
 /// Runs all of it, going on past failures, and prints one closing line per runner; false when one failed.
 #[must_use]
 pub fn test() -> bool {
-    let mut closings = suites::Closings::new();
+    let mut closings = Closings::new();
     // Lints need no more than what builds; packages that tests need are fetched meanwhile.
     let set_up = thread::spawn(|| setup::install(setup::ALL).map_err(|error| error.to_string()));
     closings.push(timed("format", format));
@@ -49,18 +47,6 @@ fn timed(name: &str, run: impl FnOnce() -> Closing) -> (String, Closing) {
     let start = Instant::now();
     let closing = run();
     (name.to_owned(), closing.map(|line| format!("{line} ({} s)", start.elapsed().as_secs())))
-}
-
-/// Prints one closing line per runner; false when one failed.
-pub fn conclude(closings: &suites::Closings) -> bool {
-    println!();
-    for (name, closing) in closings {
-        match closing {
-            Ok(line) => println!("{name}: {line}"),
-            Err(line) => println!("{name}: FAILED: {line}"),
-        }
-    }
-    closings.iter().all(|(_, closing)| closing.is_ok())
 }
 
 /// Runs cargo with the terminal's output.
@@ -153,13 +139,6 @@ fn follow(command: Command) -> Closing {
     }
 }
 
-/// Passed, failed, ignored, measured and left out in the closing line of one test program.
-pub fn counted(line: &str) -> Option<[u64; 5]> {
-    let rest = line.strip_prefix("test result: ")?.split_once(". ")?.1;
-    let numbers = rest.split("; ").map_while(|part| part.split(' ').next()?.parse().ok());
-    numbers.collect::<Vec<u64>>().try_into().ok()
-}
-
 fn object() -> Closing {
     ebpf::run(true).map_err(|error| error.to_string())?;
     Ok("ok: the committed eBPF object is what its source builds to".into())
@@ -174,22 +153,5 @@ fn demo() -> Closing {
             .into())
     } else {
         Err("not as expected: see WRONG above".into())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::counted;
-
-    #[test]
-    fn closing_lines_of_test_programs_are_counted() {
-        let line =
-            "test result: ok. 8 passed; 1 failed; 2 ignored; 0 measured; 7 filtered out; finished in 0.00s";
-        assert_eq!(counted(line), Some([8, 1, 2, 0, 7]));
-        assert_eq!(
-            counted("test result: FAILED. 0 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out"),
-            Some([0, 3, 0, 0, 0])
-        );
-        assert_eq!(counted("test a::b ... ok"), None);
     }
 }

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use uvn_rig::cores::Cores;
 use uvn_rig::error::RigError;
 use uvn_rig::netns::ip;
-use uvn_rig::process::{Host, Place, Process};
+use uvn_rig::place::{Host, Place};
+use uvn_rig::process::Process;
 use uvn_rig::rig::{NIC, Rig, overlay, underlay};
 use uvn_rig::shell;
 

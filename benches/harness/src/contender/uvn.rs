@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use uvn_rig::cores::Cores;
 use uvn_rig::dataplane::Dataplane;
 use uvn_rig::error::RigError;
-use uvn_rig::process::{Host, Place};
+use uvn_rig::place::{Host, Place};
 use uvn_rig::rig::{NIC, Rig, overlay, overlays, underlay};
 
 /// The name of a network's device.

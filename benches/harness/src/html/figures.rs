@@ -250,7 +250,7 @@ fn cell(report: &Report, panel: &Panel, one: &Measurement) -> Markup {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::X;
+    use crate::metric::X;
 
     #[test]
     fn points_of_a_curve_have_a_name_in_common() {

@@ -1,7 +1,7 @@
 use super::page;
 use crate::baseline;
-use crate::metric::Better;
-use crate::report::{ContenderInfo, Measurement, Missing, Report, Sample, Settings, X};
+use crate::metric::{Better, X};
+use crate::report::{ContenderInfo, Measurement, Missing, Report, Sample, Settings};
 use std::collections::BTreeMap;
 
 const ODD: &str = "Open <b>vSwitch</b> & \"co\"";
@@ -56,7 +56,7 @@ fn drawings(page: &str) -> Vec<roxmltree::Document<'_>> {
 
 #[test]
 fn every_measurement_is_drawn_in_well_formed_svg() {
-    let page = page(&report());
+    let page = page(&report(), None);
     let drawings = drawings(&page);
     let titles: Vec<&str> = drawings
         .iter()
@@ -82,7 +82,7 @@ fn every_measurement_is_drawn_in_well_formed_svg() {
 
 #[test]
 fn all_numbers_are_in_the_tables_and_noise_is_told() {
-    let page = page(&report());
+    let page = page(&report(), None);
     assert!(page.contains("9.75<small>8..10, 3 of 3 noisy</small>"), "{page}");
     assert!(page.contains("5.12 (1.00×)<small>4.12..7.12, 1 of 3 noisy</small>"));
     assert!(page.contains("no &lt;core&gt; left"));
@@ -91,9 +91,9 @@ fn all_numbers_are_in_the_tables_and_noise_is_told() {
 
 #[test]
 fn names_are_text() {
-    let mut report = report();
-    report.baseline = Some(baseline::compare(&report, &super::tests::report(), "<earlier>.json"));
-    let page = page(&report);
+    let report = report();
+    let baseline = baseline::compare(&report, &report, "<earlier>.json");
+    let page = page(&report, Some(&baseline));
     assert!(page.contains("Open &lt;b&gt;vSwitch&lt;/b&gt; &amp; &quot;co&quot;"));
     assert!(page.contains("Compared with &lt;earlier&gt;.json"));
     assert!(!page.contains("<b>") && !page.contains("<cron>") && !page.contains("<earlier>"));
@@ -101,6 +101,6 @@ fn names_are_text() {
 
 #[test]
 fn nothing_is_fetched() {
-    let page = page(&report());
+    let page = page(&report(), None);
     assert!(!page.contains("http") && !page.contains("src=") && !page.contains("url("), "{page}");
 }

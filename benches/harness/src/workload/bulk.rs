@@ -1,10 +1,11 @@
 //! Bulk TCP by iperf3.
 
-use super::{Label, START, Values, WARM_UP, Workload, busy, json, number, patience};
+use super::{START, WARM_UP, Workload, busy, json, number, patience};
 use crate::contender::Setup;
-use crate::metric::Metric;
+use crate::metric::{Label, Metric, Values};
 use uvn_rig::error::RigError;
-use uvn_rig::process::{Place, Process};
+use uvn_rig::place::Place;
+use uvn_rig::process::Process;
 
 const PORT: &str = "5201";
 

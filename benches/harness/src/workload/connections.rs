@@ -1,10 +1,11 @@
 //! Connection rate: connect, one byte each way, close.
 
-use super::{Label, START, Values, WARM_UP, Workload, json, number, patience};
+use super::{START, WARM_UP, Workload, json, number, patience};
 use crate::contender::Setup;
-use crate::metric::Metric;
+use crate::metric::{Label, Metric, Values};
 use uvn_rig::error::RigError;
-use uvn_rig::process::{Place, Process};
+use uvn_rig::place::Place;
+use uvn_rig::process::Process;
 
 const PORT: u16 = 5303;
 /// Clients at once.

@@ -1,14 +1,15 @@
 //! One user's flood beside another user's ping-pong.
 
 use super::ping_pong::{Game, SMALL};
-use super::{Label, START, Values, Workload, json, number};
+use super::{START, Workload, json, number};
 use crate::contender::Setup;
-use crate::metric::Metric;
+use crate::metric::{Label, Metric, Values};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 use uvn_rig::error::RigError;
-use uvn_rig::process::{self, Place, Process};
+use uvn_rig::place::Place;
+use uvn_rig::process::{self, Process};
 
 const PORT: u16 = 5304;
 /// How long a flood takes to fill the queues.

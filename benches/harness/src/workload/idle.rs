@@ -1,8 +1,8 @@
 //! What a contender uses when there is nothing to do.
 
-use super::{Label, Values, Workload};
+use super::Workload;
 use crate::contender::{Contender, Setup};
-use crate::metric::Metric;
+use crate::metric::{Label, Metric, Values};
 use std::thread;
 use std::time::Duration;
 use uvn_rig::cpu::ProcessTime;

@@ -1,11 +1,11 @@
 //! Concurrent TCP ping-pongs, as MPI ranks would play them.
 
-use super::{Label, START, Values, WARM_UP, Workload, busy, json, number, patience, size};
+use super::{START, WARM_UP, Workload, busy, json, number, patience};
 use crate::contender::Setup;
-use crate::metric::Metric;
-use crate::report::X;
+use crate::metric::{Label, Metric, Values, X, size};
 use uvn_rig::error::RigError;
-use uvn_rig::process::{Host, Place, Process};
+use uvn_rig::place::{Host, Place};
+use uvn_rig::process::Process;
 
 const PORT: u16 = 5301;
 /// Payload bytes of small messages.

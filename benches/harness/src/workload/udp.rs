@@ -1,12 +1,12 @@
 //! UDP packet rate and loss.
 
-use super::{Label, START, Values, WARM_UP, Workload, json, number, patience};
+use super::{START, WARM_UP, Workload, json, number, patience};
+use crate::contender::REFERENCE;
 use crate::contender::Setup;
-use crate::metric::Metric;
-use crate::report::median;
-use crate::run::REFERENCE;
+use crate::metric::{Label, Metric, Values, median};
 use uvn_rig::error::RigError;
-use uvn_rig::process::{Place, Process};
+use uvn_rig::place::Place;
+use uvn_rig::process::Process;
 
 const PORT: u16 = 5302;
 

@@ -1,8 +1,8 @@
 //! A workload on other ground than usual.
 
-use super::{Label, Values, Workload};
+use super::Workload;
 use crate::contender::{Contender, Setup};
-use crate::report::X;
+use crate::metric::{Label, Values, X};
 use uvn_rig::error::RigError;
 
 /// The same workload under another heading, so that its figures are not taken for those of the usual ground.

@@ -9,7 +9,7 @@ pub use check::{allowed, check_peers};
 use crate::toml_file::{self, ConfigError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path as File, PathBuf};
 use std::str::FromStr;
 use uvn_wire::vxlan::{self, Vni};
@@ -236,6 +236,23 @@ pub struct Cidr {
 }
 
 impl Cidr {
+    /// Without the address's bits beyond the prefix.
+    #[must_use]
+    pub fn subnet(self) -> Cidr {
+        let prefix = u32::from(self.prefix);
+        let address = match self.address {
+            IpAddr::V4(a) => {
+                let mask = u32::MAX.checked_shl(32 - prefix.min(32)).unwrap_or(0);
+                IpAddr::V4(Ipv4Addr::from_bits(a.to_bits() & mask))
+            }
+            IpAddr::V6(a) => {
+                let mask = u128::MAX.checked_shl(128 - prefix.min(128)).unwrap_or(0);
+                IpAddr::V6(Ipv6Addr::from_bits(a.to_bits() & mask))
+            }
+        };
+        Cidr { address, prefix: self.prefix }
+    }
+
     /// Whether `other` is in the same subnet.
     #[must_use]
     pub fn contains(&self, other: IpAddr) -> bool {

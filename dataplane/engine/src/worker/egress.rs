@@ -214,24 +214,11 @@ impl<N: Nic> Worker<N> {
             (Ok(outgoing), Ok(gso)) => match &outgoing.route {
                 Route::Absorb => Ok(all),
                 Route::Answer(answer, vtep) => {
-                    if !tables.hops.contains_key(vtep) {
-                        self.ask(*vtep);
-                    }
-                    // Nobody answers for the dead: so the sender's kernel finds out, and says so.
-                    if tables.dead.contains_key(vtep) {
-                        Err(Drop::NoNextHop)
-                    } else {
-                        self.answer(slot, network, answer);
-                        Ok(all)
-                    }
+                    self.answer_for(slot, &tables, network, answer, *vtep).map(|()| all)
                 }
-                Route::Flood => {
-                    let next = self.flood(slot, &tables, network, &outgoing, &gso, part);
-                    if next.is_ok() {
-                        all = segments * network.flood.len();
-                    }
-                    next
-                }
+                Route::Flood => self
+                    .flood(slot, &tables, network, &outgoing, &gso, part)
+                    .inspect(|_| all = segments * network.flood.len()),
                 Route::Vtep(vtep) => match tables.hops.get(vtep) {
                     Some(hop) => {
                         let range = part.from..part.end(segments, &gso);
@@ -266,6 +253,26 @@ impl<N: Nic> Worker<N> {
             }
         }
         progress
+    }
+
+    /// Answers for the VTEP that an endpoint asks for.
+    fn answer_for(
+        &mut self,
+        slot: u32,
+        tables: &Tables,
+        network: &Network,
+        answer: &answer::Frame,
+        vtep: IpAddr,
+    ) -> Result<(), Drop> {
+        if !tables.hops.contains_key(&vtep) {
+            self.ask(vtep);
+        }
+        // Nobody answers for the dead: so the sender's kernel finds out, and says so.
+        if tables.dead.contains_key(&vtep) {
+            return Err(Drop::NoNextHop);
+        }
+        self.answer(slot, network, answer);
+        Ok(())
     }
 
     /// Sends a frame that has waited for new tables, or long enough.
