@@ -1,7 +1,7 @@
 //! Does this node do what it promises? Looks at the live state itself, and does not take `uvnd`'s word for it.
 
 mod accounts;
-mod around;
+mod host;
 mod trial;
 mod unix;
 
@@ -59,7 +59,7 @@ pub fn check(file: &Path) -> Result<Vec<Finding>, Box<dyn Error>> {
     }
     let netlink = Netlink::open()?;
     let node = netlink.node(&config)?;
-    findings.extend(around::warnings(&config, &node, &netlink.rivals(&node)?));
+    findings.extend(host::warnings(&config, &node, &netlink.rivals(&node)?));
     findings.extend(accounts::findings(&config));
     findings.extend(logins());
     Ok(findings)
@@ -154,9 +154,9 @@ fn check_status(status: &Status, findings: &mut Vec<Finding>) {
             ));
         }
         let Some(engine) = &nic.engine else { continue };
-        // Which devices are endpoints is better known here: [`around::warnings`] has those.
+        // Which devices are endpoints is better known here: [`host::warnings`] has those.
         let notes = engine.notes.iter().filter(|note| !matches!(note, Note::Rival { .. }));
-        findings.extend(notes.map(|note| around::noted(&nic.name, note)));
+        findings.extend(notes.map(|note| host::noted(&nic.name, note)));
         if !["running", "down"].contains(&engine.state.as_str()) {
             findings.push(Finding::fault(
                 Id::DataPlane,

@@ -5,12 +5,12 @@
 //! a running user's network away but his last lease's end.
 
 mod attach;
-mod bring;
 mod feeds;
 mod follow;
 mod holders;
 mod networks;
 mod newcomers;
+mod reconcile;
 mod refused;
 mod request;
 mod status;

@@ -5,17 +5,16 @@
 //! within [`PATIENCE`] is killed, which cuts its users off, and started again.
 
 mod choice;
-mod life;
 mod peers;
 mod process;
-mod told;
+mod supervise;
+mod sync;
 
 pub use choice::{choose, obstacle};
-pub use life::{end, left, was_told};
 pub use peers::{MAX_BROADCAST, MAX_PREFIXES, Others};
+pub use supervise::{end, left, was_told};
 
 use crate::network::{Network, Nic};
-use life::is_quiet;
 use mio::{Registry, Token};
 use process::Process;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +23,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use supervise::is_quiet;
 use thiserror::Error;
 use uvn_api::dataplane::client::{Client, ClientError};
 use uvn_api::dataplane::message::{ENDPOINT_FULL, NetworkState, Reply, Request, UnknownVni};
