@@ -59,7 +59,7 @@ fn main() {
     xdp.set_local(&[HERE]).unwrap();
     match Shortcut::attach(&mut xdp, &nic, vxlan::PORT) {
         Ok(shortcut) => in_kernel(&mut criterion, &mut xdp, shortcut),
-        Err(error) => println!("the in-kernel gear is not measured: {error}"),
+        Err(error) => println!("the shortcut is not measured: {error}"),
     }
     criterion.final_summary();
 }
@@ -83,7 +83,7 @@ fn engine(c: &mut Criterion, xdp: &mut Xdp) {
     many(c, "xdp", "unknown_vni", &program, &encapsulated(Vni::MAX, &udp(THERE, HERE, 64)), XDP_DROP);
 }
 
-/// The in-kernel gear: encapsulation on the endpoint; verification and stripping on the NIC.
+/// The shortcut: encapsulation on the endpoint; verification and stripping on the NIC.
 fn in_kernel(c: &mut Criterion, xdp: &mut Xdp, mut shortcut: Shortcut) {
     let tap = Tap::open("user", 1).unwrap().remove(0);
     let source = EndpointSource::take(vec![tap.as_fd().try_clone_to_owned().unwrap()], 1).unwrap();

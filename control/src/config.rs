@@ -124,7 +124,7 @@ pub enum PathChoice {
     Auto,
     /// The data plane, its engine alone, or nothing.
     Engine,
-    /// The data plane with its in-kernel gear, or nothing.
+    /// The data plane with its shortcut, or nothing.
     Shortcut,
     /// Kernel VXLAN.
     Kernel,

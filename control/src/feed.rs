@@ -193,7 +193,7 @@ impl Feed {
         if self.nic.mtu as usize > MAX_MTU && summary.gear.as_deref() == Some("engine") {
             let (mtu, why) = (self.nic.mtu, summary.gear_reason.unwrap_or_default());
             return Some(format!(
-                "MTU {mtu} is more than the engine takes ({MAX_MTU}); no in-kernel gear: {why}"
+                "MTU {mtu} is more than the engine takes ({MAX_MTU}); no shortcut: {why}"
             ));
         }
         let generic = summary.xdp.as_deref() == Some("generic");

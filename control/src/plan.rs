@@ -201,7 +201,7 @@ impl Build<'_> {
                 nic: nic.name.clone(),
                 port: nic.port,
                 group: nic.group,
-                // As the data plane does: its in-kernel gear takes no others over IPv4, and over IPv6 a sum of zero is
+                // As the data plane does: its shortcut takes no others over IPv4, and over IPv6 a sum of zero is
                 // for those who have agreed on it (RFC 6936 section 3).
                 checksum: vtep.is_ipv6(),
             },
@@ -289,7 +289,7 @@ fn host(address: IpAddr) -> Cidr {
 }
 
 /// The longest IP packet that a NIC's data plane takes, bytes. Under `auto`, a NIC with longer ones than the engine's has
-/// the in-kernel gear, or kernel VXLAN ([`crate::feed::choose`]).
+/// the shortcut, or kernel VXLAN ([`crate::feed::choose`]).
 fn longest(gear: Gear) -> usize {
     match gear {
         Gear::Engine => xsk::MAX_MTU,

@@ -1,7 +1,7 @@
 //! What one network sends and receives, in either gear, as a pcap file.
 //!
 //! No device shows both directions in both gears. What the network receives its endpoint shows. What it sends the endpoint
-//! shows, too, unless the in-kernel gear carries the network: then its program takes frames before a capture there, and the
+//! shows, too, unless the shortcut carries the network: then its program takes frames before a capture there, and the
 //! NIC shows them as VXLAN. What stays with the engine in that gear, only the endpoint shows.
 
 #![allow(unsafe_code, reason = "nix has no way to make the address of a packet socket")]
@@ -104,7 +104,7 @@ struct Taps {
     place: Place,
     nic: OwnedFd,
     port: u16,
-    /// The in-kernel gear carries the network.
+    /// The shortcut carries the network.
     shortcut: bool,
 }
 
@@ -190,7 +190,7 @@ fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Option<(usize, bool)> {
     }
 }
 
-/// Whether the in-kernel gear never takes a frame: the endpoint has shown it, and what comes of it is not shown twice.
+/// Whether the shortcut never takes a frame: the endpoint has shown it, and what comes of it is not shown twice.
 fn stays_with_engine(frame: &[u8]) -> bool {
     let Ok((ethernet, _)) = Ethernet::ref_from_prefix(frame) else { return true };
     if ethernet.destination.is_multicast() {

@@ -68,7 +68,7 @@ impl Entry {
         self.learned.len()
     }
 
-    /// Adds what the in-kernel gear counted before its end.
+    /// Adds what the shortcut counted before its end.
     pub fn keep(&mut self, traffic: &Traffic) {
         self.past.add_traffic(traffic);
     }

@@ -67,7 +67,7 @@ impl Rig {
         for vtep in [B, C, D6] {
             node.ip(&format!("neigh add {vtep} lladdr 02:00:00:00:00:02 nud permanent dev em1"));
         }
-        // Before the in-kernel gear takes the port for GRO: it works without.
+        // Before the shortcut takes the port for GRO: it works without.
         let port = node.run(|| UdpSocket::bind(("::", PORT)).unwrap());
         port.set_nonblocking(true).unwrap();
         let mut engine = Engine::start(
@@ -86,7 +86,7 @@ impl Rig {
                 "#
             ),
         );
-        // The in-kernel gear serves the NIC's own namespace.
+        // The shortcut serves the NIC's own namespace.
         let places = [0, 1].map(|user: usize| match gear {
             "engine" => (&users[user], "uvn".to_owned()),
             _ => (&node, format!("u{}", USERS[user])),

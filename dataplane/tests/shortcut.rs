@@ -1,4 +1,4 @@
-//! The in-kernel gear's program on the NIC against the engine's judge, frame by frame (BPF_PROG_TEST_RUN): what it strips and
+//! The shortcut's program on the NIC against the engine's judge, frame by frame (BPF_PROG_TEST_RUN): what it strips and
 //! passes on is what [`decap`] accepts, to the same network and with the same bytes. Needs root.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 
@@ -52,7 +52,7 @@ fn fragments(inner: &[u8]) -> Vec<Vec<u8>> {
     fragments
 }
 
-/// Every kind of frame that the in-kernel gear is for.
+/// Every kind of frame that the shortcut is for.
 fn good(tos: u8, outer_tos: u8) -> Vec<(String, Vec<u8>)> {
     let mut frames = Vec::new();
     for (vtep, local, from) in [(B, A, [B, B6]), (D6, A6, [v4(4), D6])] {

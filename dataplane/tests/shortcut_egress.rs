@@ -1,4 +1,4 @@
-//! What the in-kernel gear puts on the wire, byte for byte: the frames and super-frames of an endpoint in the headers
+//! What the shortcut puts on the wire, byte for byte: the frames and super-frames of an endpoint in the headers
 //! that the engine would have written. Needs root.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 

@@ -1,4 +1,4 @@
-//! The in-kernel gear with other ends: itself, the engine, kernel VXLAN. All kinds of traffic, content compared.
+//! The shortcut with other ends: itself, the engine, kernel VXLAN. All kinds of traffic, content compared.
 //! Needs root.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 

@@ -1,4 +1,4 @@
-//! The in-kernel gear's life: it is closed when it ends, however it ends, and when it is told so; it follows its NIC and
+//! The shortcut's life: it is closed when it ends, however it ends, and when it is told so; it follows its NIC and
 //! its endpoints; what it does not carry it says. Needs root.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 

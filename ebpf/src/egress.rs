@@ -1,4 +1,4 @@
-//! The in-kernel gear, sending: encapsulates a frame, or a super-frame as a whole, and hands it to the NIC, where the
+//! The shortcut, sending: encapsulates a frame, or a super-frame as a whole, and hands it to the NIC, where the
 //! kernel or the hardware cuts it.
 
 use crate::frame::{Frame, Inner};

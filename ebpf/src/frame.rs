@@ -1,4 +1,4 @@
-//! A frame's bytes, and the inner frames that the in-kernel gear takes.
+//! A frame's bytes, and the inner frames that the shortcut takes.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::XdpContext;

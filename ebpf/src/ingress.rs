@@ -1,4 +1,4 @@
-//! The in-kernel gear, receiving. It runs after GRO, so that one frame here may be fifty on the wire: strips the outer
+//! The shortcut, receiving. It runs after GRO, so that one frame here may be fifty on the wire: strips the outer
 //! headers and hands what is left to the endpoint.
 
 use crate::frame::{Frame, Inner};

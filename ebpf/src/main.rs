@@ -1,10 +1,10 @@
-//! What stands before the host's stack on a NIC: the XDP filter of the engine, or the tc programs of the in-kernel gear.
+//! What stands before the host's stack on a NIC: the XDP filter of the engine, or the tc programs of the shortcut.
 //!
 //! VXLAN to one of our VTEP addresses is checked (`outer.rs`) and handed to the engine, or dropped and counted: a
 //! tenant's frame never reaches the host's stack. All else passes as if we were not there. This steers and is not
 //! trusted: the engine's worker checks every frame again.
 //!
-//! The in-kernel gear (`egress.rs`, `ingress.rs`) takes those frames of which it can prove in a few steps that the
+//! The shortcut (`egress.rs`, `ingress.rs`) takes those frames of which it can prove in a few steps that the
 //! engine would accept them, and does with them what the engine would. Everything else is left to the engine, which
 //! judges and counts: so this gear drops nothing for what an inner frame holds.
 //!

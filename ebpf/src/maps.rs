@@ -19,7 +19,7 @@ pub static LOCAL: HashMap<Address, u8> = HashMap::with_max_entries(xdp::LOCAL_EN
 #[map]
 pub static MAC: Array<[u32; 2]> = Array::with_max_entries(1, 0);
 
-/// The underlay NIC, for frames of the in-kernel gear. The loader sets it.
+/// The underlay NIC, for frames of the shortcut. The loader sets it.
 #[unsafe(no_mangle)]
 pub static NIC: Global<u32> = Global::new(0);
 
@@ -28,7 +28,7 @@ pub static NIC: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static NETNS: Global<u64> = Global::new(0);
 
-/// The engine's TAP, for frames that the in-kernel gear leaves over. The loader sets it.
+/// The engine's TAP, for frames that the shortcut leaves over. The loader sets it.
 #[unsafe(no_mangle)]
 pub static ENGINE: Global<u32> = Global::new(0);
 
@@ -40,7 +40,7 @@ pub static IPV6_ZERO_CHECKSUM: Global<u8> = Global::new(0);
 #[map]
 pub static NETWORKS: HashMap<u32, Network> = HashMap::with_max_entries(xdp::VNI_ENTRIES, 0);
 
-/// The VNI of each endpoint device that the in-kernel gear serves.
+/// The VNI of each endpoint device that the shortcut serves.
 #[map]
 pub static ENDPOINTS: HashMap<u32, u32> = HashMap::with_max_entries(xdp::VNI_ENTRIES, BPF_F_NO_PREALLOC);
 
@@ -53,7 +53,7 @@ pub static OWNERS: HashMap<Address, Owner> =
 #[map]
 pub static HOPS: HashMap<[u32; 2], Hop> = HashMap::with_max_entries(xdp::VTEP_ENTRIES, BPF_F_NO_PREALLOC);
 
-/// Traffic of the in-kernel gear, by [`Network::slot`].
+/// Traffic of the shortcut, by [`Network::slot`].
 #[map]
 pub static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(xdp::TRAFFIC_ENTRIES, 0);
 

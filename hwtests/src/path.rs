@@ -8,7 +8,7 @@ use std::time::Duration;
 /// How long the shortcut may take to have the networks of a test, in an emulated guest.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Whether the kernel has tc programs as links, which the in-kernel gear takes: Linux 6.6.
+/// Whether the kernel has tc programs as links, which the shortcut takes: Linux 6.6.
 #[must_use]
 pub fn has_tc_links() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();

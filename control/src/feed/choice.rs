@@ -12,7 +12,7 @@ const ETHERNET: u16 = 1;
 const INFINIBAND: u16 = 32;
 
 /// The data path of a NIC, and the reason that `uvn status` shows. `configured` is the `path` of its `[[underlay]]`
-/// table, `arphrd` is the NIC's ARPHRD_* type, `mtu` its MTU in bytes; `shortcut` tells what keeps the in-kernel gear off
+/// table, `arphrd` is the NIC's ARPHRD_* type, `mtu` its MTU in bytes; `shortcut` tells what keeps the shortcut off
 /// it ([`obstacle`]), and is asked where the engine alone cannot go.
 ///
 /// IPoIB is told by its type: a generic XDP program and an AF_XDP socket bind to it without an error, and see no frame
@@ -24,7 +24,7 @@ pub fn choose(
     mtu: u32,
     shortcut: impl FnOnce() -> Option<&'static str>,
 ) -> (DataPath, String) {
-    /// What the in-kernel gear takes.
+    /// What the shortcut takes.
     const LONGEST: u32 = slow_path::MAX_MTU as u32;
 
     match (configured, arphrd) {
@@ -37,7 +37,7 @@ pub fn choose(
             (DataPath::Kernel, format!("MTU {mtu} is more than the data plane takes ({LONGEST})"))
         }
         (PathChoice::Auto, ETHERNET) => match shortcut() {
-            None => (DataPath::Engine, format!("Ethernet, with MTU {mtu} for the in-kernel gear")),
+            None => (DataPath::Engine, format!("Ethernet, with MTU {mtu} for the shortcut")),
             Some(obstacle) => {
                 let reason = format!("MTU {mtu} is more than the engine takes ({MAX_MTU}), and {obstacle}");
                 (DataPath::Kernel, reason)
@@ -49,14 +49,14 @@ pub fn choose(
     }
 }
 
-/// What keeps the in-kernel gear off a NIC; None: nothing that is known before it is tried. `vtep` is the address that
+/// What keeps the shortcut off a NIC; None: nothing that is known before it is tried. `vtep` is the address that
 /// the data plane is to have.
 #[must_use]
 pub fn obstacle(nic: &str, vtep: Option<IpAddr>) -> Option<&'static str> {
     if vtep.is_some_and(|vtep| vtep.is_ipv6()) {
-        return Some("the in-kernel gear computes no outer UDP checksums, which IPv6 asks for");
+        return Some("the shortcut computes no outer UDP checksums, which IPv6 asks for");
     }
-    (!shortcut::is_possible(nic)).then_some("the in-kernel gear needs Linux 6.6 or later")
+    (!shortcut::is_possible(nic)).then_some("the shortcut needs Linux 6.6 or later")
 }
 
 #[cfg(test)]
@@ -89,7 +89,7 @@ mod tests {
     fn longer_packets_are_for_the_in_kernel_gear() {
         for mtu in [MAX_MTU as u32 + 1, 9000, 9216] {
             let (path, why) = choose(PathChoice::Auto, 1, mtu, || None);
-            assert_eq!((path, why.contains("in-kernel gear")), (DataPath::Engine, true), "{why}");
+            assert_eq!((path, why.contains("shortcut")), (DataPath::Engine, true), "{why}");
         }
         let (path, why) = choose(PathChoice::Auto, 1, 9217, || None);
         assert_eq!((path, why.contains("9216")), (DataPath::Kernel, true), "{why}");

@@ -103,7 +103,7 @@ impl Outer {
         self.length
     }
 
-    /// The same for the in-kernel gear, with its key there and the longest inner frame that fits the path; None if the UDP
+    /// The same for the shortcut, with its key there and the longest inner frame that fits the path; None if the UDP
     /// checksum has to be computed.
     #[must_use]
     pub fn hop(&self, mac: [u32; 2], largest: usize) -> Option<xdp::Hop> {

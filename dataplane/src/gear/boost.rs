@@ -1,5 +1,5 @@
 //! What is done about the traffic that a NIC sees: where messages wait for each other, cores stay awake ([`awake`]);
-//! where there are many packets, the NIC's receive processing runs in threads as well ([`napi`]), in the in-kernel gear,
+//! where there are many packets, the NIC's receive processing runs in threads as well ([`napi`]), in the shortcut,
 //! which has no use of its own for the workers' cores. Only while it pays ([`trial`]).
 
 pub mod awake;

@@ -92,7 +92,7 @@ pub enum Mode {
 
 /// The programs and their maps.
 pub struct Xdp {
-    /// Where the program runs, and what detaches it when it is closed. None: the in-kernel gear has the NIC.
+    /// Where the program runs, and what detaches it when it is closed. None: the shortcut has the NIC.
     attached: Option<(Mode, FdLink)>,
     /// What stands behind it in generic mode.
     guard: Option<FdLink>,
@@ -170,7 +170,7 @@ impl Xdp {
         &mut self.object
     }
 
-    /// Where the program runs; None in the in-kernel gear.
+    /// Where the program runs; None in the shortcut.
     #[must_use]
     pub fn mode(&self) -> Option<&Mode> {
         Some(&self.attached.as_ref()?.0)
@@ -210,7 +210,7 @@ impl Xdp {
         set(&mut self.prefixes, "VTEP_PREFIXES", xdp::PREFIX_ENTRIES, prefixes)
     }
 
-    /// Lets a VNI's frames through, to the engine or to the in-kernel gear. Already there is fine: it is replaced.
+    /// Lets a VNI's frames through, to the engine or to the shortcut. Already there is fine: it is replaced.
     ///
     /// # Errors
     /// More than [`xdp::VNI_ENTRIES`], or the kernel refuses.

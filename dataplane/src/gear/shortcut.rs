@@ -1,4 +1,4 @@
-//! The in-kernel gear: a tc program on every endpoint that encapsulates, and one on the NIC that strips and hands over.
+//! The shortcut: a tc program on every endpoint that encapsulates, and one on the NIC that strips and hands over.
 //! They take what they can prove the engine would take, by maps that are filled here from the workers' tables; all else
 //! is the engine's, by the [`slow_path`].
 //!
@@ -184,7 +184,7 @@ impl Shortcut {
     fn clear(&mut self, vni: Vni, endpoint: u32) {
         if let Err(error) = unless_missing(self.endpoints.remove(&endpoint)) {
             // It cannot be used: the programs look for the network next.
-            tracing::warn!(%vni, %error, "the in-kernel gear keeps an entry of a network");
+            tracing::warn!(%vni, %error, "the shortcut keeps an entry of a network");
         }
     }
 
@@ -286,7 +286,7 @@ impl Shortcut {
     }
 }
 
-/// The device of a network that the in-kernel gear can serve.
+/// The device of a network that the shortcut can serve.
 ///
 /// # Errors
 /// Why it cannot serve it.
@@ -296,7 +296,7 @@ pub fn place(entry: &Entry) -> Result<Link, Declined> {
     if link.up { Ok(link) } else { Err(Declined::Down) }
 }
 
-/// Whether the kernel takes tc programs as links on a NIC, without which there is no in-kernel gear. Yes if it does not say.
+/// Whether the kernel takes tc programs as links on a NIC, without which there is no shortcut. Yes if it does not say.
 #[must_use]
 pub fn is_possible(nic: &str) -> bool {
     match SchedClassifier::query_tcx(nic, TcAttachType::Ingress) {

@@ -1,4 +1,4 @@
-//! Networks that the in-kernel gear is still to take over from the engine, one at a time and not at once.
+//! Networks that the shortcut is still to take over from the engine, one at a time and not at once.
 //!
 //! For each of them the kernel waits for a grace period of RCU, 10 to 60 ms, under the lock that all changes of devices
 //! need (tcx_entry_sync in include/net/tcx.h, under RTNL). So neither a request nor the devices of the next user shall

@@ -1,4 +1,4 @@
-//! A NIC queue of the engine where the in-kernel gear has the NIC: what the tc program leaves over comes by a TAP, and
+//! A NIC queue of the engine where the shortcut has the NIC: what the tc program leaves over comes by a TAP, and
 //! what is written to it a second tc program sends out of the NIC. No AF_XDP, and no memory shared with the kernel.
 
 use crate::port::link::{self, LinkError};
@@ -11,7 +11,7 @@ use uvn_wire::ethernet;
 
 /// The longest IP packet that one frame holds, bytes: jumbo frames of every switch.
 pub const MAX_MTU: usize = 9216;
-/// Frames of a queue. The in-kernel gear leaves few over.
+/// Frames of a queue. The shortcut leaves few over.
 const FRAMES: usize = 512;
 
 type Buffer = [u8; MAX_MTU + ethernet::HEADER];

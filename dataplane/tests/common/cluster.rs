@@ -39,7 +39,7 @@ pub struct Cluster {
     pub users: Vec<NetNs>,
     /// Each node's VTEP address.
     pub vteps: Vec<IpAddr>,
-    /// Endpoints are in the nodes' own namespaces, where the in-kernel gear serves them.
+    /// Endpoints are in the nodes' own namespaces, where the shortcut serves them.
     together: bool,
     /// What is between them.
     _between: Option<NetNs>,

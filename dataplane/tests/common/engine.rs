@@ -98,7 +98,7 @@ impl Engine {
         engine
     }
 
-    /// The same, when it answers: the engine may still carry what the in-kernel gear will.
+    /// The same, when it answers: the engine may still carry what the shortcut will.
     pub fn launch(netns: &NetNs, config: &str) -> Engine {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Relaxed);
@@ -127,7 +127,7 @@ impl Engine {
         engine
     }
 
-    /// Waits until the in-kernel gear has taken over every network that it can have.
+    /// Waits until the shortcut has taken over every network that it can have.
     pub fn wait_for_gear(&self) {
         /// The kernel's grace period, on a busy machine, and the pause.
         const EACH: Duration = Duration::from_millis(200);
@@ -139,7 +139,7 @@ impl Engine {
                 let networks = self.client().networks().unwrap();
                 let waiting: Vec<u32> =
                     networks.iter().filter(|network| network.waiting).map(|network| network.vni).collect();
-                panic!("after {patience:?} the in-kernel gear has not taken over {waiting:?}: {summary:?}");
+                panic!("after {patience:?} the shortcut has not taken over {waiting:?}: {summary:?}");
             }
             std::thread::sleep(Duration::from_millis(5));
             summary = self.summary();

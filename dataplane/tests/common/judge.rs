@@ -1,4 +1,4 @@
-//! The in-kernel gear's program on the NIC and the engine's judge, side by side over the same tables.
+//! The shortcut's program on the NIC and the engine's judge, side by side over the same tables.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use crate::cases::{A, A6, B, B6, C, D6, USERS};

@@ -13,7 +13,7 @@ pub const VTEP_ENTRIES: u32 = 16_384;
 pub const PREFIX_ENTRIES: u32 = 1024;
 /// VNIs on this NIC.
 pub const VNI_ENTRIES: u32 = 16_384;
-/// Networks that the in-kernel gear carries; their counters take 32 bytes of every CPU each.
+/// Networks that the shortcut carries; their counters take 32 bytes of every CPU each.
 pub const TRAFFIC_ENTRIES: u32 = 2048;
 /// Overlay addresses of VTEPs.
 pub const OVERLAY_ENTRIES: u32 = 4 * VTEP_ENTRIES;
@@ -28,7 +28,7 @@ pub const UNKNOWN_ENTRIES: u32 = 1024;
 pub enum Verdict {
     /// Not ours: the kernel has it.
     Pass,
-    /// Handed to the engine: to the queue's AF_XDP socket, or in the in-kernel gear to its TAP.
+    /// Handed to the engine: to the queue's AF_XDP socket, or in the shortcut to its TAP.
     Redirected,
     /// Dropped: no whole UDP payload with a VXLAN header.
     BadLength,
@@ -188,7 +188,7 @@ impl Network {
         Network { vni: vni.get(), endpoint: 0, mac: [0; 2], slot: 0, addresses }
     }
 
-    /// As many addresses does the in-kernel gear know of an endpoint.
+    /// As many addresses does the shortcut know of an endpoint.
     pub const ADDRESSES: usize = 4;
 }
 
@@ -227,7 +227,7 @@ impl Hop {
     pub const INHERIT: u32 = u32::MAX;
 }
 
-/// What one CPU counted for a network in the in-kernel gear; as `Counters` of the engine's workers.
+/// What one CPU counted for a network in the shortcut; as `Counters` of the engine's workers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Traffic {

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// How long a data plane may take to attach.
 const START: Duration = Duration::from_secs(20);
 /// How long it may take in addition for each of its networks, on busy cores: the kernel's grace period for each that the
-/// in-kernel gear takes over, and the pause before it.
+/// shortcut takes over, and the pause before it.
 const NETWORK_START: Duration = Duration::from_millis(100);
 /// How long it may take to drain and detach.
 const STOP: Duration = Duration::from_secs(3);
@@ -105,13 +105,13 @@ impl Dataplane {
     pub fn summary(&self) -> Result<String, RigError> {
         let show = &self.show()?["show"];
         let text = |name: &str| show[name].as_str().unwrap_or("?").to_owned();
-        // The in-kernel gear has neither.
+        // The shortcut has neither.
         let driver = show["xdp"].as_str().map(|mode| {
             let copy = if show["zero_copy"] == true { "zero-copy" } else { "copy" };
             format!(": XDP in {mode} mode, AF_XDP in {copy} mode")
         });
         Ok(format!(
-            "{} ({}); {}{}, {} networks, {} of them in the in-kernel gear",
+            "{} ({}); {}{}, {} networks, {} of them in the shortcut",
             text("gear"),
             text("gear_reason"),
             text("state"),

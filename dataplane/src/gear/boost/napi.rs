@@ -1,5 +1,5 @@
 //! The NIC's receive processing (NAPI) in kernel threads on the networking cores, while the traffic gains from it: the
-//! in-kernel gear has no use of its own for those cores. Needs Linux 6.8, which tells the threads.
+//! shortcut has no use of its own for those cores. Needs Linux 6.8, which tells the threads.
 
 #![allow(unsafe_code, reason = "the scheduling of other threads has no safe interface")]
 
