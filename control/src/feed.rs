@@ -192,9 +192,7 @@ impl Feed {
         let summary = self.summary()?;
         if self.nic.mtu as usize > MAX_MTU && summary.gear.as_deref() == Some("engine") {
             let (mtu, why) = (self.nic.mtu, summary.gear_reason.unwrap_or_default());
-            return Some(format!(
-                "MTU {mtu} is more than the engine takes ({MAX_MTU}); no shortcut: {why}"
-            ));
+            return Some(format!("MTU {mtu} is more than the engine takes ({MAX_MTU}); no shortcut: {why}"));
         }
         let generic = summary.xdp.as_deref() == Some("generic");
         generic.then(|| "its driver has no XDP; the engine would be slower than the kernel".into())

@@ -106,7 +106,7 @@ impl Node {
 
     #[track_caller]
     fn assert_drops(&self, expected: &[(Drop, u64)]) {
-        for &reason in Drop::ALL {
+        for reason in Drop::ALL {
             let count = expected.iter().find(|(other, _)| *other == reason).map_or(0, |(_, count)| *count);
             assert_eq!(self.worker.status().counters.drops(reason), count, "{}", reason.name());
         }

@@ -101,7 +101,7 @@ impl Node {
 
     /// Exactly one frame was dropped, for this reason.
     fn assert_dropped(&self, reason: Drop) {
-        for &other in Drop::ALL {
+        for other in Drop::ALL {
             let expected = u64::from(other == reason);
             assert_eq!(self.drops(other), expected, "{} when {} was expected", other.name(), reason.name());
         }

@@ -1,6 +1,7 @@
 //! What the cgroup programs and their loader agree on: the mark of a socket, verdicts, and the keys, values and sizes
 //! of the maps.
 
+use crate::verdicts;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Counts up when a pinned map changes its keys, values or size: `uvnd` then does not take over an older one's maps.
@@ -283,109 +284,53 @@ pub struct Refused {
     pub program: [u8; 16],
 }
 
-/// What the programs did with a socket or a packet. The value is its index in the counters. Packets that pass are not
-/// counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u32)]
-pub enum Verdict {
-    /// A policed user's socket was put into his network.
-    Bound,
-    /// Socket refused: the user has no network here.
-    NoNetwork,
-    /// Socket refused: a protocol other than TCP, UDP, UDP-Lite, ICMP, which cannot be kept in a network.
-    Protocol,
-    /// Bind, connect or send refused: the socket is outside of the user's network.
-    Device,
-    /// Bind refused: a service port.
-    ServicePort,
-    /// Connect or send refused: the socket is outside of every network to listen on a `srun` port.
-    Released,
-    /// Packet dropped: its socket's network is gone, or the socket left it.
-    Outside,
-    /// Packet dropped: leaving through another user's network.
-    OtherNetwork,
-    /// Packet dropped: UDP to a VXLAN port.
-    Vxlan,
-    /// Packet dropped: leaving the network for a destination inside an underlay subnet.
-    Near,
-    /// Packet dropped: the user may not leave the underlay's subnets.
-    OffSubnet,
-    /// Packet dropped: leaving the network with source routing or other header options.
-    Options,
-    /// Packet dropped: for a socket outside of every network, or an answer to one that has not asked.
-    Unwanted,
-    /// Packet dropped: a program with privileges has changed its mark, or its socket's.
-    Mark,
-    /// Socket refused: the kernel had no memory to note whose it is.
-    NoMemory,
-    /// Bind refused: a `srun` port, and the program is none that Slurm's daemons call back. Connect refused: a `srun` port, by
-    /// none of those.
-    SrunPort,
-    /// Connect or send refused: another user's abstract Unix socket.
-    AbstractSocket,
-    /// Open refused: an RDMA device.
-    Rdma,
-}
-
-impl Verdict {
-    /// Every verdict, in the order of the counters.
-    pub const ALL: [Verdict; 18] = [
-        Verdict::Bound,
-        Verdict::NoNetwork,
-        Verdict::Protocol,
-        Verdict::Device,
-        Verdict::ServicePort,
-        Verdict::Released,
-        Verdict::Outside,
-        Verdict::OtherNetwork,
-        Verdict::Vxlan,
-        Verdict::Near,
-        Verdict::OffSubnet,
-        Verdict::Options,
-        Verdict::Unwanted,
-        Verdict::Mark,
-        Verdict::NoMemory,
-        Verdict::SrunPort,
-        Verdict::AbstractSocket,
-        Verdict::Rdma,
-    ];
-
-    /// The name in statistics and logs.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Verdict::Bound => "bound",
-            Verdict::NoNetwork => "no_network",
-            Verdict::Protocol => "protocol",
-            Verdict::Device => "device",
-            Verdict::ServicePort => "service_port",
-            Verdict::Released => "released",
-            Verdict::Outside => "outside",
-            Verdict::OtherNetwork => "other_network",
-            Verdict::Vxlan => "vxlan",
-            Verdict::Near => "near",
-            Verdict::OffSubnet => "off_subnet",
-            Verdict::Options => "options",
-            Verdict::Unwanted => "unwanted",
-            Verdict::Mark => "mark",
-            Verdict::NoMemory => "no_memory",
-            Verdict::SrunPort => "srun_port",
-            Verdict::AbstractSocket => "abstract_socket",
-            Verdict::Rdma => "rdma",
-        }
+verdicts! {
+    /// What the programs did with a socket or a packet. The value is its index in the counters. Packets that pass are not
+    /// counted.
+    pub enum Verdict {
+        /// A policed user's socket was put into his network.
+        Bound = "bound" passes,
+        /// Socket refused: the user has no network here.
+        NoNetwork = "no_network" drops,
+        /// Socket refused: a protocol other than TCP, UDP, UDP-Lite, ICMP, which cannot be kept in a network.
+        Protocol = "protocol" drops,
+        /// Bind, connect or send refused: the socket is outside of the user's network.
+        Device = "device" drops,
+        /// Bind refused: a service port.
+        ServicePort = "service_port" drops,
+        /// Connect or send refused: the socket is outside of every network to listen on a `srun` port.
+        Released = "released" drops,
+        /// Packet dropped: its socket's network is gone, or the socket left it.
+        Outside = "outside" drops,
+        /// Packet dropped: leaving through another user's network.
+        OtherNetwork = "other_network" drops,
+        /// Packet dropped: UDP to a VXLAN port.
+        Vxlan = "vxlan" drops,
+        /// Packet dropped: leaving the network for a destination inside an underlay subnet.
+        Near = "near" drops,
+        /// Packet dropped: the user may not leave the underlay's subnets.
+        OffSubnet = "off_subnet" drops,
+        /// Packet dropped: leaving the network with source routing or other header options.
+        Options = "options" drops,
+        /// Packet dropped: for a socket outside of every network, or an answer to one that has not asked.
+        Unwanted = "unwanted" drops,
+        /// Packet dropped: a program with privileges has changed its mark, or its socket's.
+        Mark = "mark" drops,
+        /// Socket refused: the kernel had no memory to note whose it is.
+        NoMemory = "no_memory" drops,
+        /// Bind refused: a `srun` port, and the program is none that Slurm's daemons call back. Connect refused: a `srun` port, by
+        /// none of those.
+        SrunPort = "srun_port" drops,
+        /// Connect or send refused: another user's abstract Unix socket.
+        AbstractSocket = "abstract_socket" drops,
+        /// Open refused: an RDMA device.
+        Rdma = "rdma" drops,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn verdicts_are_in_the_order_of_their_counters() {
-        for (index, verdict) in Verdict::ALL.into_iter().enumerate() {
-            assert_eq!(verdict as usize, index, "{}", verdict.name());
-        }
-    }
 
     #[test]
     fn marks_tell_kind_namespace_and_network() {

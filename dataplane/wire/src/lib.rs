@@ -24,5 +24,6 @@ pub mod ipv6;
 pub mod packet;
 pub mod tcp;
 pub mod udp;
+pub mod verdict;
 pub mod vxlan;
 pub mod xdp;

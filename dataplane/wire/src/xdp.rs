@@ -1,6 +1,7 @@
 //! What the programs of `ebpf/uvn-ebpf.o` and their loader agree on: verdicts, and the keys, values and sizes of the maps.
 
 use crate::ethernet::Mac;
+use crate::verdicts;
 use crate::vxlan::{self, Vni};
 use core::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -22,80 +23,39 @@ pub const QUEUE_ENTRIES: u32 = 256;
 /// VNIs that are not on this NIC, most recent.
 pub const UNKNOWN_ENTRIES: u32 = 1024;
 
-/// What a program did with a frame. The value is its index in the counters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u32)]
-pub enum Verdict {
-    /// Not ours: the kernel has it.
-    Pass,
-    /// Handed to the engine: to the queue's AF_XDP socket, or in the shortcut to its TAP.
-    Redirected,
-    /// Dropped: no whole UDP payload with a VXLAN header.
-    BadLength,
-    /// Dropped: the I flag is missing.
-    BadFlags,
-    /// Dropped: no network with this VNI on this NIC.
-    UnknownVni,
-    /// Dropped: the outer source is not an allowed VTEP.
-    UnknownVtep,
-    /// Dropped: the queue has no AF_XDP socket.
-    NoSocket,
-    /// In-kernel gear, received: verified, stripped of its outer headers and handed to its endpoint, as a super-frame
-    /// perhaps.
-    Stripped,
-    /// In-kernel gear, sent: encapsulated and handed to the NIC, as a super-frame perhaps.
-    Encapsulated,
-    /// In-kernel gear: dropped, for the kernel had no memory to change its headers.
-    NoMemory,
-    /// Dropped: to our address, and to the MAC of another host.
-    OtherHost,
-    /// Dropped: outer headers that no VXLAN sender writes: IPv4 options, or a priority tag (VLAN ID 0) behind another.
-    BadHeader,
-    /// Engine gear: dropped, for XDP in generic mode has not seen it.
-    Unseen,
-    /// Passed: the first fragment of a packet to our address and port. The kernel puts it together, and nobody takes it.
-    /// Later fragments show no port: they count as [`Verdict::Pass`].
-    Fragment,
-}
-
-impl Verdict {
-    /// Every verdict, in the order of the counters.
-    pub const ALL: [Verdict; 14] = [
-        Verdict::Pass,
-        Verdict::Redirected,
-        Verdict::BadLength,
-        Verdict::BadFlags,
-        Verdict::UnknownVni,
-        Verdict::UnknownVtep,
-        Verdict::NoSocket,
-        Verdict::Stripped,
-        Verdict::Encapsulated,
-        Verdict::NoMemory,
-        Verdict::OtherHost,
-        Verdict::BadHeader,
-        Verdict::Unseen,
-        Verdict::Fragment,
-    ];
-
-    /// The name in statistics and logs.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Verdict::Pass => "xdp_pass",
-            Verdict::Redirected => "xdp_redirected",
-            Verdict::BadLength => "xdp_bad_length",
-            Verdict::BadFlags => "xdp_bad_flags",
-            Verdict::UnknownVni => "xdp_unknown_vni",
-            Verdict::UnknownVtep => "xdp_unknown_vtep",
-            Verdict::NoSocket => "xdp_no_socket",
-            Verdict::Stripped => "tc_stripped",
-            Verdict::Encapsulated => "tc_encapsulated",
-            Verdict::NoMemory => "tc_no_memory",
-            Verdict::OtherHost => "xdp_other_host",
-            Verdict::BadHeader => "xdp_bad_header",
-            Verdict::Unseen => "tc_unseen",
-            Verdict::Fragment => "xdp_fragment",
-        }
+verdicts! {
+    /// What a program did with a frame. The value is its index in the counters.
+    pub enum Verdict {
+        /// Not ours: the kernel has it.
+        Pass = "xdp_pass" passes,
+        /// Handed to the engine: to the queue's AF_XDP socket, or in the shortcut to its TAP.
+        Redirected = "xdp_redirected" passes,
+        /// Dropped: no whole UDP payload with a VXLAN header.
+        BadLength = "xdp_bad_length" drops,
+        /// Dropped: the I flag is missing.
+        BadFlags = "xdp_bad_flags" drops,
+        /// Dropped: no network with this VNI on this NIC.
+        UnknownVni = "xdp_unknown_vni" drops,
+        /// Dropped: the outer source is not an allowed VTEP.
+        UnknownVtep = "xdp_unknown_vtep" drops,
+        /// Dropped: the queue has no AF_XDP socket.
+        NoSocket = "xdp_no_socket" drops,
+        /// Shortcut, received: verified, stripped of its outer headers and handed to its endpoint, as a super-frame
+        /// perhaps.
+        Stripped = "tc_stripped" passes,
+        /// Shortcut, sent: encapsulated and handed to the NIC, as a super-frame perhaps.
+        Encapsulated = "tc_encapsulated" passes,
+        /// Shortcut: dropped, for the kernel had no memory to change its headers.
+        NoMemory = "tc_no_memory" drops,
+        /// Dropped: to our address, and to the MAC of another host.
+        OtherHost = "xdp_other_host" drops,
+        /// Dropped: outer headers that no VXLAN sender writes: IPv4 options, or a priority tag (VLAN ID 0) behind another.
+        BadHeader = "xdp_bad_header" drops,
+        /// Engine: dropped, for XDP in generic mode has not seen it.
+        Unseen = "tc_unseen" drops,
+        /// Passed: the first fragment of a packet to our address and port. The kernel puts it together, and nobody takes it.
+        /// Later fragments show no port: they count as [`Verdict::Pass`].
+        Fragment = "xdp_fragment" passes,
     }
 }
 
@@ -261,13 +221,6 @@ pub struct Unknown {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn verdicts_are_in_the_order_of_their_counters() {
-        for (index, verdict) in Verdict::ALL.into_iter().enumerate() {
-            assert_eq!(verdict as usize, index, "{}", verdict.name());
-        }
-    }
 
     #[test]
     fn addresses_survive_being_keys() {
