@@ -68,7 +68,7 @@ fn manifest(workspace: &str) -> String {
 
 fn format() -> Closing {
     need("fmt")?;
-    for workspace in ["", "ebpf/"] {
+    for workspace in ["", "ebpf/", "dataplane/engine/fuzz/"] {
         let mut check = cargo();
         check.args(["fmt", "--all", "--check", "--manifest-path", &manifest(workspace)]);
         run(&mut check)?;
@@ -79,11 +79,16 @@ fn format() -> Closing {
 fn clippy() -> Closing {
     need("clippy")?;
     let target = target_directory().map_err(|error| error.to_string())?;
-    // The eBPF programs as programs of this machine: they have no tests.
-    for (workspace, targets) in [("", "--all-targets"), ("ebpf/", "--bins")] {
+    // The eBPF programs as programs of this machine: they have no tests. The fuzz targets without libFuzzer, which is C++.
+    let workspaces = [
+        ("", &["--all-targets"][..]),
+        ("ebpf/", &["--bins"]),
+        ("dataplane/engine/fuzz/", &["--bins", "--no-default-features"]),
+    ];
+    for (workspace, arguments) in workspaces {
         let mut check = cargo();
-        check.args(["clippy", "--workspace", targets, "--quiet", "--manifest-path", &manifest(workspace)]);
-        check.arg("--target-dir").arg(&target).args(["--", "--deny", "warnings"]);
+        check.args(["clippy", "--workspace", "--quiet", "--manifest-path", &manifest(workspace)]);
+        check.args(arguments).arg("--target-dir").arg(&target).args(["--", "--deny", "warnings"]);
         run(&mut check)?;
     }
     Ok("ok: no warnings".into())
