@@ -27,12 +27,15 @@ impl Networks {
         self.config.mode == Mode::Observe || !self.newcomers.is_empty()
     }
 
-    /// Gives the next one a network, held by his process as by a session; after the last one, users without a network are
+    /// Gives the next one a network, held by a process of theirs as by a session; after the last one, users without a network are
     /// refused.
     pub(super) fn receive_newcomer(&mut self) {
         let Some((uid, pid)) = self.newcomers.pop_first() else { return };
         let is_kept = self.leases.get(uid).is_some_and(Held::is_kept);
-        if !is_kept && let Err(error) = self.attach(uid, &Claim::Session { pid }, false) {
+        if !is_kept
+            && let Some(pid) = process::still_of(uid, pid)
+            && let Err(error) = self.attach(uid, &Claim::Session { pid }, false)
+        {
             tracing::error!(uid, pid, %error, "this user's processes have no network, and will be refused sockets");
         }
         if self.newcomers.is_empty() {

@@ -74,6 +74,16 @@ pub fn users(wanted: impl Fn(u32) -> bool) -> io::Result<BTreeMap<u32, i32>> {
     Ok(found)
 }
 
+/// A process of a user's: this one, or another if it has ended since; None: the user has none any more.
+#[must_use]
+pub fn still_of(uid: u32, pid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    if uid_in(&status) == Some(uid) && !status.contains("\nState:\tZ") {
+        return Some(pid);
+    }
+    users(|other| other == uid).ok()?.get(&uid).copied()
+}
+
 /// The real UID, by which sockets are bound.
 fn uid_in(status: &str) -> Option<u32> {
     status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
@@ -96,8 +106,34 @@ fn start_in(stat: &str) -> Option<u64> {
 mod tests {
     use super::*;
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+    use nix::unistd::Pid;
     use std::os::fd::AsFd;
-    use std::process::Command;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Command};
+
+    /// As somebody who has no other processes here.
+    #[test]
+    fn another_process_of_a_user_stands_in_for_one_that_has_ended() {
+        const UID: u32 = 2_000_000_123;
+        let start = || {
+            let mut command = Command::new("sleep");
+            command.arg("60").uid(UID).spawn().unwrap()
+        };
+        let pid = |child: &Child| i32::try_from(child.id()).unwrap();
+        let (mut first, mut second) = (start(), start());
+        assert_eq!(still_of(UID, pid(&first)), Some(pid(&first)));
+        first.kill().unwrap();
+        // A zombie until somebody takes its status.
+        let id = Id::Pid(Pid::from_raw(pid(&first)));
+        waitid(id, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
+        assert_eq!(still_of(UID, pid(&first)), Some(pid(&second)));
+        first.wait().unwrap();
+        assert_eq!(still_of(UID, pid(&first)), Some(pid(&second)));
+        second.kill().unwrap();
+        second.wait().unwrap();
+        assert_eq!(still_of(UID, pid(&first)), None);
+    }
 
     #[test]
     fn a_process_lives_until_it_ends() {
