@@ -86,7 +86,7 @@ fn engine(c: &mut Criterion, xdp: &mut Xdp) {
 /// The shortcut: encapsulation on the endpoint; verification and stripping on the NIC.
 fn in_kernel(c: &mut Criterion, xdp: &mut Xdp, mut shortcut: Shortcut) {
     let tap = Tap::open("user", 1).unwrap().remove(0);
-    let source = EndpointSource::take(vec![tap.as_fd().try_clone_to_owned().unwrap()], 1).unwrap();
+    let source = EndpointSource::take(vec![tap.as_fd().try_clone_to_owned().unwrap()]).unwrap();
     let network: config::Network =
         serde_json::from_str(r#"{"vni": 1, "addresses": ["10.0.0.1/16"]}"#).unwrap();
     let entry = Entry::new(network, Mac::of(HERE), source, 1);

@@ -80,7 +80,7 @@ pub struct Nic {
     pub arphrd: u16,
     /// Administratively up.
     pub up: bool,
-    /// Its receive queues: a TAP over it has as many.
+    /// Its receive queues.
     pub queues: u32,
     /// The underlay's subnets: all of them are on the link of a network.
     pub subnets: Vec<Cidr>,

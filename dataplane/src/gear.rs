@@ -42,6 +42,9 @@ use uvn_wire::vxlan::Vni;
 use uvn_wire::xdp::{Network, Verdict};
 use workers::{Common, Workers};
 
+/// Workers beside the shortcut at most: it leaves little over, and each takes 5 MiB.
+const SLOW_PATHS: usize = 4;
+
 /// Why a NIC could not be put to use.
 #[derive(Debug, Error)]
 pub enum GearError {
@@ -79,6 +82,8 @@ pub struct Gear {
     /// The networks that the shortcut does not carry, and why.
     declined: HashMap<Vni, Declined>,
     workers: Workers,
+    /// Queues of the NIC.
+    queues: u32,
     /// Whether all sockets are zero-copy; None in the shortcut.
     zero_copy: Option<bool>,
 }
@@ -135,6 +140,7 @@ impl Gear {
             takeover: Takeover::new(common.started),
             declined: HashMap::new(),
             workers: Workers::default(),
+            queues: cores.len() as u32,
             zero_copy: Some(true),
         };
         for (queue, core) in (0..).zip(cores) {
@@ -155,7 +161,8 @@ impl Gear {
         why: &str,
     ) -> Result<Gear, GearError> {
         let settings = &config.encapsulation;
-        let slow_paths = SlowPath::open(link.index, cores.len(), BATCH).map_err(Declined::from)?;
+        let slow_paths =
+            SlowPath::open(link.index, cores.len().min(SLOW_PATHS), BATCH).map_err(Declined::from)?;
         let tap = link::get(&slow_path::device(link.index)).map_err(XdpError::from)?.index;
         let mut programs = Xdp::load(link.index, settings, tap)?;
         let shortcut = Shortcut::attach(&mut programs, link, settings.port)?;
@@ -168,6 +175,7 @@ impl Gear {
             takeover: Takeover::new(common.started),
             declined: HashMap::new(),
             workers: Workers::default(),
+            queues: cores.len() as u32,
             zero_copy: None,
         };
         for (queue, slow_path) in (0..).zip(slow_paths) {
@@ -210,10 +218,16 @@ impl Gear {
         if self.shortcut.is_some() { slow_path::MAX_MTU } else { xsk::MAX_MTU }
     }
 
-    /// How many workers there are: one for each queue.
+    /// How many workers there are.
     #[must_use]
     pub fn workers(&self) -> usize {
         self.workers.len()
+    }
+
+    /// How many queues the NIC had when this was opened.
+    #[must_use]
+    pub fn queues(&self) -> u32 {
+        self.queues
     }
 
     /// Lets a network's frames through, by the engine: the last step of a grant. The shortcut takes it over later, see

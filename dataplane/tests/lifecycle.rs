@@ -13,6 +13,8 @@ use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::Duration;
+use uvn_api::dataplane::message::{ENDPOINT_QUEUES, Summary};
+use uvn_dataplane::port::tap::Tap;
 
 #[test]
 fn sigterm_leaves_nothing() {
@@ -232,6 +234,48 @@ fn workers_follow_the_number_of_queues() {
     rig.wait_for("queue that can be taken away", |rig| one_queue(rig).unwrap().success());
     rig.start(&made);
     rig.expect_overlay();
+}
+
+/// A NIC with so many queues carries a network: made by the data plane, and handed over as `uvnd` does.
+fn carries_with(rig: &mut Rig, queues: usize) -> Summary {
+    rig.here.ip("link del em1");
+    rig.wire(&format!("numrxqueues {queues} numtxqueues {queues}"));
+    let network = rig.network();
+    let client = rig.start(&network);
+    rig.expect_overlay();
+    let qdisc = rig.user_here.command("tc").args(["qdisc", "show", "dev", "u1234"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&qdisc.stdout).contains("noqueue"), "{qdisc:?}");
+    client.remove_network(1234).unwrap();
+    let taps = rig.user_here.run(|| Tap::open("tap0", queues.min(ENDPOINT_QUEUES))).unwrap();
+    rig.user_here.ip("link set tap0 address 02:75:0a:00:00:01 mtu 1450 up");
+    rig.user_here.ip("addr add 10.0.0.1/24 dev tap0");
+    let fds: Vec<_> = taps.iter().map(AsFd::as_fd).collect();
+    client.add_network(&uvn(1234), &fds).unwrap();
+    rig.expect_overlay();
+    show(&client)
+}
+
+#[test]
+fn the_engine_has_a_worker_for_each_of_many_queues() {
+    for queues in [4, 64, 100] {
+        let mut rig = Rig::new("many");
+        assert_eq!(carries_with(&mut rig, queues).workers.len(), queues);
+        rig.end(Signal::SIGTERM);
+    }
+}
+
+#[test]
+fn the_shortcut_has_few_workers_for_many_queues() {
+    for queues in [1, 64, 256] {
+        let mut rig = Rig::new("slow");
+        rig.path = "shortcut";
+        assert_eq!(carries_with(&mut rig, queues).workers.len(), queues.min(4));
+        let status = fs::read_to_string(format!("/proc/{}/status", rig.pid())).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let kib: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
+        assert!(kib < 64 << 10, "{queues} queues: {kib} KiB");
+        rig.end(Signal::SIGTERM);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 use uvn_api::dataplane::client::ClientError;
 use uvn_api::dataplane::config::{self, Peers, Vtep};
-use uvn_api::dataplane::message::{MAX_FDS, NetworkState, Reply, Request, Summary};
+use uvn_api::dataplane::message::{ENDPOINT_QUEUES, NetworkState, Reply, Request, Summary};
 use uvn_api::protocol::Code;
 use uvn_dataplane::port::tap::{Tap, TapError};
 use uvn_wire::vxlan::Vni;
@@ -164,7 +164,7 @@ impl Feed {
         }
     }
 
-    /// Adds a network with its endpoint's queues: one for each of the NIC's, as many as a packet can carry.
+    /// Adds a network with its endpoint's queues: one for each of the NIC's, up to [`ENDPOINT_QUEUES`].
     fn offer(&self, network: &config::Network, device: &str) -> Result<(), FeedError> {
         let State::Up { client, .. } = &self.state else { return Err(self.down("it is starting")) };
         // Opening makes one that is not there: in the default VRF, where it must not be.
@@ -172,7 +172,7 @@ impl Feed {
             || netlink::index(device).map_err(|source| TapError::Create { name: device.into(), source });
         let before = index()?;
         // As many as the device was made for.
-        let queues = (self.nic.queues as usize).clamp(1, MAX_FDS);
+        let queues = (self.nic.queues as usize).clamp(1, ENDPOINT_QUEUES);
         let taps = Tap::open(device, queues)?;
         if index()? != before {
             return Err(TapError::Create { name: device.into(), source: Errno::ENODEV.into() }.into());

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 use uvn_api::dataplane::config::{Cidr, Device, DeviceKind};
-use uvn_api::dataplane::message::Place;
+use uvn_api::dataplane::message::{ENDPOINT_QUEUES, Place};
 use uvn_engine::port::{Endpoint, Offloads, VnetHeader};
 use uvn_wire::ethernet::Mac;
 use uvn_wire::ipv6::MIN_MTU as IPV6_MIN_MTU;
@@ -35,14 +35,6 @@ pub enum DeviceError {
         /// The kernel's reason.
         source: io::Error,
     },
-    /// A number of descriptors that fits neither one queue nor all.
-    #[error("{fds} file descriptors: give one, or one per worker ({workers})")]
-    Descriptors {
-        /// How many came.
-        fds: usize,
-        /// How many workers there are.
-        workers: usize,
-    },
 }
 
 /// What a made device shall be.
@@ -60,7 +52,7 @@ pub struct Plan<'a> {
     pub addresses: &'a [Cidr],
     /// Index of the underlay NIC.
     pub nic: u32,
-    /// How many workers there are: a TAP has one queue for each.
+    /// How many workers there are: a TAP has one queue for each, up to [`ENDPOINT_QUEUES`].
     pub workers: usize,
 }
 
@@ -124,11 +116,8 @@ impl EndpointSource {
     /// Takes over TAP queues that came with a request.
     ///
     /// # Errors
-    /// Neither one nor `workers` of them, or one is no TAP queue.
-    pub fn take(fds: Vec<OwnedFd>, workers: usize) -> Result<EndpointSource, DeviceError> {
-        if fds.len() != 1 && fds.len() != workers {
-            return Err(DeviceError::Descriptors { fds: fds.len(), workers });
-        }
+    /// One is no TAP queue.
+    pub fn take(fds: Vec<OwnedFd>) -> Result<EndpointSource, DeviceError> {
         let taps = fds.into_iter().map(Tap::from_fd).collect::<Result<_, _>>()?;
         Ok(EndpointSource::new(None, Parts::Tap(taps)))
     }
@@ -300,8 +289,9 @@ impl EndpointSource {
 
 /// Opens a TAP with a queue for each worker. In the device's namespace.
 fn open_tap(plan: &Plan<'_>) -> Result<Vec<Tap>, DeviceError> {
+    let queues = plan.workers.min(ENDPOINT_QUEUES);
     let name = plan.device.name.as_str();
-    let error = match Tap::open_as(name, plan.workers, plan.mac) {
+    let error = match Tap::open_as(name, queues, plan.mac) {
         Ok(taps) => return Ok(taps),
         Err(error) => error,
     };
@@ -311,7 +301,7 @@ fn open_tap(plan: &Plan<'_>) -> Result<Vec<Tap>, DeviceError> {
     if is_shape && link::get(name).is_ok_and(|link| link.mac == Some(plan.mac)) {
         tracing::warn!(device = name, "made anew, since the number of workers has changed");
         link::delete(name)?;
-        return Ok(Tap::open_as(name, plan.workers, plan.mac)?);
+        return Ok(Tap::open_as(name, queues, plan.mac)?);
     }
     Err(error.into())
 }

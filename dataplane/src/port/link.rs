@@ -15,14 +15,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
 };
+use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
@@ -295,6 +296,34 @@ pub fn set_mtu(name: &str, mtu: u32) -> Result<(), LinkError> {
     message.attributes.push(LinkAttribute::IfName(name.into()));
     message.attributes.push(LinkAttribute::Mtu(mtu));
     ask(name, "setting the MTU", RouteNetlinkMessage::SetLink(message), 0).map(drop)
+}
+
+/// Has a device send without a queueing discipline. Its own are made when it is set up.
+///
+/// # Errors
+/// No such device, or the kernel's refusal.
+pub fn without_qdisc(name: &str) -> Result<(), LinkError> {
+    const NONE: &str = "noqueue";
+
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.into()));
+    let answers = ask(name, "look-up", RouteNetlinkMessage::GetLink(message), 0)?;
+    let found = answers.into_iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => Some(link),
+        _ => None,
+    });
+    let link = found.ok_or_else(|| LinkError::NotFound(name.into()))?;
+    let has_none =
+        |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Qdisc(kind) if kind == NONE);
+    if link.attributes.iter().any(has_none) {
+        return Ok(());
+    }
+    let index = i32::try_from(link.header.index).unwrap_or(i32::MAX);
+    let mut message = TcMessage::with_index(index);
+    message.header.parent = TcHandle::ROOT;
+    message.attributes.push(TcAttribute::Kind(NONE.into()));
+    let change = RouteNetlinkMessage::NewQueueDiscipline(message);
+    ask(name, "taking its queueing discipline", change, NLM_F_CREATE | NLM_F_REPLACE).map(drop)
 }
 
 /// Sets a device up or down.

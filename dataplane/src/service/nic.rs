@@ -84,7 +84,7 @@ impl Service {
             if let Some(why) = gear.broken() {
                 tracing::error!(nic, why, "the gear is broken; it is made anew");
                 self.close_nic();
-            } else if count.is_some_and(|count| count as usize != gear.workers()) {
+            } else if count.is_some_and(|count| count != gear.queues()) {
                 tracing::warn!(nic, queues = count, "the NIC's number of queues has changed");
                 self.close_nic();
             }

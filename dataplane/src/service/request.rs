@@ -92,7 +92,7 @@ impl Service {
                 workers,
             })
             .map_err(failed)?,
-            (None, false) => EndpointSource::take(fds, workers).map_err(failed)?,
+            (None, false) => EndpointSource::take(fds).map_err(failed)?,
             (Some(_), false) => {
                 return Err(Failure::new(
                     Code::Invalid,

@@ -95,7 +95,7 @@ impl Judges {
             let name = format!("u{number}");
             let tap = node.run(|| Tap::open(&name, 1)).unwrap().remove(0);
             node.ip(&format!("link set {name} up"));
-            let source = EndpointSource::take(vec![tap.as_fd().try_clone_to_owned().unwrap()], 1).unwrap();
+            let source = EndpointSource::take(vec![tap.as_fd().try_clone_to_owned().unwrap()]).unwrap();
             networks.insert(Entry::new(network(*vni, [A, A6], B), Mac::of(A), source, 1));
         }
         let (by_slot, slots) = networks.tables(&vteps);

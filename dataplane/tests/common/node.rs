@@ -31,6 +31,8 @@ pub struct Rig {
     pub user_here: NetNs,
     pub user_there: NetNs,
     pub directory: PathBuf,
+    /// The gear that the data plane is told to have.
+    pub path: &'static str,
 }
 
 impl Rig {
@@ -40,6 +42,7 @@ impl Rig {
         let rig = Rig {
             engine: None,
             directory: PathBuf::from(format!("/tmp/{}", here.name())),
+            path: "engine",
             here,
             there,
             user_here,
@@ -92,8 +95,9 @@ impl Rig {
     pub fn command(&self, networks: &str) -> Command {
         let file = self.directory.join("em1.toml");
         let text = format!(
-            "nic = \"em1\"\npath = \"engine\"\nvtep = [\"10.0.0.1\"]\nsocket = \"{}\"\n[peers]\nvtep = [{{ address = \"10.0.0.2\" }}]\n\
+            "nic = \"em1\"\npath = \"{}\"\nvtep = [\"10.0.0.1\"]\nsocket = \"{}\"\n[peers]\nvtep = [{{ address = \"10.0.0.2\" }}]\n\
              [workers]\nframes = 512\n{networks}",
+            self.path,
             self.socket().display()
         );
         fs::write(&file, text).unwrap();
@@ -122,9 +126,12 @@ impl Rig {
         Some(show(&client).state)
     }
 
+    pub fn pid(&self) -> u32 {
+        self.engine.as_ref().expect("it runs").id()
+    }
+
     pub fn signal(&self, signal: Signal) {
-        let engine = self.engine.as_ref().expect("it runs");
-        kill(Pid::from_raw(engine.id().try_into().unwrap()), signal).unwrap();
+        kill(Pid::from_raw(self.pid().try_into().unwrap()), signal).unwrap();
     }
 
     /// Sends a signal that ends the data plane, and waits for that.

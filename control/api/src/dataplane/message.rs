@@ -13,8 +13,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use uvn_wire::xdp::Traffic;
 
-/// The most file descriptors beside one request: one per worker.
+/// The most file descriptors beside one request.
 pub const MAX_FDS: usize = 64;
+/// TAP queues of an endpoint at most, however many workers there are. A TAP of several queues costs the kernel 240 KiB, and 10 KiB
+/// more for each queue.
+pub const ENDPOINT_QUEUES: usize = 4;
 
 /// What can be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +25,7 @@ pub const MAX_FDS: usize = 64;
 pub enum Request {
     /// Is the control thread alive? [`Reply::Pong`].
     Ping,
-    /// Adds a network: with a `device` to make, or with TAP descriptors beside the packet, one or one per worker.
+    /// Adds a network: with a `device` to make, or with TAP descriptors beside the packet, one for each of its queues.
     /// [`Reply::Done`] once every worker carries it.
     AddNetwork(Network),
     /// Removes a network. [`Reply::Done`] once no worker carries it and its endpoint is closed.
