@@ -3,8 +3,10 @@
 //! An endpoint's file descriptors travel beside `add_network` by SCM_RIGHTS.
 
 mod note;
+mod state;
 
 pub use note::Note;
+pub use state::Gear;
 
 use crate::dataplane::config::{Cidr, Network, Vtep};
 use serde::{Deserialize, Serialize};
