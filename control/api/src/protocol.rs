@@ -1,26 +1,37 @@
 //! How a control protocol is packed: one JSON object per packet of a Unix SOCK_SEQPACKET socket.
 //!
-//! `{"version": 1, "request": "ping"}` is answered by `{"version": 1, "reply": "pong"}` or by
-//! `{"version": 1, "error": {"code": ..., "message": ...}}`. A connection has one request under way at a time.
+//! `{"version": 1, "schema": 1, "request": "ping"}` is answered by `{"version": 1, "schema": 1, "reply": "pong"}` or by
+//! `{"version": 1, "schema": 1, "error": {"code": ..., "message": ...}}`. A connection has one request under way at a time.
+//!
+//! `schema` numbers the messages that a side knows, so that each side works with the version before and the one after:
+//!
+//! - A request without it is of uvn 0.1.0 (schema 0), and gets an answer as 0.1.0 wrote them, without it.
+//! - 0.1.0 refuses a request with it; [`Connection`] then asks again without it.
+//! - An answer's unknown fields are ignored, and an unknown word of an enum is read as unknown.
+//! - A request's unknown fields are a mistake and refused, unless its schema is higher than ours. What must not be ignored
+//!   is therefore a request of its own, which an older peer refuses.
 
-use crate::seqpacket;
-use serde::de::DeserializeOwned;
+mod additions;
+mod connection;
+
+pub use connection::{AskError, Connection};
+
+use additions::Known;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::error::Error;
 use std::fmt;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
-use std::time::Duration;
 
 /// The one version that this build speaks.
 pub const VERSION: u32 = 1;
+/// The messages of this build, of both protocols: one more whenever a release changes them.
+pub const SCHEMA: u32 = 1;
 /// The longest packet, either way.
 pub const MAX_BYTES: usize = 64 << 10;
 
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Failure {
     /// For programs.
     pub code: Code,
@@ -44,6 +55,9 @@ pub enum Code {
     NotFound,
     /// The kernel refused, or a worker does not answer.
     Failed,
+    /// A kind that this build does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 impl fmt::Display for Failure {
@@ -64,19 +78,24 @@ impl Failure {
 #[derive(Deserialize)]
 struct Versioned {
     version: u32,
+    #[serde(default)]
+    schema: u32,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Asked<R> {
     version: u32,
+    #[serde(default, skip_serializing_if = "is_unsaid")]
+    schema: u32,
     request: R,
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Answered<A> {
     version: u32,
+    #[serde(default, skip_serializing_if = "is_unsaid")]
+    schema: u32,
     // Not `default`: that would ask for A: Default.
     #[serde(skip_serializing_if = "Option::is_none", default = "none")]
     reply: Option<A>,
@@ -88,21 +107,36 @@ fn none<A>() -> Option<A> {
     None
 }
 
+fn is_unsaid(schema: &u32) -> bool {
+    *schema == 0
+}
+
+/// The schema that a packet says; 0: none, as in uvn 0.1.0.
+#[must_use]
+pub fn schema_of(bytes: &[u8]) -> u32 {
+    serde_json::from_slice(bytes).map_or(0, |Versioned { schema, .. }| schema)
+}
+
 /// Reads a request. Pure, and for any bytes.
 ///
 /// # Errors
 /// [`Code::Malformed`] or [`Code::Version`].
 pub fn parse_request<R: DeserializeOwned>(bytes: &[u8]) -> Result<R, Failure> {
-    check_version(bytes)?;
-    serde_json::from_slice::<Asked<R>>(bytes).map(|asked| asked.request).map_err(malformed)
+    let schema = check_version(bytes)?;
+    let asked: Result<Asked<R>, _> = if schema > SCHEMA {
+        serde_json::from_slice::<Value>(bytes).and_then(|packet| Asked::deserialize(Known(packet)))
+    } else {
+        serde_json::from_slice(bytes)
+    };
+    asked.map(|asked| asked.request).map_err(malformed)
 }
 
-/// The packet of a request.
+/// The packet of a request. Schema 0 stays unsaid: for a peer of uvn 0.1.0.
 ///
 /// # Errors
 /// [`Code::Invalid`] if it is longer than [`MAX_BYTES`].
-pub fn request_packet<R: Serialize>(request: &R) -> Result<Vec<u8>, Failure> {
-    bounded(&Asked { version: VERSION, request })
+pub fn request_packet<R: Serialize>(request: &R, schema: u32) -> Result<Vec<u8>, Failure> {
+    bounded(&Asked { version: VERSION, schema, request })
 }
 
 /// Reads an answer.
@@ -118,10 +152,18 @@ pub fn parse_answer<A: DeserializeOwned>(bytes: &[u8]) -> Result<A, Failure> {
     }
 }
 
-/// The packet that answers a request; a reply that is too long becomes a failure that says so.
+/// Whether an answer is that of uvn 0.1.0 to a request that says a schema.
+fn refuses_schema(bytes: &[u8]) -> bool {
+    let answer = serde_json::from_slice::<Answered<IgnoredAny>>(bytes);
+    let Ok(Answered { schema: 0, reply: None, error: Some(failure), .. }) = answer else { return false };
+    failure.code == Code::Malformed
+}
+
+/// The packet that answers a request; a reply that is too long becomes a failure that says so. Schema 0 stays unsaid: to a
+/// request that says none.
 #[must_use]
-pub fn answer_packet<A: Serialize>(answer: Result<A, Failure>) -> Vec<u8> {
-    let answered = |reply: Option<A>, error| bounded(&Answered { version: VERSION, reply, error });
+pub fn answer_packet<A: Serialize>(answer: Result<A, Failure>, schema: u32) -> Vec<u8> {
+    let answered = |reply: Option<A>, error| bounded(&Answered { version: VERSION, schema, reply, error });
     let packet = match answer {
         Ok(reply) => answered(Some(reply), None),
         Err(failure) => answered(None, Some(failure)),
@@ -142,13 +184,14 @@ pub fn fitting<T: Serialize>(items: impl IntoIterator<Item = T>) -> usize {
     items.into_iter().map_while(fits).count()
 }
 
-fn check_version(bytes: &[u8]) -> Result<(), Failure> {
+/// The schema of a packet.
+fn check_version(bytes: &[u8]) -> Result<u32, Failure> {
     if bytes.len() > MAX_BYTES {
         return Err(Failure::new(Code::Malformed, format!("more than {MAX_BYTES} bytes")));
     }
-    let Versioned { version } = serde_json::from_slice(bytes).map_err(malformed)?;
+    let Versioned { version, schema } = serde_json::from_slice(bytes).map_err(malformed)?;
     if version == VERSION {
-        return Ok(());
+        return Ok(schema);
     }
     let message = format!("protocol version {version} is not supported: this is version {VERSION}");
     Err(Failure::new(Code::Version, message))
@@ -164,65 +207,4 @@ fn bounded<T: Serialize>(value: &T) -> Result<Vec<u8>, Failure> {
         return Ok(bytes);
     }
     Err(Failure::new(Code::Invalid, format!("{} bytes are more than one packet's {MAX_BYTES}", bytes.len())))
-}
-
-/// A client's end of a control socket.
-#[derive(Debug)]
-pub struct Connection {
-    socket: OwnedFd,
-}
-
-impl Connection {
-    /// Connects; `patience` bounds that and each wait from then on.
-    ///
-    /// # Errors
-    /// Nobody listens at `path`, it is closed to us, or patience ended: WouldBlock.
-    pub fn open(path: &Path, patience: Duration) -> io::Result<Connection> {
-        Ok(Connection { socket: seqpacket::connect(path, patience)? })
-    }
-
-    /// Sends a request's packet and waits for the one that answers it.
-    ///
-    /// # Errors
-    /// The connection broke, or patience ended: WouldBlock.
-    pub fn exchange(&self, packet: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<Vec<u8>> {
-        self.send(packet, fds)?;
-        self.receive()
-    }
-
-    /// Sends a packet.
-    ///
-    /// # Errors
-    /// As for [`Connection::exchange`].
-    pub fn send(&self, packet: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        seqpacket::send(self.socket.as_fd(), packet, fds, true)
-    }
-
-    /// Waits for a packet.
-    ///
-    /// # Errors
-    /// As for [`Connection::exchange`].
-    pub fn receive(&self) -> io::Result<Vec<u8>> {
-        let mut buffer = vec![0; MAX_BYTES];
-        let received = seqpacket::receive(self.socket.as_fd(), &mut buffer, true)?;
-        if received.length == 0 {
-            return Err(io::ErrorKind::ConnectionReset.into());
-        }
-        buffer.truncate(received.length);
-        Ok(buffer)
-    }
-
-    /// The other side's process: who called listen(2) on the socket (SO_PEERCRED).
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn process(&self) -> io::Result<i32> {
-        seqpacket::peer(self.socket.as_fd())
-    }
-}
-
-impl AsFd for Connection {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
 }

@@ -4,7 +4,7 @@
 
 mod owner;
 
-use crate::protocol::{Code, Failure, MAX_BYTES, answer_packet, parse_request};
+use crate::protocol::{Code, Failure, MAX_BYTES, SCHEMA, answer_packet, parse_request, schema_of};
 use crate::seqpacket;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
@@ -93,6 +93,8 @@ struct Connection {
     peer: Peer,
     /// Who is responsible for it.
     owner: u32,
+    /// Schema of its last request.
+    schema: u32,
 }
 
 /// A request to be answered by [`Control::answer`].
@@ -102,6 +104,8 @@ pub struct Incoming<R> {
     pub connection: usize,
     /// Who asks.
     pub peer: Peer,
+    /// Which messages the peer knows; 0: those of uvn 0.1.0.
+    pub schema: u32,
     /// What is asked.
     pub request: R,
     /// The descriptors beside it.
@@ -172,10 +176,8 @@ impl<R: DeserializeOwned> Control<R> {
         }
         self.turned_away.tell(&self.path);
         while let Some(connection) = self.readable.pop_front() {
-            let Some(Some(Connection { socket, peer, .. })) = self.connections.get(connection) else {
-                continue;
-            };
-            let peer = *peer;
+            let Some(Some(from)) = self.connections.get_mut(connection) else { continue };
+            let (socket, peer) = (&from.socket, from.peer);
             let packet = match seqpacket::receive(socket.as_fd(), &mut self.buffer, false) {
                 Ok(packet) => packet,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
@@ -189,19 +191,22 @@ impl<R: DeserializeOwned> Control<R> {
                 self.connections[connection] = None;
                 continue;
             }
+            let bytes = self.buffer.get(..packet.length).unwrap_or_default();
+            let schema = schema_of(bytes);
+            from.schema = schema;
             let parsed = if packet.cut {
                 Err(Failure::new(Code::Malformed, format!("more than {MAX_BYTES} bytes")))
             } else if packet.fds.len() > self.limits.fds {
                 let message = format!("more than {} file descriptors", self.limits.fds);
                 Err(Failure::new(Code::Malformed, message))
             } else {
-                parse_request(self.buffer.get(..packet.length).unwrap_or_default())
+                parse_request(bytes)
             };
             match parsed {
                 Ok(request) => {
                     // It may have more; the others come first.
                     self.readable.push_back(connection);
-                    return Some(Incoming { connection, peer, request, fds: packet.fds });
+                    return Some(Incoming { connection, peer, schema, request, fds: packet.fds });
                 }
                 Err(failure) => {
                     let reason = failure.to_string();
@@ -213,10 +218,12 @@ impl<R: DeserializeOwned> Control<R> {
         None
     }
 
-    /// Answers a request. A peer that leaves no room for the answer loses its connection.
+    /// Answers a request, and says our schema to a peer that said its own. A peer that leaves no room for the answer loses
+    /// its connection.
     pub fn answer<A: Serialize>(&mut self, connection: usize, answer: Result<A, Failure>) {
-        let Some(Some(Connection { socket, .. })) = self.connections.get(connection) else { return };
-        if let Err(error) = seqpacket::send(socket.as_fd(), &answer_packet(answer), &[], false) {
+        let Some(Some(Connection { socket, schema, .. })) = self.connections.get(connection) else { return };
+        let packet = answer_packet(answer, if *schema > 0 { SCHEMA } else { 0 });
+        if let Err(error) = seqpacket::send(socket.as_fd(), &packet, &[], false) {
             self.close(connection, &format!("the answer cannot be delivered: {error}"));
         }
     }
@@ -255,7 +262,7 @@ impl<R: DeserializeOwned> Control<R> {
         if let Err(error) = self.registry.register(&mut SourceFd(&fd), token, Interest::READABLE) {
             return self.turned_away.count(Some(peer.uid), &error.to_string());
         }
-        let new = Some(Connection { socket, peer, owner });
+        let new = Some(Connection { socket, peer, owner, schema: 0 });
         match self.connections.get_mut(connection) {
             Some(place) => *place = new,
             None => self.connections.push(new),

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::thread;
-use uvn_api::protocol::{Code, Failure, answer_packet, parse_request};
+use uvn_api::protocol::{Code, Failure, SCHEMA, answer_packet, parse_request};
 use uvn_api::seqpacket;
 use uvn_api::uvnd::message::{Outcome, Reply, Request};
 
@@ -81,7 +81,7 @@ fn refused(opened: Opened, why: &str) {
 fn a_policed_user_is_attached_by_the_process_of_the_session() {
     let node = Node::new("attached");
     let reply = Reply::<()>::Attached { outcome: Outcome::Made, steps: vec![] };
-    let uvnd = node.answers(answer_packet(Ok(reply)));
+    let uvnd = node.answers(answer_packet(Ok(reply), SCHEMA));
     assert_eq!(node.open(1000, LONG), Opened::Inside);
     let claim = Claim::Session { pid: 7 };
     assert_eq!(uvnd.join().unwrap(), Request::Attach { uid: 1000, claim, dry_run: false });
@@ -97,14 +97,14 @@ fn an_uvnd_that_hangs_costs_no_more_than_the_time_out() {
 fn the_reason_of_uvnd_is_told() {
     let node = Node::new("reason");
     let failure = Failure::new(Code::Failed, "all 1022 networks are in use");
-    let uvnd = node.answers(answer_packet::<Reply<()>>(Err(failure)));
+    let uvnd = node.answers(answer_packet::<Reply<()>>(Err(failure), SCHEMA));
     refused(node.open(1000, LONG), "all 1022 networks are in use");
     uvnd.join().unwrap();
 }
 
 #[test]
 fn an_answer_that_is_none_refuses() {
-    let pong = answer_packet(Ok(Reply::<()>::Pong));
+    let pong = answer_packet(Ok(Reply::<()>::Pong), SCHEMA);
     for (name, answer) in [("garbage", vec![0xff; 40]), ("empty", b"{}".to_vec()), ("pong", pong)] {
         let node = Node::new(name);
         let uvnd = node.answers(answer);
@@ -178,7 +178,7 @@ fn only_where_nothing_of_uvn_is_it_is_not_set_up() {
 #[test]
 fn a_session_that_closes_ends_its_claim_and_never_fails() {
     let node = Node::new("closes");
-    let uvnd = node.answers(answer_packet(Ok(Reply::<()>::Detached { leases: 0, steps: vec![] })));
+    let uvnd = node.answers(answer_packet(Ok(Reply::<()>::Detached { leases: 0, steps: vec![] }), SCHEMA));
     ALICE.close(&node.host, LONG);
     let Request::Detach { uid: 1000, what: uvn_api::uvnd::message::Release::Claim(claim), .. } =
         uvnd.join().unwrap()

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use uvn_api::dataplane::client::Client;
+use uvn_api::dataplane::client::{Client, ClientError};
 use uvn_api::dataplane::config::{Config, Path as Gear, Peers};
 use uvn_api::dataplane::message::{Reply, Request};
 use uvn_api::toml_file;
@@ -101,14 +101,22 @@ impl Feed {
                 }
             }
             Some(waiting) if is_quiet(waiting.as_fd()) => *client = Some(waiting),
-            // Otherwise it has gone: its exit, or another try, tells more.
-            Some(answering) => {
-                if let (Ok(Reply::Pong), Ok(pid)) = (answering.receive(), answering.process()) {
+            Some(answering) => match (answering.receive(), answering.process()) {
+                (Ok(Reply::Pong), Ok(pid)) => {
                     let process = process.take();
                     self.state = State::Up { process, client: answering, pid, since: now };
                     self.take_over();
                 }
-            }
+                (Err(ClientError::Older), _) => {
+                    if let Ok(older) = answering.older()
+                        && let Err(error) = self.send_ping(older)
+                    {
+                        self.fail(error.to_string());
+                    }
+                }
+                // It has gone: its exit, or another try, tells more.
+                _ => {}
+            },
         }
     }
 

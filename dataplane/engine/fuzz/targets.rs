@@ -173,9 +173,9 @@ pub fn gro(data: &[u8]) {
 /// A message on the control socket.
 pub fn message(data: &[u8]) {
     use uvn_api::dataplane::message::{Reply, Request};
-    use uvn_api::protocol::{parse_answer, parse_request, request_packet};
+    use uvn_api::protocol::{SCHEMA, parse_answer, parse_request, request_packet};
     if let Ok(request) = parse_request::<Request>(data) {
-        let packet = request_packet(&request).expect("too long once written again");
+        let packet = request_packet(&request, SCHEMA).expect("too long once written again");
         assert_eq!(parse_request::<Request>(&packet).expect("refused once written again"), request);
     }
     let _ = parse_answer::<Reply>(data);

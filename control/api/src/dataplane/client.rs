@@ -2,7 +2,7 @@
 
 use crate::dataplane::config::Network;
 use crate::dataplane::message::{HopState, NetworkState, Reply, Request};
-use crate::protocol::{Connection, Failure, parse_answer, request_packet};
+use crate::protocol::{AskError, Connection, Failure};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -32,6 +32,19 @@ pub enum ClientError {
     /// It answered something else than was asked.
     #[error("the data plane's answer does not fit the request")]
     Mismatch,
+    /// It wants [`Client::older`]; [`Client::ask`] does that itself.
+    #[error("the data plane is of uvn 0.1.0")]
+    Older,
+}
+
+impl From<AskError> for ClientError {
+    fn from(error: AskError) -> ClientError {
+        match error {
+            AskError::Lost(error) => ClientError::Lost(error),
+            AskError::Refused(failure) => ClientError::Refused(failure),
+            AskError::Older => ClientError::Older,
+        }
+    }
 }
 
 /// One connection.
@@ -59,6 +72,14 @@ impl Client {
         Ok(Client { connection })
     }
 
+    /// Connects again, to a data plane of uvn 0.1.0.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn older(&self) -> io::Result<Client> {
+        Ok(Client { connection: self.connection.older()? })
+    }
+
     /// The data plane's process: who called listen(2) on the socket.
     ///
     /// # Errors
@@ -73,8 +94,7 @@ impl Client {
     /// # Errors
     /// The connection broke, nobody answered in time, or the request failed there.
     pub fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, ClientError> {
-        self.send(request, fds)?;
-        self.receive()
+        Ok(self.connection.ask(request, fds)?)
     }
 
     /// Sends a request. Each needs its [`Client::receive`] before the next.
@@ -82,7 +102,7 @@ impl Client {
     /// # Errors
     /// The connection broke, or the request does not fit a packet.
     pub fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
-        Ok(self.connection.send(&request_packet(request)?, fds)?)
+        Ok(self.connection.send(request, fds)?)
     }
 
     /// Waits for the reply to a request that was sent.
@@ -90,7 +110,7 @@ impl Client {
     /// # Errors
     /// As for [`Client::ask`].
     pub fn receive(&self) -> Result<Reply, ClientError> {
-        Ok(parse_answer(&self.connection.receive()?)?)
+        Ok(self.connection.receive()?)
     }
 
     /// Adds a network; `fds` are its TAP queues if it has no `device`. Returns the epoch from which on it works.

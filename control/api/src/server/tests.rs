@@ -124,6 +124,31 @@ fn a_bad_peer_loses_its_connection_and_nobody_else_does() {
 }
 
 #[test]
+fn who_says_a_schema_is_told_ours() {
+    let mut server = Server::new("schema");
+    let peer = server.connect();
+    for (schema, answer) in [
+        (r#""schema":1,"#, r#"{"version":1,"schema":1,"reply":"pong"}"#),
+        (r#""schema":9,"since":0,"#, r#"{"version":1,"schema":1,"reply":"pong"}"#),
+        ("", r#"{"version":1,"reply":"pong"}"#),
+    ] {
+        say(&peer, format!(r#"{{"version":1,{schema}"request":"ping"}}"#).as_bytes(), &[]);
+        let requests = server.requests();
+        assert_eq!(requests.len(), 1, "{schema}");
+        server.control.answer(requests[0].connection, Ok(Reply::Pong));
+        assert_eq!(hear(&peer).as_deref(), Some(answer));
+    }
+    for (schema, error) in
+        [(r#""schema":1,"#, r#"{"version":1,"schema":1,"error""#), ("", r#"{"version":1,"error""#)]
+    {
+        let bad = server.connect();
+        say(&bad, format!(r#"{{"version":1,{schema}"request":"pong"}}"#).as_bytes(), &[]);
+        assert!(server.requests().is_empty());
+        assert!(hear(&bad).unwrap().starts_with(error));
+    }
+}
+
+#[test]
 fn surplus_descriptors_are_closed() {
     let mut server = Server::new("surplus");
     let peer = server.connect();
@@ -254,7 +279,7 @@ fn another_user_takes_no_more_than_his_share() {
             SockFlag::SOCK_CLOEXEC,
         )
         .unwrap();
-        let connection = Connection { socket: end, peer: nested.peer(), owner: 1234 };
+        let connection = Connection { socket: end, peer: nested.peer(), owner: 1234, schema: 0 };
         server.control.connections.push(Some(connection));
     }
     assert_eq!(admit(&server, 1234), Err("too many"));

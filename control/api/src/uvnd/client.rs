@@ -1,6 +1,6 @@
 //! A blocking client of `uvnd`.
 
-use crate::protocol::{Connection, Failure, parse_answer, request_packet};
+use crate::protocol::{AskError, Connection, Failure};
 use crate::uvnd::message::{Claim, NetworkState, Outcome, Reply, Request};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use std::error::Error;
@@ -56,12 +56,6 @@ impl fmt::Display for ClientError {
 
 impl Error for ClientError {}
 
-impl From<Failure> for ClientError {
-    fn from(failure: Failure) -> ClientError {
-        ClientError::Refused(failure)
-    }
-}
-
 /// One connection.
 #[derive(Debug)]
 pub struct Client {
@@ -95,12 +89,14 @@ impl Client {
     /// # Errors
     /// The connection broke, or the request failed there.
     pub fn ask<S: DeserializeOwned>(&self, request: &Request) -> Result<Reply<S>, ClientError> {
-        let answer =
-            self.connection.exchange(&request_packet(request)?, &[]).map_err(|error| match error.kind() {
-                io::ErrorKind::WouldBlock => ClientError::Late(self.patience),
-                _ => ClientError::Lost(error),
-            })?;
-        Ok(parse_answer(&answer)?)
+        self.connection.ask(request, &[]).map_err(|error| match error {
+            AskError::Lost(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                ClientError::Late(self.patience)
+            }
+            AskError::Lost(error) => ClientError::Lost(error),
+            AskError::Refused(failure) => ClientError::Refused(failure),
+            AskError::Older => ClientError::Mismatch,
+        })
     }
 
     /// Adds a lease; the user's network works when this returns.

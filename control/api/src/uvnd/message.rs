@@ -170,7 +170,7 @@ pub struct NetworkState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{Code, answer_packet, parse_answer, parse_request, request_packet};
+    use crate::protocol::{Code, SCHEMA, answer_packet, parse_answer, parse_request, request_packet};
 
     /// Nobody asks how the node is doing here.
     type Reply = super::Reply<()>;
@@ -188,7 +188,7 @@ mod tests {
             Request::Reload { dry_run: true, force: true },
             Request::Stop,
         ] {
-            assert_eq!(parse_request(&request_packet(&request).unwrap()), Ok(request));
+            assert_eq!(parse_request(&request_packet(&request, SCHEMA).unwrap()), Ok(request));
         }
     }
 
@@ -197,7 +197,7 @@ mod tests {
         let attach = br#"{"version":1,"request":{"attach":{"uid":5,"claim":{"session":{"pid":9}}}}}"#;
         let request = Request::Attach { uid: 5, claim: Claim::Session { pid: 9 }, dry_run: false };
         assert_eq!(parse_request(attach), Ok(request));
-        let answer = answer_packet(Ok(Reply::Attached { outcome: Outcome::Made, steps: vec![] }));
+        let answer = answer_packet(Ok(Reply::Attached { outcome: Outcome::Made, steps: vec![] }), 0);
         assert_eq!(answer, br#"{"version":1,"reply":{"attached":{"outcome":"made","steps":[]}}}"#);
         assert_eq!(parse_answer(&answer), Ok(Reply::Attached { outcome: Outcome::Made, steps: vec![] }));
     }

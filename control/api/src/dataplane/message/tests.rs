@@ -1,5 +1,5 @@
 use super::*;
-use crate::protocol::{self, Code, Failure, MAX_BYTES, fitting, request_packet};
+use crate::protocol::{self, Code, Failure, MAX_BYTES, SCHEMA, fitting, request_packet};
 
 fn parse(bytes: &[u8]) -> Result<Request, Failure> {
     protocol::parse_request(bytes)
@@ -10,7 +10,7 @@ fn parse_answer(bytes: &[u8]) -> Result<Reply, Failure> {
 }
 
 fn answer_packet(answer: Result<Reply, Failure>) -> Vec<u8> {
-    protocol::answer_packet(answer)
+    protocol::answer_packet(answer, 0)
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn requests_survive_the_trip() {
         Request::Histogram,
     ];
     for request in requests {
-        assert_eq!(parse(&request_packet(&request).unwrap()), Ok(request));
+        assert_eq!(parse(&request_packet(&request, SCHEMA).unwrap()), Ok(request));
     }
 }
 
@@ -96,7 +96,7 @@ fn what_is_no_request_is_refused() {
 #[test]
 fn too_much_for_a_packet_is_said() {
     let peers = vec![IpAddr::from([10, 0, 0, 1]); 10_000];
-    assert_eq!(request_packet(&Request::SetPeers { vni: 1, peers }).unwrap_err().code, Code::Invalid);
+    assert_eq!(request_packet(&Request::SetPeers { vni: 1, peers }, SCHEMA).unwrap_err().code, Code::Invalid);
     let hop = HopState { address: IpAddr::from([10, 0, 0, 1]), mac: None, mtu: None };
     let answer = answer_packet(Ok(Reply::Hops { hops: vec![hop; 10_000], next: None }));
     assert_eq!(parse_answer(&answer).unwrap_err().code, Code::Invalid);
