@@ -3,6 +3,7 @@
 use super::networks::{Networks, RESYNC, RETRY, ROUNDS, called_back, devices};
 use crate::binding::policy::policy;
 use crate::firewall;
+use crate::netlink::NetlinkError;
 use crate::network::{DataPath, Network, Nic};
 use crate::plan::{self, Item, Step};
 use crate::sysctl;
@@ -11,6 +12,12 @@ use std::path::Path;
 use std::time::Instant;
 use uvn_api::uvnd::finding::Id;
 use uvn_dataplane::port::link;
+
+/// A step that the kernel refused.
+struct Refused {
+    step: Step,
+    error: NetlinkError,
+}
 
 impl Networks {
     /// Brings everything to what it shall be, and goes on past errors. Returns the steps in the kernel.
@@ -137,7 +144,7 @@ impl Networks {
             refused.clear();
             for step in steps {
                 if let Err(error) = self.netlink.apply(&step) {
-                    refused.push(error.to_string());
+                    refused.push(Refused { step: step.clone(), error });
                 }
                 taken.push(step);
             }
@@ -147,12 +154,16 @@ impl Networks {
     }
 
     /// Whose network lacks something, and what remains of others'.
-    fn blame(&mut self, wanted: &[Item], networks: &[(u32, Vec<Item>)], refused: &[String]) {
+    fn blame(&mut self, wanted: &[Item], networks: &[(u32, Vec<Item>)], refused: &[Refused]) {
+        let reason = |step: &Step| {
+            let refused = refused.iter().find(|refused| refused.step == *step)?;
+            Some(refused.error.to_string())
+        };
         let observed: HashSet<Item> = self.netlink.observe().unwrap_or_default().into_iter().collect();
         for (uid, items) in networks {
             let Some(missing) = items.iter().find(|item| !observed.contains(item)) else { continue };
-            let step = Step::Create(missing.clone()).to_string();
-            let reason = refused.iter().find(|reason| reason.starts_with(&step)).cloned();
+            let step = Step::Create(missing.clone());
+            let reason = reason(&step);
             self.fault(
                 *uid,
                 reason.unwrap_or_else(|| format!("{step}: it does not stay; what else changes it?")),
@@ -160,9 +171,7 @@ impl Networks {
         }
         for step in plan::diff(wanted, &observed.into_iter().collect::<Vec<_>>()) {
             if let Step::Delete(_) = step {
-                let step = step.to_string();
-                let reason = refused.iter().find(|reason| reason.starts_with(&step)).cloned();
-                self.warn(Id::Kernel, reason.unwrap_or(step));
+                self.warn(Id::Kernel, reason(&step).unwrap_or_else(|| step.to_string()));
             }
         }
     }
