@@ -25,11 +25,11 @@ use std::error::Error;
 use std::path::Path;
 use std::time::Duration;
 use trial::device_of_socket;
-use uvn_api::dataplane::message::Note;
-use uvn_api::uvnd::client::Client;
+use uvn_api::dataplane::message::{Note, State};
+use uvn_api::uvnd::client::{Client, ClientError};
 use uvn_api::uvnd::finding::{Finding, Id, LOG};
-use uvn_api::uvnd::message::{self, Request};
-use uvn_api::uvnd::status::{Reply, Status};
+use uvn_api::uvnd::message;
+use uvn_api::uvnd::status::{Carrier, Status};
 
 /// How long the addresses of nodes are waited for.
 const NAMES: Duration = Duration::from_secs(10);
@@ -104,7 +104,10 @@ fn look(config: &Config, peers: &Peers) -> Result<Vec<Finding>, Box<dyn Error>> 
             for nic in &mut node.nics {
                 // What `auto` came to is known to uvnd.
                 if let Some(state) = status.nics.iter().find(|state| state.name == nic.name) {
-                    nic.path = if state.path == "kernel" { DataPath::Kernel } else { DataPath::Engine };
+                    nic.path = match state.carrier {
+                        Carrier::Kernel => DataPath::Kernel,
+                        Carrier::DataPlane | Carrier::Unknown => DataPath::Engine,
+                    };
                 }
             }
             check_status(&status, &mut findings);
@@ -132,11 +135,8 @@ fn look(config: &Config, peers: &Peers) -> Result<Vec<Finding>, Box<dyn Error>> 
     Ok(findings)
 }
 
-fn ask() -> Result<Status, Box<dyn Error>> {
-    match Client::connect(message::socket())?.ask(&Request::Status)? {
-        Reply::Status(status) => Ok(*status),
-        _ => Err("uvnd's answer does not fit the request".into()),
-    }
+fn ask() -> Result<Status, ClientError> {
+    Client::connect(message::socket())?.status()
 }
 
 fn networks(leases: &Leases) -> Vec<Network> {
@@ -153,22 +153,18 @@ fn check_status(status: &Status, findings: &mut Vec<Finding>) {
                 "`ip link set up` it",
             ));
         }
-        let Some(engine) = &nic.engine else { continue };
+        let Some(data_plane) = &nic.data_plane else { continue };
         // Which devices are endpoints is better known here: [`host::warnings`] has those.
-        let notes = engine.notes.iter().filter(|note| !matches!(note, Note::Rival { .. }));
+        let notes = data_plane.notes.iter().filter(|note| !matches!(note, Note::Rival { .. }));
         findings.extend(notes.map(|note| host::noted(&nic.name, note)));
-        if !["running", "down"].contains(&engine.state.as_str()) {
-            findings.push(Finding::fault(
-                Id::DataPlane,
-                format!("the engine of {}: {}", nic.name, engine.state),
-                LOG,
-            ));
+        if !matches!(data_plane.state, State::Running | State::Down) {
+            let why = data_plane.fault.clone().unwrap_or_else(|| data_plane.state.to_string());
+            let what = format!("the data plane of {}: {why}", nic.name);
+            findings.push(Finding::fault(Id::DataPlane, what, LOG));
         }
-        if engine.networks != status.networks {
-            let text = format!(
-                "the engine of {} has {} networks, not {}",
-                nic.name, engine.networks, status.networks
-            );
+        if data_plane.networks != status.networks {
+            let (has, all) = (data_plane.networks, status.networks);
+            let text = format!("the data plane of {} has {has} networks, not {all}", nic.name);
             findings.push(Finding::fault(Id::DataPlaneNetworks, text, LOG));
         }
     }
@@ -225,7 +221,7 @@ impl Promise<'_> {
             let shall = Others::new(&self.node, nic, self.peers).allowed;
             if feed::was_told(&nic.name).is_none_or(|told| told != shall) {
                 let text =
-                    format!("the engine of {} takes frames of other nodes than [peers] lists", nic.name);
+                    format!("the data plane of {} takes frames of other nodes than [peers] lists", nic.name);
                 findings.push(Finding::fault(Id::DataPlanePeers, text, LOG));
             }
         }
@@ -321,7 +317,7 @@ mod tests {
     use uvn_api::uvnd::status::{DataPlane, NicState};
 
     fn status(notes: Vec<Note>) -> Status {
-        let engine = DataPlane { state: "running".into(), notes, ..DataPlane::default() };
+        let data_plane = DataPlane { state: State::Running, notes, ..DataPlane::default() };
         let nic = NicState {
             name: "em1".into(),
             up: true,
@@ -329,22 +325,11 @@ mod tests {
             addresses: Vec::new(),
             vteps: Vec::new(),
             port: 4789,
-            path: "engine".into(),
+            carrier: Carrier::DataPlane,
             reason: String::new(),
-            engine: Some(engine),
+            data_plane: Some(data_plane),
         };
-        Status {
-            version: String::new(),
-            pid: 1,
-            config: String::new(),
-            nics: vec![nic],
-            networks: 0,
-            leases: 0,
-            verdicts: Vec::new(),
-            observes: false,
-            refused: Vec::new(),
-            findings: Vec::new(),
-        }
+        Status { nics: vec![nic], ..Status::default() }
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod follow;
 mod holders;
 mod networks;
 mod newcomers;
+mod page;
 mod reconcile;
 mod refused;
 mod request;
@@ -30,9 +31,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use uvn_api::daemon::{notify, raise_file_limit};
+use uvn_api::protocol::{Code, Failure};
 use uvn_api::server::{Control, ControlError, Limits};
 use uvn_api::toml_file::ConfigError;
 use uvn_api::uvnd::message::{self, Request};
+use uvn_api::uvnd::older;
 
 const SIGNALS: Token = Token(0);
 const NETLINK: Token = Token(1);
@@ -256,6 +259,12 @@ impl Daemon {
             let Some(incoming) = control.take() else { continue };
             self.stopping |= incoming.request == Request::Stop && incoming.peer.uid == 0;
             let answer = self.networks.answer(incoming.request, incoming.peer);
+            if incoming.schema > 0 {
+                return control.answer(incoming.connection, answer);
+            }
+            let answer = answer.and_then(|reply| {
+                older::reply(reply).map_err(|error| Failure::new(Code::Failed, error.to_string()))
+            });
             return control.answer(incoming.connection, answer);
         }
     }

@@ -26,7 +26,9 @@ use std::time::{Duration, Instant};
 use supervise::is_quiet;
 use thiserror::Error;
 use uvn_api::dataplane::client::{Client, ClientError};
-use uvn_api::dataplane::message::{ENDPOINT_FULL, NetworkState, Reply, Request, UnknownVni};
+use uvn_api::dataplane::message::{
+    self, ENDPOINT_FULL, Gear, NetworkState, Reply, Request, UnknownVni, XdpMode,
+};
 use uvn_api::uvnd::status::DataPlane;
 use uvn_dataplane::port::tap::TapError;
 use uvn_dataplane::port::xsk::MAX_MTU;
@@ -190,11 +192,11 @@ impl Feed {
     /// Why the data plane is a bad choice for the NIC though it runs there; None: it is not. For `auto`.
     pub fn drawback(&mut self) -> Option<String> {
         let summary = self.summary()?;
-        if self.nic.mtu as usize > MAX_MTU && summary.gear.as_deref() == Some("engine") {
+        if self.nic.mtu as usize > MAX_MTU && summary.gear == Some(Gear::Engine) {
             let (mtu, why) = (self.nic.mtu, summary.gear_reason.unwrap_or_default());
             return Some(format!("MTU {mtu} is more than the engine takes ({MAX_MTU}); no shortcut: {why}"));
         }
-        let generic = summary.xdp.as_deref() == Some("generic");
+        let generic = summary.xdp == Some(XdpMode::Generic);
         generic.then(|| "its driver has no XDP; the engine would be slower than the kernel".into())
     }
 
@@ -350,24 +352,28 @@ impl Feed {
         self.states().unwrap_or_default().iter().filter_map(|state| Vni::new(state.vni)).collect()
     }
 
+    /// The networks that it does not carry, and why.
+    pub fn faults(&self) -> impl Iterator<Item = (Vni, &str)> {
+        self.wanted.iter().filter_map(|(vni, wanted)| Some((*vni, wanted.fault.as_deref()?)))
+    }
+
     /// How it is.
     pub fn status(&mut self) -> DataPlane {
         let summary = self.summary();
         let counters = self.ask(&Request::Counters);
         let mut status = DataPlane { restarts: self.restarts, ..DataPlane::default() };
-        let faults = self
-            .wanted
-            .iter()
-            .filter_map(|(vni, wanted)| wanted.fault.clone().map(|fault| (vni.get(), fault)));
-        status.faults = faults.collect();
         let Some(summary) = summary else {
-            status.state = self.fault.clone().unwrap_or_else(|| "starting".into());
+            status.fault.clone_from(&self.fault);
+            if status.fault.is_some() {
+                status.state = message::State::Failed;
+            }
             return status;
         };
         if let State::Up { pid, .. } = self.state {
             status.process = Some(pid);
         }
-        (status.state, status.xdp, status.zero_copy) = (summary.state, summary.xdp, summary.zero_copy);
+        (status.state, status.fault) = (summary.state, summary.fault);
+        (status.xdp, status.zero_copy) = (summary.xdp, summary.zero_copy);
         (status.gear, status.gear_reason) = (summary.gear, summary.gear_reason);
         (status.shortcut, status.waiting) = (summary.shortcut, summary.waiting);
         (status.workers, status.networks) = (summary.workers.len(), summary.networks);

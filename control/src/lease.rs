@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 use thiserror::Error;
+use uvn_api::uvnd::message;
 
 /// What a lease is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -44,6 +45,17 @@ impl fmt::Display for Kind {
             Kind::Manual => "manual",
             Kind::Peer => "peer",
         })
+    }
+}
+
+impl From<Kind> for message::Kind {
+    fn from(kind: Kind) -> message::Kind {
+        match kind {
+            Kind::Session => message::Kind::Session,
+            Kind::Job => message::Kind::Job,
+            Kind::Manual => message::Kind::Manual,
+            Kind::Peer => message::Kind::Peer,
+        }
     }
 }
 

@@ -14,7 +14,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use uvn_api::dataplane::client::Client;
-use uvn_api::dataplane::config::Path as Gear;
+use uvn_api::dataplane::config;
+use uvn_api::dataplane::message::{Gear, State};
 use uvn_api::uvnd::status::DataPlane;
 use uvn_control::feed::{Feed, FeedError, Others};
 use uvn_control::network::{DataPath, Network, Nic, Node};
@@ -132,7 +133,7 @@ fn pid() -> i32 {
 #[track_caller]
 fn settle(feed: &mut Feed) {
     let end = Instant::now() + PATIENCE;
-    while !feed.is_settled() || !feed.status().faults.is_empty() {
+    while !feed.is_settled() || feed.faults().next().is_some() {
         assert!(Instant::now() < end, "it does not settle: {:?}", feed.status());
         let wait = feed.due().saturating_duration_since(Instant::now());
         std::thread::sleep(wait.min(Duration::from_millis(20)));
@@ -161,7 +162,7 @@ fn what_is_added_is_carried_also_after_a_crash() {
     feed.add(&network(1001)).unwrap();
     assert_eq!(feed.networks(), vnis(&[1000, 1001]));
     let status = feed.status();
-    assert_eq!((status.state.as_str(), status.networks, status.workers), ("running", 2, 1));
+    assert_eq!((status.state, status.networks, status.workers), (State::Running, 2, 1));
     assert_eq!(status.process, Some(pid()));
     feed.remove(Vni::new(1000).unwrap());
     assert_eq!(feed.networks(), vnis(&[1001]));
@@ -275,7 +276,9 @@ fn one_that_cannot_start_says_why() {
     let mut feed = host.feed();
     let error = feed.start().unwrap_err().to_string();
     assert!(error.contains("em1 is not an Ethernet device"), "{error}");
-    assert!(feed.status().state.contains("not an Ethernet device"));
+    let status = feed.status();
+    assert_eq!(status.state, State::Failed);
+    assert!(status.fault.unwrap().contains("not an Ethernet device"));
 }
 
 #[test]
@@ -290,7 +293,7 @@ fn a_network_without_an_endpoint_is_refused_and_the_others_are_not() {
     assert!(nix::net::if_::if_nametoindex("uvn1000.0").is_err(), "it was made, in the default VRF");
     feed.add(&network(1001)).unwrap();
     assert_eq!(feed.networks(), vnis(&[1001]));
-    assert!(feed.status().faults.contains_key(&1000));
+    assert!(feed.faults().any(|(vni, _)| vni.get() == 1000));
 }
 
 #[test]
@@ -318,11 +321,11 @@ fn peers_change_without_a_restart_and_all_else_with_one() {
     assert_eq!(networks[0].addresses, moved.addresses);
 
     let process = pid();
-    let engine = Nic { gear: Gear::Engine, ..moved.clone() };
+    let engine = Nic { gear: config::Path::Engine, ..moved.clone() };
     feed.follow(engine, others(&moved, &nodes));
     settle(&mut feed);
     assert_ne!(pid(), process);
     let status = feed.status();
-    assert_eq!((status.gear.as_deref(), status.gear_reason.as_deref()), (Some("engine"), Some("configured")));
+    assert_eq!((status.gear, status.gear_reason.as_deref()), (Some(Gear::Engine), Some("configured")));
     assert_eq!((status.networks, status.shortcut), (1, 0));
 }

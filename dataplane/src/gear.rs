@@ -32,7 +32,7 @@ use takeover::Takeover;
 use thiserror::Error;
 use thread::Notifier;
 use uvn_api::dataplane::config::{Config, Path};
-use uvn_api::dataplane::message::{Boost, Counts, NetworkState, Note, Summary};
+use uvn_api::dataplane::message::{self, Boost, Counts, NetworkState, Note, Summary, XdpMode};
 use uvn_api::dataplane::vteps::Vteps;
 use uvn_engine::port::Nic as _;
 use uvn_engine::tables::Tables;
@@ -410,11 +410,14 @@ impl Gear {
             Some(Boost::Awake) => "; cores stay awake, which carries more now",
         };
         summary.xdp = self.programs.mode().map(|mode| match mode {
-            Mode::Driver => "driver".into(),
-            Mode::Generic { .. } => "generic".into(),
+            Mode::Driver => XdpMode::Driver,
+            Mode::Generic { .. } => XdpMode::Generic,
         });
         summary.zero_copy = self.zero_copy;
-        summary.gear = Some(if self.shortcut.is_some() { "shortcut" } else { "engine" }.into());
+        summary.gear = Some(match self.shortcut {
+            Some(_) => message::Gear::Shortcut,
+            None => message::Gear::Engine,
+        });
         summary.gear_reason = Some(format!("{}{boosted}", self.why));
         summary.boost = boost;
         summary.workers = self.workers.states();

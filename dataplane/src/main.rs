@@ -9,7 +9,8 @@ use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 use uvn_api::dataplane::client::{Client, ClientError};
 use uvn_api::dataplane::config::Config;
-use uvn_api::dataplane::message::{Counts, Reply, Request, Residency, Summary};
+use uvn_api::dataplane::message::{Counts, Gear, Reply, Request, Residency, Summary};
+use uvn_api::protocol::SCHEMA;
 use uvn_dataplane::capture::{self, CaptureError};
 use uvn_dataplane::service::Service;
 
@@ -113,7 +114,8 @@ fn show(socket: &Path, as_json: bool) -> Result<(), Box<dyn Error>> {
     if as_json {
         let counters = json!({ "total": total, "workers": workers, "xdp": xdp, "lost": lost });
         let whole = json!({
-            "show": summary, "counters": counters, "histogram": residency, "networks": networks, "hops": hops,
+            "schema": SCHEMA, "show": summary, "counters": counters, "histogram": residency, "networks": networks,
+            "hops": hops,
         });
         serde_json::to_writer_pretty(&mut out, &whole)?;
         writeln!(out)?;
@@ -125,7 +127,7 @@ fn show(socket: &Path, as_json: bool) -> Result<(), Box<dyn Error>> {
     writeln!(out, "total      {}", in_words(&total))?;
     let xdp: Vec<String> = xdp.iter().map(|(name, count)| format!("{name} {count}")).collect();
     writeln!(out, "xdp        {}; lost at the sockets {lost}", xdp.join(", "))?;
-    let has_shortcut = summary.gear.as_deref() == Some("shortcut");
+    let has_shortcut = summary.gear == Some(Gear::Shortcut);
     for network in networks {
         let device = network.device.as_deref().unwrap_or("handed over");
         let gear = if !has_shortcut || network.shortcut {
@@ -152,19 +154,22 @@ fn show(socket: &Path, as_json: bool) -> Result<(), Box<dyn Error>> {
 fn print_summary(out: &mut impl Write, summary: &Summary) -> std::io::Result<()> {
     let Summary { nic, state, mtu, mac, port, epoch, networks, hops, unresolved, .. } = summary;
     let vtep: Vec<String> = summary.vtep.iter().map(ToString::to_string).collect();
-    let xdp = summary.xdp.as_deref().unwrap_or("none");
+    let xdp = summary.xdp.map_or_else(|| "none".into(), |mode| mode.to_string());
+    let fault = summary.fault.as_ref().map(|fault| format!(" ({fault})")).unwrap_or_default();
     let copies = match summary.zero_copy {
         Some(true) => "zero-copy",
         Some(false) => "copy",
         None => "closed",
     };
-    writeln!(out, "{nic}: {state}, mtu {mtu}, mac {mac}, vtep {} port {port}", vtep.join(" "))?;
+    writeln!(out, "{nic}: {state}{fault}, mtu {mtu}, mac {mac}, vtep {} port {port}", vtep.join(" "))?;
     writeln!(out, "xdp {xdp}, sockets {copies}, epoch {epoch}")?;
     if let (Some(gear), Some(why)) = (&summary.gear, &summary.gear_reason) {
         writeln!(out, "gear {gear}: {why}")?;
     }
-    let gears = match summary.gear.as_deref() {
-        Some("shortcut") => format!(" ({} in the shortcut, {} to follow)", summary.shortcut, summary.waiting),
+    let gears = match summary.gear {
+        Some(Gear::Shortcut) => {
+            format!(" ({} in the shortcut, {} to follow)", summary.shortcut, summary.waiting)
+        }
         _ => String::new(),
     };
     for note in &summary.notes {

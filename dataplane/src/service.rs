@@ -250,6 +250,7 @@ impl Service {
             let requests_wait = incoming.is_some();
             if let Some(incoming) = incoming {
                 let answer = self.answer(incoming.request, incoming.fds);
+                let answer = answer.map(|reply| reply.in_schema(incoming.schema));
                 if let Some(control) = &mut self.control {
                     control.answer(incoming.connection, answer);
                 }

@@ -13,7 +13,7 @@ use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use uvn_api::dataplane::message::{ENDPOINT_QUEUES, Summary};
+use uvn_api::dataplane::message::{ENDPOINT_QUEUES, State, Summary, XdpMode};
 use uvn_dataplane::port::tap::Tap;
 
 #[test]
@@ -77,7 +77,7 @@ fn jumbo_frames_are_used_as_far_as_a_umem_frame_reaches() {
     let client = rig.start(&network);
     let mtu = rig.user_here.ip("-o link show u1234");
     assert!(mtu.contains("mtu 3776"), "{mtu}");
-    assert_eq!(show(&client).xdp.as_deref(), Some("generic"), "the veth driver takes no more than 3.5 KB");
+    assert_eq!(show(&client).xdp, Some(XdpMode::Generic), "the veth driver takes no more than 3.5 KB");
     rig.user_there.ip("link set vx1234 mtu 3776");
     rig.expect_overlay();
     // The longest datagram that fits.
@@ -166,10 +166,10 @@ fn the_nic_goes_down_and_up() {
     rig.start(&network);
     rig.expect_overlay();
     rig.here.ip("link set em1 down");
-    rig.wait_for("state", |rig| rig.engine_state().as_deref() == Some("down"));
+    rig.wait_for("state", |rig| rig.engine_state() == Some(State::Down));
     assert!(!reaches(&rig.user_here, &rig.user_there, Duration::from_secs(1)));
     rig.here.ip("link set em1 up");
-    rig.wait_for("state", |rig| rig.engine_state().as_deref() == Some("running"));
+    rig.wait_for("state", |rig| rig.engine_state() == Some(State::Running));
     rig.expect_overlay();
 }
 
@@ -179,7 +179,7 @@ fn a_nic_that_is_down_at_the_start_is_waited_for() {
     rig.here.ip("link set em1 down");
     let network = rig.network();
     rig.engine = Some(rig.command(&network).spawn().unwrap());
-    rig.wait_for("state", |rig| rig.engine_state().as_deref() == Some("down"));
+    rig.wait_for("state", |rig| rig.engine_state() == Some(State::Down));
     rig.here.ip("link set em1 up");
     rig.expect_overlay();
 }
@@ -324,11 +324,11 @@ fn the_nic_is_removed_and_comes_back() {
     let client = rig.start(&network);
     rig.expect_overlay();
     rig.here.ip("link del em1");
-    rig.wait_for("state", |_| show(&client).state == "absent");
+    rig.wait_for("state", |_| show(&client).state == State::Absent);
     assert_eq!(show(&client).workers.len(), 0);
     assert!(rig.user_here.ip("link show u1234").contains("u1234"), "the endpoint stays");
     rig.wire("");
-    rig.wait_for("state", |_| show(&client).state == "running");
+    rig.wait_for("state", |_| show(&client).state == State::Running);
     rig.expect_overlay();
 }
 
@@ -357,7 +357,7 @@ fn the_way_leads_through_a_router() {
     let text = text.replace("vtep = [\"10.0.0.1\"]", "vtep = [\"10.0.1.1\"]");
     fs::write(&file, text.replace("vtep = [{ address = \"10.0.0.2\" }]\n", "")).unwrap();
     rig.engine = Some(command.spawn().unwrap());
-    rig.wait_for("state", |rig| rig.engine_state().as_deref() == Some("running"));
+    rig.wait_for("state", |rig| rig.engine_state() == Some(State::Running));
     let client = rig.client();
     assert!(!reaches(&rig.user_here, &rig.user_there, Duration::from_secs(1)), "there is no route yet");
     rig.here.ip("route add 10.0.2.0/24 via 10.0.1.254 mtu 1400");

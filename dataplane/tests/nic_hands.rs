@@ -15,13 +15,13 @@ use common::{NetNs, until};
 use links::Links;
 use pair::{GEARS, Rig};
 use std::net::UdpSocket;
-use uvn_api::dataplane::message::Note;
+use uvn_api::dataplane::message::{Note, State, XdpMode};
 use uvn_dataplane::port::link;
 
 /// In the gear in which it was.
 fn works_again(rig: &Rig, sections: &str) {
     let engine = &rig.engines[0];
-    until("the NIC in use", || engine.summary().state == "running");
+    until("the NIC in use", || engine.summary().state == State::Running);
     until("the same gear", || engine.network(VNI).shortcut == (sections == GEARS[1]));
     until("the next hop", || engine.client().hops().unwrap().iter().all(|hop| hop.mac.is_some()));
     rig.speak();
@@ -74,7 +74,7 @@ fn the_nic_is_renamed_and_moved() {
     for sections in GEARS {
         let rig = Rig::new(sections, 1500);
         let elsewhere = NetNs::new("elsewhere");
-        let absent = || rig.engines[0].summary().state == "absent";
+        let absent = || rig.engines[0].summary().state == State::Absent;
         rig.here().ip("link set em1 name em9");
         until("its absence", absent);
         rig.here().ip("link set em9 name em1");
@@ -98,7 +98,7 @@ fn the_nic_is_set_down() {
         rig.speak();
         rig.here().ip("link set em1 down");
         let engine = &rig.engines[0];
-        until("its state", || engine.summary().state == "down");
+        until("its state", || engine.summary().state == State::Down);
         until("no way", || {
             let (hops, summary) = (engine.client().hops().unwrap(), engine.summary());
             let is_told = summary.workers.iter().all(|worker| worker.epoch == summary.epoch);
@@ -123,7 +123,7 @@ fn the_nic_is_made_anew() {
         let rig = Rig::new(sections, 1500);
         let node = rig.here();
         node.ip("link del em1");
-        until("its absence", || rig.engines.iter().all(|engine| engine.summary().state == "absent"));
+        until("its absence", || rig.engines.iter().all(|engine| engine.summary().state == State::Absent));
         let links = node.ip("-br link show");
         assert!(!links.contains("slow-") && !links.contains("gro-"), "{links}");
         // Once a data plane has its end, a veth's other end has no offloads to switch off.
@@ -136,7 +136,7 @@ fn the_nic_is_made_anew() {
             node.ip(&format!("addr add 10.0.0.{}/24 dev em1", number + 1));
         }
         for engine in &rig.engines {
-            until("the NIC in use", || engine.summary().state == "running");
+            until("the NIC in use", || engine.summary().state == State::Running);
         }
         works_again(&rig, sections);
     }
@@ -197,8 +197,8 @@ fn a_bridge_is_a_nic() {
         let settings = Settings { sections, generic: true, ..Settings::default() };
         let rig = Rig::on(Cluster::bridged(&V4[..2]).together(), &settings);
         let summary = rig.engines[0].summary();
-        let xdp = (sections == GEARS[0]).then_some("generic");
-        assert_eq!(summary.xdp.as_deref(), xdp);
+        let xdp = (sections == GEARS[0]).then_some(XdpMode::Generic);
+        assert_eq!(summary.xdp, xdp);
         rig.speak();
         rig.cluster.talk(0, 1);
         rig.engines.iter().for_each(Engine::assert_no_drops);
@@ -240,7 +240,7 @@ fn frames_that_generic_xdp_does_not_see_are_noted() {
     let engine =
         |node, sections| cluster.engine(node, &Settings { sections, generic: true, ..Settings::default() });
     let engines = [engine(0, GEARS[0]), engine(1, GEARS[1])];
-    assert_eq!(engines[0].summary().xdp.as_deref(), Some("generic"));
+    assert_eq!(engines[0].summary().xdp, Some(XdpMode::Generic));
     let ((_, own), (there, theirs)) = (cluster.user(0), cluster.user(1));
     let Place(there, theirs) = Place(there, theirs[0]);
     let socket = there.run(|| UdpSocket::bind((theirs, 0)).unwrap());

@@ -15,7 +15,7 @@ use numbered::{Numbered, OVERLAY, VNI};
 use std::net::IpAddr;
 use std::time::Duration;
 use uvn_api::dataplane::config::Vtep;
-use uvn_api::dataplane::message::Request;
+use uvn_api::dataplane::message::{Gear, Request, State};
 use uvn_wire::ethernet::Mac;
 
 #[test]
@@ -81,10 +81,10 @@ fn the_nic_goes_comes_and_changes_under_traffic() {
         let engine = rig.engine();
         let before = engine.network(VNI).counts;
         rig.node.ip("link set em1 down");
-        until("down", || engine.summary().state == "down");
+        until("down", || engine.summary().state == State::Down);
         rig.node.ip("link set em1 up");
         rig.node.ip(&format!("neigh replace {} lladdr 02:00:00:00:00:02 nud permanent dev em1", v4(2)));
-        until("running", || engine.summary().state == "running");
+        until("running", || engine.summary().state == State::Running);
         rig.assert_open("up again");
         until("the gear at work", || {
             engine.network(VNI).shortcut && engine.counted().verdict("tc_encapsulated") > 10
@@ -105,7 +105,7 @@ fn the_nic_goes_comes_and_changes_under_traffic() {
     let engine = rig.engine();
     let before = engine.network(VNI).counts;
     rig.node.ip("link del em1");
-    until("absent", || engine.summary().state == "absent");
+    until("absent", || engine.summary().state == State::Absent);
     let after = engine.network(VNI);
     assert!(!after.shortcut);
     assert_eq!(
@@ -114,7 +114,7 @@ fn the_nic_goes_comes_and_changes_under_traffic() {
         "kept"
     );
     rig.wire();
-    until("running", || engine.summary().state == "running");
+    until("running", || engine.summary().state == State::Running);
     engine.wait_for_gear();
     assert!(engine.network(VNI).shortcut);
     rig.flow(|rig| rig.assert_open("on another NIC"));
@@ -146,9 +146,9 @@ fn an_endpoint_is_deleted_under_traffic() {
     rig.node.ip("link set other up");
     // All is attached anew.
     rig.node.ip("link del em1");
-    until("absent", || rig.engine().summary().state == "absent");
+    until("absent", || rig.engine().summary().state == State::Absent);
     rig.wire();
-    until("running", || rig.engine().summary().state == "running");
+    until("running", || rig.engine().summary().state == State::Running);
     rig.engine().wait_for_gear();
     let stranger = PacketSocket::new(&rig.node, "u1234");
     let (before, count) = (rig.engine().counted(), 10);
@@ -168,12 +168,12 @@ fn the_choice_of_the_gear_is_told() {
         let carried = rig.engine().network(VNI).shortcut;
         (summary.gear.unwrap(), summary.gear_reason.unwrap(), carried)
     };
-    assert_eq!(gear("path = \"engine\""), ("engine".into(), "configured".into(), false));
-    assert_eq!(gear("path = \"shortcut\""), ("shortcut".into(), "configured".into(), true));
+    assert_eq!(gear("path = \"engine\""), (Gear::Engine, "configured".into(), false));
+    assert_eq!(gear("path = \"shortcut\""), (Gear::Shortcut, "configured".into(), true));
     let (name, reason, carried) = gear("");
-    assert!(name == "shortcut" && !reason.is_empty() && carried, "{name}: {reason}");
+    assert!(name == Gear::Shortcut && !reason.is_empty() && carried, "{name}: {reason}");
     let (name, reason, carried) = gear("[encapsulation]\nchecksum = true");
-    assert!(name == "engine" && reason.contains("checksums") && !carried, "{name}: {reason}");
+    assert!(name == Gear::Engine && reason.contains("checksums") && !carried, "{name}: {reason}");
 }
 
 #[test]

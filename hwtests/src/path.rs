@@ -67,7 +67,7 @@ pub fn wait_for_gear(node: &Node) {
     for nic in node.nics() {
         let what = format!("end of networks that wait for the shortcut of {}", nic.name);
         node.wait(&what, PATIENCE, || {
-            status(node, &nic.name)["engine"]["waiting"].as_u64().unwrap_or(0) == 0
+            status(node, &nic.name)["data_plane"]["waiting"].as_u64().unwrap_or(0) == 0
         });
     }
 }
@@ -80,11 +80,15 @@ pub fn assert_chosen(node: &Node, path: &str) {
         "auto" => "engine",
         path => path,
     };
-    let data_plane = &state["engine"];
+    let data_plane = &state["data_plane"];
     match expected {
-        "kernel" => assert_eq!(state["path"], "kernel", "{state}"),
+        "kernel" => assert_eq!(state["carrier"], "kernel", "{state}"),
         gear => {
-            assert_eq!((&state["path"], &data_plane["gear"]), (&"engine".into(), &gear.into()), "{state}");
+            assert_eq!(
+                (&state["carrier"], &data_plane["gear"]),
+                (&"data_plane".into(), &gear.into()),
+                "{state}"
+            );
             let shown = node.uvn(&["status"]);
             assert!(shown.contains(&format!("\n  gear {gear}: ")), "{shown}");
         }
@@ -101,7 +105,7 @@ pub fn assert_chosen(node: &Node, path: &str) {
 pub fn assert_used(node: &Node, path: &str) {
     assert_chosen(node, path);
     let state = status(node, &node.nics()[0].name);
-    let data_plane = &state["engine"];
+    let data_plane = &state["data_plane"];
     let frames = |verdict: &str| data_plane["verdicts"][verdict].as_u64().unwrap();
     if data_plane["gear"] == "shortcut" {
         assert!(frames("tc_stripped") > 0 && frames("tc_encapsulated") > 0, "{}: {state}", node.name());

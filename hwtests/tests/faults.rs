@@ -210,7 +210,7 @@ fn the_data_plane_is_killed_under_traffic() {
     [here, there].into_iter().for_each(|node| attach(node, ALICE));
     let flow = Flow::start(ALICE, here, there, 5000);
     let status: Value = serde_json::from_str(&here.uvn(&["status", "--json"])).unwrap();
-    let engine = status["nics"][0]["engine"]["process"].as_i64().unwrap();
+    let engine = status["nics"][0]["data_plane"]["process"].as_i64().unwrap();
     kill(Pid::from_raw(i32::try_from(engine).unwrap()), Signal::SIGKILL).unwrap();
     flow.finish();
     [here, there].into_iter().for_each(approve);

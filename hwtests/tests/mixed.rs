@@ -110,13 +110,13 @@ fn carrier(node: &Node, nic: &str) -> (String, String) {
 
 /// The process of a NIC's data plane.
 fn engine(node: &Node, nic: &str) -> Option<i32> {
-    status(node, nic)["engine"]["process"].as_i64().map(|pid| i32::try_from(pid).unwrap())
+    status(node, nic)["data_plane"]["process"].as_i64().map(|pid| i32::try_from(pid).unwrap())
 }
 
 fn wait_until_running(node: &Node, nic: &str) {
     node.wait("data plane", PATIENCE, || {
-        let engine = &status(node, nic)["engine"];
-        engine["state"] == "running" && engine["networks"] == 2
+        let data_plane = &status(node, nic)["data_plane"];
+        data_plane["state"] == "running" && data_plane["networks"] == 2
     });
     path::wait_for_gear(node);
 }
@@ -401,10 +401,10 @@ fn a_nic_changes_its_data_path(path: &str) {
     site.cluster.attach(&[ALICE, BOB]);
     let [here, there] = site.cluster.pair();
     site.assert_connected();
-    for (to, carrier) in [("kernel", "kernel"), (path, "engine")] {
+    for (to, carrier) in [("kernel", "kernel"), (path, "data_plane")] {
         here.write("/etc/uvn/uvn.toml", &site.cluster.config(to, ""));
         here.uvn(&["reload"]);
-        assert_eq!(status(here, "em1")["path"], carrier);
+        assert_eq!(status(here, "em1")["carrier"], carrier);
         let said = here.uvn(&["status"]);
         assert!(!said.contains("UVN-NETWORK-FAULT"), "{to}: {said}");
         if to != "kernel" {

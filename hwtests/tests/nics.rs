@@ -5,7 +5,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 use uvn_api::dataplane::client::Client;
-use uvn_api::dataplane::message::{Note, Reply, Request, Summary};
+use uvn_api::dataplane::message::{Note, Reply, Request, State, Summary, XdpMode};
 use uvn_hwtests::node::program;
 use uvn_hwtests::{Namespace, with_paths};
 
@@ -59,7 +59,9 @@ impl Rig {
             drop(command.spawn().unwrap());
         }
         for node in &self.nodes {
-            node.wait("data plane", PATIENCE, || self.summary(node).is_some_and(|it| it.state == "running"));
+            node.wait("data plane", PATIENCE, || {
+                self.summary(node).is_some_and(|it| it.state == State::Running)
+            });
         }
         self.talk();
     }
@@ -82,8 +84,8 @@ impl Rig {
 
     fn assert_gear(&self) {
         let summary = self.summary(&self.nodes[0]).unwrap();
-        assert_eq!(summary.gear.as_deref(), Some(self.path));
-        assert_eq!(summary.xdp.as_deref(), (self.path == "engine").then_some("generic"), "{summary:?}");
+        assert_eq!(summary.gear.map(|gear| gear.to_string()).as_deref(), Some(self.path));
+        assert_eq!(summary.xdp, (self.path == "engine").then_some(XdpMode::Generic), "{summary:?}");
     }
 }
 

@@ -179,8 +179,8 @@ fn data_plane_is_restarted(desk: &Namespace) {
     };
     let carries = || {
         let status: serde_json::Value = serde_json::from_str(&sh("uvn status --json")).unwrap();
-        let engine = &status["nics"][0]["engine"];
-        engine["state"] == "running" && engine["networks"] == 1
+        let data_plane = &status["nics"][0]["data_plane"];
+        data_plane["state"] == "running" && data_plane["networks"] == 1
     };
     let alice = Session::open(desk, ALICE, NODE);
     wait("data plane", Duration::from_secs(60), carries);

@@ -171,17 +171,35 @@ pub fn answer_packet<A: Serialize>(answer: Result<A, Failure>, schema: u32) -> V
     packet.or_else(|failure| answered(None, Some(failure))).unwrap_or_default()
 }
 
-/// How many of `items` fit one packet beside `reserved` bytes of other content.
-pub fn fitting<T: Serialize>(items: impl IntoIterator<Item = T>) -> usize {
-    /// For what stands around the items.
+/// What is left of a packet, bytes.
+#[derive(Debug, Clone)]
+pub struct Room(usize);
+
+impl Room {
+    /// For what stands around the content.
     const AROUND: usize = 256;
-    let mut room = MAX_BYTES - AROUND;
-    let fits = |item: T| {
-        let length = serde_json::to_vec(&item).map_or(usize::MAX, |bytes| bytes.len().saturating_add(1));
-        room = room.checked_sub(length)?;
-        Some(())
-    };
-    items.into_iter().map_while(fits).count()
+
+    /// All of it, but for what else it holds.
+    pub fn beside<T: Serialize>(content: &T) -> Room {
+        Room((MAX_BYTES - Room::AROUND).saturating_sub(length(content)))
+    }
+
+    /// Whether an item, and a comma, still fits; it takes that room then.
+    pub fn takes<T: Serialize>(&mut self, item: &T) -> bool {
+        let left = self.0.checked_sub(length(item).saturating_add(1));
+        self.0 = left.unwrap_or(self.0);
+        left.is_some()
+    }
+}
+
+fn length<T: Serialize>(item: &T) -> usize {
+    serde_json::to_vec(item).map_or(usize::MAX, |bytes| bytes.len())
+}
+
+/// How many of `items` fit one packet.
+pub fn fitting<T: Serialize>(items: impl IntoIterator<Item = T>) -> usize {
+    let mut room = Room::beside(&"");
+    items.into_iter().take_while(|item| room.takes(item)).count()
 }
 
 /// The schema of a packet.

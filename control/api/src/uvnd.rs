@@ -4,6 +4,7 @@
 //! - [`client`]: the asking end
 //! - [`policed`]: who needs a network, and what becomes of a login or job where `uvnd` does not answer
 //! - [`status`], [`finding`]: how a node is doing, and what is wrong with it
+//! - [`older`]: answers as uvn 0.1.0 reads them
 
 pub mod client;
 pub mod message;
@@ -11,5 +12,7 @@ pub mod policed;
 
 #[cfg(feature = "daemon")]
 pub mod finding;
+#[cfg(feature = "daemon")]
+pub mod older;
 #[cfg(feature = "daemon")]
 pub mod status;

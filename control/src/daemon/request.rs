@@ -6,7 +6,7 @@ use crate::plan::Step;
 use std::time::Duration;
 use uvn_api::protocol::{Code, Failure, fitting};
 use uvn_api::server::Peer;
-use uvn_api::uvnd::message::{NetworkState, Request};
+use uvn_api::uvnd::message::{self, NetworkState, Place, Request};
 use uvn_api::uvnd::status::Reply;
 
 impl From<AttachError> for Failure {
@@ -42,7 +42,8 @@ impl Networks {
                 }
             }
             Request::List { from } => Ok(self.list(from, peer)),
-            Request::Status => Ok(Reply::Status(Box::new(self.status()))),
+            Request::Status => Ok(Reply::Status(Box::new(self.status(Place::Nic { slot: 0 })))),
+            Request::StatusFrom(place) => Ok(Reply::Status(Box::new(self.status(place)))),
             Request::Reload { dry_run, force } => {
                 let steps = self.reload(dry_run, force)?;
                 Ok(Reply::Steps { count: steps.len(), steps: in_words(&steps) })
@@ -67,9 +68,10 @@ impl Networks {
         let network = &held.network;
         let linger = Duration::from_secs(self.config.linger_s.into());
         let end = held.last.saturating_add(linger);
-        let leases = held.leases.iter().map(|lease| match (&lease.name, lease.holder) {
-            (name, Some(holder)) => format!("{} {name} (process {})", lease.kind, holder.pid),
-            (_, None) => lease.kind.to_string(),
+        let leases = held.leases.iter().map(|lease| message::Lease::Held {
+            kind: lease.kind.into(),
+            name: lease.name.clone(),
+            pid: lease.holder.map(|holder| holder.pid),
         });
         NetworkState {
             uid: network.uid,

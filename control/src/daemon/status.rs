@@ -1,13 +1,16 @@
 //! How this node is doing.
 
 use super::networks::Networks;
+use super::page::{Page, shown};
 use crate::config::Mode;
-use crate::feed;
+use crate::feed::Feed;
 use crate::netlink;
 use crate::network::{DataPath, Nic};
-use uvn_api::uvnd::finding::{Finding, Id, LOG};
-use uvn_api::uvnd::status::{DataPlane, NicState, Status};
+use uvn_api::uvnd::finding::{Finding, Id};
+use uvn_api::uvnd::message::Place;
+use uvn_api::uvnd::status::{Carrier, DataPlane, NicState, Status};
 use uvn_wire::cgroup::Verdict;
+use uvn_wire::vxlan::Vni;
 
 /// The remedy for names without an address.
 const NAMES: &str = "give them one in DNS or /etc/hosts; uvnd asks again every 10 s";
@@ -17,28 +20,50 @@ const MODULES: &str = "boot with the list of /sys/kernel/security/lsm and `bpf`:
 const AGAIN: &str = "mend that; uvnd tries again by itself within half a minute";
 
 impl Networks {
-    /// For `uvn status`.
-    pub(super) fn status(&mut self) -> Status {
+    /// A page of `uvn status`: as much as a packet holds.
+    pub(super) fn status(&mut self, from: Place) -> Status {
+        let head = Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            config: self.file.display().to_string(),
+            networks: self.leases.len(),
+            leases: self.leases.iter().map(|(_, held)| held.leases.len()).sum(),
+            verdicts: self.verdicts(),
+            observes: self.observes(),
+            refused: self.refused(),
+            ..Status::default()
+        };
+        let mut page = Page::new(head);
+        let after = match from {
+            Place::Nic { slot } => {
+                for nic in self.node.nics.clone().iter().filter(|nic| nic.slot >= slot) {
+                    let feed = self.feeds.iter_mut().find(|feed| feed.nic().name == nic.name);
+                    if !page.add_nic(nic.slot, state(nic, feed.map(Feed::status))) {
+                        return page.finish();
+                    }
+                }
+                String::new()
+            }
+            Place::Finding { after } => after,
+        };
+        page.add_findings(after, self.problems());
+        page.finish()
+    }
+
+    /// What is not as it should be.
+    fn problems(&self) -> Vec<Finding> {
         let mut findings = self.findings.clone();
         let unlisted = self.peers_fault.iter().map(|what| Finding::fault(Id::Peers, what, AGAIN));
         let unresolved = self.peers.complaint();
         findings.extend(unlisted.chain(unresolved.map(|what| Finding::fault(Id::Peers, what, NAMES))));
         let firewall = self.firewall_fault.iter();
         findings.extend(firewall.map(|what| Finding::fault(Id::Firewall, what, AGAIN)));
-        let mut nics = Vec::new();
-        for nic in self.node.nics.clone() {
-            let engine =
-                self.feeds.iter_mut().find(|feed| feed.nic().name == nic.name).map(feed::Feed::status);
-            for (vni, fault) in engine.iter().flat_map(|engine| &engine.faults) {
-                let what = format!("network {vni} on {}: {fault}", nic.name);
-                findings.push(Finding::fault(Id::Network, what, LOG));
-            }
-            nics.push(state(&nic, engine));
+        for feed in &self.feeds {
+            let of = |(vni, fault): (Vni, &str)| Finding::of_data_plane(&feed.nic().name, vni.get(), fault);
+            findings.extend(feed.faults().map(of));
         }
         findings.extend(self.without_nic());
-        for (uid, fault) in &self.faults {
-            findings.push(Finding::fault(Id::Network, format!("network of user {uid}: {fault}"), LOG));
-        }
+        findings.extend(self.faults.iter().map(|(uid, fault)| Finding::of_user(*uid, fault)));
         if self.config.mode == Mode::Observe {
             let what = "uvn observes: users are in no network of their own, and nobody is refused";
             findings.push(Finding::warning(
@@ -62,18 +87,7 @@ impl Networks {
                 "restart uvnd",
             ));
         }
-        Status {
-            version: env!("CARGO_PKG_VERSION").into(),
-            pid: std::process::id(),
-            config: self.file.display().to_string(),
-            nics,
-            networks: self.leases.len(),
-            leases: self.leases.iter().map(|(_, held)| held.leases.len()).sum(),
-            verdicts: self.verdicts(),
-            observes: self.observes(),
-            refused: self.refused(),
-            findings,
-        }
+        findings
     }
 
     /// The underlays without a NIC.
@@ -106,19 +120,26 @@ impl Networks {
     }
 }
 
-fn state(nic: &Nic, engine: Option<DataPlane>) -> NicState {
+/// A NIC, as `uvn status` shows it.
+fn state(nic: &Nic, data_plane: Option<DataPlane>) -> NicState {
+    /// A list of thousands would leave no room for others.
+    const ADDRESSES_SHOWN: usize = 64;
     NicState {
         name: nic.name.clone(),
         up: nic.up,
         mtu: nic.mtu,
-        addresses: nic.addresses.clone(),
+        addresses: nic.addresses.iter().copied().take(ADDRESSES_SHOWN).collect(),
         vteps: nic.vteps(),
         port: nic.port,
-        path: match nic.path {
-            DataPath::Engine => "engine".into(),
-            DataPath::Kernel => "kernel".into(),
+        carrier: match nic.path {
+            DataPath::Engine => Carrier::DataPlane,
+            DataPath::Kernel => Carrier::Kernel,
         },
-        reason: nic.reason.clone(),
-        engine,
+        reason: shown(&nic.reason),
+        data_plane: data_plane.map(|data_plane| DataPlane {
+            fault: data_plane.fault.as_deref().map(shown),
+            gear_reason: data_plane.gear_reason.as_deref().map(shown),
+            ..data_plane
+        }),
     }
 }

@@ -162,12 +162,12 @@ impl Service {
     /// Puts the NIC to use, if it is there and up, with every network. What fails is tried again at the next tick.
     fn open_nic(&mut self) {
         let Some(link) = self.link.clone() else {
-            self.fault = Some("absent".into());
+            self.fault = None;
             return;
         };
         if !link.up {
             // An AF_XDP socket binds to a NIC that is up only.
-            self.fault = Some("down".into());
+            self.fault = None;
             return;
         }
         let Some(count) = self.count_queues() else { return };

@@ -7,24 +7,25 @@ use crate::networks::Entry;
 use crate::port::link::Sending;
 use hdrhistogram::Histogram;
 use std::net::IpAddr;
-use uvn_api::dataplane::message::{HopState, NetworkState, Reply, Residency, Summary, UnknownVni};
+use uvn_api::dataplane::message::{HopState, NetworkState, Reply, Residency, State, Summary, UnknownVni};
 use uvn_api::protocol::{Failure, fitting};
 use uvn_engine::worker::Report;
 use uvn_wire::xdp::Verdict;
 
 impl Service {
     pub(super) fn summary(&self) -> Summary {
-        let is_up = self.link.as_ref().is_some_and(|link| link.up);
-        let state = match &self.fault {
-            Some(fault) => fault.as_str(),
-            None if is_up => "running",
-            None => "down",
+        let state = match &self.link {
+            None => State::Absent,
+            Some(link) if !link.up => State::Down,
+            Some(_) if self.fault.is_some() => State::Failed,
+            Some(_) => State::Running,
         };
         let (resolved, unresolved): (Vec<_>, Vec<_>) =
             self.underlay.wanted().partition(|(_, hop)| hop.is_some());
         let mut summary = Summary {
             nic: self.config.nic.clone(),
-            state: state.into(),
+            fault: self.fault.clone().filter(|_| state == State::Failed),
+            state,
             mtu: self.link.as_ref().map_or(0, |link| link.mtu as usize),
             mac: self.link.as_ref().and_then(|link| link.mac).map(|mac| mac.to_string()).unwrap_or_default(),
             vtep: self.config.vtep.clone(),

@@ -11,7 +11,7 @@ use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use uvn_api::dataplane::client::Client;
-use uvn_api::dataplane::message::{NetworkState, Reply, Request, Summary};
+use uvn_api::dataplane::message::{NetworkState, Reply, Request, State, Summary, XdpMode};
 
 /// How long it may take to start, or to count what has arrived.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -93,7 +93,7 @@ impl Engine {
     /// is the text of its file, without the control socket.
     pub fn start(netns: &NetNs, config: &str) -> Engine {
         let engine = Engine::launch(netns, config);
-        assert_ne!(engine.summary().xdp.as_deref(), Some("generic"));
+        assert_ne!(engine.summary().xdp, Some(XdpMode::Generic));
         engine.wait_for_gear();
         engine
     }
@@ -123,7 +123,7 @@ impl Engine {
         }
         // It answers when all is set up.
         let summary = engine.summary();
-        assert_eq!(summary.state, "running");
+        assert_eq!(summary.state, State::Running);
         engine
     }
 

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use uvn_api::dataplane::client::{Client, ClientError};
 use uvn_api::dataplane::config::Network;
-use uvn_api::dataplane::message::{Reply, Request, Summary};
+use uvn_api::dataplane::message::{Reply, Request, State, Summary};
 use uvn_api::protocol::Failure;
 use uvn_dataplane::port::tap::Tap;
 
@@ -113,7 +113,7 @@ impl Rig {
         let making = interrupt::making();
         self.engine = Some(command.spawn().unwrap());
         drop(making);
-        self.wait_for("an answer", |rig| rig.engine_state().is_some_and(|state| state == "running"));
+        self.wait_for("an answer", |rig| rig.engine_state().is_some_and(|state| state == State::Running));
         self.client()
     }
 
@@ -121,7 +121,7 @@ impl Rig {
         Client::connect(&self.socket()).unwrap()
     }
 
-    pub fn engine_state(&self) -> Option<String> {
+    pub fn engine_state(&self) -> Option<State> {
         let client = Client::connect(&self.socket()).ok()?;
         Some(show(&client).state)
     }

@@ -124,7 +124,7 @@ impl Dataplane {
     /// What it does about the traffic now, in its own word.
     #[must_use]
     pub fn measure(&self) -> Option<String> {
-        self.show().ok()?["show"]["measure"].as_str().map(str::to_owned)
+        self.show().ok()?["show"]["boost"].as_str().map(str::to_owned)
     }
 
     /// Every drop counter by name, the workers' and the XDP program's; what is zero may be missing.

@@ -6,7 +6,8 @@ mod note;
 mod state;
 
 pub use note::Note;
-pub use state::Gear;
+pub use state::{Gear, State, XdpMode};
+pub(crate) use state::{all_known, known};
 
 use crate::dataplane::config::{Cidr, Network, Vtep};
 use serde::{Deserialize, Serialize};
@@ -126,13 +127,29 @@ pub enum Reply {
     Histogram(Residency),
 }
 
+impl Reply {
+    /// As a peer of that schema reads it: uvn 0.1.0 has the error of the last try as the state.
+    #[must_use]
+    pub fn in_schema(mut self, schema: u32) -> Reply {
+        if let (0, Reply::Show(summary)) = (schema, &mut self)
+            && let Some(fault) = summary.fault.take()
+        {
+            summary.state = State::Other(fault);
+        }
+        self
+    }
+}
+
 /// How the NIC is driven.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     /// The underlay NIC.
     pub nic: String,
-    /// `running`, or why not: `absent`, `down`, or the error of the last try.
-    pub state: String,
+    /// Whether it carries its networks.
+    pub state: State,
+    /// The error of the last try, if it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
     /// Its MTU in bytes.
     pub mtu: usize,
     /// Its MAC.
@@ -141,18 +158,18 @@ pub struct Summary {
     pub vtep: Vec<IpAddr>,
     /// UDP port.
     pub port: u16,
-    /// `driver` or `generic`; None while not running, or in the in-kernel gear.
-    pub xdp: Option<String>,
-    /// Whether the sockets are zero-copy; None while not running, or in the in-kernel gear.
+    /// Where its XDP program runs; None while not running, or in the shortcut.
+    pub xdp: Option<XdpMode>,
+    /// Whether the sockets are zero-copy; None while not running, or in the shortcut.
     pub zero_copy: Option<bool>,
-    /// `shortcut` (the in-kernel gear) or `engine`; None while not running.
+    /// How the frames are carried; None while not running.
     #[serde(default)]
-    pub gear: Option<String>,
+    pub gear: Option<Gear>,
     /// Why.
     #[serde(default)]
     pub gear_reason: Option<String>,
     /// What speeds the traffic up now.
-    #[serde(default, alias = "measure")]
+    #[serde(default, alias = "measure", deserialize_with = "known")]
     pub boost: Option<Boost>,
     /// One per NIC queue.
     pub workers: Vec<WorkerState>,
@@ -175,7 +192,7 @@ pub struct Summary {
     /// The allowed ranges: the first 64.
     pub ranges: Vec<Cidr>,
     /// What takes something from it, though it works.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "all_known")]
     pub notes: Vec<Note>,
 }
 

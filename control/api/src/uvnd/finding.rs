@@ -11,16 +11,22 @@ macro_rules! ids {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum Id {
             $($(#[$doc])+ #[serde(rename = $name)] $id,)+
+            /// A kind that this build does not know.
+            #[serde(rename = "UVN-UNKNOWN", other)]
+            Unknown,
         }
 
         impl Id {
-            /// Every id.
+            /// Every id that this build knows.
             pub const ALL: &[Id] = &[$(Id::$id),+];
 
             /// As it is printed.
             #[must_use]
             pub fn name(self) -> &'static str {
-                match self { $(Id::$id => $name,)+ }
+                match self {
+                    $(Id::$id => $name,)+
+                    Id::Unknown => "UVN-UNKNOWN",
+                }
             }
         }
     };
@@ -114,6 +120,15 @@ pub struct Finding {
     pub remedy: String,
     /// uvn does what it promises, and something beside it calls for attention.
     pub warning: bool,
+    /// The NIC whose data plane it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nic: Option<String>,
+    /// The network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vni: Option<u32>,
+    /// The user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
 }
 
 /// The remedy for what `uvnd` looks after.
@@ -122,12 +137,27 @@ pub const LOG: &str = "uvnd mends it within half a minute; if it stays, its log 
 impl Finding {
     /// A promise is broken.
     pub fn fault(id: Id, what: impl fmt::Display, remedy: impl Into<String>) -> Finding {
-        Finding { id, what: what.to_string(), remedy: remedy.into(), warning: false }
+        let (what, remedy) = (what.to_string(), remedy.into());
+        Finding { id, what, remedy, warning: false, nic: None, vni: None, uid: None }
     }
 
     /// Promises hold, and something beside uvn calls for attention.
     pub fn warning(id: Id, what: impl fmt::Display, remedy: impl Into<String>) -> Finding {
         Finding { warning: true, ..Finding::fault(id, what, remedy) }
+    }
+
+    /// What the data plane of `nic` does not carry a network for.
+    #[must_use]
+    pub fn of_data_plane(nic: &str, vni: u32, fault: &str) -> Finding {
+        let what = format!("network {vni} on {nic}: {fault}");
+        Finding { nic: Some(nic.into()), vni: Some(vni), ..Finding::fault(Id::Network, what, LOG) }
+    }
+
+    /// Why a user's network is not as it shall be.
+    #[must_use]
+    pub fn of_user(uid: u32, fault: &str) -> Finding {
+        let what = format!("network of user {uid}: {fault}");
+        Finding { uid: Some(uid), ..Finding::fault(Id::Network, what, LOG) }
     }
 }
 
@@ -144,7 +174,7 @@ pub fn few(names: &[String]) -> String {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Finding { id, what, remedy, warning } = self;
+        let Finding { id, what, remedy, warning, .. } = self;
         write!(f, "{}{}: {what}; {remedy}", if *warning { "warning: " } else { "" }, id.name())
     }
 }

@@ -1,6 +1,7 @@
 //! What is said between `uvnd` and `uvn`, PAM, SPANK, as [`crate::protocol`] packs it.
 
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::path::Path;
 
 /// Where `uvnd` listens for everybody.
@@ -49,19 +50,38 @@ pub enum Request {
         #[serde(default)]
         from: u32,
     },
-    /// How this node is doing. [`Reply::Status`].
+    /// How this node is doing: as much as one packet holds. [`Reply::Status`].
     Status,
+    /// More of that, from there on. [`Reply::Status`].
+    StatusFrom(Place),
     /// Reads the configuration again, and follows it. [`Reply::Steps`].
     Reload {
         /// Only tell the steps.
         #[serde(default)]
         dry_run: bool,
         /// Even if that takes endpoints from users who have a network.
-        #[serde(default)]
+        // uvn 0.1.0 refuses the key.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         force: bool,
     },
     /// Ends `uvnd`; the networks stay. [`Reply::Done`].
     Stop,
+}
+
+/// Where a page of `status` begins. NICs come first, then findings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Place {
+    /// With a NIC.
+    Nic {
+        /// Its place among the `[[underlay]]` tables.
+        slot: u8,
+    },
+    /// With the finding after this one, as they are printed; the empty one stands before the first.
+    Finding {
+        /// What is printed.
+        after: String,
+    },
 }
 
 /// Who needs a network.
@@ -144,6 +164,9 @@ pub enum Outcome {
     Known,
     /// He has one now.
     Made,
+    /// An outcome that this build does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 /// One user's network.
@@ -160,11 +183,69 @@ pub struct NetworkState {
     /// Whether it reaches beyond the underlay's subnets.
     pub off_subnet: bool,
     /// Who holds it.
-    pub leases: Vec<String>,
+    pub leases: Vec<Lease>,
     /// Seconds until it goes, if nobody holds it any more.
     pub goes_in: Option<u64>,
     /// Why it does not work; None: it does.
     pub fault: Option<String>,
+}
+
+/// Who holds a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Lease {
+    /// A lease.
+    Held {
+        /// What for.
+        kind: Kind,
+        /// Which one, for people: `sshd`, `77.0`.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        name: String,
+        /// The process whose end ends it; None: it ends on request.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pid: Option<i32>,
+    },
+    /// The same in words, as uvn 0.1.0 has it.
+    Words(String),
+}
+
+impl fmt::Display for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Lease::Held { kind, name, pid: Some(pid) } => write!(f, "{kind} {name} (process {pid})"),
+            Lease::Held { kind, .. } => kind.fmt(f),
+            Lease::Words(words) => f.write_str(words),
+        }
+    }
+}
+
+/// What a lease is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A login.
+    Session,
+    /// A step of a batch job.
+    Job,
+    /// The administrator's wish.
+    Manual,
+    /// A peer sent to the network. It keeps nothing, but the network lingers for as long as more comes.
+    Peer,
+    /// A kind that this build does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Session => "session",
+            Kind::Job => "job",
+            Kind::Manual => "manual",
+            Kind::Peer => "peer",
+            Kind::Unknown => "unknown",
+        })
+    }
 }
 
 #[cfg(test)]
@@ -185,6 +266,8 @@ mod tests {
             Request::Detach { uid: 1, what: Release::All, dry_run: false },
             Request::List { from: 7 },
             Request::Status,
+            Request::StatusFrom(Place::Nic { slot: 3 }),
+            Request::StatusFrom(Place::Finding { after: String::new() }),
             Request::Reload { dry_run: true, force: true },
             Request::Stop,
         ] {

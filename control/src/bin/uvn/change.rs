@@ -5,6 +5,7 @@ use serde_json::json;
 use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
+use uvn_api::protocol::SCHEMA;
 use uvn_api::uvnd::client::{Client, ClientError};
 use uvn_api::uvnd::message::{self, Claim, Outcome, Release, Request};
 use uvn_api::uvnd::status::Reply;
@@ -31,6 +32,7 @@ pub fn attach(uid: u32, claim: Claim, dry_run: bool, as_json: bool) -> Done {
         Outcome::Known => format!("user {uid} has a network already"),
         Outcome::Made if dry_run => format!("user {uid} would get a network"),
         Outcome::Made => format!("user {uid} has a network now"),
+        Outcome::Unknown => format!("user {uid} is attached, in a way that this uvn does not know"),
     };
     print(as_json, json!({ "uid": uid, "outcome": outcome, "steps": steps }), &text, shown(&steps, dry_run))
 }
@@ -76,9 +78,10 @@ fn shown(steps: &[String], dry_run: bool) -> &[String] {
     if dry_run { steps } else { &[] }
 }
 
-fn print(as_json: bool, whole: serde_json::Value, text: &str, steps: &[String]) -> Done {
+fn print(as_json: bool, mut whole: serde_json::Value, text: &str, steps: &[String]) -> Done {
     let mut out = std::io::stdout().lock();
     if as_json {
+        whole["schema"] = json!(SCHEMA);
         writeln!(out, "{whole}")?;
     } else {
         for step in steps {

@@ -5,12 +5,12 @@ use std::error::Error;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
-use uvn_api::uvnd::client::{Client, ClientError};
-use uvn_api::uvnd::message::{self, Request};
-use uvn_api::uvnd::status::{DataPlane, NicState, Refused, Reply, Status};
+use uvn_api::dataplane::message::{Counts, ENDPOINT_FULL, Gear};
+use uvn_api::protocol::SCHEMA;
+use uvn_api::uvnd::client::Client;
+use uvn_api::uvnd::message;
+use uvn_api::uvnd::status::{Carrier, DataPlane, NicState, Refused, Status};
 use uvn_control::check;
-
-use uvn_api::dataplane::message::{Counts, ENDPOINT_FULL};
 
 type Done = Result<ExitCode, Box<dyn Error>>;
 
@@ -24,7 +24,7 @@ pub fn list(as_json: bool) -> Done {
     for network in networks {
         let held = match network.goes_in {
             Some(seconds) => format!("nobody, goes in {seconds} s"),
-            None => network.leases.join(", "),
+            None => network.leases.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         };
         let fault = network.fault.map(|fault| format!(" FAULT: {fault}")).unwrap_or_default();
         writeln!(
@@ -37,14 +37,15 @@ pub fn list(as_json: bool) -> Done {
 }
 
 pub fn status(as_json: bool) -> Done {
-    let reply = Client::connect(message::socket())?.ask(&Request::Status)?;
-    let Reply::Status(status) = reply else { return Err(ClientError::Mismatch.into()) };
+    let status = Client::connect(message::socket())?.status()?;
     let mut out = std::io::stdout().lock();
     if as_json {
-        writeln!(out, "{}", json!(status))?;
+        let mut whole = json!(status);
+        whole["schema"] = json!(SCHEMA);
+        writeln!(out, "{whole}")?;
         return Ok(ExitCode::SUCCESS);
     }
-    let Status { version, pid, config, networks, leases, .. } = &*status;
+    let Status { version, pid, config, networks, leases, .. } = &status;
     writeln!(out, "uvnd {version}, process {pid}, {config}: {networks} networks, {leases} leases")?;
     for nic in &status.nics {
         print_nic(&mut out, nic)?;
@@ -59,39 +60,51 @@ pub fn status(as_json: bool) -> Done {
     for finding in &status.findings {
         writeln!(out, "{finding}")?;
     }
+    for warning in &status.warnings {
+        writeln!(out, "{warning}")?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 fn print_nic(out: &mut impl Write, nic: &NicState) -> std::io::Result<()> {
     let up = if nic.up { "up" } else { "DOWN" };
     let addresses: Vec<String> = nic.addresses.iter().map(ToString::to_string).collect();
-    let NicState { name, mtu, port, path, reason, .. } = nic;
+    let NicState { name, mtu, port, reason, .. } = nic;
     writeln!(out, "{name}: {up}, mtu {mtu}, {}, port {port}", addresses.join(" "))?;
-    let carrier = if path == "kernel" { "kernel VXLAN" } else { "uvn-dataplane" };
+    let carrier = match nic.carrier {
+        Carrier::DataPlane => "uvn-dataplane",
+        Carrier::Kernel => "kernel VXLAN",
+        Carrier::Unknown => "what this uvn does not know",
+    };
     writeln!(out, "  carried by {carrier}: {reason}")?;
-    let Some(engine) = &nic.engine else { return Ok(()) };
-    if let (Some(gear), Some(why)) = (&engine.gear, &engine.gear_reason) {
+    let Some(data_plane) = &nic.data_plane else { return Ok(()) };
+    if let (Some(gear), Some(why)) = (&data_plane.gear, &data_plane.gear_reason) {
         writeln!(out, "  gear {gear}: {why}")?;
     }
-    let mode = engine.xdp.as_deref().unwrap_or("none");
-    let copies = match engine.zero_copy {
+    let mode = data_plane.xdp.map_or_else(|| "none".into(), |mode| mode.to_string());
+    let fault = data_plane.fault.as_ref().map(|fault| format!(" ({fault})")).unwrap_or_default();
+    let copies = match data_plane.zero_copy {
         Some(true) => ", zero-copy",
         Some(false) => ", copy",
         None => "",
     };
-    let DataPlane { state, workers, networks, restarts, total, lost, .. } = engine;
+    let DataPlane { state, workers, networks, restarts, total, lost, .. } = data_plane;
     writeln!(
         out,
-        "  data plane {state}: xdp {mode}{copies}, {workers} workers, {networks} networks, {restarts} restarts"
+        "  data plane {state}{fault}: xdp {mode}{copies}, {workers} workers, {networks} networks, {restarts} restarts"
     )?;
-    for note in &engine.notes {
+    for note in &data_plane.notes {
         writeln!(out, "  note: {}; {}", note.what(name), note.remedy(name))?;
     }
-    if engine.gear.as_deref() == Some("shortcut") {
-        if engine.waiting > 0 {
-            writeln!(out, "  the engine carries {} of them until the shortcut takes over", engine.waiting)?;
+    if data_plane.gear == Some(Gear::Shortcut) {
+        if data_plane.waiting > 0 {
+            writeln!(
+                out,
+                "  the engine carries {} of them until the shortcut takes over",
+                data_plane.waiting
+            )?;
         }
-        let alone = networks.saturating_sub(engine.shortcut + engine.waiting);
+        let alone = networks.saturating_sub(data_plane.shortcut + data_plane.waiting);
         if alone > 0 {
             writeln!(
                 out,
@@ -104,11 +117,11 @@ fn print_nic(out: &mut impl Write, nic: &NicState) -> std::io::Result<()> {
         out,
         "  rx {rx_frames} frames {rx_bytes} bytes, tx {tx_frames} frames {tx_bytes} bytes, lost {lost}"
     )?;
-    for (reason, count) in drops.iter().chain(&engine.verdicts).filter(|(_, count)| **count > 0) {
+    for (reason, count) in drops.iter().chain(&data_plane.verdicts).filter(|(_, count)| **count > 0) {
         write!(out, ", {reason} {count}")?;
     }
     writeln!(out)?;
-    for (vni, frames) in &engine.endpoint_full {
+    for (vni, frames) in &data_plane.endpoint_full {
         writeln!(out, "  network {vni}: {ENDPOINT_FULL} {frames}")?;
     }
     Ok(())
