@@ -31,6 +31,8 @@ use uvn_api::uvnd::finding::{Finding, Id, LOG};
 use uvn_api::uvnd::message;
 use uvn_api::uvnd::status::{Carrier, Status};
 
+/// How long `uvnd` may take to answer: root is served first, and nothing holds its loop up for as long.
+const ANSWER: Duration = Duration::from_secs(20);
 /// How long the addresses of nodes are waited for.
 const NAMES: Duration = Duration::from_secs(10);
 /// What is being changed just now is looked at again after this.
@@ -136,7 +138,7 @@ fn look(config: &Config, peers: &Peers) -> Result<Vec<Finding>, Box<dyn Error>> 
 }
 
 fn ask() -> Result<Status, ClientError> {
-    Client::connect(message::socket())?.status()
+    Client::within(message::socket(), ANSWER)?.status()
 }
 
 fn networks(leases: &Leases) -> Vec<Network> {

@@ -15,7 +15,7 @@ use uvn_dataplane::port::link::in_netns;
 
 /// Waits until it is so, 30 s at most.
 #[track_caller]
-pub fn until(what: &str, condition: impl Fn() -> bool) {
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < Duration::from_secs(30), "waited for: {what}");
