@@ -37,12 +37,12 @@ pub use uvn_api::uvnd::policed::PINS;
 pub enum BindingError {
     /// No cgroup v2 tree.
     #[error(
-        "no cgroup v2 tree in /proc/self/mountinfo, but for parts of one: mount the whole with \
+        "/proc/self/mountinfo has no mount of the whole cgroup v2 tree: \
          `mount -t cgroup2 none /sys/fs/cgroup`"
     )]
     NoCgroup,
     /// A folder that is not root's.
-    #[error("{} is not root's alone: whoever can change it can detach the socket programs", .0.display())]
+    #[error("{}: users other than root can change it, and so detach the socket programs", .0.display())]
     Foreign(PathBuf),
     /// A file or folder cannot be used.
     #[error("{path}: {source}{}", remedy(path))]
@@ -64,7 +64,7 @@ pub enum BindingError {
         source: ProgramError,
     },
     /// A program was attached in a way that cannot be pinned.
-    #[error("the kernel gave no link for the cgroup program {0}: Linux 5.7 and later do")]
+    #[error("the kernel returned no link for the cgroup program {0}; Linux 5.7 and later do")]
     NoLink(&'static str),
     /// The link cannot be pinned.
     #[error("cannot pin {path}: {source}{}", remedy(path))]
@@ -96,7 +96,7 @@ pub enum BindingError {
 
 fn remedy(path: &Path) -> &'static str {
     if path.starts_with("/sys/fs/bpf") {
-        "; a BPF file system must be there: `mount -t bpf -o mode=700 bpf /sys/fs/bpf`"
+        "; mount a BPF file system: `mount -t bpf -o mode=700 bpf /sys/fs/bpf`"
     } else {
         ""
     }

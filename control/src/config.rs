@@ -241,7 +241,7 @@ fn owned(file: &Path) -> io::Result<()> {
     if trusted && metadata.mode() & 0o022 == 0 {
         return Ok(());
     }
-    let remedy = "others than root can change it: `chown root`, `chmod go-w`";
+    let remedy = "users other than root can change it: `chown root`, `chmod go-w`";
     Err(io::Error::new(io::ErrorKind::PermissionDenied, remedy))
 }
 

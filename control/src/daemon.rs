@@ -122,11 +122,11 @@ impl Daemon {
         let kernel = |what| move |source| DaemonError::Kernel { what, source };
         // First of all: until it is there, nobody is kept out of the open network.
         if let Err(error) = lockdown::hold() {
-            tracing::error!(%error, "nobody is kept out of the open network yet");
+            tracing::error!(%error, "cannot attach the socket programs yet; users are not isolated until uvnd is up");
         }
         let config = Config::load(file)?;
         for path in FOLDERS {
-            folder::own(Path::new(path)).map_err(kernel("a folder of uvn's"))?;
+            folder::own(Path::new(path)).map_err(kernel("uvnd's folder"))?;
         }
         raise_file_limit();
         let poll = Poll::new().map_err(kernel("poll"))?;
@@ -226,7 +226,7 @@ impl Daemon {
                         self.changes.slots.extend(slots);
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "changes were missed");
+                        tracing::warn!(%error, "cannot read the kernel's notifications; uvnd compares everything");
                         self.changes.overflow = true;
                     }
                 }
@@ -248,7 +248,7 @@ impl Daemon {
         notify(&[NotifyState::Reloading]);
         match self.networks.reload(false, false) {
             Ok(steps) => tracing::info!(steps = steps.len(), "reloaded"),
-            Err(failure) => tracing::error!(%failure, "not reloaded: the old configuration stays"),
+            Err(failure) => tracing::error!(%failure, "not reloaded; the old configuration stays in force"),
         }
         notify(&[NotifyState::Ready]);
     }

@@ -40,25 +40,25 @@ pub enum Refusal {
     #[error("no policed user has VNI {0}")]
     NoUser(Vni),
     /// The user database has no such user.
-    #[error("the user database knows no user {0}")]
+    #[error("the user database has no user {0}")]
     Stranger(u32),
     /// It has been asked: to be tried again.
-    #[error("the user database is asked for user {0}")]
+    #[error("user {0} is being looked up in the user database")]
     Asked(u32),
     /// It is asked for too many.
-    #[error("the user database does not answer as fast as peers send for users that are new here")]
+    #[error("too many users wait to be looked up in the user database")]
     Busy,
     /// It could not be made a moment ago.
-    #[error("the network of UID {0} could not be made a moment ago")]
+    #[error("the network of UID {0} could not be made less than 30 s ago")]
     CoolingDown(u32),
     /// This peer asks for too many.
-    #[error("{0} sends to more networks that are not here than a peer should")]
+    #[error("{0} asks for more new networks than one peer may")]
     PeerTooFast(IpAddr),
     /// All peers together do.
-    #[error("peers send to more networks that are not here than they should")]
+    #[error("peers ask for more new networks than all of them may")]
     TooFast,
     /// Peers' networks must leave room for sessions and jobs.
-    #[error("{0} networks are here for peers' traffic alone: no more of them")]
+    #[error("{0} networks are here for peers' traffic alone, which is the limit")]
     TooMany(usize),
 }
 

@@ -46,8 +46,8 @@ const VNI: &str = "@th,96,24";
 /// Why the table could not be read or changed.
 #[derive(Debug, Error)]
 pub enum FirewallError {
-    /// There is no nft.
-    #[error("cannot run nft: {0}; install nftables")]
+    /// nft(8) cannot be started, or does not end in time.
+    #[error("cannot run nft: {0}{remedy}", remedy = remedy(.0))]
     Run(#[source] io::Error),
     /// It refused.
     #[error("nft: {0}")]
@@ -60,6 +60,10 @@ pub enum FirewallError {
         /// What is wrong with it.
         source: io::Error,
     },
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::NotFound { "; install nftables" } else { "" }
 }
 
 /// The table's text for nft(8), to replace what there is. A network may have `limit` flows off-subnet.

@@ -23,7 +23,7 @@ pub fn own(path: &Path) -> io::Result<()> {
     if is_roots(path)? {
         return Ok(());
     }
-    let remedy = "others than root can change it, or it is a link: `chown root`, `chmod go-w`";
+    let remedy = "users other than root can change it, or it is a link: `chown root`, `chmod go-w`";
     Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{}: {remedy}", path.display())))
 }
 

@@ -88,7 +88,7 @@ pub enum LeaseError {
     NoVni(#[from] NoVni),
     /// The VNI is in use: the configuration changed while its former user's network is there.
     #[error(
-        "VNI {vni} of UID {uid} is still that of UID {other}, whose network must go first: uvn detach {other}"
+        "VNI {vni} of UID {uid} is still in use by UID {other}; remove that network first: `uvn detach {other}`"
     )]
     Collision {
         /// Who asked.
@@ -99,7 +99,7 @@ pub enum LeaseError {
         vni: u32,
     },
     /// Every number is in use.
-    #[error("all {0} networks of the NAT pools are in use: give [nat] larger ones")]
+    #[error("all {0} networks that the NAT pools have addresses for are in use; set larger pools in [nat]")]
     Full(u32),
 }
 

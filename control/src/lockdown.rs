@@ -25,7 +25,7 @@ pub fn hold() -> Result<(), BindingError> {
     }
     let policy = Config::load(last).map_or_else(
         |error| {
-            tracing::error!(%error, "the default UIDs are policed until there is a configuration");
+            tracing::error!(%error, "no configuration; the default UIDs are policed until uvnd has one");
             Policy { policed: default_policed(), ..Policy::default() }
         },
         |config| policy(&config, &CalledBack::default(), slurm_user(&config), false),

@@ -63,7 +63,9 @@ pub enum NetlinkError {
         source: TapError,
     },
     /// The table of a network has somebody else's routes.
-    #[error("{step}: the table has routes that are not uvn's; remove them, or keep this number free")]
+    #[error(
+        "{step}: the table has routes that are not uvn's; remove them, and leave this table number to uvn"
+    )]
     TableInUse {
         /// What was to be done.
         step: Box<Step>,
@@ -71,7 +73,7 @@ pub enum NetlinkError {
         table: u32,
     },
     /// A rule of somebody else cannot be put in its place.
-    #[error("cannot move to its place what has been added without a preference, rule {rule}: {source}")]
+    #[error("cannot move a routing rule that was added without a preference to preference {rule}: {source}")]
     Rule {
         /// The rule.
         rule: String,
@@ -337,7 +339,7 @@ fn advice(step: &Step, error: &io::Error) -> Option<&'static str> {
             "the kernel has no routing rules (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES)"
         }
         (libc::EEXIST, Item::Vrf { name, .. } | Item::Vxlan { name, .. }) if exists(name) => {
-            "a device of this name is there, and is not uvn's; remove or rename it"
+            "a device of this name exists and is not uvn's; remove or rename it"
         }
         (libc::EEXIST, Item::Vxlan { .. }) => {
             "another device has this VNI and port; each kernel NIC needs a `port` of its own"

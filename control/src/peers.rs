@@ -47,7 +47,10 @@ impl Peers {
     #[must_use]
     pub fn complaint(&self) -> Option<String> {
         (!self.unresolved.is_empty()).then(|| {
-            format!("peers: no address for {}: without one they are no nodes of ours", few(&self.unresolved))
+            let names = few(&self.unresolved);
+            format!(
+                "peers: cannot resolve {names}; a name keeps its last address, and without one it is no peer"
+            )
         })
     }
 }

@@ -123,7 +123,7 @@ fn disable(unit: &str) -> Result<(), Box<dyn Error>> {
 /// PAM and Slurm do not forget uvn by themselves, and refuse policed users as long as their configuration is there.
 fn left(file: &Path, number: usize, what: &str) -> String {
     format!(
-        "{}:{number} still names uvn: {what} until you remove that line, or {}",
+        "{}:{number} still names uvn: {what} until you remove this line, or the file {}",
         file.display(),
         config::FILE
     )
@@ -152,7 +152,7 @@ fn stop() -> Result<(), Box<dyn Error>> {
     let end = Instant::now() + PATIENCE;
     while message::socket().exists() {
         if Instant::now() >= end {
-            return Err("uvnd does not end: kill it, and purge again".into());
+            return Err("uvnd has not ended after 30 s; kill it, and run `uvn purge` again".into());
         }
         std::thread::sleep(Duration::from_millis(10));
     }

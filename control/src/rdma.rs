@@ -57,10 +57,10 @@ pub fn undecided(config: &Config) -> Option<Finding> {
         Finding::warning(
             Id::Rdma,
             format!(
-                "users may open RDMA devices ({}), and by them reach each other past uvn",
+                "users can open RDMA devices ({}) and reach each other through them, bypassing uvn",
                 uvn_api::uvnd::finding::few(&names)
             ),
-            "decide: `rdma = \"deny\"`, or `rdma = \"allow\"` with a partition key for each user",
+            "set `rdma = \"deny\"`, or `rdma = \"allow\"` and give each user a partition key",
         )
     })
 }

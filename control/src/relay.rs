@@ -30,7 +30,7 @@ const TICK: Duration = Duration::from_secs(1);
 #[derive(Debug, Error)]
 pub enum RelayError {
     /// Its socket cannot be made.
-    #[error("relay of {address} in {vrf}: {source}{}", remedy(.source))]
+    #[error("cannot serve {address} inside {vrf}: {source}{}", remedy(.source))]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -40,14 +40,14 @@ pub enum RelayError {
         source: io::Error,
     },
     /// The thread is gone.
-    #[error("the relay's thread has ended: restart uvnd")]
+    #[error("the relay's thread has ended; restart uvnd")]
     Ended,
 }
 
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            "; a service that is not bound to the device lo, as systemd-resolved is, takes the address everywhere"
+            "; a service holds the address on all devices: bind it to the device lo, as systemd-resolved does"
         }
         _ => "",
     }
@@ -262,7 +262,7 @@ impl Turn {
             };
             match self.poll.poll(&mut events, wait) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                    tracing::error!(%error, "the relay ends: loopback services are unreachable inside networks");
+                    tracing::error!(%error, "poll failed; loopback services are unreachable inside all networks");
                     return;
                 }
                 _ => {}
@@ -322,7 +322,7 @@ impl Turn {
                 Command::Add(uid, sockets) => {
                     for sockets in sockets {
                         if let Err(error) = self.add(uid, sockets) {
-                            tracing::error!(uid, %error, "a loopback service is unreachable in a network");
+                            tracing::error!(uid, %error, "cannot serve a loopback service inside this user's network");
                         }
                     }
                 }

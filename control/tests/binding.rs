@@ -500,7 +500,7 @@ fn pins_are_roots_alone() {
         assert!(Binding::pinned(&pins).unwrap().0);
         fs::set_permissions(&pins, Permissions::from_mode(0o777)).unwrap();
         let error = Binding::pinned(&pins).unwrap_err().to_string();
-        assert!(error.contains("/uvn is not root's alone"), "{error}");
+        assert!(error.contains("/uvn: users other than root can change it"), "{error}");
         Binding::remove(&pins).unwrap();
         assert!(others.join("kept").exists());
     }

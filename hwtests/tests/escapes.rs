@@ -397,7 +397,7 @@ fn nobody_but_srun_takes_its_ports() {
     node.sh(&format!("chmod o+w {}", srun().display()));
     node.uvn(&["reload"]);
     let found = node.try_uvn(&["check"]);
-    assert!(text(&found.stdout).contains("others than root can change"), "{}", text(&found.stdout));
+    assert!(text(&found.stdout).contains("users other than root can change"), "{}", text(&found.stdout));
     node.sh(&format!("chmod o-w {}", srun().display()));
     node.uvn(&["reload"]);
     node.uvn(&["check"]);

@@ -293,7 +293,7 @@ fn a_job_whose_network_cannot_be_made_fails() {
     let (lines, said) = (text(&output.stdout), text(&output.stderr));
     assert!(!output.status.success() && lines.is_empty(), "{}: {lines}", output.status);
     assert!(
-        said.contains("n2: error: uvn: this job has no network on this node: uvnd does not answer"),
+        said.contains("n2: error: uvn: no network for this job on this node: uvnd does not answer"),
         "{said}"
     );
 
@@ -303,7 +303,7 @@ fn a_job_whose_network_cannot_be_made_fails() {
         format!("printf '#!/bin/sh\\necho started\\n{reach}\\n' > job.sh; sbatch -w n2 -o job.out job.sh");
     site.slurm.run(n1, BOB, &script);
     let output = || std::fs::read_to_string(format!("/home/u{BOB}/job.out")).unwrap_or_default();
-    n1.wait("the reason", Duration::from_secs(60), || output().contains("uvn: this job has no network"));
+    n1.wait("the reason", Duration::from_secs(60), || output().contains("uvn: no network for this job"));
     site.slurm.wait_idle(&site.cluster);
     assert!(!output().contains("started"), "{}", output());
 

@@ -68,11 +68,11 @@ impl Session<'_> {
         let user = self.user;
         match refused.attachment {
             Attachment::Required => Opened::Refused(format!(
-                "uvn: no login, for there is no network for {user} on this node: {refused}. Please tell the administrators."
+                "uvn: no network for {user} on this node, so no login: {refused}. Please tell the administrators."
             )),
             Attachment::Optional => Opened::Without(format!(
-                "uvn: there is no network for {user} on this node, all sockets are refused: {refused}. Please tell the \
-                 administrators, and log in again then."
+                "uvn: no network for {user} on this node, so all sockets are refused: {refused}. Please tell the \
+                 administrators, and log in again when they have mended it."
             )),
         }
     }

@@ -46,7 +46,7 @@ extern "C" fn pam_sm_open_session(
     argv: *const *const c_char,
 ) -> c_int {
     catch_unwind(|| open(handle, flags, &options(handle, argc, argv))).unwrap_or_else(|_| {
-        log(handle, libc::LOG_ERR, "the module panicked: no session");
+        log(handle, libc::LOG_ERR, "the module panicked; the session is refused");
         SESSION_ERROR
     })
 }
@@ -77,7 +77,7 @@ extern "C" fn pam_sm_close_session(
 
 fn open(handle: Handle, flags: c_int, options: &Options) -> c_int {
     let Some(name) = user(handle) else {
-        log(handle, libc::LOG_ERR, "PAM tells no user: no session");
+        log(handle, libc::LOG_ERR, "PAM names no user; the session is refused");
         return SESSION_ERROR;
     };
     // Before the user database is asked: it may be what is broken.
@@ -87,7 +87,7 @@ fn open(handle: Handle, flags: c_int, options: &Options) -> c_int {
     let user = name.to_string_lossy();
     let opened = match uid(&name) {
         Ok(uid) => session(&user, uid).open(&Host::default(), options.patience),
-        Err(reason) => Opened::Refused(format!("uvn: no login: UID of {user}: {reason}")),
+        Err(reason) => Opened::Refused(format!("uvn: no login: cannot find the UID of {user}: {reason}")),
     };
     match opened {
         Opened::Inside => SUCCESS,
@@ -152,7 +152,7 @@ fn uid(name: &CStr) -> Result<u32, String> {
         match error {
             libc::ERANGE if buffer.len() < MAX_ENTRY => buffer.resize(buffer.len() * 4, 0),
             libc::EINTR => {}
-            0 if found.is_null() => return Err("the user database does not know the user".into()),
+            0 if found.is_null() => return Err("the user database has no such user".into()),
             // SAFETY: with 0 and a result, `entry` is filled in.
             0 => return Ok(unsafe { entry.assume_init() }.pw_uid),
             error => {

@@ -66,7 +66,7 @@ extern "C" fn slurm_spank_init_post_opt(spank: Spank, argc: c_int, argv: *const 
     let attached =
         catch_unwind(|| attach(spank, argc, argv)).unwrap_or_else(|_| Err("the plugin panicked".into()));
     if let Err(reason) = attached {
-        let text = format!("uvn: this job has no network on this node: {reason}").replace('\0', " ");
+        let text = format!("uvn: no network for this job on this node: {reason}").replace('\0', " ");
         let failure = FAILURE.get_or_init(|| CString::new(text).unwrap_or_default());
         log(failure);
     }
@@ -107,7 +107,7 @@ fn item(spank: Spank, item: c_uint) -> Result<u32, String> {
     if status == SUCCESS {
         Ok(value)
     } else {
-        Err(format!("Slurm does not tell item {item}: error {status}"))
+        Err(format!("cannot read item {item} from Slurm: error {status}"))
     }
 }
 

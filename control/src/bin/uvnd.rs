@@ -9,16 +9,16 @@ use tracing_subscriber::EnvFilter;
 use uvn_control::daemon::Daemon;
 use uvn_control::lockdown;
 
-/// One network per user on this node. Logs to stderr, by RUST_LOG (default: info).
+/// Gives each user of this node a network of their own. Logs to stderr, at the level of RUST_LOG (default: info).
 ///
-/// SIGHUP: reads the configuration again. SIGTERM: ends, and leaves the networks as they are.
+/// SIGHUP reads the configuration again. SIGTERM ends uvnd; the networks stay and work on.
 #[derive(Parser)]
 #[command(version, after_help = "Exit codes: 0 done, 1 failed, 2 bad usage or bad configuration.")]
 struct Arguments {
-    /// The TOML file that says what to do.
+    /// The configuration, a TOML file.
     #[arg(long, default_value = uvn_control::config::FILE)]
     config: PathBuf,
-    /// Only keep policed users from sockets until uvnd is up, if it has enforced its configuration before; and end.
+    /// Refuse policed users sockets until uvnd is up, and exit; only if uvnd has enforced a configuration before.
     #[arg(long)]
     lock_down: bool,
 }
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         return match lockdown::hold() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("uvnd: users are in the open network until uvnd is up: {error}");
+                eprintln!("uvnd: users are not isolated until uvnd is up: {error}");
                 ExitCode::FAILURE
             }
         };

@@ -38,9 +38,9 @@ impl Executables {
     #[must_use]
     pub fn find(files: Option<&[PathBuf]>) -> Executables {
         let Some(way) = btf::way() else {
-            let problem = "srun: the kernel has no BTF (/sys/kernel/btf/vmlinux) or is locked down (confidentiality), and \
-                           does not tell which program makes a socket: srun gets no port of `srun_ports`; use a kernel \
-                           with CONFIG_DEBUG_INFO_BTF and at most integrity lockdown";
+            let problem = "srun: the kernel has no BTF (/sys/kernel/btf/vmlinux) or is locked down (confidentiality), \
+                           so the socket programs cannot see which program makes a socket: srun gets no port of \
+                           `srun_ports`; use a kernel with CONFIG_DEBUG_INFO_BTF and at most integrity lockdown";
             return Executables { problems: vec![problem.into()], ..Executables::default() };
         };
         let usual = || FOLDERS.iter().flat_map(|folder| NAMES.map(|name| Path::new(folder).join(name)));
@@ -53,8 +53,10 @@ impl Executables {
                 }
                 Err(error) if files.is_none() && error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    problems
-                        .push(format!("srun: {}: {error}; it gets no port of `srun_ports`", file.display()));
+                    problems.push(format!(
+                        "srun: {}: {error}; this program gets no port of `srun_ports`",
+                        file.display()
+                    ));
                 }
             }
         }
@@ -77,11 +79,12 @@ pub fn identify(path: &Path) -> io::Result<(File, Executable)> {
     let field =
         |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
     let known = field("ino:").zip(field("mnt_id:"));
-    let (inode, mount) = known.ok_or_else(|| io::Error::other("the kernel does not tell its inode"))?;
+    let text = "the kernel does not show its inode number; Linux 5.14 and later do";
+    let (inode, mount) = known.ok_or_else(|| io::Error::other(text))?;
     // The thread's: a test has a mount namespace for one.
     let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
-    let device =
-        device_of(&mounts, mount).ok_or_else(|| io::Error::other("its mount is not to be seen here"))?;
+    let device = device_of(&mounts, mount)
+        .ok_or_else(|| io::Error::other("its mount is not in /proc/thread-self/mountinfo"))?;
     Ok((open, Executable { inode, device, padding: 0 }))
 }
 
@@ -103,11 +106,13 @@ fn roots_alone(path: &Path) -> io::Result<()> {
     for (index, part) in path.ancestors().enumerate() {
         let metadata = part.metadata()?;
         if index == 0 && !metadata.is_file() {
-            return Err(io::Error::other("it is no file"));
+            return Err(io::Error::other("it is not a regular file"));
         }
         if is_open(&metadata) {
-            let text =
-                format!("others than root can change {}: `chown root` and `chmod go-w` it", part.display());
+            let text = format!(
+                "users other than root can change {}: `chown root` and `chmod go-w` it",
+                part.display()
+            );
             return Err(io::Error::other(text));
         }
     }
@@ -138,7 +143,7 @@ mod tests {
         let found = Executables::find(Some(&[file.clone(), "/bin/sh".into(), "/nowhere/srun".into()]));
         assert_eq!(found.known.executables, [identify(Path::new("/bin/sh")).unwrap().1]);
         let [temporary, nowhere] = &found.problems[..] else { panic!("{:?}", found.problems) };
-        assert!(temporary.contains("others than root can change"), "{temporary}");
+        assert!(temporary.contains("users other than root can change"), "{temporary}");
         assert!(nowhere.contains("/nowhere/srun: No such file"), "{nowhere}");
         std::fs::remove_file(file).unwrap();
     }

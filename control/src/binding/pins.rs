@@ -55,7 +55,7 @@ fn own(folder: &Path) -> Result<(), BindingError> {
         if is_roots(folder)? {
             return fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(file(folder));
         }
-        tracing::error!("{}: others could change it; removed, to be made anew", folder.display());
+        tracing::error!("{}: users other than root could change it; it is made anew", folder.display());
         remove(folder)?;
     }
     verify(folder)

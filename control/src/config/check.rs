@@ -39,20 +39,22 @@ impl TomlFile for Config {
             }
             "nic" => "a network device's name: 1 to 15 bytes, no blank, no slash; each NIC once",
             "path" => "\"auto\", \"engine\", \"shortcut\" or \"kernel\"",
-            "port" => "a UDP port, 1 to 65535; kernel VXLAN needs another one on each NIC",
+            "port" => "a UDP port, 1 to 65535; kernel VXLAN needs a different one on each NIC",
             "group" => "a multicast address of a family that the subnets have",
             "flood_rate" => "0 to 10000000 frames per second",
             "vni" => "[[vni]] tables such as uids = \"16777216-16781311\", first = 60001",
             "uids" => "UIDs from 16777216 to 4294967294, such as \"16777216-16781311\", each in one range",
-            "first" => "a VNI from 1, with all that follow up to 16777215 and in no other range",
+            "first" => {
+                "a VNI from 1; the VNIs of all `uids` must end at 16777215 or below, and be in no other range"
+            }
             "ipv4" => "an IPv4 subnet from /8 to /30 that overlaps no underlay, such as \"100.64.0.0/10\"",
             "ipv6" => "an IPv6 subnet up to /126 that overlaps no underlay, such as \"fd75:766e::/64\"",
             "peers" => {
                 "the nodes that run uvn, in a table [peers]: `range`, `nodes` or `slurm`, such as range = [\"10.0.0.0/16\"]"
             }
             "range" => {
-                "subnets such as \"10.0.0.0/16\"; IPv6 ones /96 or longer; without `hosts`, 900 prefixes at most: give \
-                 those as subnets, or list `nodes`"
+                "subnets such as \"10.0.0.0/16\"; IPv6 ones /96 or longer; with `hosts` cut out, at most 900 prefixes: \
+                 write `hosts` as subnets, or list `nodes` instead"
             }
             "nodes" => "addresses and host names, also many at once such as \"node[01-16,20]\"",
             "slurm" => "the absolute path of slurm.conf",
@@ -82,7 +84,7 @@ impl TomlFile for Config {
         check_vnis(&self.vnis)?;
         self.check_nat().map_err(|invalid| invalid.within("nat"))?;
         if self.peers == PeerList::default() {
-            return Err(Invalid::new("peers", "it lists nobody"));
+            return Err(Invalid::new("peers", "it lists no nodes"));
         }
         self.peers.check(&self.hosts).map_err(|invalid| invalid.within("peers"))?;
         self.off_subnet.check().map_err(|invalid| invalid.within("off_subnet"))
@@ -99,7 +101,7 @@ impl Config {
         }
         for (index, srun) in self.srun_ports.iter().enumerate() {
             if let Some(service) = self.service_ports.iter().find(|service| meet(srun, service)) {
-                let problem = format!("{} meets {} of `service_ports`", shown(srun), shown(service));
+                let problem = format!("{} overlaps {} of `service_ports`", shown(srun), shown(service));
                 return Err(Invalid::new(format!("srun_ports[{index}]"), problem));
             }
         }
@@ -130,7 +132,7 @@ impl Config {
                 |what: &str| Err(Invalid::new(format!("relay[{index}]"), format!("{address} {what}")));
             let port = address.port();
             if !address.ip().is_loopback() {
-                return wrong("is no loopback address");
+                return wrong("is not a loopback address");
             }
             // Otherwise a user could take the address in his network, and nobody would notice why the relay fails.
             if port == 0 || port >= 1024 && !self.service_ports.iter().any(|range| range.contains(&port)) {
@@ -213,7 +215,7 @@ impl Underlay {
                 }
             }
             if let Some(nic) = self.nic.as_ref().filter(|nic| other.nic.as_ref() == Some(nic)) {
-                return Err(Invalid::new("nic", format!("`{nic}` is the NIC of underlay[{index}], too")));
+                return Err(Invalid::new("nic", format!("`{nic}` is also the NIC of underlay[{index}]")));
             }
             // The kernel has one VXLAN socket per port, and refuses a VNI there twice (drivers/net/vxlan).
             let kernel = |underlay: &Underlay| underlay.path == PathChoice::Kernel;
@@ -240,7 +242,7 @@ impl PeerList {
         }
         let prefixes = without(self.range.clone(), hosts).len();
         within("range", prefixes as u64, 0..=MAX_PREFIXES as u64)
-            .map_err(|_| Invalid::new("range", format!("without `hosts` it is {prefixes} prefixes")))?;
+            .map_err(|_| Invalid::new("range", format!("with `hosts` cut out, it is {prefixes} prefixes")))?;
         each_once("nodes", self.nodes.iter())?;
         for (index, nodes) in self.nodes.iter().enumerate() {
             hostlist::expand(nodes)
@@ -256,7 +258,7 @@ impl OffSubnet {
         each_once("deny_groups", self.deny_groups.iter())?;
         let both = self.deny_groups.iter().position(|group| self.allow_groups.contains(group));
         match both {
-            Some(index) => Err(Invalid::new(format!("deny_groups[{index}]"), "it is in `allow_groups`, too")),
+            Some(index) => Err(Invalid::new(format!("deny_groups[{index}]"), "it is also in `allow_groups`")),
             None => Ok(()),
         }
     }
@@ -276,7 +278,7 @@ fn check_vnis(vnis: &[VniRange]) -> Result<(), Invalid> {
         for (other_index, other) in vnis.iter().enumerate().take(index) {
             if meet(&range.uids, &other.uids) {
                 let problem =
-                    format!("{} meets {} of vni[{other_index}]", shown(&range.uids), shown(&other.uids));
+                    format!("{} overlaps {} of vni[{other_index}]", shown(&range.uids), shown(&other.uids));
                 return Err(Invalid::new(key("uids"), problem));
             }
             if meet(&range.vnis(), &other.vnis()) {
@@ -299,7 +301,8 @@ pub(super) fn hints(config: &Config) -> Vec<String> {
         let may_be_kernel = matches!(underlay.path, PathChoice::Auto | PathChoice::Kernel);
         if !is_listed && underlay.group.is_none() && may_be_kernel {
             hints.push(format!(
-                "underlay[{index}]: kernel VXLAN finds no other node: list them (peers.nodes, peers.slurm), or give a `group`"
+                "underlay[{index}]: kernel VXLAN reaches no other node: list nodes in peers.nodes or peers.slurm, or \
+                 set a `group`"
             ));
         }
         if !is_listed && underlay.subnets.iter().any(|subnet| subnet.address.is_ipv6()) {
@@ -314,7 +317,7 @@ pub(super) fn hints(config: &Config) -> Vec<String> {
             let uid = *own.start().max(range.vnis().start());
             let other = range.uid_of(uid).unwrap_or_default();
             hints.push(format!(
-                "vni[{index}] takes the VNIs of policed UIDs, which can have no network: UID {uid}'s goes to UID {other}"
+                "vni[{index}] takes VNIs of policed UIDs, which get no network: UID {other} has the VNI of UID {uid}"
             ));
         }
     }
@@ -335,7 +338,8 @@ pub(super) fn ephemeral_hints(config: &Config, ephemeral: &RangeInclusive<u16>) 
     });
     let hint = |(key, range)| {
         format!(
-            "`{key}` {} meets the ports that the kernel picks by itself ({}): see net.ipv4.ip_local_reserved_ports",
+            "`{key}` {} overlaps the ports that the kernel gives to outgoing connections ({}): add it to \
+             net.ipv4.ip_local_reserved_ports",
             shown(range),
             shown(ephemeral)
         )
@@ -354,7 +358,7 @@ fn uids(key: &str, ranges: &[RangeInclusive<u32>]) -> Result<(), Invalid> {
 fn disjoint<T: PartialOrd + Display>(key: &str, ranges: &[RangeInclusive<T>]) -> Result<(), Invalid> {
     for (index, range) in ranges.iter().enumerate() {
         if let Some(other) = ranges.iter().take(index).find(|other| meet(range, other)) {
-            let problem = format!("{} meets {}", shown(range), shown(other));
+            let problem = format!("{} overlaps {}", shown(range), shown(other));
             return Err(Invalid::new(format!("{key}[{index}]"), problem));
         }
     }

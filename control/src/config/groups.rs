@@ -13,14 +13,11 @@ impl OffSubnet {
         match (groups::of_user(uid), gids(&self.deny_groups)) {
             (Ok(member), Some(denied)) => self.verdict(&member, &denied),
             (Err(error), _) => {
-                tracing::warn!(uid, %error, "off-subnet traffic refused: the user's groups cannot be looked up");
+                tracing::warn!(uid, %error, "cannot look up the user's groups; off-subnet traffic is refused");
                 false
             }
             (_, None) => {
-                tracing::warn!(
-                    uid,
-                    "off-subnet traffic refused: a group of `deny_groups` cannot be looked up"
-                );
+                tracing::warn!(uid, "cannot look up a group of `deny_groups`; off-subnet traffic is refused");
                 false
             }
         }

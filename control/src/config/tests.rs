@@ -117,12 +117,12 @@ proptest! {
 fn hints_name_what_deserves_a_look() {
     let mut config: Config = parse(GOOD).unwrap();
     let hints = config.hints();
-    assert!(hints.iter().any(|hint| hint.contains("UID 70000's goes to UID 20000000")), "{hints:?}");
+    assert!(hints.iter().any(|hint| hint.contains("UID 20000000 has the VNI of UID 70000")), "{hints:?}");
     config.peers = PeerList { range: config.peers.range, ..PeerList::default() };
     let hints = config.hints();
     assert!(hints.iter().any(|hint| hint.contains("underlay[0]: over IPv6")), "{hints:?}");
     // The first underlay has a group.
-    let lonely: Vec<&String> = hints.iter().filter(|hint| hint.contains("finds no other node")).collect();
+    let lonely: Vec<&String> = hints.iter().filter(|hint| hint.contains("reaches no other node")).collect();
     assert!(lonely.len() == 1 && lonely[0].starts_with("underlay[1]"), "{hints:?}");
     assert_eq!(ephemeral_hints(&config, &(60010..=60999)).len(), 1);
     assert!(ephemeral_hints(&config, &(32768..=60000)).is_empty());
@@ -155,11 +155,11 @@ fn uids() {
     {
         refused("policed = [\"1000-60000\"", &format!("policed = [{wrong}"), &["policed", "1 to 4294967294"]);
     }
-    refused("exempt = [1234,", "exempt = [2005,", &["exempt[1]: 2000-2999 meets 2005"]);
+    refused("exempt = [1234,", "exempt = [2005,", &["exempt[1]: 2000-2999 overlaps 2005"]);
     refused(
         "uids = \"20000000-",
         "uids = \"16777300-",
-        &["vni[1].uids: ", "meets 16777216-16777316 of vni[0]"],
+        &["vni[1].uids: ", "overlaps 16777216-16777316 of vni[0]"],
     );
     refused(
         "uids = \"20000000-20000009\"",
@@ -182,8 +182,12 @@ fn ports() {
     for wrong in ["0", "65536", "\"9-8\"", "\"0-8\""] {
         refused("[\"6817-6819\", 7000]", &format!("[{wrong}]"), &["service_ports", "1 to 65535"]);
     }
-    refused("\"60001-60010\"", "\"7000-7010\"", &["srun_ports[0]: 7000-7010 meets 7000 of `service_ports`"]);
-    refused("7000]", "6818]", &["service_ports[1]: 6818 meets 6817-6819"]);
+    refused(
+        "\"60001-60010\"",
+        "\"7000-7010\"",
+        &["srun_ports[0]: 7000-7010 overlaps 7000 of `service_ports`"],
+    );
+    refused("7000]", "6818]", &["service_ports[1]: 6818 overlaps 6817-6819"]);
     refused("port = 4790", "port = 0", &["underlay[1].port: 0"]);
     refused("127.0.0.1:7000", "127.0.0.1:7001", &["relay[1]: ", "users may take", "service_ports"]);
     refused("127.0.0.1:7000", "10.0.0.1:53", &["relay[1]: ", "no loopback address"]);
@@ -209,7 +213,7 @@ fn subnets_and_nics() {
         &["underlay[0].subnets[1]: 10.0.0.0/8 overlaps 10.0.0.0/16"],
     );
     refused("[\"10.1.0.0/16\"]", "[\"0.0.0.0/0\"]", &["underlay[1].subnets[0]: 0.0.0.0/0 is every"]);
-    refused("nic = \"ib0\"", "nic = \"em1\"", &["underlay[1].nic: `em1` is the NIC of underlay[0]"]);
+    refused("nic = \"ib0\"", "nic = \"em1\"", &["underlay[1].nic: `em1` is also the NIC of underlay[0]"]);
     refused("nic = \"ib0\"", "nic = \"uvn1000\"", &["underlay[1].nic: `uvn1000` is a name of uvn's own"]);
     refused("nic = \"ib0\"", "nic = \"a/b\"", &["underlay[1].nic: `a/b`"]);
     refused("group = \"239.1.1.1\"", "group = \"10.0.0.1\"", &["underlay[0].group: ", "not a multicast"]);
@@ -246,7 +250,7 @@ fn nat_peers_and_groups() {
             parse::<Config>(&format!("[[underlay]]\nsubnets = [\"10.0.0.0/16\"]\n{nobody}")).unwrap_err();
         let text = broken.to_string();
         assert!(
-            text.starts_with("peers: it lists nobody; allowed: ") && text.contains("`range`, `nodes`"),
+            text.starts_with("peers: it lists no nodes; allowed: ") && text.contains("`range`, `nodes`"),
             "{text}"
         );
     }
@@ -255,7 +259,7 @@ fn nat_peers_and_groups() {
     let (_, broken) =
         parse::<Config>(&GOOD.replace("[\"10.0.0.250\", \"10.1.0.0/24\"]", &hosts)).unwrap_err();
     let text = broken.to_string();
-    assert!(text.starts_with("peers.range: without `hosts` it is ") && text.contains("900"), "{text}");
+    assert!(text.starts_with("peers.range: with `hosts` cut out, it is ") && text.contains("900"), "{text}");
     refused("node[01-16,20]", "node[01-16", &["peers.nodes[0]: ", "is not a node list"]);
     refused("\"/etc/slurm/slurm.conf\"", "\"slurm.conf\"", &["peers.slurm: `slurm.conf`"]);
     refused(

@@ -70,7 +70,7 @@ impl Networks {
             }
         });
         if let Err(error) = &result {
-            tracing::error!(uid, %error, "no network");
+            tracing::error!(uid, %error, "cannot make the user's network");
             if !had {
                 self.leases.detach(uid, &lease, lease::now());
             }
@@ -228,7 +228,7 @@ impl Networks {
         }
         let busy = process::users(|uid| due.contains(&uid));
         if let Err(error) = &busy {
-            tracing::warn!(%error, "cannot tell whose processes are left: networks stay");
+            tracing::warn!(%error, "cannot list processes; networks without a lease stay");
         }
         let is_busy = |uid: &u32| busy.as_ref().map_or(true, |busy| busy.contains_key(uid));
         let end = Instant::now() + TEARDOWN;
@@ -310,7 +310,7 @@ impl Networks {
                 Ok(seen) if seen.is_empty() => break,
                 Ok(seen) => self.want(seen),
                 Err(error) => {
-                    tracing::warn!(%error, "cannot tell what peers send to");
+                    tracing::warn!(%error, "cannot read which networks peers send to");
                     break;
                 }
             }
@@ -328,7 +328,7 @@ impl Networks {
             match self.demand.admit(&self.config, &self.leases, vni, vtep, at) {
                 Ok(None) => {}
                 Err(Refusal::Asked(_)) => drop(again.insert((vni, vtep))),
-                Err(refusal) => tracing::debug!(%refusal, "no network on demand"),
+                Err(refusal) => tracing::debug!(%refusal, "no network is made on demand"),
                 Ok(Some(uid)) => {
                     let lease = Lease { kind: Kind::Peer, name: vtep.to_string(), holder: None };
                     if self.grant(uid, lease).is_err() {

@@ -96,10 +96,12 @@ impl Networks {
 
     /// Leaves a NIC to the kernel, until uvnd is started again. False: it is to have the engine or nothing.
     fn demote(&mut self, nic: &Nic, reason: String) -> bool {
-        self.warn(Id::DataPath, format!("{}: left to kernel VXLAN: {reason}", nic.name));
-        if self.is_auto(nic) {
+        let auto = self.is_auto(nic);
+        let what = if auto { "left to kernel VXLAN" } else { "cannot use its data plane" };
+        self.warn(Id::DataPath, format!("{}: {what}: {reason}", nic.name));
+        if auto {
             self.demoted.insert(nic.name.clone(), reason);
         }
-        self.is_auto(nic)
+        auto
     }
 }

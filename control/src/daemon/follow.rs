@@ -49,13 +49,14 @@ impl Networks {
         match self.bring(network, &self.items(network)) {
             Ok(steps) if steps.is_empty() => return,
             Ok(steps) => {
-                tracing::warn!(uid, steps = steps.len(), first = %steps[0], "mended what something else changed")
+                let text = "another program changed this user's network; uvnd put it right";
+                tracing::warn!(uid, steps = steps.len(), first = %steps[0], "{text}");
             }
             Err(error) => self.fault(uid, error.to_string()),
         }
         for feed in &mut self.feeds {
             if let Err(error) = feed.add(network) {
-                tracing::error!(uid, %error, "not mended");
+                tracing::error!(uid, %error, "cannot give the network to its data plane");
             }
         }
         self.bind_all();
@@ -116,11 +117,13 @@ impl Networks {
         let attach = |cgroup: PathBuf| Binding::attach(&cgroup, Path::new(binding::PINS), &policy);
         match binding::cgroup_root().and_then(attach) {
             Ok(binding) => {
-                tracing::warn!("the socket programs were not attached any more: they are again");
+                tracing::warn!("the socket programs had been detached; uvnd attached them again");
                 self.binding = binding;
                 self.bind_all();
             }
-            Err(error) => tracing::error!(%error, "the socket programs are not attached: users are free"),
+            Err(error) => {
+                tracing::error!(%error, "cannot attach the socket programs; users are not isolated")
+            }
         }
     }
 
@@ -136,7 +139,7 @@ impl Networks {
         let before = std::mem::replace(&mut self.peers, self.directory.peers());
         let changed = (&before.ranges, &before.nodes) != (&self.peers.ranges, &self.peers.nodes);
         if changed && let Err(error) = self.directory.save() {
-            self.warn(Id::File, format!("{}: the addresses of nodes are not kept: {error}", peers::KNOWN));
+            self.warn(Id::File, format!("{}: cannot save the addresses of nodes: {error}", peers::KNOWN));
         }
         changed
     }
@@ -198,8 +201,8 @@ impl Networks {
         let goes = self.node.nics.iter().find(|nic| !nic.vteps().is_empty() && !stays(nic));
         let Some(nic) = goes.filter(|_| !users.is_empty()) else { return Ok(()) };
         let refusal = format!(
-            "it would take the endpoints on {} from users {}: the old configuration stays; correct `subnets` and `nic`, or \
-             force it",
+            "it would take the endpoints on {} from users {}: the old configuration stays in force; correct `subnets` \
+             and `nic`, or use --force",
             nic.name,
             few(&users)
         );

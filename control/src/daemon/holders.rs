@@ -62,7 +62,7 @@ impl Holders {
                     ended.insert(process);
                 }
                 // Out of descriptors: the next time, then.
-                Err(error) => tracing::warn!(process.pid, %error, "cannot watch a process"),
+                Err(error) => tracing::warn!(process.pid, %error, "cannot watch a process; uvnd tries again"),
             }
         }
         ended

@@ -72,7 +72,7 @@ pub enum StartError {
 #[derive(Debug, Error)]
 pub enum AttachError {
     /// The process that shall hold it.
-    #[error("process {0} is not there: it cannot hold a network")]
+    #[error("process {0} does not exist, so it cannot hold a network")]
     Holder(i32),
     /// He can have none.
     #[error(transparent)]
@@ -85,7 +85,8 @@ pub enum AttachError {
     Netlink(#[from] NetlinkError),
     /// They do not stay as they were made.
     #[error(
-        "the network of user {uid} does not stay as it was made: {step} again and again; what else changes it?"
+        "the network of user {uid} does not stay as uvnd makes it, {step} is due again and again: another program \
+         changes it"
     )]
     Unstable {
         /// The user.
@@ -94,16 +95,16 @@ pub enum AttachError {
         step: String,
     },
     /// A device went away while it was made.
-    #[error("a device of user {0}'s network went away while it was made; what else removes it?")]
+    #[error("a device of user {0}'s network disappeared while uvnd made it: another program removes it")]
     Gone(u32),
     /// No underlay NIC is there.
-    #[error("none of the underlay NICs is there with an address in its subnets: see `uvn status`")]
+    #[error("no underlay NIC has an address in its subnets: see `uvn status`")]
     NoNic,
     /// What keeps networks apart beside the socket programs.
     #[error("the packet filter is not in place: {0}")]
     Firewall(String),
     /// The connection tracker.
-    #[error("the connection tracker does not forget the flows of a former network: {0}")]
+    #[error("cannot remove a former network's flows from the connection tracker: {0}")]
     Flows(#[source] io::Error),
     /// A data plane.
     #[error(transparent)]
@@ -251,7 +252,7 @@ impl Networks {
             let adopted =
                 self.config.network_of(uid, slot).map(|network| self.leases.adopt(network, lease::now()));
             if !matches!(adopted, Ok(true)) {
-                tracing::error!(uid, "the network of this user cannot be taken over, and goes");
+                tracing::error!(uid, "cannot take over this user's network; it is removed");
             }
         }
     }
@@ -264,17 +265,21 @@ impl Networks {
             Mode::Observe => lockdown::forget(),
         };
         if let Err(error) = kept {
-            self.warn(
-                Id::File,
-                format!("{}: users would be free until the next uvnd is up: {error}", lockdown::LAST),
-            );
+            let users = match self.config.mode {
+                Mode::Enforce => "not isolated",
+                Mode::Observe => "refused sockets",
+            };
+            let what = format!("after a boot, users are {users} until uvnd is up");
+            self.warn(Id::File, format!("{}: {error}; {what}", lockdown::LAST));
         }
     }
 
     pub(super) fn start_relay(&mut self) {
         match Relay::start(&self.config.relay) {
             Ok(relay) => self.relay = Some(relay),
-            Err(error) => self.warn(Id::Relay, format!("no loopback services inside networks: {error}")),
+            Err(error) => {
+                self.warn(Id::Relay, format!("cannot reach loopback services inside networks: {error}"))
+            }
         }
     }
 
@@ -350,7 +355,9 @@ fn open_unknown(registry: &Registry, token: Token) -> Option<UnknownLog> {
         Ok(log)
     };
     open()
-        .inspect_err(|error: &io::Error| tracing::warn!(%error, "no networks on demand over kernel VXLAN"))
+        .inspect_err(
+            |error: &io::Error| tracing::warn!(%error, "no networks are made on demand over kernel VXLAN"),
+        )
         .ok()
 }
 

@@ -16,7 +16,7 @@ pub(super) fn newcomers(config: &Config) -> BTreeMap<u32, i32> {
         return BTreeMap::new();
     }
     process::users(|uid| config.is_policed(uid)).unwrap_or_else(|error| {
-        tracing::error!(%error, "cannot tell who runs: nobody gets a network before all are refused");
+        tracing::error!(%error, "cannot list processes; users without a network are refused at once");
         BTreeMap::new()
     })
 }
@@ -47,7 +47,7 @@ impl Networks {
     pub(super) fn enforce(&mut self) {
         match self.binding.set_policy(&self.policy()) {
             Ok(()) => {
-                tracing::info!("all users who run have been given networks: others are refused from now on")
+                tracing::info!("users without a network are refused sockets from now on")
             }
             Err(error) => self.warn(Id::Programs, error),
         }

@@ -115,9 +115,9 @@ impl Networks {
     /// Brings the kernel's objects to what they shall be: rules, and every network.
     pub(super) fn bring_all(&mut self) -> Vec<Step> {
         match self.netlink.give_way() {
-            Ok(moved) => moved
-                .iter()
-                .for_each(|rule| tracing::info!(rule, "a rule without a preference put in its place")),
+            Ok(moved) => moved.iter().for_each(|rule| {
+                tracing::info!(rule, "moved a rule that was added without a preference behind uvn's")
+            }),
             Err(error) => self.warn(Id::Kernel, error),
         }
         let mut wanted = plan::node(&self.node);
@@ -166,7 +166,7 @@ impl Networks {
             let reason = reason(&step);
             self.fault(
                 *uid,
-                reason.unwrap_or_else(|| format!("{step}: it does not stay; what else changes it?")),
+                reason.unwrap_or_else(|| format!("{step}: it does not stay; another program changes it")),
             );
         }
         for step in plan::diff(wanted, &observed.into_iter().collect::<Vec<_>>()) {

@@ -61,13 +61,18 @@ impl Networks {
         let observes = self.observes();
         for Refused { uid, count, program } in news {
             if observes {
-                tracing::info!(uid, count, program, "sockets without a network: they would be refused");
+                tracing::info!(
+                    uid,
+                    count,
+                    program,
+                    "the user has no network; enforced, sockets would be refused"
+                );
             } else {
                 tracing::warn!(
                     uid,
                     count,
                     program,
-                    "sockets refused: the user has no network, by PAM, Slurm or `uvn attach`"
+                    "sockets refused: the user has no network; PAM, Slurm or `uvn attach` give one"
                 );
             }
         }

@@ -30,7 +30,7 @@ pub enum StateError {
         source: io::Error,
     },
     /// It cannot be replaced; what it held before, it still holds.
-    #[error("cannot save {path}: {source}; it keeps what it held before", path = path.display())]
+    #[error("cannot write {path}: {source}; the file keeps its previous content", path = path.display())]
     Write {
         /// The file.
         path: PathBuf,
@@ -139,7 +139,7 @@ fn parse(bytes: &[u8], slots: u32) -> Result<Leases, String> {
     // First alone: another version's other fields say nothing.
     let Versioned { version } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     if version != VERSION {
-        return Err(format!("it is of version {version}, and this uvnd reads {VERSION}"));
+        return Err(format!("its version is {version}, and this uvnd reads {VERSION}"));
     }
     let state: State = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let mut leases = Leases::new(slots);
@@ -148,7 +148,7 @@ fn parse(bytes: &[u8], slots: u32) -> Result<Leases, String> {
         let vni = Vni::new(vni).ok_or_else(|| format!("VNI {vni} of UID {uid} has more than 24 bits"))?;
         let network = Network { uid, vni, slot, off_subnet };
         if !leases.adopt(network, Duration::from_millis(last_ms)) {
-            return Err(format!("UID {uid}, its VNI {vni} or its number {slot} is there twice"));
+            return Err(format!("UID {uid}, VNI {vni} or lease number {slot} is there twice"));
         }
         if let Some(adopted) = leases.held.get_mut(&uid) {
             (adopted.leases, adopted.leaving) = (held, leaving);

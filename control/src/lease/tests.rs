@@ -218,7 +218,7 @@ fn a_broken_file_is_moved_aside() {
         (good[..good.len() - 20].to_owned(), "EOF"),
         (String::new(), "EOF"),
         (good.replace("\"version\":1", "\"version\":2"), "version 2"),
-        (good.replace("\"slot\":1", "\"slot\":0"), "UID 1001, its VNI 1001 or its number 0 is there twice"),
+        (good.replace("\"slot\":1", "\"slot\":0"), "UID 1001, VNI 1001 or lease number 0 is there twice"),
         (good.replace("\"vni\":1001", "\"vni\":16777216"), "VNI 16777216"),
         (good.replace("\"vni\"", "\"vnj\""), "vnj"),
     ];

@@ -123,7 +123,11 @@ fn assemble(config: &Config, devices: &[Device], defaults: &[Route], ipv6: bool)
         });
         match device {
             Some(device) => nics.push(nic(slot, underlay, device)),
-            None => tracing::warn!(underlay = slot, nic = underlay.nic, "no such NIC on this node"),
+            None => tracing::warn!(
+                underlay = slot,
+                nic = underlay.nic,
+                "this [[underlay]] has no NIC on this node"
+            ),
         }
     }
     let others = devices.iter().flat_map(|device| {

@@ -13,7 +13,7 @@ use uvn_api::dataplane::config::Cidr;
 
 /// A pool whose addresses the node uses for something else: Tailscale, for example, has 100.64.0.0/10.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("nat.{key}: {pool} meets {user}, which uvn would cut off; give [nat] another pool{}", proposal(*free))]
+#[error("nat.{key}: {pool} overlaps {user}, which uvn would cut off; set another pool in [nat]{}", proposal(*free))]
 pub struct PoolInUse {
     /// The pool's key.
     pub key: &'static str,
@@ -127,11 +127,14 @@ mod tests {
         for (used, free) in cases {
             let (said, proposed) = in_use(nat, used).unwrap();
             assert_eq!(proposed, free);
-            let meets = format!("nat.ipv4: 100.96.0.0/11 meets the address {}, which", used[0]);
-            assert!(said.starts_with(&meets) && said.ends_with(&format!(": {free} is free here")), "{said}");
+            let overlaps = format!("nat.ipv4: 100.96.0.0/11 overlaps the address {}, which", used[0]);
+            assert!(
+                said.starts_with(&overlaps) && said.ends_with(&format!(": {free} is free here")),
+                "{said}"
+            );
         }
         let (said, free) = in_use(nat, &["fd75:766e::7/128"]).unwrap();
-        assert!(said.starts_with("nat.ipv6: fd75:766e::/64 meets"), "{said}");
+        assert!(said.starts_with("nat.ipv6: fd75:766e::/64 overlaps"), "{said}");
         assert_eq!(free, "fd75:766e:0:1::/64");
     }
 

@@ -59,7 +59,7 @@ pub(super) fn words(rule: &RuleMessage) -> String {
         _ => None,
     });
     let table = table.unwrap_or(u32::from(rule.header.table));
-    format!("{} of IPv{family}, for table {table}", preference(rule))
+    format!("{} (IPv{family}, table {table})", preference(rule))
 }
 
 fn preference(rule: &RuleMessage) -> u32 {

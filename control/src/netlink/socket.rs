@@ -207,7 +207,7 @@ impl Socket {
         for _ in 0..TRIES {
             let answers = async { timeout(PATIENCE, self.try_request(message.clone(), flags)).await };
             let silent =
-                |_| io::Error::new(io::ErrorKind::TimedOut, "the kernel does not answer by rtnetlink");
+                |_| io::Error::new(io::ErrorKind::TimedOut, "the kernel does not answer over rtnetlink");
             if let Some(answers) = self.runtime.block_on(answers).map_err(silent)?? {
                 return Ok(answers);
             }

@@ -136,7 +136,7 @@ impl Directory {
     /// What the log says once all have been asked.
     fn complain(&self) {
         if !self.open.is_empty() {
-            tracing::warn!(names = ?self.open, "no address for nodes of [peers]; they are asked again");
+            tracing::warn!(names = ?self.open, "cannot resolve these names of [peers]; uvnd asks again in 10 s");
         }
     }
 

@@ -12,7 +12,7 @@ pub enum HostlistError {
     #[error("{0:?} is not a node list such as node[01-16,20]")]
     Syntax(String),
     /// It is too long.
-    #[error("{0:?} is more than {MAX_NAMES} nodes")]
+    #[error("{0:?} expands to more than {MAX_NAMES} nodes")]
     TooMany(String),
 }
 

@@ -71,7 +71,7 @@ impl TcpPort {
             match self.listener.accept() {
                 Ok((client, _)) => {
                     if let Err(error) = self.connect(sources, client, now) {
-                        tracing::debug!(uid = self.uid, %error, "a connection is lost: the service is not there");
+                        tracing::debug!(uid = self.uid, %error, "cannot reach the service; a connection is closed");
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,

@@ -206,7 +206,8 @@ fn an_address_in_use_is_named_with_a_remedy() {
     let mut relay = Relay::start(&[address]).unwrap();
     let error = relay.add(1000, "lo").unwrap_err().to_string();
     assert!(
-        error.starts_with(&format!("relay of {address} in lo: ")) && error.contains("systemd-resolved"),
+        error.starts_with(&format!("cannot serve {address} inside lo: "))
+            && error.contains("systemd-resolved"),
         "{error}"
     );
     assert!(relay.networks().is_empty());

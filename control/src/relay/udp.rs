@@ -58,7 +58,7 @@ impl UdpPort {
                 None => match self.open(sources, client, now) {
                     Ok(flow) => flow,
                     Err(error) => {
-                        tracing::debug!(uid = self.uid, %error, "a datagram is lost: no socket to the service");
+                        tracing::debug!(uid = self.uid, %error, "no socket to the service; a datagram is lost");
                         continue;
                     }
                 },

@@ -217,7 +217,7 @@ fn a_nat_pool_that_something_uses_is_refused() {
     node.ip("link add tail0 type dummy\naddr add 100.100.1.1/24 dev tail0\nlink set tail0 up\n");
     assert!(
         complaint(node)
-            .contains("UVN-NAT-POOL: nat.ipv4: 100.64.0.0/10 meets the address 100.100.1.1/24 of tail0")
+            .contains("UVN-NAT-POOL: nat.ipv4: 100.64.0.0/10 overlaps the address 100.100.1.1/24 of tail0")
     );
     // Nobody who works here loses anything by a reload.
     node.uvn(&["reload"]);
@@ -230,14 +230,14 @@ fn a_nat_pool_that_something_uses_is_refused() {
     let mut daemon = node.restart_uvnd();
     approve(node);
     node.ip("rule add to 100.66.0.0/16 lookup 77\nroute add 10.77.0.0/16 dev tail0\n");
-    for (pool, meets) in [
+    for (pool, other) in [
         ("100.66.0.0/15", "a rule for packets to 100.66.0.0/16"),
         ("10.77.64.0/20", "the route to 10.77.0.0/16"),
     ] {
         node.write("/etc/uvn/uvn.toml", &format!("{config}[nat]\nipv4 = \"{pool}\"\n"));
         let refused = node.try_uvn(&["reload"]);
         assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
-        assert!(said(&refused).contains(meets), "{}", said(&refused));
+        assert!(said(&refused).contains(other), "{}", said(&refused));
     }
     approve_after_reload(node, &format!("{config}[nat]\nipv4 = \"10.78.0.0/20\"\n"));
     daemon.assert_alive();
