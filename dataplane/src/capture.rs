@@ -47,7 +47,7 @@ pub enum CaptureError {
     NoNetwork(u32),
     /// Its endpoint cannot be found.
     #[error(
-        "the endpoint of network {0} is lost, or in a network namespace that has no name here: use tcpdump there"
+        "the endpoint of network {0} is lost, or in a network namespace without a name here; use tcpdump there"
     )]
     NoEndpoint(u32),
     /// A device.
@@ -59,7 +59,7 @@ pub enum CaptureError {
         source: io::Error,
     },
     /// The file.
-    #[error("the capture cannot be written: {0}")]
+    #[error("cannot write the capture: {0}")]
     Write(#[from] io::Error),
 }
 

@@ -55,7 +55,7 @@ pub enum GearError {
     #[error(transparent)]
     Socket(#[from] XskError),
     /// The shortcut, which the configuration insists on.
-    #[error("path = \"shortcut\": {0}; path = \"auto\" would leave it to the engine")]
+    #[error("path = \"shortcut\": {0}; with path = \"auto\" the engine would carry the NIC")]
     Shortcut(#[from] Declined),
     /// A worker's thread.
     #[error("cannot start the worker of queue {queue}: {source}")]
@@ -129,7 +129,11 @@ impl Gear {
             shortcut::clear(link.index);
         }
         if let Some(Mode::Generic { refused }) = programs.mode() {
-            tracing::warn!(nic = link.name, refused, "XDP in generic mode, which is slow");
+            tracing::warn!(
+                nic = link.name,
+                refused,
+                "XDP runs in generic mode, which is slow: the driver refuses it"
+            );
         }
         tracing::info!(nic = link.name, queues = cores.len(), why, "NIC in use by the engine alone");
         let mut gear = Gear {
@@ -203,7 +207,7 @@ impl Gear {
             busy_poll_us,
         })?;
         if busy_poll_us.is_some() && !socket.busy_poll() {
-            tracing::warn!(queue, "this kernel has no busy polling for AF_XDP (5.11 and later have)");
+            tracing::warn!(queue, "busy_poll_us has no effect: AF_XDP sockets have it from Linux 5.11 on");
         }
         self.zero_copy = self.zero_copy.map(|all| all && socket.zero_copy());
         if let Some(fd) = socket.fd() {
@@ -305,7 +309,7 @@ impl Gear {
             && let Some(shortcut) = &mut self.shortcut
             && let Err(error) = shortcut.follow(tables)
         {
-            tracing::error!(%error, "the shortcut cannot follow the next hops; the engine carries what it misses");
+            tracing::error!(%error, "cannot update the shortcut's next hops; the engine carries what is missing");
         }
     }
 
@@ -405,9 +409,9 @@ impl Gear {
         let boosted = match boost {
             None => "",
             Some(Boost::Threads) => {
-                "; receiving in threads on the workers' cores, which stay awake: that carries more now"
+                "; boosted: the NIC receives in threads on the workers' cores, and cores stay awake"
             }
-            Some(Boost::Awake) => "; cores stay awake, which carries more now",
+            Some(Boost::Awake) => "; boosted: cores stay awake",
         };
         summary.xdp = self.programs.mode().map(|mode| match mode {
             Mode::Driver => XdpMode::Driver,
@@ -455,7 +459,7 @@ impl Gear {
     pub fn close(mut self, networks: &mut Networks, past: &mut Counts) {
         // Every tenant at once: to let go of thousands of programs takes the kernel a while.
         if let Err(error) = self.programs.clear_networks() {
-            tracing::error!(%error, "cannot empty the map of networks; their frames are taken until the programs' end");
+            tracing::error!(%error, "cannot empty the map of networks; the programs take frames until they end");
         }
         let _each = self.counts(past);
         if let Some(shortcut) = &self.shortcut {
@@ -474,7 +478,7 @@ impl Gear {
 
 fn booster(link: &Link, threads: Option<Vec<usize>>) -> Option<Booster> {
     Booster::open(link, threads)
-        .inspect_err(|error| tracing::info!(%error, "the NIC's traffic is not followed"))
+        .inspect_err(|error| tracing::info!(%error, "cannot follow the NIC's traffic; nothing is boosted"))
         .ok()
 }
 

@@ -42,7 +42,7 @@ impl Booster {
             [counter("rx_packets")?, counter("rx_bytes")?, counter("tx_packets")?, counter("tx_bytes")?];
         let napi = cores.and_then(|cores| {
             Napi::open(link, cores)
-                .inspect_err(|error| tracing::info!(%error, "the NIC's receive processing stays where it is"))
+                .inspect_err(|error| tracing::info!(%error, "the NIC cannot receive in threads"))
                 .ok()
         });
         let (nic, trial, awake) = (link.name.clone(), Trial::default(), Awake::default());
@@ -81,12 +81,12 @@ impl Booster {
             if let Some(napi) = &mut self.napi
                 && let Err(error) = napi.set(boost == Some(Boost::Threads))
             {
-                tracing::warn!(%error, "the NIC's receive processing does not follow the traffic any more");
+                tracing::warn!(%error, "cannot switch the NIC's receive threads; the boost by threads is off");
                 self.napi = None;
             }
         }
         if was_trying && !self.trial.is_trying() {
-            tracing::info!(nic = self.nic, ?boost, "tried what the traffic gains from");
+            tracing::info!(nic = self.nic, ?boost, "tried whether a boost pays");
         }
     }
 

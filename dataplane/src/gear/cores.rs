@@ -10,7 +10,7 @@ use std::fs::read_to_string;
 pub fn choose(nic: &str, configured: &[usize], queues: usize) -> Vec<Option<usize>> {
     let allowed = allowed();
     for core in configured.iter().filter(|core| !allowed.contains(core)) {
-        tracing::warn!(core, "workers.cores names a core that this process may not use");
+        tracing::warn!(core, "workers.cores names a core that this process may not use; it is left out");
     }
     let node = read_to_string(format!("/sys/class/net/{nic}/device/numa_node"))
         .ok()

@@ -87,7 +87,7 @@ impl Gear {
         }
         let told = self.revoke(vni).and_then(|()| self.admit(vni));
         if let Err(error) = &told {
-            tracing::error!(%vni, %error, "cannot leave the network to the engine; its frames may be dropped");
+            tracing::error!(%vni, %error, "cannot hand the network to the engine; its frames may be dropped");
         }
         told.is_ok()
     }

@@ -40,7 +40,7 @@ pub enum XdpError {
     Program(#[from] ProgramError),
     /// Somebody else's XDP program is there.
     #[error(
-        "another XDP program is attached to {0}: stop its owner (`bpftool net` names it), or another engine"
+        "another XDP program is attached to {0}: stop its owner, such as another data plane (`bpftool net` shows it)"
     )]
     Busy(String),
     /// The NIC takes no XDP program in either mode.
@@ -55,7 +55,7 @@ pub enum XdpError {
     },
     /// The program was attached in a way that outlives the process.
     #[error(
-        "the kernel gave no XDP link on {0} (Linux 5.9 and later do): remove it with `ip link set {0} xdp off`"
+        "the kernel returned no XDP link on {0}; Linux 5.9 and later do. Detach the program: `ip link set {0} xdp off`"
     )]
     NoLink(String),
     /// More entries than a map holds.
@@ -126,8 +126,9 @@ impl Xdp {
         if let Mode::Generic { .. } = attached.0 {
             xdp.guard = guard(&mut xdp.object, nic)
                 .inspect_err(|error| {
-                    let what = "generic XDP does not see what a sender's tc program has redirected: it reaches the host's stack";
-                    tracing::warn!(nic, %error, "{what}");
+                    let what =
+                        "frames that a sender's tc program redirects reach the host's stack past generic XDP";
+                    tracing::warn!(nic, %error, "cannot attach the guard; {what}");
                 })
                 .ok();
         }

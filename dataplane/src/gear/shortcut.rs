@@ -38,10 +38,10 @@ pub enum Declined {
     #[error("its endpoint is lost: {0}")]
     Lost(String),
     /// Its peers' MACs are not made from their addresses.
-    #[error("it learns MACs")]
+    #[error("it has learning = true")]
     Learning,
     /// The endpoint is a veth pair, or in another network namespace than the NIC.
-    #[error("its endpoint is no TAP in the NIC's network namespace")]
+    #[error("its endpoint is not a TAP in the NIC's network namespace")]
     Elsewhere,
     /// The endpoint was moved.
     #[error("its endpoint has left the NIC's network namespace")]
@@ -50,10 +50,10 @@ pub enum Declined {
     #[error("its endpoint is down")]
     Down,
     /// No room for its counters.
-    #[error("{} networks have it already", xdp::TRAFFIC_ENTRIES)]
+    #[error("the shortcut has {} networks already, its limit", xdp::TRAFFIC_ENTRIES)]
     Full,
     /// The program cannot be attached.
-    #[error("the kernel takes no tc program as a link (Linux 6.6 and later do): {0}")]
+    #[error("the kernel does not attach tc programs as links (Linux 6.6 and later do): {0}")]
     Program(#[from] ProgramError),
     /// The engine cannot have what is left over.
     #[error(transparent)]
@@ -184,7 +184,7 @@ impl Shortcut {
     fn clear(&mut self, vni: Vni, endpoint: u32) {
         if let Err(error) = unless_missing(self.endpoints.remove(&endpoint)) {
             // It cannot be used: the programs look for the network next.
-            tracing::warn!(%vni, %error, "the shortcut keeps an entry of a network");
+            tracing::warn!(%vni, %error, "cannot remove an endpoint from the shortcut's map; the entry has no effect");
         }
     }
 
@@ -244,7 +244,7 @@ impl Shortcut {
     pub fn broken(&self) -> Option<&'static str> {
         let slow_path = link::get(&slow_path::device(self.nic));
         if !slow_path.is_ok_and(|link| link.up && link.index == self.slow_path) {
-            return Some("its way to the engine, slow-N, was deleted, moved, renamed or set down");
+            return Some("slow-N, its way to the engine, was deleted, moved, renamed or set down");
         }
         self.links.iter().any(is_detached).then_some("a tc program was detached")
     }

@@ -110,7 +110,7 @@ where
         if let Some(id) = settings.core
             && !core_affinity::set_for_current(core_affinity::CoreId { id })
         {
-            tracing::warn!(core = id, queue = settings.queue, "cannot pin the worker to its core");
+            tracing::warn!(core = id, queue = settings.queue, "cannot pin the worker; it runs on any core");
         }
         thread.run(settings.spin);
     })?;
@@ -194,7 +194,7 @@ impl<N: Nic> Thread<N> {
                     match self.poll.registry().register(&mut SourceFd(&fd), token, Interest::READABLE) {
                         Ok(()) => drop(self.fds.insert(slot, fd)),
                         Err(error) => {
-                            tracing::error!(slot, %error, "cannot poll the endpoint: it will not send")
+                            tracing::error!(slot, %error, "cannot poll the endpoint; nothing is sent from it")
                         }
                     }
                 }

@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A worker did not answer in time.
 #[derive(Debug, Error)]
-#[error("the worker of queue {0} does not answer: is its core taken by something else?")]
+#[error("the worker of queue {0} has not answered for 3 s; another program may hold its core")]
 pub struct Stuck(pub u32);
 
 /// What every worker is started with.
@@ -148,7 +148,7 @@ impl Workers {
     pub fn stop(&mut self) {
         for worker in self.0.drain(..) {
             if !worker.handle.stop() {
-                tracing::error!(queue = worker.queue, "the worker had panicked");
+                tracing::error!(queue = worker.queue, "the worker has panicked");
             }
         }
     }

@@ -299,7 +299,7 @@ fn open_tap(plan: &Plan<'_>) -> Result<Vec<Tap>, DeviceError> {
     let is_shape =
         matches!(&error, TapError::Create { source, .. } if source.raw_os_error() == Some(libc::EINVAL));
     if is_shape && link::get(name).is_ok_and(|link| link.mac == Some(plan.mac)) {
-        tracing::warn!(device = name, "made anew, since the number of workers has changed");
+        tracing::warn!(device = name, "the number of workers has changed; the TAP is made anew");
         link::delete(name)?;
         return Ok(Tap::open_as(name, queues, plan.mac)?);
     }

@@ -37,7 +37,7 @@ pub enum LinkError {
     #[error("no network device named `{0}` in this network namespace")]
     NotFound(String),
     /// The kernel refused a change.
-    #[error("{action} on network device `{name}`: {source}")]
+    #[error("network device `{name}`: cannot {action}: {source}")]
     Refused {
         /// The device.
         name: String,
@@ -139,7 +139,7 @@ where
             let answer = match NetlinkMessage::<M>::deserialize(this) {
                 Ok(answer) => answer,
                 Err(error) => {
-                    tracing::warn!(%error, "netlink message not understood, left out");
+                    tracing::warn!(%error, "cannot parse a netlink message; it is left out");
                     continue;
                 }
             };
@@ -175,7 +175,7 @@ pub(crate) fn split_message(bytes: &[u8]) -> Option<(usize, &[u8])> {
 pub fn get(name: &str) -> Result<Link, LinkError> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.into()));
-    let answers = ask(name, "look-up", RouteNetlinkMessage::GetLink(message), 0)?;
+    let answers = ask(name, "look it up", RouteNetlinkMessage::GetLink(message), 0)?;
     answers
         .into_iter()
         .find_map(|answer| match answer {
@@ -193,7 +193,7 @@ pub fn at(index: u32) -> Result<Link, LinkError> {
     let mut message = LinkMessage::default();
     message.header.index = index;
     let name = format!("index {index}");
-    let answers = ask(&name, "look-up", RouteNetlinkMessage::GetLink(message), 0)?;
+    let answers = ask(&name, "look it up", RouteNetlinkMessage::GetLink(message), 0)?;
     let found = answers.into_iter().find_map(|answer| match answer {
         RouteNetlinkMessage::NewLink(link) => Some(link.into()),
         _ => None,
@@ -217,7 +217,7 @@ pub struct Sending {
 pub fn sending(name: &str) -> Result<Sending, LinkError> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.into()));
-    let answers = ask(name, "look-up", RouteNetlinkMessage::GetLink(message), 0)?;
+    let answers = ask(name, "look it up", RouteNetlinkMessage::GetLink(message), 0)?;
     let sending = answers.into_iter().find_map(|answer| match answer {
         RouteNetlinkMessage::NewLink(link) => link.attributes.iter().find_map(|attribute| match attribute {
             LinkAttribute::Stats64(stats) => {
@@ -284,7 +284,7 @@ pub fn set_mac(name: &str, mac: Mac) -> Result<(), LinkError> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.into()));
     message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
-    ask(name, "setting the address", RouteNetlinkMessage::SetLink(message), 0).map(drop)
+    ask(name, "set its MAC", RouteNetlinkMessage::SetLink(message), 0).map(drop)
 }
 
 /// Sets a device's MTU in bytes, without the Ethernet header.
@@ -295,7 +295,7 @@ pub fn set_mtu(name: &str, mtu: u32) -> Result<(), LinkError> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.into()));
     message.attributes.push(LinkAttribute::Mtu(mtu));
-    ask(name, "setting the MTU", RouteNetlinkMessage::SetLink(message), 0).map(drop)
+    ask(name, "set its MTU", RouteNetlinkMessage::SetLink(message), 0).map(drop)
 }
 
 /// Has a device send without a queueing discipline. Its own are made when it is set up.
@@ -337,7 +337,7 @@ pub fn set_up(name: &str, up: bool) -> Result<(), LinkError> {
     if up {
         message.header.flags = LinkFlags::Up;
     }
-    let action = if up { "setting it up" } else { "setting it down" };
+    let action = if up { "set it up" } else { "set it down" };
     ask(name, action, RouteNetlinkMessage::SetLink(message), 0).map(drop)
 }
 
@@ -363,7 +363,7 @@ pub fn attach_xdp(name: &str, program: BorrowedFd<'_>) -> io::Result<()> {
 pub fn delete(name: &str) -> Result<(), LinkError> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.into()));
-    ask(name, "deletion", RouteNetlinkMessage::DelLink(message), 0).map(drop)
+    ask(name, "delete it", RouteNetlinkMessage::DelLink(message), 0).map(drop)
 }
 
 /// Adds an address with its on-subnet route. An IPv6 address is usable at once: no duplicate detection.
@@ -383,8 +383,7 @@ pub fn add_address(name: &str, address: IpAddr, prefix: u8) -> Result<(), LinkEr
     if address.is_ipv6() {
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
     }
-    ask(name, "adding an address", RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
-        .map(drop)
+    ask(name, "add an address", RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL).map(drop)
 }
 
 /// Makes a veth pair of `name` here and `peer` in `peer_netns`, or here too.
@@ -403,8 +402,7 @@ pub fn create_veth(name: &str, peer: &str, peer_netns: Option<BorrowedFd<'_>>) -
         LinkInfo::Kind(InfoKind::Veth),
         LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
     ]));
-    ask(name, "creation as a veth", RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
-        .map(drop)
+    ask(name, "make it as a veth", RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).map(drop)
 }
 
 /// Makes a VXLAN device that takes no frame (an empty VNI filter), so that the kernel's GRO joins VXLAN to this port.
@@ -422,12 +420,7 @@ pub fn create_deaf_vxlan(name: &str, port: u16) -> Result<(), LinkError> {
             InfoVxlan::Port(port),
         ])),
     ]));
-    ask(
-        name,
-        "creation as a VXLAN device",
-        RouteNetlinkMessage::NewLink(message),
-        NLM_F_CREATE | NLM_F_EXCL,
-    )?;
+    ask(name, "make it as a VXLAN device", RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)?;
     set_up(name, true)
 }
 

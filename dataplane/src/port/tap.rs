@@ -52,7 +52,7 @@ pub enum TapError {
 fn busy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EBUSY) => "; another process has it open",
-        Some(libc::EINVAL) => "; a device of this name exists that is no such TAP",
+        Some(libc::EINVAL) => "; a device of this name exists and is not a TAP of this kind",
         _ => "",
     }
 }

@@ -174,7 +174,7 @@ impl Drop for Pair {
         match link::delete(&self.name) {
             // The user's end, and so the pair, may have gone with its namespace.
             Ok(()) | Err(LinkError::NotFound(_)) => {}
-            Err(error) => tracing::warn!(%error, "a veth pair is left behind"),
+            Err(error) => tracing::warn!(%error, "cannot delete a veth pair; it is left behind"),
         }
     }
 }

@@ -36,7 +36,7 @@ impl Awake {
             Ok(file) => self.file = Some(file),
             Err(error) => {
                 self.refused = true;
-                tracing::info!(%error, "{REQUEST}: cores go to sleep as they do");
+                tracing::info!(%error, "cannot use {REQUEST}; CPU idle states stay enabled");
             }
         }
     }

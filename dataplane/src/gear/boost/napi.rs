@@ -22,10 +22,10 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum NapiError {
     /// Somebody has set it.
-    #[error("{0} is 1 already, which stays so")]
+    #[error("{0} is 1 already: somebody has set it, so it stays")]
     SetByOthers(String),
     /// /sys is another network namespace's.
-    #[error("{0} is of another network namespace")]
+    #[error("{0} belongs to another network namespace")]
     Elsewhere(String),
     /// A file of /sys.
     #[error("{path}: {source}")]
@@ -36,7 +36,7 @@ pub enum NapiError {
         source: io::Error,
     },
     /// Which threads they are.
-    #[error("the kernel does not tell the NIC's NAPI threads (Linux 6.8 and later do): {0}")]
+    #[error("the kernel does not list the NIC's NAPI threads (Linux 6.8 and later do): {0}")]
     Unknown(io::Error),
     /// A thread of the kernel.
     #[error("NAPI thread {pid}: {source}")]
@@ -135,7 +135,7 @@ impl Drop for Napi {
         if self.threads
             && let Err(error) = self.set(false)
         {
-            tracing::debug!(%error, "the NIC's receive processing stays in threads");
+            tracing::debug!(%error, "cannot end the NIC's receive threads");
         }
     }
 }

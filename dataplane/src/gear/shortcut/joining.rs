@@ -31,7 +31,8 @@ impl Joining {
                 // It may be there, and not be up.
                 let _ = link::delete(&device);
                 self.device = None;
-                tracing::warn!(%error, port, "received frames are not joined, unless another VXLAN device has the port");
+                let follows = "GRO joins no frames, unless another VXLAN device has the port";
+                tracing::warn!(%error, device, port, "cannot make the device for GRO; {follows}");
             }
         }
     }
@@ -43,7 +44,10 @@ impl Joining {
         if found.as_ref().is_some_and(|link| link.name == device && link.up) {
             return;
         }
-        tracing::warn!(device, "deleted, renamed or set down by another program; it is made anew");
+        tracing::warn!(
+            device,
+            "another program deleted, renamed or set down the device for GRO; it is made anew"
+        );
         if let Some(link) = found {
             remove(&link.name);
         }
@@ -86,7 +90,9 @@ fn device(nic: u32) -> String {
 pub fn clear(nic: u32) {
     match link::delete(&device(nic)) {
         Ok(()) | Err(LinkError::NotFound(_)) => {}
-        Err(error) => tracing::warn!(%error, "the device for GRO that is there"),
+        Err(error) => {
+            tracing::warn!(%error, "cannot delete the device for GRO that a former data plane left")
+        }
     }
 }
 

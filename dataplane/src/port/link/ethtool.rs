@@ -30,7 +30,7 @@ pub fn queues(name: &str) -> Result<u32, LinkError> {
     match unsafe { ethtool(name, &mut channels) } {
         Ok(()) => Ok((channels.combined + channels.rx).max(1)),
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(get(name)?.rx_queues.max(1)),
-        Err(error) => Err(refused(name, "reading the queue count", error)),
+        Err(error) => Err(refused(name, "read its queue count", error)),
     }
 }
 
@@ -44,7 +44,7 @@ pub fn joins_frames(name: &str) -> Result<bool, LinkError> {
     // `struct ethtool_value`: command and value.
     let mut value = [GET_GRO, 0u32];
     // SAFETY: the command writes one struct ethtool_value, which two u32 are.
-    unsafe { ethtool(name, &mut value) }.map_err(|error| refused(name, "reading its GRO setting", error))?;
+    unsafe { ethtool(name, &mut value) }.map_err(|error| refused(name, "read its GRO setting", error))?;
     Ok(value[1] != 0)
 }
 
@@ -63,7 +63,8 @@ pub fn disable_tx_offloads(name: &str) -> Result<(), LinkError> {
         // `struct ethtool_value`: command and value.
         let mut value = [command, 0u32];
         // SAFETY: both commands read one struct ethtool_value, which two u32 are.
-        unsafe { ethtool(name, &mut value) }.map_err(|error| refused(name, "turning offloads off", error))?;
+        unsafe { ethtool(name, &mut value) }
+            .map_err(|error| refused(name, "turn its offloads off", error))?;
     }
     Ok(())
 }
