@@ -28,7 +28,7 @@ pub fn demo() -> Result<bool, RigError> {
     let mut report = Report::new(Settings::default());
     run::sections(&mut [plan::glimpse()], &program, &mut report)?;
     table::print(&report, REFERENCE.name());
-    println!("  a veth wire is no NIC: compare ratios only; `cargo xtask bench --quick` measures longer");
+    println!("  a veth wire is not a NIC: compare ratios only; `cargo xtask bench --quick` measures longer");
     println!("== removed: data planes, namespaces, links");
     let verdict = if good { "all as expected" } else { "NOT as expected" };
     println!("{verdict}, after {} s", begin.elapsed().as_secs());

@@ -40,22 +40,22 @@ use uvn_rig::shell::ShellError;
 /// What a guest has and how long it may take.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Machine {
-    /// Debian's kernel series
+    /// Series of the Debian kernel
     #[arg(long, value_enum, default_value_t = Machine::default().kernel)]
     pub kernel: kernel::Series,
     /// Boot systemd with D-Bus and logind, and run the command as a service
     #[arg(long)]
     pub systemd: bool,
-    /// Memory in MiB; the tmpfs for what the guest writes takes from it
+    /// Memory in MiB, including the tmpfs that takes what the guest writes
     #[arg(long, default_value_t = Machine::default().memory)]
     pub memory: u32,
-    /// End the guest after so many minutes
+    /// Minutes after which the guest is ended
     #[arg(long, default_value_t = Machine::default().timeout)]
     pub timeout: u64,
-    /// Cores
+    /// Number of cores
     #[arg(long, default_value_t = Machine::default().cores)]
     pub cores: u32,
-    /// One core whose time is the number of its instructions, however busy the machine is: for measuring
+    /// One core whose clock counts its instructions, so that a busy machine does not change what is measured
     #[arg(long, conflicts_with_all = ["cores", "systemd"])]
     pub icount: bool,
 }

@@ -61,11 +61,11 @@ enum Xtask {
     /// Measure raw, kernel VXLAN, uvn and others side by side: --quick, --help and more. Needs root; leaves nothing behind
     #[command(disable_help_flag = true)]
     Bench {
-        /// Of uvn-bench
+        /// Arguments of uvn-bench
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Run a command as root in a guest with a Debian kernel, on this machine's files; what it writes is gone afterwards
+    /// Run a command as root in a guest with a Debian kernel, on a throw-away view of this machine's files
     Guest {
         #[command(flatten)]
         machine: guest::Machine,
@@ -73,7 +73,7 @@ enum Xtask {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Run inside a rig's namespaces
+    /// Run a probe inside a rig's namespaces
     #[command(hide = true, subcommand)]
     Probe(probe::Probe),
 }

@@ -27,7 +27,7 @@ pub struct Suite {
 /// What `cargo xtask suite` runs.
 #[derive(Debug, clap::Args)]
 pub struct Choice {
-    /// Files of hwtests/tests, without `.rs`; all if none is named
+    /// Suites to run: files of hwtests/tests without `.rs`; all if none is named
     names: Vec<String>,
     #[command(flatten)]
     machine: Machine,

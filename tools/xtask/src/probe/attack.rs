@@ -63,8 +63,8 @@ impl Forgery {
     pub const fn title(self) -> &'static str {
         match self {
             Forgery::Genuine => "genuine packet (control)",
-            Forgery::ForeignVni => "VNI of nobody here",
-            Forgery::UnknownVtep => "sender is no known node",
+            Forgery::ForeignVni => "VNI without a network here",
+            Forgery::UnknownVtep => "sender is not a known node",
             Forgery::SpoofedMac => "spoofed inner source MAC",
             Forgery::SpoofedIp => "spoofed inner source IP",
             Forgery::Nested => "VXLAN inside VXLAN",
@@ -113,7 +113,7 @@ impl FromStr for Macs {
             Some(&[outer_destination, inner_destination, inner_source]) => {
                 Ok(Macs { outer_destination, inner_destination, inner_source })
             }
-            _ => Err(format!("{text:?} is not three MAC addresses with commas between")),
+            _ => Err(format!("{text:?} is not three MAC addresses, separated by commas")),
         }
     }
 }
