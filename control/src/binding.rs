@@ -1,8 +1,8 @@
 //! The cgroup programs that keep every socket in its user's network.
 //!
-//! Below the pin folder, which is on a BPF file system, is what outlives `uvnd`: `state-LAYOUT/` has the maps that
-//! say who has which network, `links-GENERATION/` the attached programs. The policy is part of the programs: a new one
-//! comes with a new generation, attached before the old one is detached, so that there is no moment without.
+//! The pin folder, on a BPF file system, holds what outlives `uvnd`: `state-LAYOUT/` has the maps from users to
+//! networks, `links-GENERATION/` the attached programs. The policy is part of the programs: a new policy comes as a new
+//! generation, attached before the old one is detached, so that some policy always holds.
 
 mod bpf;
 mod btf;
@@ -35,13 +35,13 @@ pub use uvn_api::uvnd::policed::PINS;
 /// Why sockets could not be policed, or the maps not be changed.
 #[derive(Debug, Error)]
 pub enum BindingError {
-    /// No cgroup v2 tree.
+    /// No cgroup v2 tree is mounted as a whole.
     #[error(
         "/proc/self/mountinfo has no mount of the whole cgroup v2 tree: \
          `mount -t cgroup2 none /sys/fs/cgroup`"
     )]
     NoCgroup,
-    /// A folder that is not root's.
+    /// Users other than root can change the folder.
     #[error("{}: users other than root can change it, and so detach the socket programs", .0.display())]
     Foreign(PathBuf),
     /// A file or folder cannot be used.
@@ -63,7 +63,7 @@ pub enum BindingError {
         /// Why.
         source: ProgramError,
     },
-    /// A program was attached in a way that cannot be pinned.
+    /// The program is attached without a link, so it cannot be pinned.
     #[error("the kernel returned no link for the cgroup program {0}; Linux 5.7 and later do")]
     NoLink(&'static str),
     /// The link cannot be pinned.
@@ -74,7 +74,7 @@ pub enum BindingError {
         /// Why not.
         source: PinError,
     },
-    /// More entries than a map holds.
+    /// The policy needs more entries than the map holds.
     #[error("the cgroup programs' map {map} holds {limit} entries at most: {need} are needed")]
     Full {
         /// The map.
@@ -102,35 +102,35 @@ fn remedy(path: &Path) -> &'static str {
     }
 }
 
-/// Who is policed, and what is special about ports and destinations.
+/// The policed UIDs, and the ports, destinations and devices with rules of their own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// Nobody is refused: what would be is counted.
+    /// Refuse nothing; count what would be refused.
     pub observe: bool,
-    /// UIDs that get a socket only in a network of their own. Exemptions are already cut out.
+    /// UIDs that get a socket only in their own network. Exempt UIDs are already cut out.
     pub policed: Vec<RangeInclusive<u32>>,
     /// Ports that users may not bind to.
     pub service_ports: Vec<RangeInclusive<u16>>,
     /// TCP ports where Slurm's daemons call `srun` back.
     pub srun_ports: Vec<RangeInclusive<u16>>,
-    /// The programs that they call back; no others may bind to those.
+    /// The only programs that may bind to `srun_ports`.
     pub called_back: CalledBack,
-    /// Whose slurmctld is: beside root's, what calls them. 0: root's alone.
+    /// The UID that slurmctld runs as: it may call `srun` back, as root may. 0: root alone.
     pub slurm_user: u32,
     /// UDP ports of VXLAN.
     pub vxlan_ports: Vec<u16>,
-    /// The underlay's subnets: reached through the own network only.
+    /// The underlay's subnets: a user reaches them only through their own network.
     pub on_subnet: Vec<Cidr>,
-    /// Hosts in there without uvn: reached from the NIC.
+    /// Hosts in these subnets that do not run uvn: reached by the NIC itself.
     pub hosts: Vec<Cidr>,
-    /// Devices that the policed do not open.
+    /// Device files that policed users cannot open.
     pub denied: Vec<DeviceFile>,
 }
 
 /// The devices of a user's network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Devices {
-    /// Its number, which is in the marks of its sockets.
+    /// The network's number, from 1; the marks of its sockets hold it.
     pub number: u32,
     /// Interface index of the VRF.
     pub vrf: u32,
@@ -140,7 +140,7 @@ pub struct Devices {
     pub off_subnet: bool,
 }
 
-/// The attached programs and who has which network.
+/// The attached programs and the networks that they know.
 pub struct Binding {
     cgroup: PathBuf,
     pins: PathBuf,
@@ -150,7 +150,7 @@ pub struct Binding {
     /// What the maps hold, by UID.
     known: BTreeMap<u32, Devices>,
     maps: Maps,
-    /// Belongs to the policy.
+    /// A map of the current policy's programs.
     refused: HashMap<MapData, u32, [u64; 3]>,
 }
 
@@ -161,20 +161,20 @@ struct Maps {
     counters: PerCpuArray<MapData, u64>,
 }
 
-/// The folder in which the pins' is, if others than root can make something there.
+/// The folder above the pins, if users other than root can make files in it.
 #[must_use]
 pub fn open_file_system(pins: &Path) -> Option<&Path> {
     pins.parent().filter(|folder| matches!(pins::verify(folder), Err(BindingError::Foreign(_))))
 }
 
-/// Whether the kernel lets programs keep users from each other's abstract Unix sockets, by its own word.
+/// Whether the kernel says that programs can keep users from each other's abstract Unix sockets.
 #[must_use]
 pub fn can_police_unix() -> bool {
     unix::layout().is_ok()
 }
 
-/// Where the cgroup v2 tree is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside cgroup v1. A mount of a part
-/// of it, as container runtimes make, does not count: the programs would not see who is elsewhere.
+/// Where the cgroup v2 tree is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside cgroup v1. A mount of a
+/// part of it, as container runtimes make, does not count: the programs would not see processes outside of that part.
 ///
 /// # Errors
 /// It is mounted nowhere.
@@ -228,7 +228,8 @@ impl Binding {
         Ok(binding)
     }
 
-    /// What another process has pinned below `pins`: whether its programs are attached, and the networks that they know.
+    /// What another process has pinned below `pins`: whether its programs are attached, and the networks that they
+    /// know.
     ///
     /// # Errors
     /// Nothing is pinned there, others than root could change it, or the kernel refuses.
@@ -246,7 +247,7 @@ impl Binding {
         Ok((is_linked(pins, pins::generation(pins)?, false), maps.read()?))
     }
 
-    /// Makes a new policy hold, without a gap: the old one holds, too, until the kernel has detached it. Networks stay.
+    /// Puts a new policy in force without a gap: the old one holds until the kernel has detached it. Networks stay.
     ///
     /// # Errors
     /// As [`Binding::attach`]; the old policy then still holds.
@@ -259,13 +260,13 @@ impl Binding {
         Ok(())
     }
 
-    /// The policy that holds.
+    /// The policy in force.
     #[must_use]
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// Puts a user's sockets into his network from now on, or changes its devices.
+    /// Puts a user's sockets into their network from now on, or changes the network's devices.
     ///
     /// # Errors
     /// The number is not below [`uvn_wire::cgroup::NETWORK_ENTRIES`], or the kernel refuses.
@@ -274,7 +275,7 @@ impl Binding {
         if self.known.get(&uid).is_some_and(|old| old.number != number) {
             self.unbind(uid)?;
         }
-        // Known from here on: unbind then undoes what an error leaves half done.
+        // Recorded first, so that unbind can undo what an error leaves half done.
         let old = self.known.insert(uid, devices.clone());
         self.maps.networks.set(number, words(devices.network(uid)), 0).map_err(map("NETWORKS"))?;
         for device in devices.all() {
@@ -290,7 +291,7 @@ impl Binding {
         Ok(())
     }
 
-    /// Refuses a policed user every socket from now on, and stops those he has. No network is fine.
+    /// Refuses a policed user every socket from now on, and stops their open ones. A user without a network is fine.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -305,13 +306,13 @@ impl Binding {
         Ok(())
     }
 
-    /// Whether a user's sockets are put into his network.
+    /// Whether a user's sockets are put into their network.
     #[must_use]
     pub fn is_bound(&self, uid: u32) -> bool {
         self.known.contains_key(&uid)
     }
 
-    /// The networks there are, by UID.
+    /// The bound networks, by UID.
     #[must_use]
     pub fn bound(&self) -> BTreeMap<u32, Devices> {
         self.known.clone()
@@ -330,8 +331,8 @@ impl Binding {
         Ok(counters)
     }
 
-    /// Who was refused a socket for want of a network since this policy holds, or would have been: how many, and by which
-    /// program last.
+    /// Users who were refused a socket for want of a network (or would have been) since this policy is in force, by
+    /// UID: the number of sockets, and the last program that asked.
     #[must_use]
     pub fn refused(&self) -> BTreeMap<u32, (u64, String)> {
         let refused = self.refused.iter().flatten().map(|(uid, words)| {
@@ -348,14 +349,14 @@ impl Binding {
         is_linked(&self.pins, self.generation, self.without_unix.is_none())
     }
 
-    /// Why users reach each other's abstract Unix sockets; None: they do not.
+    /// Why users can reach each other's abstract Unix sockets; None: they cannot.
     #[must_use]
     pub fn without_unix(&self) -> Option<&str> {
         self.without_unix.as_deref()
     }
 
-    /// Detaches all programs pinned below `pins` and forgets the networks: nobody is policed any more. Goes on past
-    /// errors. Nothing there is fine.
+    /// Detaches all programs pinned below `pins` and removes the maps: nobody is policed any more. Goes on after an
+    /// error. An absent folder is fine.
     ///
     /// # Errors
     /// The first one met.
@@ -370,7 +371,7 @@ impl Binding {
         let cgroup = File::open(&self.cgroup).map_err(file(&self.cgroup))?;
         pins::create(&self.pins, &folder)?;
         if let Err(error) = object::attach(&mut object, &cgroup, &folder) {
-            // The error that matters is the first.
+            // The first error is the one to report.
             let _ = pins::remove(&folder);
             return Err(error);
         }

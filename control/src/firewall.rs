@@ -1,10 +1,10 @@
-//! The nftables table: NAT, and what socket programs cannot see.
+//! The nftables table: NAT, and rules for packets that socket programs cannot see.
 //!
-//! One table, `inet uvn`, the same for all users: networks are told by the names of their devices and by their numbers,
-//! which are in the marks of sockets. It is replaced whole, in one transaction; its maps of numbers only grow.
+//! One table, `inet uvn`, serves all users: rules tell networks apart by the names of their devices and by the number
+//! in the marks of their sockets. It is replaced whole, in one transaction; its maps of numbers only grow.
 //!
 //! Traffic inside networks is not tracked: users' networks have the same addresses, and the tracker would take one
-//! user's flow for another's. What leaves a network has the node's own address, as inside, and all networks' do:
+//! user's flow for another's. A packet that leaves a network has the node's own address, as those of all networks do:
 //!
 //! ```text
 //! out  output        tracked in a zone of the network's own: its number. Of that direction only
@@ -13,7 +13,7 @@
 //!      steer         to the network's NAT address, by which the node routes it to the VRF
 //!      forward       to the address that the program has
 //! ```
-//! So NAT addresses are between steer and forward only: neither programs nor the wire see one.
+//! So a NAT address exists only between steer and forward: neither programs nor the wire see it.
 
 use crate::config::{Config, Mode};
 use crate::demand::{self, GROUP};
@@ -36,11 +36,11 @@ use uvn_api::dataplane::config::Cidr;
 use uvn_wire::cgroup::Mark;
 use uvn_wire::ethernet::ethertype;
 
-/// What was applied last and what `nft` then listed: the kernel gives rules back in words of its own.
+/// The ruleset applied last, and what `nft` listed then: the kernel words rules differently.
 const RECORD: &str = "/run/uvn/nftables";
-/// nft waits for others' transactions, and begins again when the rules change under it.
+/// How long nft may take: it waits for other transactions, and starts again if the rules change meanwhile.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Where the VNI is, counted in bits from the UDP header on.
+/// The VNI as a payload expression: offset and length in bits, from the UDP header on.
 const VNI: &str = "@th,96,24";
 
 /// Why the table could not be read or changed.
@@ -49,15 +49,15 @@ pub enum FirewallError {
     /// nft(8) cannot be started, or does not end in time.
     #[error("cannot run nft: {0}{remedy}", remedy = remedy(.0))]
     Run(#[source] io::Error),
-    /// It refused.
+    /// nft refused the rules, in its own words.
     #[error("nft: {0}")]
     Refused(String),
-    /// The record of what was applied.
+    /// The file [`RECORD`] cannot be read or written.
     #[error("{path}: {source}", path = path.display())]
     Record {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The kernel's reason.
         source: io::Error,
     },
 }
@@ -66,7 +66,7 @@ fn remedy(error: &io::Error) -> &'static str {
     if error.kind() == io::ErrorKind::NotFound { "; install nftables" } else { "" }
 }
 
-/// The table's text for nft(8), to replace what there is. A network may have `limit` flows off-subnet.
+/// The table for nft(8), which replaces the one in force. A network may have `limit` flows off-subnet.
 #[must_use]
 pub fn ruleset(config: &Config, node: &Node, peers: &Peers, opened: &Opened, limit: u32) -> String {
     let kernel: Vec<&Nic> = node.nics.iter().filter(|nic| nic.path == DataPath::Kernel).collect();
@@ -80,12 +80,13 @@ pub fn ruleset(config: &Config, node: &Node, peers: &Peers, opened: &Opened, lim
         translate(node),
         postrouting(node),
     ];
-    // Created first, so that there is something to delete.
+    // Created first, so that the deletion does not fail.
     let sets = maps(node) + &if kernel.is_empty() { String::new() } else { reported() };
     format!("table inet uvn\ndelete table inet uvn\ntable inet uvn {{\n{sets}{}}}\n", chains.concat())
 }
 
-/// By the mark of a network, its flows in the tracker; by its number, its zone in the tracker, and its NAT addresses: see [`number`].
+/// The set of flows in the tracker by a network's mark; the maps from a network's number to its zone and its NAT
+/// addresses, which [`number`] fills.
 fn maps(node: &Node) -> String {
     let mut maps = "\tset flows { typeof meta mark; size 65536; flags dynamic; }\n".to_owned();
     maps += "\tmap zone { typeof meta mark : ct original zone; }\n";
@@ -95,15 +96,16 @@ fn maps(node: &Node) -> String {
     maps
 }
 
-/// The VNIs that peers sent to a moment ago: 24 bits, 4 bytes into the VXLAN header (RFC 7348 section 5).
+/// The set of VNIs that were logged within the last [`demand::SILENCE_S`] seconds: 24 bits, 4 bytes into the VXLAN
+/// header (RFC 7348 section 5).
 fn reported() -> String {
     let silence = demand::SILENCE_S;
     format!("\tset reported {{ typeof {VNI}; size 65536; flags dynamic,timeout; timeout {silence}s; }}\n")
 }
 
-/// Inner frames that were sent to this node: unicast, or an ARP request for its address. Broadcast and multicast go to
-/// every node, and call for no network on all of them. Counted in bits from the UDP header on: the inner destination
-/// begins at 128, its type is at 224, an ARP packet's target at 432.
+/// Matches for inner frames that are meant for this node: unicast, or an ARP request for its address. Other broadcast
+/// and multicast goes to every node, and must not make a network on each. Offsets are bits from the UDP header on: the
+/// inner destination at 128, the EtherType at 224, an ARP packet's target at 432.
 fn meant_for(vtep: IpAddr) -> impl Iterator<Item = String> {
     let unicast = "@th,128,8 & 1 == 0".to_owned();
     let request = match vtep {
@@ -124,21 +126,21 @@ fn chain(name: &str, hook: &str, rules: &[String]) -> String {
     text + "\t}\n"
 }
 
-/// Those whose sockets are in a network, and what answers them: the kind of a mark.
+/// The kind of the marks of sockets in a network, and of their flows in the tracker.
 const USERS: u32 = Mark::bound(0, 0).0;
 
-/// That a mark, `meta` or `ct`, is of a kind.
+/// A match: the mark (`of` is `meta` or `ct`) is of a kind.
 fn is_kind(of: &str, kind: u32) -> String {
     format!("{of} mark & {:#x} == {kind:#x}", Mark::KIND)
 }
 
-/// `{ a, b }`.
+/// An anonymous set, `{ a, b }`.
 fn set<T: Display>(elements: impl IntoIterator<Item = T>) -> String {
     let elements: Vec<String> = elements.into_iter().map(|element| element.to_string()).collect();
     format!("{{ {} }}", elements.join(", "))
 }
 
-/// The NAT pools of the families that there are, each with its keyword.
+/// The NAT pools of the node's families, each with the family's keyword.
 fn pools(node: &Node) -> Vec<(&'static str, Cidr)> {
     let mut pools = vec![("ip", node.nat.ipv4)];
     if node.ipv6 {
@@ -147,7 +149,7 @@ fn pools(node: &Node) -> Vec<(&'static str, Cidr)> {
     pools
 }
 
-/// Before replies get their NAT address back: nobody else has one, nor sends to one.
+/// Drops packets from outside with a NAT address, before replies get theirs: only uvn's own packets have one.
 fn prerouting(node: &Node, kernel: &[&Nic]) -> String {
     let mut rules = vec!["iifname \"uvn*\" notrack".to_owned()];
     for (ip, pool) in pools(node) {
@@ -158,8 +160,8 @@ fn prerouting(node: &Node, kernel: &[&Nic]) -> String {
     chain("prerouting", "filter hook prerouting priority raw", &rules)
 }
 
-/// After the translation is undone: what answers a network goes there. The destination may be the node's own address, and is
-/// the network's NAT address from here to [`forward`].
+/// After the tracker has undone the translation, sends answers to the network that asked: their destination, the node's
+/// own address, becomes the network's NAT address until [`forward`].
 fn steer(node: &Node) -> String {
     let answers = format!("iifname != \"uvn*\" ct direction reply {}", is_kind("ct", USERS));
     let rules: Vec<String> = pools(node)
@@ -175,7 +177,7 @@ fn input(config: &Config, node: &Node, kernel: &[&Nic], peers: &Peers) -> String
         rules.extend(call_back(config, node, peers));
     }
     for nic in kernel {
-        // The kernel's VXLAN socket takes what comes from anywhere, also from inside a network.
+        // The kernel's VXLAN socket accepts packets from anywhere, also from inside a network.
         let Nic { name, port, .. } = nic;
         rules.push(format!("iifname != \"{name}\" udp dport {port} counter drop"));
         let allowed = Others::new(node, nic, peers).allowed;
@@ -188,7 +190,8 @@ fn input(config: &Config, node: &Node, kernel: &[&Nic], peers: &Peers) -> String
         } else {
             rules.push(format!("udp dport {port} meta nfproto {other} counter drop"));
             rules.push(format!("udp dport {port} {family} saddr != {} counter drop", set(vteps)));
-            // A network that is not here may be wanted. The kernel's VXLAN says nothing of it.
+            // Packets for a network that is not here are logged, so that uvnd can make it: kernel VXLAN drops them
+            // silently.
             rules.extend(meant_for(vtep).map(|meant| {
                 format!(
                     "udp dport {port} {meant} {VNI} != @reported limit rate 1000/second burst 1000 packets add @reported \
@@ -200,8 +203,9 @@ fn input(config: &Config, node: &Node, kernel: &[&Nic], peers: &Peers) -> String
     chain("input", "filter hook input priority filter", &rules)
 }
 
-/// Sockets on a `srun` port are in no VRF, and would take connections from all. Slurm's daemons call back from this node,
-/// the nodes that run uvn, and listed hosts; what comes from a router may be from anywhere.
+/// Sockets on a `srun` port are in no VRF, and would accept connections from anybody. Slurm's daemons call from this
+/// node, the nodes that run uvn, and listed hosts; packets from a router may come from anywhere, so routers are left
+/// out.
 fn call_back(config: &Config, node: &Node, peers: &Peers) -> Vec<String> {
     let ports = set(config.srun_ports.iter().map(range));
     let begins = format!("tcp dport {ports} tcp flags & (fin | syn | rst | ack) == syn");
@@ -233,25 +237,26 @@ fn range(range: &RangeInclusive<u16>) -> String {
     }
 }
 
-/// nft refuses host bits.
+/// A prefix without host bits, which nft refuses.
 fn subnet(cidr: &Cidr) -> String {
     cidr.subnet().to_string()
 }
 
-/// Before what leaves is tracked. What leaves a network has an address of the node, whatever its socket asks for, or an
-/// answer to it could leave again; and none is tracked as the node's own.
+/// Before outgoing packets are tracked. A packet that leaves a network must have an address of the node, whatever its
+/// socket asks for, since an answer to another address could leave the node again; and it is never tracked as the
+/// node's own.
 ///
-/// Whoever sends to a VXLAN port is in every network, so that is for root's sockets. What kernel VXLAN sends has the UID
-/// and the mark of the socket whose packet it carries: a user's own mark, or the one that packets of the system's services
-/// get inside a network. To make either takes a privilege.
+/// A program that can send to a VXLAN port can send into every network, so only root's sockets may. A packet of kernel
+/// VXLAN has the UID and the mark of the socket whose packet it carries: a user's own mark, or the mark that packets of
+/// the system's services get inside a network. Only a privileged program can set either.
 fn output(config: &Config, node: &Node, kernel: &[&Nic]) -> String {
-    /// Of no user's socket, and inside a network.
+    /// The mark of packets inside a network that are not from a user's socket.
     const SERVICE: u32 = 0x5000_0000;
 
     let (kind, users) = (Mark::KIND, USERS);
     let mut rules = Vec::new();
     for nic in kernel {
-        // VXLAN inside of VXLAN.
+        // VXLAN inside VXLAN.
         rules.push(format!("oifname \"uvn*\" udp dport {} counter drop", nic.port));
         let carried = format!("meta mark & {kind:#x} != {{ {SERVICE:#x}, {users:#x} }}");
         let outer = format!("oifname \"{}\" udp dport {}", nic.name, nic.port);
@@ -269,7 +274,7 @@ fn output(config: &Config, node: &Node, kernel: &[&Nic]) -> String {
             !kind
         ));
     }
-    // An answer ends here: one for an address that its network has not, goes nowhere.
+    // An answer for an address that its network does not have would leave the node again: dropped.
     rules.push(format!("ct direction reply {} counter drop", is_kind("meta", Mark::ANSWER)));
     rules.push("oifname \"uvn*\" notrack accept".into());
     rules.extend(pools(node).into_iter().map(|(ip, pool)| format!("{ip} daddr {pool} drop")));
@@ -280,16 +285,16 @@ fn output(config: &Config, node: &Node, kernel: &[&Nic]) -> String {
     chain("output", "filter hook output priority raw", &rules)
 }
 
-/// After what leaves is tracked: no network's flows fill the tracker's table, which is the whole node's.
+/// After outgoing packets are tracked: limits each network's flows, since the tracker's table is the whole node's.
 fn flows(limit: u32) -> String {
     let begins = format!("oifname != \"uvn*\" {} ct state new", is_kind("meta", USERS));
     let rule = format!("{begins} add @flows {{ meta mark ct count over {limit} }} counter drop");
     chain("flows", "filter hook output priority filter", &[rule])
 }
 
-/// Networks end here. All that goes into one from outside is what answers its packets, at the address from where those were
-/// sent. It gets a mark that says so: the socket programs refuse it in any other network, as when the NAT address has got a
-/// new one meanwhile.
+/// Only answers to a network's own packets are forwarded into it, to the address that those were sent from. They get a
+/// mark of the network: the socket programs drop them in any other network, as when the NAT address belongs to another
+/// network by then.
 fn forward(node: &Node, opened: &Opened) -> String {
     let mut rules = vec!["iifname \"uvn*\" drop".to_owned()];
     let mark = format!("meta mark set ct mark & {:#x} | {:#x}", !Mark::KIND, Mark::ANSWER);
@@ -300,7 +305,7 @@ fn forward(node: &Node, opened: &Opened) -> String {
         )
     }));
     rules.push("oifname \"uvn*\" drop".into());
-    // Of a network that is gone.
+    // Answers to a network that is gone.
     rules.extend(pools(node).into_iter().map(|(ip, pool)| format!("{ip} daddr {pool} drop")));
     if !opened.ipv4.is_empty() {
         let devices = set(opened.ipv4.iter().map(|device| format!("\"{device}\"")));
@@ -319,7 +324,7 @@ fn translate(node: &Node) -> String {
         let ipv4 = pool.address.is_ipv4();
         let of_family = |address: &IpAddr| address.is_ipv4() == ipv4;
         for nic in &node.nics {
-            // Listed hosts see the address by which they know this node.
+            // Listed hosts see the node's address in their subnet.
             let subnets: Vec<String> =
                 nic.subnets.iter().filter(|subnet| of_family(&subnet.address)).map(subnet).collect();
             let address = nic.addresses.iter().map(|cidr| cidr.address).find(of_family);
@@ -343,7 +348,7 @@ fn translate(node: &Node) -> String {
     chain("translate", "nat hook postrouting priority srcnat", &rules)
 }
 
-/// After translation: no NAT address leaves as such.
+/// After translation: drops packets that still have a NAT address.
 fn postrouting(node: &Node) -> String {
     let rules: Vec<String> = pools(node)
         .into_iter()
@@ -355,7 +360,7 @@ fn postrouting(node: &Node) -> String {
 /// Replaces the table.
 ///
 /// # Errors
-/// There is no nft, or its refusal in its own words: then the table is as it was before.
+/// nft cannot run, or refuses; the table then is as it was before.
 pub fn apply(ruleset: &str) -> Result<(), FirewallError> {
     nft(&["-f", "-"], ruleset)?;
     let record = format!("{ruleset}{}", list()?);
@@ -369,10 +374,10 @@ pub fn apply(ruleset: &str) -> Result<(), FirewallError> {
     save().map_err(|source| FirewallError::Record { path: path.into(), source })
 }
 
-/// Has the table know the numbers below `end`; those that it knows already stay as they are.
+/// Adds the networks' numbers below `end` to the table's maps; existing entries stay as they are.
 ///
 /// # Errors
-/// There is no nft, or no table, or its refusal.
+/// nft cannot run or refuses, or the table does not exist.
 pub fn number(node: &Node, end: u32) -> Result<(), FirewallError> {
     let add = |map: &str, value: &dyn Fn(u32) -> String| {
         let elements = set((1..end).map(|number| format!("{number} : {}", value(number))));
@@ -386,10 +391,10 @@ pub fn number(node: &Node, end: u32) -> Result<(), FirewallError> {
     nft(&["-f", "-"], &text).map(drop)
 }
 
-/// Whether this ruleset was the last to be applied, and nobody has changed the table since.
+/// Whether this ruleset was applied last, and the table is unchanged since.
 ///
 /// # Errors
-/// There is no nft.
+/// nft cannot run, or [`RECORD`] cannot be read.
 pub fn is_applied(ruleset: &str) -> Result<bool, FirewallError> {
     let record = match fs::read_to_string(RECORD) {
         Ok(record) => record,
@@ -399,16 +404,16 @@ pub fn is_applied(ruleset: &str) -> Result<bool, FirewallError> {
     let Some(listed) = record.strip_prefix(ruleset) else { return Ok(false) };
     match list() {
         Ok(now) => Ok(now == listed),
-        // There is no such table.
+        // The table does not exist.
         Err(FirewallError::Refused(_)) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Takes the table away; there may be none.
+/// Removes the table, if it exists.
 ///
 /// # Errors
-/// There is no nft, or its refusal.
+/// nft cannot run, or refuses.
 pub fn remove() -> Result<(), FirewallError> {
     nft(&["-f", "-"], "table inet uvn\ndelete table inet uvn\n")?;
     match fs::remove_file(RECORD) {
@@ -419,7 +424,7 @@ pub fn remove() -> Result<(), FirewallError> {
     }
 }
 
-/// Without counters, and without what is in sets that packets fill.
+/// The table without counters, and without the elements of sets that packets fill.
 fn list() -> Result<String, FirewallError> {
     nft(&["-s", "-t", "list", "table", "inet", "uvn"], "")
 }

@@ -1,10 +1,10 @@
-//! Who holds which user's network, and until when.
+//! Leases on users' networks: what holds each network, and until when.
 //!
-//! Nothing here does I/O or reads a clock, but [`state`] (the file) and [`process`] (holders). The time that is passed in
-//! counts from boot ([`now`]): it goes on when `uvnd` is restarted, and the state goes when the node is.
+//! Only [`state`] (the file), [`process`] (holders) and [`now`] do I/O or read a clock. Times count from boot
+//! ([`now`]): they stay valid when `uvnd` restarts, and the state is gone when the node restarts.
 //!
-//! A network lives from its first lease to [`Leases::remove`], which its owner calls when nothing of it is left: only
-//! then its number (slot) is free for another user's.
+//! A network lives from its first lease to [`Leases::remove`], which its owner calls when nothing of it is left. Only
+//! then its lease number (`slot`) is free for another user's network.
 
 pub mod process;
 pub mod state;
@@ -31,9 +31,9 @@ pub enum Kind {
     Session,
     /// A step of a batch job.
     Job,
-    /// The administrator's wish; it ends by his.
+    /// `uvn attach`; it ends with `uvn detach`.
     Manual,
-    /// A peer sent to the user's network. It keeps nothing, but the network lingers for as long as more comes.
+    /// A peer sent to the user's network. The lease does not keep the network, but it lingers while more packets come.
     Peer,
 }
 
@@ -63,20 +63,20 @@ impl From<Kind> for message::Kind {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lease {
-    /// What for.
+    /// What holds the network.
     pub kind: Kind,
-    /// Which one, for people: `sshd`, `77.0`.
+    /// A name for people: of a session the program (`sshd`), of a job its step (`77.0`), of a peer its VTEP.
     pub name: String,
-    /// The process whose end ends it. None: it ends on request.
+    /// The process whose end ends the lease. None: it ends on request.
     pub holder: Option<Process>,
 }
 
-/// What an attach has changed.
+/// The network of a new lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attached {
-    /// This network is to be made, or to be completed.
+    /// It must be made or completed.
     New(Network),
-    /// This network is there.
+    /// It exists.
     Known(Network),
 }
 
@@ -86,24 +86,24 @@ pub enum LeaseError {
     /// The user can have no network.
     #[error(transparent)]
     NoVni(#[from] NoVni),
-    /// The VNI is in use: the configuration changed while its former user's network is there.
+    /// The VNI is in use: the configuration has given it to another user while its former user's network exists.
     #[error(
         "VNI {vni} of UID {uid} is still in use by UID {other}; remove that network first: `uvn detach {other}`"
     )]
     Collision {
-        /// Who asked.
+        /// The user who has no network.
         uid: u32,
-        /// Who has it.
+        /// The user whose network has the VNI.
         other: u32,
         /// The VNI.
         vni: u32,
     },
-    /// Every number is in use.
+    /// Every lease number is in use.
     #[error("all {0} networks that the NAT pools have addresses for are in use; set larger pools in [nat]")]
     Full(u32),
 }
 
-/// How long a network that peers made lingers at least: a login across the cluster begins with root's sshd.
+/// How long a network made for a peer lingers at least: a login from another node runs in root's sshd at first.
 const PEER_LINGER: Duration = Duration::from_secs(10);
 
 /// A user's network and its leases.
@@ -113,16 +113,16 @@ pub struct Held {
     pub network: Network,
     /// Its leases.
     pub leases: BTreeSet<Lease>,
-    /// When it was last known to be in use; counts once no lease keeps it.
+    /// When it was last in use, since boot; the linger time counts from here once no lease keeps it.
     pub last: Duration,
-    /// It is being torn down, or was and something is left.
+    /// It is being torn down, or a teardown has left something.
     pub leaving: bool,
-    /// Packets that it had received when it was last asked.
+    /// Packets received, at the last [`Leases::received`].
     received: u64,
 }
 
 impl Held {
-    /// Whether a lease keeps it.
+    /// Whether a lease other than a peer's holds it.
     #[must_use]
     pub fn is_kept(&self) -> bool {
         self.leases.iter().any(|lease| lease.kind != Kind::Peer)
@@ -132,7 +132,7 @@ impl Held {
         self.leases.iter().any(|lease| lease.kind == Kind::Peer)
     }
 
-    /// When it may go, unless it is kept.
+    /// When it may be removed, unless it is kept.
     fn end(&self, linger: Duration) -> Duration {
         self.last.saturating_add(if self.is_made_by_peers() { linger.max(PEER_LINGER) } else { linger })
     }
@@ -141,7 +141,7 @@ impl Held {
 /// All networks of this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leases {
-    /// Numbers are below this.
+    /// Lease numbers are below this.
     slots: u32,
     held: BTreeMap<u32, Held>,
 }
@@ -149,29 +149,29 @@ pub struct Leases {
 /// The time since boot.
 #[must_use]
 pub fn now() -> Duration {
-    // It cannot fail: the clock is there since Linux 2.6.39.
+    // Cannot fail: Linux has this clock since 2.6.39.
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
 }
 
 impl Leases {
-    /// None yet, and room for `slots` networks.
+    /// No leases, with room for `slots` networks.
     #[must_use]
     pub fn new(slots: u32) -> Leases {
         Leases { slots, held: BTreeMap::new() }
     }
 
-    /// Changes the room. Networks that are there stay.
+    /// Changes the number of networks there is room for. Existing ones stay.
     pub fn set_slots(&mut self, slots: u32) {
         self.slots = slots;
     }
 
-    /// A user's.
+    /// A user's network; None: there is none.
     #[must_use]
     pub fn get(&self, uid: u32) -> Option<&Held> {
         self.held.get(&uid)
     }
 
-    /// All, by UID.
+    /// All networks, by UID.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Held)> {
         self.held.iter().map(|(uid, held)| (*uid, held))
     }
@@ -182,16 +182,16 @@ impl Leases {
         self.held.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no networks.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
 
-    /// Adds a lease. For a user without a network, `network` makes it out of the lowest free number.
+    /// Adds a lease. For a user without a network, `network` makes it from the lowest free lease number.
     ///
     /// # Errors
-    /// The user can have no network, another user has its VNI, or no number is free; nothing has changed.
+    /// The user can have no network, another user has its VNI, or no lease number is free. Nothing has changed.
     pub fn attach(
         &mut self,
         uid: u32,
@@ -225,7 +225,8 @@ impl Leases {
         Ok(Attached::New(network))
     }
 
-    /// Takes over a network that is in the kernel, without a lease. False: its user, number or VNI is another's.
+    /// Takes over a network of the kernel, without a lease. False: its user has a network, or its number or VNI is
+    /// taken.
     #[must_use]
     pub fn adopt(&mut self, network: Network, now: Duration) -> bool {
         let taken = |held: &Held| held.network.slot == network.slot || held.network.vni == network.vni;
@@ -238,7 +239,7 @@ impl Leases {
         true
     }
 
-    /// Ends a lease. False: there was none such.
+    /// Ends a lease. False: there is no such lease.
     pub fn detach(&mut self, uid: u32, lease: &Lease, now: Duration) -> bool {
         let Some(held) = self.held.get_mut(&uid) else { return false };
         let ended = held.leases.remove(lease);
@@ -248,14 +249,14 @@ impl Leases {
         ended
     }
 
-    /// Changes who may reach beyond the underlay's subnets. VNIs stay as they are until their networks go.
+    /// Sets which users may reach beyond the underlay's subnets. A network keeps its VNI until it is removed.
     pub fn set_off_subnet(&mut self, allows: impl Fn(u32) -> bool) {
         for (uid, held) in &mut self.held {
             held.network.off_subnet = allows(*uid);
         }
     }
 
-    /// Ends the leases that `which` says, and returns them.
+    /// Ends the leases for which `which` is true, and returns them.
     pub fn end(&mut self, now: Duration, mut which: impl FnMut(u32, &Lease) -> bool) -> Vec<(u32, Lease)> {
         let mut ended = Vec::new();
         for (&uid, held) in &mut self.held {
@@ -280,20 +281,20 @@ impl Leases {
         self.held.values().flat_map(|held| &held.leases).filter_map(|lease| lease.holder).collect()
     }
 
-    /// The users whose networks may go: no lease keeps them for `linger`, or their teardown has left something.
+    /// The users whose networks can be removed: no lease has kept them for `linger`, or a teardown has left something.
     #[must_use]
     pub fn due(&self, now: Duration, linger: Duration) -> BTreeSet<u32> {
         let over = |held: &Held| held.leaving || now >= held.end(linger);
         self.iter().filter(|(_, held)| !held.is_kept() && over(held)).map(|(uid, _)| uid).collect()
     }
 
-    /// The time at which [`Leases::due`] will have more to say, unless something happens before.
+    /// When [`Leases::due`] returns a user next, if nothing changes; None: never.
     #[must_use]
     pub fn next_due(&self, linger: Duration) -> Option<Duration> {
         self.held.values().filter(|held| !held.is_kept()).map(|held| held.end(linger)).min()
     }
 
-    /// Notes how many packets a network has received. If peers made it, any since the last time keep it.
+    /// Records how many packets a network has received so far. If peers made it, new ones restart its linger time.
     pub fn received(&mut self, uid: u32, packets: u64, now: Duration) {
         if let Some(held) = self.held.get_mut(&uid)
             && std::mem::replace(&mut held.received, packets) != packets
@@ -303,26 +304,26 @@ impl Leases {
         }
     }
 
-    /// Notes that a network is in use without a lease: its user has processes.
+    /// Restarts a network's linger time: its user has processes, though no lease.
     pub fn in_use(&mut self, uid: u32, now: Duration) {
         if let Some(held) = self.held.get_mut(&uid) {
             held.last = now;
         }
     }
 
-    /// Notes that a network's teardown begins. It keeps its number, and whatever attaches now gets it made again.
+    /// Marks a network whose teardown begins. It keeps its lease number, and an attach from now on makes it again.
     pub fn leave(&mut self, uid: u32) {
         if let Some(held) = self.held.get_mut(&uid) {
             held.leaving = true;
         }
     }
 
-    /// Forgets a network of which nothing is left, with its leases.
+    /// Drops a network of which nothing is left, with its leases.
     pub fn remove(&mut self, uid: u32) -> Option<Held> {
         self.held.remove(&uid)
     }
 
-    /// The lowest number that is free.
+    /// The lowest free lease number.
     fn free(&self) -> Option<u32> {
         let used: BTreeSet<u32> = self.held.values().map(|held| held.network.slot).collect();
         let lowest = (0..).zip(&used).find(|(free, used)| free != *used);

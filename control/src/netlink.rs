@@ -1,7 +1,7 @@
-//! Links, addresses, routes and rules: the only place that speaks rtnetlink.
+//! Links, addresses, routes and rules: the only place in this crate that speaks rtnetlink.
 //!
-//! Blocking calls for a synchronous daemon: rtnetlink runs on a tokio runtime of this thread, inside each call. All of
-//! it happens in the network namespace that the thread is in, and was in at [`Netlink::open`].
+//! Calls block, since the daemon is synchronous: rtnetlink runs on a tokio runtime of this thread, inside each call.
+//! The network namespace is the thread's, which must not change after [`Netlink::open`].
 
 mod monitor;
 mod node;
@@ -33,10 +33,10 @@ use uvn_dataplane::port::tap::{Tap, TapError};
 /// Why the kernel's state could not be read or changed.
 #[derive(Debug, Error)]
 pub enum NetlinkError {
-    /// The socket.
+    /// The rtnetlink socket cannot be opened or read.
     #[error("rtnetlink: {0}")]
     Socket(#[source] io::Error),
-    /// The kernel would not tell.
+    /// The kernel refused to list something.
     #[error("cannot read {what}: {source}")]
     Read {
         /// What was asked for.
@@ -51,7 +51,7 @@ pub enum NetlinkError {
         step: Box<Step>,
         /// The kernel's answer.
         source: io::Error,
-        /// What that means and what helps, or the kernel's own words.
+        /// What the refusal means and what helps, or else the kernel's own words.
         advice: Option<String>,
     },
     /// A TAP could not be made.
@@ -62,7 +62,7 @@ pub enum NetlinkError {
         /// Why not.
         source: TapError,
     },
-    /// The table of a network has somebody else's routes.
+    /// Another program has routes in the network's table.
     #[error(
         "{step}: the table has routes that are not uvn's; remove them, and leave this table number to uvn"
     )]
@@ -72,10 +72,10 @@ pub enum NetlinkError {
         /// The table.
         table: u32,
     },
-    /// A rule of somebody else cannot be put in its place.
+    /// Another program's rule cannot be moved behind uvn's.
     #[error("cannot move a routing rule that was added without a preference to preference {rule}: {source}")]
     Rule {
-        /// The rule.
+        /// The rule: its new preference, family and table.
         rule: String,
         /// The kernel's reason.
         source: io::Error,
@@ -96,8 +96,8 @@ impl Netlink {
         Ok(Netlink { socket: Socket::open().map_err(NetlinkError::Socket)? })
     }
 
-    /// Everything that is ours: rules, and all of every network. Compare it with [`crate::plan::node`] and
-    /// [`crate::plan::network`] of all.
+    /// Everything in the kernel that is uvn's: the rules, and the items of all networks. Compare it with
+    /// [`crate::plan::node`] and [`crate::plan::network`].
     ///
     /// # Errors
     /// The kernel's refusal.
@@ -115,7 +115,7 @@ impl Netlink {
         Ok(items)
     }
 
-    /// The rules of ours, and the kernel's one that they replace. Compare it with [`crate::plan::node`].
+    /// uvn's rules, and the kernel's own one that they replace. Compare them with [`crate::plan::node`].
     ///
     /// # Errors
     /// The kernel's refusal.
@@ -123,8 +123,8 @@ impl Netlink {
         Ok(rules::in_order(self.socket.rules()?.iter().filter_map(reading::rule).collect()))
     }
 
-    /// Puts others' rules that have been added without a preference where they would be without uvn's rules. Returns them
-    /// in words.
+    /// Moves other programs' rules that were added without a preference to where they would be without uvn's rules.
+    /// Returns the moved rules, as texts.
     ///
     /// # Errors
     /// The kernel's refusal.
@@ -148,7 +148,7 @@ impl Netlink {
         Ok(moved)
     }
 
-    /// All of one network, at a cost that hardly grows with the number of networks. Compare it with
+    /// The items of one network. The cost hardly grows with the number of networks. Compare them with
     /// [`crate::plan::network`].
     ///
     /// # Errors
@@ -190,7 +190,7 @@ impl Netlink {
         Ok(items)
     }
 
-    /// Devices for GRO that data planes have left, which were killed and not started again; each with its NIC's index.
+    /// Devices for GRO that killed data planes have left behind: each NIC's index and the device's name.
     ///
     /// # Errors
     /// The kernel's refusal.
@@ -205,7 +205,7 @@ impl Netlink {
 
     /// Takes one step.
     ///
-    /// Taking away what is not there is no failure: the kernel may have taken it with something else.
+    /// Deleting an absent item succeeds: the kernel may have removed it with another one.
     ///
     /// # Errors
     /// The kernel's refusal, which names the object and, where it is known, what helps.
@@ -223,7 +223,7 @@ impl Netlink {
                     return Err(NetlinkError::TableInUse { step: boxed(), table });
                 }
                 match self.create(item) {
-                    // IPv6 is off for new devices, though the NIC has an address.
+                    // The kernel's default for new devices is IPv6 off.
                     Err(refusal) if refusal.source.raw_os_error() == Some(libc::EACCES) => {
                         enable_ipv6(item).map_err(Refusal::from).and_then(|()| self.create(item))
                     }
@@ -255,11 +255,11 @@ impl Netlink {
         }
     }
 
-    /// Whether others use a table: they would get users' traffic, or users theirs.
+    /// Whether other programs have routes in a table: users' traffic and theirs would mix.
     fn is_foreign(&self, table: u32) -> Result<bool, NetlinkError> {
         let routes = self.socket.routes(RouteProtocol::Unspec, &[RouteAttribute::Table(table)])?;
         let foreign = |route: &RouteMessage| {
-            // What the kernel makes goes with a device, which is looked at by name.
+            // The kernel's own routes belong to a device, and devices are compared by name.
             ![request::PROTOCOL, RouteProtocol::Kernel].contains(&route.header.protocol)
         };
         Ok(routes.iter().any(foreign))
@@ -271,7 +271,7 @@ fn named(link: &LinkMessage) -> Option<(u32, String)> {
     Some((link.header.index, reading::name_of(link)?.to_owned()))
 }
 
-/// The devices that a device refers to: its VRF, the NIC below.
+/// The indexes of the devices that a device refers to: its VRF, the NIC below it.
 fn related(link: &LinkMessage) -> Vec<u32> {
     use netlink_packet_route::link::{InfoData, InfoVxlan};
 
@@ -297,9 +297,9 @@ fn learn(names: &mut Names, index: u32) {
     }
 }
 
-/// Makes a TAP that stays.
+/// Makes a TAP that outlives its descriptors.
 fn create_tap(name: &str, multi_queue: bool) -> Result<(), TapError> {
-    // The kernel takes a TAP for one of several queues if it is opened so.
+    // Opening it twice marks it as a TAP of several queues.
     for tap in Tap::open(name, if multi_queue { 2 } else { 1 })? {
         tap.set_persistent(true).map_err(|source| TapError::Setting {
             name: name.into(),
@@ -320,13 +320,13 @@ fn enable_ipv6(item: &Item) -> io::Result<()> {
     }
 }
 
-/// What the kernel says if something to be taken away is not there.
+/// Whether the error means that the item to be deleted does not exist.
 fn is_gone(error: &io::Error) -> bool {
     let gone = [libc::ENODEV, libc::ESRCH, libc::ENOENT, libc::EADDRNOTAVAIL, libc::ENXIO];
     error.raw_os_error().is_some_and(|errno| gone.contains(&errno))
 }
 
-/// What a refusal means, where the kernel does not say it well.
+/// What a refusal means and what helps, where the kernel's words do not say it.
 fn advice(step: &Step, error: &io::Error) -> Option<&'static str> {
     let Step::Create(item) = step else { return None };
     Some(match (error.raw_os_error()?, item) {
@@ -354,7 +354,7 @@ fn exists(device: &str) -> bool {
     index(device).is_ok()
 }
 
-/// A device's index. Not by if_nametoindex(3): the ioctl behind it has modprobe look for a device that is not there.
+/// A device's index. Not by if_nametoindex(3): for an unknown name, its ioctl runs modprobe.
 ///
 /// # Errors
 /// ENODEV, or the kernel's refusal.

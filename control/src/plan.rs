@@ -1,10 +1,10 @@
-//! What the kernel shall hold for a network, and the steps from what it holds.
+//! What the kernel must hold for a network, and the steps from what it holds now.
 //!
 //! ```text
-//! rules   0: l3mdev -> the VRF's own table      before `local`, so that an address of the node means the user's
-//!         0: local                              endpoint inside his VRF, not the node's own device
+//! rules   0: l3mdev -> the VRF's own table      before `local`, so that inside a VRF an address of the node means
+//!         0: local                              the user's endpoint, not the node's own device
 //!         1: local                              while the other is put behind l3mdev
-//!         2: from this node to a NAT address    unreachable: nobody outside a VRF reaches into it
+//!         2: from this node to a NAT address    unreachable: nothing outside a VRF reaches into it
 //!         3: to a NAT address -> NAT_TABLE      replies from off-subnet, addressed back to the VRF
 //! table   default unreachable                   or a look-up would go on to `main`, and leave the network
 //!         NAT pools unreachable                 they are for the packet filter alone
@@ -12,13 +12,14 @@
 //!         default via the node's router         off-subnet networks only
 //!         subnets dev ENDPOINT
 //! ```
-//! `local` is the second rule and has preference 0, since the kernel gives a rule without a preference the place before the
-//! second one (fib_default_rule_pref, net/core/fib_rules.c): a site's own then comes after `local`, never before, and
-//! [`crate::netlink::Netlink::give_way`] puts it where it belongs.
+//! `local` is the second rule and has preference 0, because the kernel puts a rule without a preference before the
+//! second rule (fib_default_rule_pref, net/core/fib_rules.c): a site's own rule then comes after `local`, never before
+//! it, and
+//! [`crate::netlink::Netlink::give_way`] moves it to where it belongs.
 //!
-//! A network's items are in creation order: its table is complete before its VRF goes up. [`diff`] takes away in
-//! another: endpoints before their VRF (a device released from a deleted VRF stays up, in the default VRF), a table's
-//! unreachable routes after it.
+//! A network's items are in creation order: its table is complete before its VRF goes up. [`diff`] deletes in another
+//! order: endpoints before their VRF (a device released from a deleted VRF stays up, in the default VRF), a table's
+//! unreachable routes after the VRF.
 
 mod item;
 
@@ -35,14 +36,14 @@ use uvn_wire::ethernet::Mac;
 
 /// The table of the routes to networks' NAT addresses.
 pub const NAT_TABLE: u32 = FIRST_TABLE - 1;
-/// Metric of our routes: what IPv6 uses if none is given (IP6_RT_PRIO_USER).
+/// Metric of uvn's routes: IPv6's default (IP6_RT_PRIO_USER).
 const METRIC: u32 = 1024;
-/// Metric of the last resort (Documentation/networking/vrf.rst).
+/// Metric of the unreachable default routes (Documentation/networking/vrf.rst).
 const LAST_METRIC: u32 = 4_278_198_272;
-/// Least MTU of IPv6 (RFC 8200 section 5): with less the kernel has no IPv6 on a device.
+/// The least MTU of IPv6, bytes (RFC 8200 section 5): below it the kernel has no IPv6 on a device.
 const IPV6_MTU: u32 = 1280;
 
-/// Adds up a network's items.
+/// Collects a network's items.
 struct Build<'a> {
     node: &'a Node,
     network: &'a Network,
@@ -50,7 +51,7 @@ struct Build<'a> {
     items: Vec<Item>,
 }
 
-/// The items of the node itself: the rules.
+/// The items that do not belong to a network: the routing rules.
 #[must_use]
 pub fn node(node: &Node) -> Vec<Item> {
     let families: &[bool] = if node.ipv6 { &[true, false] } else { &[true] };
@@ -69,7 +70,7 @@ pub fn node(node: &Node) -> Vec<Item> {
     items
 }
 
-/// The items of a node without uvn: what `uvn purge` leaves.
+/// The items of a node without uvn, as `uvn purge` leaves it.
 #[must_use]
 pub fn pristine(ipv6: bool) -> Vec<Item> {
     let families: &[bool] = if ipv6 { &[true, false] } else { &[true] };
@@ -99,7 +100,7 @@ pub fn network(node: &Node, network: &Network) -> Vec<Item> {
 }
 
 impl Build<'_> {
-    /// Its NAT addresses.
+    /// The network's NAT addresses, as host prefixes.
     fn nat(&self) -> Vec<Cidr> {
         let addresses = self.node.nat.addresses(self.network.slot);
         addresses.into_iter().filter(|address| address.is_ipv4() || self.node.ipv6).map(host).collect()
@@ -113,7 +114,7 @@ impl Build<'_> {
         self.items.push(Item::Address { device: device.into(), address, passive, on_link });
     }
 
-    /// What must be there before anything else: no look-up goes on to another table.
+    /// The routes that must exist first: with them, no look-up goes on to another table.
     fn unreachable(&mut self) {
         self.route(ANYWHERE_V4, Way::Unreachable, LAST_METRIC);
         if self.node.ipv6 {
@@ -125,7 +126,7 @@ impl Build<'_> {
         }
     }
 
-    /// Loopback, and the node's addresses that no endpoint has.
+    /// Loopback, and the node's addresses that are not on an endpoint.
     fn own_addresses(&mut self) {
         let vrf = self.vrf.clone();
         let loopback = Cidr { address: Ipv4Addr::LOCALHOST.into(), prefix: 8 };
@@ -143,9 +144,10 @@ impl Build<'_> {
         }
     }
 
-    /// The source that routes by a device get: the device's address, or another by which the user's other nodes reach him,
-    /// for a program asks by such a route what its own address is. IPv6 takes none from another VRF than the device's
-    /// (ip6_route_get_saddr), and chooses right without: an endpoint's, since the VRF device's are deprecated.
+    /// The source address of routes by a device: the device's own, or that of another NIC, by which the user's other
+    /// nodes reach this one. Programs use such a route to find their own address. IPv6 gets None: the kernel takes no
+    /// source from another VRF than the device's (ip6_route_get_saddr), and by itself chooses an endpoint's address,
+    /// since those of the VRF device are deprecated.
     fn source(&self, device: &str, ipv4: bool) -> Option<IpAddr> {
         let nics = || self.node.nics.iter();
         let of = |nic: &Nic| nic.addresses.iter().map(|cidr| cidr.address).find(IpAddr::is_ipv4);
@@ -164,7 +166,7 @@ impl Build<'_> {
         }
     }
 
-    /// Listed hosts, by the NIC itself.
+    /// Routes to the hosts of `hosts`, by the NIC itself.
     fn hosts(&mut self) {
         let node = self.node;
         for &listed in &node.hosts {
@@ -201,8 +203,8 @@ impl Build<'_> {
                 nic: nic.name.clone(),
                 port: nic.port,
                 group: nic.group,
-                // As the data plane does: its shortcut takes no others over IPv4, and over IPv6 a sum of zero is
-                // for those who have agreed on it (RFC 6936 section 3).
+                // As the data plane does: over IPv4 its shortcut takes only a sum of zero; over IPv6 zero is
+                // for peers that have agreed on it (RFC 6936 section 3).
                 checksum: vtep.is_ipv6(),
             },
         });
@@ -224,7 +226,7 @@ impl Build<'_> {
             self.address(&name, address, false, true);
         }
         self.items.push(Item::Up { device: device() });
-        // A routed underlay is one link inside the network.
+        // The underlay's subnets, routed outside, are one link inside the network.
         let mut subnets: BTreeSet<Cidr> = nic.subnets.iter().copied().map(Cidr::subnet).collect();
         for address in &addresses {
             subnets.remove(&address.subnet());
@@ -240,17 +242,17 @@ impl Build<'_> {
     }
 }
 
-/// The steps from what is there to what shall be; none if both are the same.
+/// The steps from `observed` to `wanted`; none if both are the same.
 ///
-/// Both are of the same extent: all of the node, or one network. Taking a device away takes along what is on it, and
-/// for that there is no step. The kernel may take along more than is modelled here (IPv4 secondary addresses): observe
-/// and compare again until there are no steps.
+/// Both have the same scope: all of the node, or one network. Deleting a device deletes what is on it, for which there
+/// is no step. The kernel may delete more than is modelled here (IPv4 secondary addresses): observe and compare again
+/// until there are no steps.
 #[must_use]
 pub fn diff(wanted: &[Item], observed: &[Item]) -> Vec<Step> {
     let keep: HashSet<&Item> = wanted.iter().collect();
     let mut gone: BTreeSet<&str> =
         observed.iter().filter(|item| !keep.contains(item)).filter_map(Item::made_device).collect();
-    // An endpoint goes with its VRF, by a step of its own.
+    // An endpoint is deleted with its VRF, by its own step.
     let released: Vec<&str> = observed
         .iter()
         .filter_map(Item::made_device)
@@ -288,8 +290,8 @@ fn host(address: IpAddr) -> Cidr {
     Cidr { address, prefix: if address.is_ipv4() { 32 } else { 128 } }
 }
 
-/// The longest IP packet that a NIC's data plane takes, bytes. Under `auto`, a NIC with longer ones than the engine's has
-/// the shortcut, or kernel VXLAN ([`crate::feed::choose`]).
+/// The longest IP packet that a NIC's data plane carries, bytes. Under `auto`, a NIC with longer packets than the
+/// engine takes gets the shortcut, or kernel VXLAN ([`crate::feed::choose`]).
 fn longest(gear: Gear) -> usize {
     match gear {
         Gear::Engine => xsk::MAX_MTU,

@@ -1,4 +1,4 @@
-//! Links of programs on devices, and pins, which aya does not have for them.
+//! Links and pins of device programs, which aya cannot make.
 
 #![allow(unsafe_code, reason = "bpf(2) has no safe interface")]
 
@@ -29,7 +29,7 @@ struct CreateLink {
     flags: u32,
 }
 
-/// Attaches a program on devices to a cgroup, and returns the link: aya does not let go of one of this kind.
+/// Attaches a device program to a cgroup, and returns the link: aya keeps links of this kind to itself.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -44,7 +44,7 @@ pub fn link_device_program(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>) -> i
     unsafe { bpf_fd(BPF_LINK_CREATE, &link) }
 }
 
-/// Gives an object a name on a BPF file system, by which it stays.
+/// Pins an object at `path` on a BPF file system: it lives as long as that name.
 ///
 /// # Errors
 /// The kernel refuses.

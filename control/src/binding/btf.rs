@@ -1,11 +1,11 @@
-//! Where the kernel has what in its structures: its own BTF (Documentation/bpf/btf.rst) tells, for any kernel and also where
-//! layouts are randomised.
+//! Offsets of fields in the kernel's structures, from its own BTF (Documentation/bpf/btf.rst): right for any kernel,
+//! also where layouts are randomised.
 
 use std::fs;
 use std::sync::OnceLock;
 use uvn_wire::cgroup::{Datagram, UnixSocket, Way};
 
-/// The kernel's.
+/// The kernel's BTF.
 const FILE: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
 const STRUCT: u32 = 4;
@@ -13,13 +13,14 @@ const UNION: u32 = 5;
 /// The bytes of `struct btf_type`.
 const TYPE: usize = 12;
 
-/// Where a kernel says that it does not let itself be read (kernel_lockdown(7)): no program is loaded then that could.
+/// The lockdown state (kernel_lockdown(7)): under `confidentiality` no program that reads the kernel's memory is
+/// loaded.
 const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 
-/// Where the kernel that runs has what the programs read of it; None: it has no BTF, or is locked down.
+/// The offsets that the programs read at in the running kernel; None: it has no BTF, or is locked down.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Layouts {
-    /// The way from a process to its executable.
+    /// From a process to its executable.
     pub way: Option<Way>,
     /// In a Unix socket.
     pub unix_socket: Option<UnixSocket>,
@@ -27,7 +28,7 @@ pub struct Layouts {
     pub datagram: Option<Datagram>,
 }
 
-/// The way from a process to its executable, likewise.
+/// [`Layouts::way`] of the running kernel.
 #[must_use]
 pub fn way() -> Option<Way> {
     layouts().way
@@ -113,12 +114,12 @@ impl<'a> Btf<'a> {
         Some(Btf { strings, types })
     }
 
-    /// Where a member of a structure begins, in bytes.
+    /// The offset of a structure's member, in bytes.
     fn offset(&self, structure: &str, member: &str) -> Option<u32> {
         self.bit(structure, member).map(|bit| bit / 8)
     }
 
-    /// The same in bits, also one of a nameless part of it.
+    /// The offset in bits; members of anonymous structures and unions inside are found, too.
     fn bit(&self, structure: &str, member: &str) -> Option<u32> {
         let named = |kind: &&&[u8]| {
             kind_of(kind) == Some(STRUCT)
@@ -129,7 +130,7 @@ impl<'a> Btf<'a> {
     }
 
     fn bit_in(&self, structure: &[u8], member: &str, depth: u32) -> Option<u32> {
-        /// Nothing in the kernel is nested that deep.
+        /// Deeper than anything in the kernel is nested.
         const DEEPEST: u32 = 8;
 
         if depth > DEEPEST || !matches!(kind_of(structure)?, STRUCT | UNION) {

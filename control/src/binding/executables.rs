@@ -1,4 +1,4 @@
-//! The programs that Slurm's daemons call back, as the kernel knows them.
+//! The programs that Slurm's daemons call back, by inode and device.
 
 use super::btf;
 use std::fs::{File, Metadata};
@@ -8,33 +8,33 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use uvn_wire::cgroup::{EXECUTABLE_ENTRIES, Executable, Way};
 
-/// Where they are looked for if the configuration does not say.
+/// Folders that are searched if the configuration names no programs.
 const FOLDERS: [&str; 4] = ["/usr/bin", "/usr/local/bin", "/opt/slurm/bin", "/usr/local/slurm/bin"];
 /// Slurm's commands that listen for its daemons.
 const NAMES: [&str; 3] = ["srun", "salloc", "sattach"];
 
-/// What the socket programs know of them.
+/// What the socket programs need to recognise them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CalledBack {
-    /// The way there. All zero: the kernel does not tell.
+    /// The way from a process to its executable. All zero: the kernel does not show it.
     pub way: Way,
     /// The programs, ascending.
     pub executables: Vec<Executable>,
 }
 
-/// The programs that are there.
+/// The programs that were found.
 #[derive(Debug, Default)]
 pub struct Executables {
-    /// What the socket programs are to know.
+    /// For the socket programs.
     pub known: CalledBack,
-    /// What is wrong.
+    /// Why a program is left out: texts for the administrator.
     pub problems: Vec<String>,
-    /// As long as they are open, their inodes keep their numbers (overlayfs gives new ones).
+    /// The programs' files. While they are open, their inodes keep their numbers (overlayfs gives new ones).
     _open: Vec<File>,
 }
 
 impl Executables {
-    /// Finds those in `files`; None: the usual ones, as far as they are there.
+    /// Finds the programs in `files`; None: those of [`NAMES`] that exist in [`FOLDERS`].
     #[must_use]
     pub fn find(files: Option<&[PathBuf]>) -> Executables {
         let Some(way) = btf::way() else {
@@ -67,29 +67,30 @@ impl Executables {
     }
 }
 
-/// A program as the kernel knows it, whoever's it is; the numbers hold while the file is open.
+/// The file of a program, whoever owns it, and its inode and device, which hold while the file is open.
 ///
 /// # Errors
 /// It is not there.
 pub fn identify(path: &Path) -> io::Result<(File, Executable)> {
     // Neither read nor run.
     let open = File::options().read(true).custom_flags(libc::O_PATH).open(path)?;
-    // stat(2) tells what the file system likes to. The inode's own number is here since Linux 5.14 (proc_pid_fdinfo(5)).
+    // stat(2) may return numbers of the file system's choice; fdinfo has the inode's own since Linux 5.14
+    // (proc_pid_fdinfo(5)).
     let info = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", open.as_raw_fd()))?;
     let field =
         |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
     let known = field("ino:").zip(field("mnt_id:"));
     let text = "the kernel does not show its inode number; Linux 5.14 and later do";
     let (inode, mount) = known.ok_or_else(|| io::Error::other(text))?;
-    // The thread's: a test has a mount namespace for one.
+    // The thread's, since a test gives one thread a mount namespace of its own.
     let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
     let device = device_of(&mounts, mount)
         .ok_or_else(|| io::Error::other("its mount is not in /proc/thread-self/mountinfo"))?;
     Ok((open, Executable { inode, device, padding: 0 }))
 }
 
-/// The device of a mount, as the kernel packs it. In the words of proc_pid_mountinfo(5): the mount's number is the first,
-/// the device the third.
+/// The device of a mount, as the kernel packs it. In the words of proc_pid_mountinfo(5): the mount's number is the
+/// first, the device the third.
 fn device_of(mounts: &str, mount: u64) -> Option<u32> {
     let device = |line: &str| {
         let mut words = line.split(' ');
@@ -100,7 +101,7 @@ fn device_of(mounts: &str, mount: u64) -> Option<u32> {
     mounts.lines().find_map(device)
 }
 
-/// Checks that nobody but root can change a program, or put another in its place.
+/// Checks that root alone can change a program, or replace it.
 fn roots_alone(path: &Path) -> io::Result<()> {
     let path = path.canonicalize()?;
     for (index, part) in path.ancestors().enumerate() {

@@ -1,4 +1,4 @@
-//! The object of `ebpf/` in the kernel: its policy filled in, its programs attached.
+//! Loads the object of `ebpf/`, fills in the policy and attaches the programs.
 
 use super::{BindingError, Policy, bpf, file, map, owners, take, unix};
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -17,7 +17,7 @@ use uvn_wire::cgroup::{self, DeviceFile, Range};
 /// `cargo xtask ebpf` builds it from `ebpf/`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/uvn-cgroup.o");
 
-/// The programs that every kernel has.
+/// The programs that every supported kernel takes.
 const PROGRAMS: [&str; 10] = [
     "uvn_create",
     "uvn_bind4",
@@ -31,14 +31,14 @@ const PROGRAMS: [&str; 10] = [
     "uvn_device",
 ];
 
-/// Those on Unix sockets, and on what else cgroups have no hook for; and their hooks.
+/// The LSM programs, for what cgroups have no hook for, and their hooks.
 const UNIX: [(&str, &str); 3] = [
     ("uvn_unix_connect", "unix_stream_connect"),
     ("uvn_unix_send", "unix_may_send"),
     ("uvn_disconnect", "socket_connect"),
 ];
 
-/// The object in the kernel.
+/// The loaded object.
 pub struct Object {
     /// Its programs and maps.
     pub ebpf: Ebpf,
@@ -65,8 +65,8 @@ const NEAR: [&str; 9] = [
     "ff00::/8",
 ];
 
-/// Loads the object into the kernel, for the calling thread's network namespace. Maps that are pinned in `state` are taken over, others
-/// pinned there; those of the policy are new.
+/// Loads the object for the calling thread's network namespace. Maps that are pinned in `state` are taken over, missing
+/// ones are pinned there; the maps of the policy are new.
 ///
 /// # Errors
 /// The policy is too large, or the kernel refuses.
@@ -91,7 +91,7 @@ pub fn load(state: &Path, policy: &Policy) -> Result<Object, BindingError> {
         .override_global("UNIX", &layout, true)
         .override_global("DATAGRAM", &datagram, true)
         .load(OBJECT)?;
-    // First: a program keeps its maps once it is loaded.
+    // Before the maps are filled: a loaded program keeps them in the kernel.
     for name in PROGRAMS {
         let failed = |source| BindingError::Program { program: name, source };
         load_one(ebpf.program_mut(name).ok_or(failed(ProgramError::NotLoaded))?).map_err(failed)?;
@@ -123,7 +123,7 @@ fn load_unix(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
 fn fill(ebpf: &mut Ebpf, policy: &Policy) -> Result<(), BindingError> {
     let mut policed: Array<_, [u32; 2]> = take(ebpf, "POLICED")?;
     fits("POLICED", cgroup::RANGE_ENTRIES, policy.policed.len())?;
-    // The end, where ranges do not fill the map.
+    // Marks the end, where the ranges do not fill the map.
     let end = Range { first: 1, last: 0 };
     let ranges = policy.policed.iter().map(|range| Range { first: *range.start(), last: *range.end() });
     for (index, range) in (0..cgroup::RANGE_ENTRIES).zip(ranges.chain(std::iter::repeat(end))) {
@@ -163,7 +163,7 @@ fn fill(ebpf: &mut Ebpf, policy: &Policy) -> Result<(), BindingError> {
 
     let near: Vec<Cidr> = NEAR.iter().filter_map(|cidr| cidr.parse().ok()).collect();
     let near = near.iter().chain(&policy.on_subnet).map(|cidr| (cidr, cgroup::DESTINATION_NEAR));
-    // Last: a host wins over a subnet of one address.
+    // Last, so that a host wins over a subnet of one address.
     let hosts = policy.hosts.iter().map(|cidr| (cidr, cgroup::DESTINATION_HOST));
     let need = NEAR.len().saturating_add(policy.on_subnet.len()).saturating_add(policy.hosts.len());
     fits("DESTINATIONS", cgroup::DESTINATION_ENTRIES, need)?;
@@ -206,7 +206,7 @@ pub fn attach(object: &mut Object, cgroup: &File, folder: &Path) -> Result<(), B
     Ok(())
 }
 
-/// All or none: with some alone, a finding would say too much.
+/// Attaches all LSM programs or none: the finding says that all are missing.
 fn attach_unix(ebpf: &mut Ebpf, folder: &Path) -> Result<(), String> {
     let mut links = Vec::new();
     for (name, _) in UNIX {
@@ -225,7 +225,7 @@ fn attach_unix(ebpf: &mut Ebpf, folder: &Path) -> Result<(), String> {
 }
 
 fn attach_one(program: &mut Program, cgroup: &File) -> Result<Option<FdLink>, ProgramError> {
-    // No flags: a link leaves room for others by itself (kernel/bpf/cgroup.c, cgroup_bpf_link_attach).
+    // No flags: a link always lets others attach (kernel/bpf/cgroup.c, cgroup_bpf_link_attach).
     let mode = CgroupAttachMode::Single;
     Ok(match program {
         Program::CgroupSock(program) => {

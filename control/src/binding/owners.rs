@@ -1,5 +1,5 @@
-//! The map of sockets' owners, which aya cannot make: the kernel wants to know the types of such a map's keys and values
-//! (kernel/bpf/bpf_local_storage.c), and the object has none.
+//! The map of sockets' owners. aya cannot make it: the kernel needs the BTF types of such a map's keys and values
+//! (kernel/bpf/bpf_local_storage.c), and the object has no BTF.
 
 #![allow(unsafe_code, reason = "bpf(2) has no safe interface")]
 
@@ -48,7 +48,7 @@ struct CreateMap {
     value_type: u32,
 }
 
-/// Makes the map and pins it at `path`. It is there: fine.
+/// Makes the map and pins it at `path`, unless it is pinned already.
 ///
 /// # Errors
 /// The kernel refuses.

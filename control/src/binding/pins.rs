@@ -1,4 +1,4 @@
-//! What lies on the BPF file system: `state-LAYOUT/` with the maps, `links-GENERATION/` with the attached programs.
+//! The folders on the BPF file system: `state-LAYOUT/` with the maps, `links-GENERATION/` with the attached programs.
 
 use super::{BindingError, file};
 use crate::folder;
@@ -8,10 +8,10 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use uvn_wire::cgroup;
 
-/// How often a folder is made anew that somebody else makes again.
+/// Attempts at making a folder in whose place others keep making theirs.
 const TRIES: u32 = 8;
 
-/// Where the maps are.
+/// The folder of the maps, for this build's map layout.
 #[must_use]
 pub fn state(pins: &Path) -> PathBuf {
     pins.join(format!("state-{}", cgroup::LAYOUT))
@@ -28,7 +28,7 @@ pub fn links(pins: &Path, generation: u32) -> PathBuf {
 /// # Errors
 /// The pins cannot be listed.
 pub fn generation(pins: &Path) -> Result<u32, BindingError> {
-    // One is left to come after it.
+    // u32::MAX is left out, so that a next generation exists.
     let generation = |folder: &PathBuf| {
         let number: u32 = folder.file_name()?.to_str()?.strip_prefix("links-")?.parse().ok()?;
         (number < u32::MAX).then_some(number)
@@ -36,8 +36,8 @@ pub fn generation(pins: &Path) -> Result<u32, BindingError> {
     Ok(list(pins)?.iter().filter_map(generation).max().unwrap_or(0))
 }
 
-/// Makes `folder`, below `pins`, and `pins` itself: root's, and closed to others. What others have put in their place is
-/// removed: whoever owns a folder takes the programs' pins away.
+/// Makes `pins` and `folder` below it, owned by root with mode 0700. What others have put in their place is removed,
+/// since the owner of a folder can remove the programs' pins.
 ///
 /// # Errors
 /// They cannot be made.
@@ -61,10 +61,10 @@ fn own(folder: &Path) -> Result<(), BindingError> {
     verify(folder)
 }
 
-/// Fails where a folder is not root's alone.
+/// Checks that root alone can change a folder.
 ///
 /// # Errors
-/// Others can change it, or it is not there.
+/// Others can change it, or it does not exist.
 pub fn verify(folder: &Path) -> Result<(), BindingError> {
     if is_roots(folder)? { Ok(()) } else { Err(BindingError::Foreign(folder.into())) }
 }
@@ -73,7 +73,7 @@ fn is_roots(path: &Path) -> Result<bool, BindingError> {
     folder::is_roots(path).map_err(file(path))
 }
 
-/// Removes what else is below `pins`.
+/// Removes everything below `pins` but `keep`.
 ///
 /// # Errors
 /// The first one met, having gone on.
@@ -87,7 +87,7 @@ pub fn keep_only(pins: &Path, keep: &[PathBuf]) -> Result<(), BindingError> {
 /// # Errors
 /// The first one met, having gone on.
 pub fn remove(path: &Path) -> Result<(), BindingError> {
-    // A link to a folder is removed, and not what is in that.
+    // Of a symbolic link to a folder, only the link is removed.
     if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
         return unless_missing(fs::remove_file(path)).map_err(file(path));
     }

@@ -1,11 +1,11 @@
-//! The socket programs' part of a configuration.
+//! The socket programs' policy, from a configuration.
 
 use super::{CalledBack, Policy};
 use crate::config::{Config, Mode};
 use crate::{peers, rdma};
 use std::collections::BTreeSet;
 
-/// The policy of a configuration; with `observe`, nobody is refused yet.
+/// The policy of a configuration; with `observe`, it refuses nothing yet.
 #[must_use]
 pub fn policy(config: &Config, called_back: &CalledBack, slurm_user: u32, observe: bool) -> Policy {
     let ports: BTreeSet<u16> = config.underlays.iter().map(|underlay| underlay.port).collect();
@@ -23,7 +23,8 @@ pub fn policy(config: &Config, called_back: &CalledBack, slurm_user: u32, observ
     }
 }
 
-/// Whose slurmctld is, if that matters. It reads slurm.conf, which may be on another machine's disk: not in the loop.
+/// The UID of slurmctld; 0 without `srun_ports`. Reads slurm.conf, which may be on a network file system: not for every
+/// turn of the daemon's loop.
 #[must_use]
 pub fn slurm_user(config: &Config) -> u32 {
     if config.srun_ports.is_empty() { 0 } else { peers::slurm_user(&config.peers) }

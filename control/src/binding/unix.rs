@@ -1,17 +1,17 @@
-//! Whether the kernel keeps users from each other's abstract Unix sockets, and their own from being in the way.
+//! Whether the kernel can run the programs on Unix and datagram sockets.
 
 use super::btf;
 use std::fs;
 use std::io;
 use uvn_wire::cgroup::{Datagram, UnixSocket};
 
-/// The security modules that the kernel asks.
+/// The list of the kernel's security modules.
 const MODULES: &str = "/sys/kernel/security/lsm";
 
-/// What it takes to load the programs; or why there will be none.
+/// The offsets that the programs need.
 ///
 /// # Errors
-/// What the kernel lacks.
+/// What the kernel lacks, as a text for the administrator.
 pub fn layout() -> Result<(UnixSocket, Datagram), String> {
     asks_programs(fs::read_to_string(MODULES))?;
     let layouts = btf::layouts();
@@ -20,7 +20,7 @@ pub fn layout() -> Result<(UnixSocket, Datagram), String> {
     })
 }
 
-/// Without `bpf` in the list, programs can be attached all the same, and are never asked.
+/// Without `bpf` in the list the kernel attaches the programs, but never runs them.
 fn asks_programs(modules: io::Result<String>) -> Result<(), String> {
     match modules {
         Ok(modules) if modules.trim().split(',').any(|module| module == "bpf") => Ok(()),

@@ -1,4 +1,4 @@
-//! Processes that hold leases, and users that have processes.
+//! Processes that hold leases, and users who have processes.
 
 #![allow(unsafe_code, reason = "pidfd_open has no safe interface")]
 
@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-/// A process, also after its PID has been given to another.
+/// A process, told apart from a later one with the same PID by its start time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Process {
@@ -22,7 +22,7 @@ impl Process {
     /// The process that has a PID now.
     ///
     /// # Errors
-    /// There is none.
+    /// No process has it.
     pub fn of(pid: i32) -> io::Result<Process> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let start = start_in(&stat).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
@@ -36,7 +36,7 @@ impl Process {
         start_in(&stat) == Some(self.start) && !matches!(state_in(&stat), Some("Z" | "X"))
     }
 
-    /// Its pidfd: readable when it ends.
+    /// A pidfd: readable when the process has ended.
     ///
     /// # Errors
     /// It has ended (ESRCH), or no descriptor is free.
@@ -46,12 +46,12 @@ impl Process {
         let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
         // SAFETY: the kernel has just opened it for us, close-on-exec, and nobody else knows of it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        // Asked when the PID could no longer change hands without the descriptor noticing.
+        // Checked last: from the opening on, the descriptor names one process, whatever happens to the PID.
         if self.is_alive() { Ok(fd) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
     }
 }
 
-/// The `wanted` users that have a process in this process's network namespace, with the first one of each.
+/// The `wanted` users with a process in this process's network namespace, each with the PID of one of their processes.
 ///
 /// # Errors
 /// `/proc` cannot be read.
@@ -62,7 +62,7 @@ pub fn users(wanted: impl Fn(u32) -> bool) -> io::Result<BTreeMap<u32, i32>> {
         let path = entry?.path();
         let pid = path.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok());
         let Some(pid) = pid else { continue };
-        // A process that ends in between is none.
+        // The process may have ended.
         let Ok(status) = fs::read_to_string(path.join("status")) else { continue };
         let Some(uid) = uid_in(&status).filter(|uid| wanted(*uid) && !found.contains_key(uid)) else {
             continue;
@@ -89,7 +89,7 @@ fn uid_in(status: &str) -> Option<u32> {
     status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
 }
 
-/// What follows the command's name, which may hold anything: fields 3 and on.
+/// Fields 3 and on of /proc/PID/stat: those behind the command's name, which may contain anything.
 fn fields(stat: &str) -> Option<std::str::SplitWhitespace<'_>> {
     Some(stat.rsplit_once(')')?.1.split_whitespace())
 }

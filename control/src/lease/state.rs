@@ -1,7 +1,7 @@
 //! The file in which leases outlive `uvnd`: `/run/uvn/state.json`.
 //!
-//! It is replaced whole: whoever reads it, also after a crash, finds one state or the next. It goes with a reboot, as the
-//! networks do.
+//! It is replaced whole, so that a reader, also after a crash, finds the old state or the new one. It is gone after a
+//! reboot, as the networks are.
 
 use super::{Held, Lease, Leases};
 use crate::network::Network;
@@ -15,7 +15,7 @@ use std::time::Duration;
 use thiserror::Error;
 use uvn_wire::vxlan::Vni;
 
-/// The one version that this build reads and writes.
+/// The version of the file that this build reads and writes.
 const VERSION: u32 = 1;
 
 /// Why the file cannot be used.
@@ -29,7 +29,7 @@ pub enum StateError {
         /// The kernel's reason.
         source: io::Error,
     },
-    /// It cannot be replaced; what it held before, it still holds.
+    /// It cannot be replaced; its previous content stays.
     #[error("cannot write {path}: {source}; the file keeps its previous content", path = path.display())]
     Write {
         /// The file.
@@ -39,13 +39,13 @@ pub enum StateError {
     },
 }
 
-/// What was in the file.
+/// The file's content.
 #[derive(Debug)]
 pub struct Loaded {
-    /// The leases. None if there was no file, or a broken one.
+    /// The leases: empty if there is no file, or a broken one.
     pub leases: Leases,
-    /// Why it was broken. It has been moved aside, to a name that ends in `.broken`; [`Leases::adopt`] takes over the
-    /// networks that the kernel has.
+    /// Why the file is broken; None: it is not. A broken file has been renamed to end in `.broken`, and its networks,
+    /// which the kernel still has, must be taken over by [`Leases::adopt`].
     pub broken: Option<String>,
 }
 
@@ -68,7 +68,7 @@ struct Record {
     leases: BTreeSet<Lease>,
 }
 
-/// Reads the file; without one there are no leases.
+/// Reads the file. Without one there are no leases.
 ///
 /// # Errors
 /// The kernel refuses to read it, or to move a broken one aside.
@@ -95,7 +95,7 @@ pub fn load(path: &Path, slots: u32) -> Result<Loaded, StateError> {
 /// Replaces the file.
 ///
 /// # Errors
-/// The kernel refuses, for want of room perhaps; the file then holds what it held before.
+/// The kernel refuses, for want of room perhaps; the file keeps its previous content.
 pub fn save(leases: &Leases, path: &Path) -> Result<(), StateError> {
     let new = beside(path, ".new");
     let replace = || -> io::Result<()> {
@@ -106,7 +106,7 @@ pub fn save(leases: &Leases, path: &Path) -> Result<(), StateError> {
         path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     };
     replace().map_err(|source| {
-        // Room for the next attempt. What cannot be removed is overwritten then.
+        // Frees room for the next attempt, which overwrites the file if it cannot be removed.
         let _ = fs::remove_file(&new);
         StateError::Write { path: path.into(), source }
     })
@@ -136,7 +136,7 @@ fn parse(bytes: &[u8], slots: u32) -> Result<Leases, String> {
     struct Versioned {
         version: u32,
     }
-    // First alone: another version's other fields say nothing.
+    // The version is read alone first: a file of another version may have other fields.
     let Versioned { version } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     if version != VERSION {
         return Err(format!("its version is {version}, and this uvnd reads {VERSION}"));

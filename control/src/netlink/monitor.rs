@@ -27,20 +27,20 @@ use std::os::fd::{AsRawFd, RawFd};
 pub struct Changes {
     /// Notifications were lost: anything may have changed.
     pub overflow: bool,
-    /// A device that is not ours, one of its addresses, or a default route: the node is to be read again.
+    /// A device that is not uvn's, one of its addresses, or a default route changed: the node must be read again.
     pub node: bool,
-    /// Networks that somebody, perhaps we ourselves, changed a device or address of: their UIDs.
+    /// UIDs of networks with a changed device or address, perhaps changed by uvnd itself.
     pub uids: BTreeSet<u32>,
-    /// Networks whose table was changed: their slots.
+    /// Lease numbers of networks with a changed routing table.
     pub slots: BTreeSet<u32>,
-    /// A routing rule was changed, perhaps by ourselves.
+    /// A routing rule changed, perhaps by uvnd itself.
     pub rules: bool,
-    /// The nftables table was changed, perhaps by ourselves.
+    /// The nftables table `inet uvn` changed, perhaps by uvnd itself.
     pub firewall: bool,
 }
 
 impl Changes {
-    /// Nothing.
+    /// Whether nothing has changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Changes::default()
@@ -52,7 +52,7 @@ pub struct Monitor {
     socket: netlink_sys::Socket,
     nftables: netlink_sys::Socket,
     buffer: Vec<u8>,
-    /// Our devices by index: addresses do not name theirs.
+    /// The UIDs of uvn's devices by interface index: a notification about an address has no device name.
     ours: HashMap<u32, u32>,
 }
 
@@ -65,14 +65,14 @@ impl Monitor {
         /// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV6_RULE
         /// (include/uapi/linux/rtnetlink.h).
         const GROUPS: [u32; 7] = [1, 5, 7, 8, 9, 11, 19];
-        /// What a thousand networks made in one go send, more or less.
+        /// Bytes: about what the kernel sends when a thousand networks are made at once.
         const BUFFER: usize = 8 << 20;
 
         /// NFNLGRP_NFTABLES (include/uapi/linux/netfilter/nfnetlink.h).
         const NFTABLES: [u32; 1] = [7];
 
         let socket = subscribe(NETLINK_ROUTE, &GROUPS).map_err(NetlinkError::Socket)?;
-        // Beyond net.core.rmem_max; without CAP_NET_ADMIN in the first user namespace as much as is allowed.
+        // More than net.core.rmem_max allows; without CAP_NET_ADMIN in the first user namespace, as much as it allows.
         setsockopt(&socket, RcvBufForce, &BUFFER)
             .or_else(|_| setsockopt(&socket, RcvBuf, &BUFFER))
             .map_err(|error| NetlinkError::Socket(error.into()))?;
@@ -82,10 +82,10 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// Everything that has happened since.
+    /// The changes since the last call, without waiting.
     ///
     /// # Errors
-    /// A failure of the socket other than lost notifications, which are [`Changes::overflow`].
+    /// The socket fails. Lost notifications are no error, but [`Changes::overflow`].
     pub fn drain(&mut self) -> Result<Changes, NetlinkError> {
         let mut changes = Changes::default();
         while let Some(length) = self.receive(self.socket.as_raw_fd(), &mut changes.overflow)? {
@@ -101,7 +101,7 @@ impl Monitor {
         Ok(changes)
     }
 
-    /// The length of the next packet of notifications; None: there is none now.
+    /// The length of the next packet of notifications, in `buffer`; None: there is none now.
     fn receive(&mut self, socket: RawFd, lost: &mut bool) -> Result<Option<usize>, NetlinkError> {
         loop {
             match recv(socket, &mut self.buffer, MsgFlags::empty()) {
@@ -114,7 +114,7 @@ impl Monitor {
         }
     }
 
-    /// Reads afresh which devices are ours.
+    /// Lists uvn's devices again.
     fn resync(&mut self) -> Result<(), NetlinkError> {
         let links = Socket::open().map_err(NetlinkError::Socket)?.links()?;
         self.ours = links.iter().filter_map(|link| Some((link.header.index, uid(link)?))).collect();
@@ -129,7 +129,7 @@ impl Monitor {
                     self.note(&message, changes);
                 }
                 Ok(_) => {}
-                // Not understood: better once too often.
+                // Not understood: reading the node once too often does no harm.
                 Err(_) => changes.node = true,
             }
         }
@@ -164,7 +164,7 @@ impl Monitor {
         }
     }
 
-    /// Of other tables, default routes alone matter to us.
+    /// Outside of uvn's tables, only default routes of `main` matter.
     fn note_route(&self, route: &RouteMessage, changes: &mut Changes) {
         let is_ours = route.header.protocol == PROTOCOL;
         let mut table = u32::from(route.header.table);
@@ -182,7 +182,7 @@ impl Monitor {
             None if table == u32::from(RouteHeader::RT_TABLE_MAIN) => {
                 changes.node |= route.header.destination_prefix_length == 0;
             }
-            // What the kernel makes in a network's table follows from addresses.
+            // The kernel's own routes in a network's table follow from addresses.
             _ => {}
         }
     }
@@ -220,8 +220,8 @@ fn messages(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Whether a message of nftables is about our table or something in it: what it is about is in the first attribute, for
-/// all but elements and generations (include/uapi/linux/netfilter/nf_tables.h).
+/// Whether a message of nftables is about uvn's table or something in it: the first attribute names the table, in all
+/// messages but those about elements and generations (include/uapi/linux/netfilter/nf_tables.h).
 fn is_of_our_table(message: &[u8]) -> bool {
     /// `struct nfgenmsg`, and the attribute that names the table.
     const BODY: usize = HEADER + 4;

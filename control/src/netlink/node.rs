@@ -1,4 +1,4 @@
-//! What this node is: its underlay NICs, its other addresses, its ways out.
+//! Reads what networks on this node are made of: underlay NICs, other addresses, default routes.
 
 use super::reading::{self, Names, Route};
 use super::socket::has_ipv6;
@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use uvn_api::dataplane::config::Cidr;
 use uvn_dataplane::port::link;
 
-/// A device that is not ours.
+/// A device that is not uvn's.
 #[derive(Debug, Clone)]
 struct Device {
     index: u32,
@@ -26,7 +26,7 @@ struct Device {
 }
 
 impl Netlink {
-    /// What networks on this node are made of, as it is now. An underlay that has no NIC here is left out.
+    /// What networks on this node are made of now. An `[[underlay]]` without a NIC here is left out.
     ///
     /// # Errors
     /// The kernel's refusal.
@@ -43,13 +43,13 @@ impl Netlink {
             .collect();
         let mut node = assemble(config, &devices, &defaults, has_ipv6());
         for nic in &mut node.nics {
-            // One that is gone in between is noticed as a change.
+            // If the NIC has just gone, a notification follows.
             nic.queues = link::queues(&nic.name).unwrap_or(1);
         }
         Ok(node)
     }
 
-    /// Devices beside the NICs that have an address in their subnets.
+    /// Other devices that have an address in the subnets of an underlay NIC.
     ///
     /// # Errors
     /// The kernel's refusal.
@@ -57,7 +57,7 @@ impl Netlink {
         Ok(rivals(&node.nics, &self.devices(&self.socket.links()?)?))
     }
 
-    /// The devices that are not ours, with their addresses.
+    /// The devices that are not uvn's, with their usable addresses.
     fn devices(&self, links: &[LinkMessage]) -> Result<Vec<Device>, NetlinkError> {
         let mut devices: Vec<Device> = links.iter().filter_map(Device::read).collect();
         for message in self.socket.addresses(None)? {
@@ -71,7 +71,7 @@ impl Netlink {
     }
 }
 
-/// A device that may receive what is meant for an underlay NIC.
+/// A device that may answer ARP for an underlay NIC's subnet, and so receive its traffic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rival {
     /// Its name.
@@ -98,8 +98,8 @@ impl Device {
     }
 }
 
-/// An address that others can use: neither link-local, nor of this host alone, nor unchecked, nor a passing one of IPv6
-/// privacy extensions (IFA_F_TEMPORARY, which is IFA_F_SECONDARY of IPv4).
+/// The device's index and the address, if other hosts can use it: not link-local, not loopback, and of IPv6 neither
+/// tentative, deprecated, nor temporary (privacy extensions: IFA_F_TEMPORARY, the bit that is IFA_F_SECONDARY in IPv4).
 fn usable(message: &AddressMessage) -> Option<(u32, Cidr)> {
     let (index, cidr, flags) = reading::address(message)?;
     let not_yet = AddressFlags::Tentative | AddressFlags::Dadfailed;
@@ -142,7 +142,8 @@ fn assemble(config: &Config, devices: &[Device], defaults: &[Route], ipv6: bool)
     Node { others, exits, nics, ipv6, nat: config.nat, hosts: config.hosts.clone() }
 }
 
-/// Those that are up and have an IPv4 address on the link of a NIC: IPv6 has no such answers (RFC 4861 section 7.2.3).
+/// Devices that are up and have an IPv4 address in a NIC's subnet. With IPv6, a device answers for its own addresses
+/// only (RFC 4861 section 7.2.3).
 fn rivals(nics: &[Nic], devices: &[Device]) -> Vec<Rival> {
     let mut rivals = Vec::new();
     for nic in nics {
@@ -186,7 +187,7 @@ fn nic(slot: u8, underlay: &Underlay, device: &Device) -> Nic {
     }
 }
 
-/// The default route that the node itself uses.
+/// The default route of a family that the node itself uses: the one with the lowest metric.
 fn exit(devices: &[Device], defaults: &[Route], ipv4: bool) -> Option<Exit> {
     let mut routes: Vec<&Route> =
         defaults.iter().filter(|route| route.destination.address.is_ipv4() == ipv4).collect();

@@ -1,4 +1,4 @@
-//! Whether the NAT pools are free: uvn's rules and packet filter take their addresses from whoever else uses them.
+//! Whether the NAT pools are free: uvn's rules and packet filter cut off everything else that uses their addresses.
 
 use super::reading::{self, Names};
 use super::{Netlink, NetlinkError, named};
@@ -11,17 +11,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use thiserror::Error;
 use uvn_api::dataplane::config::Cidr;
 
-/// A pool whose addresses the node uses for something else: Tailscale, for example, has 100.64.0.0/10.
+/// A pool that something else on the node uses, such as Tailscale, which has 100.64.0.0/10.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("nat.{key}: {pool} overlaps {user}, which uvn would cut off; set another pool in [nat]{}", proposal(*free))]
 pub struct PoolInUse {
-    /// The pool's key.
+    /// The pool's key in `[nat]`: `ipv4` or `ipv6`.
     pub key: &'static str,
     /// The pool.
     pub pool: Cidr,
-    /// What uses it.
+    /// What uses it, as a text.
     pub user: String,
-    /// A pool that nothing here uses.
+    /// A pool of the same family that nothing here uses.
     pub free: Option<Cidr>,
 }
 
@@ -30,7 +30,7 @@ fn proposal(free: Option<Cidr>) -> String {
 }
 
 impl Netlink {
-    /// What of this node meets a NAT pool of `config`: an address, a route or a rule that is not uvn's.
+    /// The first NAT pool of `config` that an address, route or rule of another program overlaps.
     ///
     /// # Errors
     /// The kernel's refusal.
@@ -49,7 +49,7 @@ impl Netlink {
     }
 }
 
-/// Where a route of others leads to; the default route leads nowhere in particular, and some lead to nobody.
+/// The destination of another program's route. None for default routes, and for those that only refuse packets.
 fn routed(message: &RouteMessage, names: &Names) -> Option<(Cidr, String)> {
     if message.header.protocol == super::request::PROTOCOL {
         return None;
@@ -60,7 +60,7 @@ fn routed(message: &RouteMessage, names: &Names) -> Option<(Cidr, String)> {
     (leads_on && to.prefix > 0).then(|| (to, format!("the route to {to} of table {}", route.table)))
 }
 
-/// Whose packets a rule of others is for.
+/// The sources and destinations that another program's rule selects.
 fn ruled(message: &RuleMessage) -> Vec<(Cidr, String)> {
     if reading::rule(message).is_some() {
         return Vec::new();
@@ -86,8 +86,8 @@ fn first_in_use(config: &Config, used: &[(Cidr, String)]) -> Option<PoolInUse> {
     })
 }
 
-/// Pools to propose: for IPv4 of shared address space (RFC 6598), private use (RFC 1918) and benchmarking (RFC 2544), for
-/// IPv6 beside the default one.
+/// Pools to propose: for IPv4 from shared address space (RFC 6598), private use (RFC 1918) and benchmarking (RFC 2544),
+/// for IPv6 next to the default one.
 fn candidates(ipv4: bool) -> Box<dyn Iterator<Item = Cidr>> {
     let v4 = |a: u8, b: u8| Cidr { address: IpAddr::V4(Ipv4Addr::new(a, b, 0, 0)), prefix: 16 };
     if ipv4 {

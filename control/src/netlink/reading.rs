@@ -1,4 +1,4 @@
-//! Items from what rtnetlink tells.
+//! Translates rtnetlink's messages into items of a plan.
 
 use super::request::PROTOCOL;
 use crate::network::uid_of;
@@ -30,7 +30,7 @@ pub fn name_of(message: &LinkMessage) -> Option<&str> {
     })
 }
 
-/// A device's kind and what is particular to it.
+/// A device's kind and the attributes of that kind.
 pub fn kind_of(message: &LinkMessage) -> (Option<&InfoKind>, Option<&InfoData>) {
     let infos = message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
@@ -44,13 +44,13 @@ pub fn kind_of(message: &LinkMessage) -> (Option<&InfoKind>, Option<&InfoData>) 
     })
 }
 
-/// Whether a device is a VXLAN one for the VNIs of a filter, such as [`uvn_dataplane::port::link::create_deaf_vxlan`] makes.
+/// Whether a device is a VXLAN device with a VNI filter, as [`uvn_dataplane::port::link::create_deaf_vxlan`] makes.
 pub fn has_vni_filter(message: &LinkMessage) -> bool {
     let (Some(InfoKind::Vxlan), Some(InfoData::Vxlan(data))) = kind_of(message) else { return false };
     data.contains(&InfoVxlan::CollectMetadata(true)) && data.contains(&InfoVxlan::Vnifilter(true))
 }
 
-/// The items of a device, without its addresses; none if it is not ours by name and kind.
+/// The items of a device, without its addresses; none if its name and kind are not uvn's.
 pub fn link(message: &LinkMessage, names: &Names) -> Vec<Item> {
     let Some(name) = name_of(message) else { return Vec::new() };
     let Some(uid) = uid_of(name) else { return Vec::new() };
@@ -85,7 +85,7 @@ pub fn link(message: &LinkMessage, names: &Names) -> Vec<Item> {
     items
 }
 
-/// Of our making: others (udev) may add theirs.
+/// The alternative names that uvn gives; udev may add others.
 fn altnames(device: &str, uid: u32, list: &[Prop]) -> Vec<Item> {
     let ours = format!("u{uid}");
     let names = list.iter().filter_map(|property| match property {
@@ -142,13 +142,13 @@ fn vxlan(name: &str, data: Option<&InfoData>, names: &Names) -> Option<Item> {
             _ => {}
         }
     }
-    // Without one it is not as we make it, but ours by its name.
+    // uvn makes none without a local address, but the name says that it is uvn's.
     let local = local_address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let checksum = sums[usize::from(local.is_ipv6())];
     Some(Item::Vxlan { name: name.into(), vni: id, local, nic: below, port: udp, group: multicast, checksum })
 }
 
-/// An address; None if the kernel has made it itself (link-local).
+/// The device's index, the address and its flags; None for IPv6 link-local addresses, which the kernel makes.
 pub fn address(message: &AddressMessage) -> Option<(u32, Cidr, AddressFlags)> {
     let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
     let (mut local, mut other) = (None, None);
@@ -166,7 +166,7 @@ pub fn address(message: &AddressMessage) -> Option<(u32, Cidr, AddressFlags)> {
     (!is_link_local).then_some((message.header.index, cidr, flags))
 }
 
-/// The item of an address on one of our devices.
+/// The item of an address on one of uvn's devices.
 pub fn address_item(message: &AddressMessage, names: &Names) -> Option<Item> {
     let (index, address, flags) = address(message)?;
     let device = names.get(&index).filter(|name| uid_of(name).is_some())?.clone();
@@ -183,13 +183,13 @@ pub struct Route {
     pub table: u32,
     /// Where to.
     pub destination: Cidr,
-    /// How, the first of several ways; None: in one that is not ours (blackhole).
+    /// The way, or the first of several; None: one that uvn does not use, such as blackhole.
     pub way: Option<Way>,
     /// Its metric.
     pub metric: u32,
 }
 
-/// A route.
+/// Reads a route; None for cached ones and other families.
 pub fn route(message: &RouteMessage, names: &Names) -> Option<Route> {
     let header = &message.header;
     if header.flags.contains(RouteFlags::Cloned) {
@@ -211,7 +211,7 @@ pub fn route(message: &RouteMessage, names: &Names) -> Option<Route> {
             RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::PrefSource(address) => source = ip(address),
             RouteAttribute::Oif(index) => device = names.get(index).cloned(),
-            // The first of several ways will do: we have none such.
+            // The first of several ways is enough: uvn's routes have one.
             RouteAttribute::MultiPath(hops) => {
                 let Some(hop) = hops.first() else { continue };
                 device = names.get(&hop.interface_index).cloned();
@@ -232,7 +232,7 @@ pub fn route(message: &RouteMessage, names: &Names) -> Option<Route> {
     Some(Route { table, destination, way, metric })
 }
 
-/// The item of a route of ours.
+/// The item of a route that uvn has made.
 pub fn route_item(message: &RouteMessage, names: &Names) -> Option<Item> {
     if message.header.protocol != PROTOCOL {
         return None;
@@ -249,7 +249,7 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// The item of a rule for table `local`, or of one of ours.
+/// The item of a rule for table `local`, or of one of uvn's rules.
 pub fn rule(message: &RuleMessage) -> Option<Item> {
     /// RT_TABLE_LOCAL.
     const LOCAL: u32 = 255;
@@ -268,7 +268,7 @@ pub fn rule(message: &RuleMessage) -> Option<Item> {
             RuleAttribute::Protocol(_)
             | RuleAttribute::SuppressPrefixLen(u32::MAX)
             | RuleAttribute::SuppressIfGroup(u32::MAX) => {}
-            // Whatever else narrows it down.
+            // Any other attribute narrows the rule down.
             _ => is_plain = false,
         }
     }
@@ -278,7 +278,7 @@ pub fn rule(message: &RuleMessage) -> Option<Item> {
         (RuleAction::ToTable, None) if l3mdev && !from_self && priority != FIRST_VRF => RuleKind::L3mdev,
         (RuleAction::ToTable, None) if table == LOCAL && !l3mdev && !from_self => RuleKind::Local,
         (RuleAction::ToTable, Some(pool)) if table == NAT_TABLE => RuleKind::NatLookup(pool),
-        // At a place before all that sites have.
+        // uvn's preferences come before all that sites use.
         (RuleAction::Unreachable, Some(pool)) if from_self && priority < 4 => RuleKind::NatUnreachable(pool),
         _ => return None,
     };
@@ -290,9 +290,9 @@ pub fn rule(message: &RuleMessage) -> Option<Item> {
     Some(Item::Rule { ipv4, priority, kind })
 }
 
-/// The item of a permanent neighbour or forwarding entry on one of our endpoints.
+/// The item of a permanent neighbour or forwarding entry on one of uvn's endpoints.
 pub fn neighbour(message: &NeighbourMessage, names: &Names) -> Option<Item> {
-    // The entry that the kernel makes for a VXLAN's group has another state.
+    // The kernel's own entry for a VXLAN's group has another state.
     if message.header.state != NeighbourState::Permanent {
         return None;
     }
@@ -316,7 +316,7 @@ fn neighbour_address(address: &NeighbourAddress) -> Option<IpAddr> {
     match address {
         NeighbourAddress::Inet(address) => Some((*address).into()),
         NeighbourAddress::Inet6(address) => Some((*address).into()),
-        // In the bridge family the kernel says no more than how long it is.
+        // In the bridge family only the length tells IPv4 from IPv6.
         NeighbourAddress::Other(bytes) => match bytes.len() {
             4 => <[u8; 4]>::try_from(bytes.as_slice()).ok().map(|bytes| Ipv4Addr::from(bytes).into()),
             16 => <[u8; 16]>::try_from(bytes.as_slice()).ok().map(|bytes| Ipv6Addr::from(bytes).into()),

@@ -1,4 +1,4 @@
-//! The rtnetlink messages that make and take away items.
+//! The rtnetlink messages that create and delete items.
 
 use super::index;
 use crate::plan::{Item, NAT_TABLE, RuleKind, Way};
@@ -20,17 +20,17 @@ use std::net::IpAddr;
 use uvn_api::dataplane::config::Cidr;
 use uvn_wire::ethernet::Mac;
 
-/// The origin of our routes (`proto` of iproute2): what has it is ours. Nobody else's in
+/// The protocol of uvn's routes (`proto` of iproute2), by which uvn knows them. Not taken in
 /// include/uapi/linux/rtnetlink.h and /etc/iproute2/rt_protos.
 pub const PROTOCOL: RouteProtocol = RouteProtocol::Other(117);
 /// RT_TABLE_LOCAL.
 const TABLE_LOCAL: u8 = 255;
-/// For what is not there yet.
+/// Flags of a request that fails if the object exists.
 pub const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
 /// An unlimited lifetime (INFINITY_LIFE_TIME).
 const FOREVER: u32 = u32::MAX;
 
-/// The message that makes an item and the flags that go with it; a TAP is made otherwise.
+/// The message that creates an item, and its flags; None for a TAP, which rtnetlink cannot make.
 pub fn create(item: &Item) -> io::Result<Option<(RouteNetlinkMessage, u16)>> {
     use RouteNetlinkMessage::{NewAddress, NewLink, NewLinkProp, NewNeighbour, NewRoute, NewRule, SetLink};
 
@@ -72,7 +72,7 @@ pub fn create(item: &Item) -> io::Result<Option<(RouteNetlinkMessage, u16)>> {
         }
         Item::Rule { ipv4, priority, kind } => {
             let mut message = rule(*ipv4, *priority, *kind);
-            // As the kernel's own: networkd takes rules away that are neither its own nor the kernel's.
+            // Marked as the kernel's own: systemd-networkd deletes rules that are neither its own nor the kernel's.
             message.attributes.push(RuleAttribute::Protocol(RouteProtocol::Kernel));
             (NewRule(message), NEW)
         }
@@ -87,7 +87,7 @@ pub fn create(item: &Item) -> io::Result<Option<(RouteNetlinkMessage, u16)>> {
     }))
 }
 
-/// The message that takes an item away; None: it cannot be.
+/// The message that deletes an item; None: it can only be replaced.
 pub fn delete(item: &Item) -> io::Result<Option<RouteNetlinkMessage>> {
     use RouteNetlinkMessage::{DelAddress, DelLink, DelLinkProp, DelNeighbour, DelRoute, DelRule};
 
@@ -137,7 +137,7 @@ fn vxlan(vni: u32, local: IpAddr, nic: u32, port: u16, group: Option<IpAddr>) ->
         InfoVxlan::Id(vni),
         InfoVxlan::Link(nic),
         InfoVxlan::Port(port),
-        // MACs are derived from VTEPs, and listed. With a group only, nobody lists them.
+        // MACs are derived from VTEPs and entered; with a group, nodes need not be listed, so MACs must be learned.
         InfoVxlan::Learning(group.is_some()),
     ];
     data.push(match local {
@@ -151,7 +151,7 @@ fn vxlan(vni: u32, local: IpAddr, nic: u32, port: u16, group: Option<IpAddr>) ->
     data
 }
 
-/// What names an address.
+/// The message that names an address of a device.
 fn address(device: &str, address: Cidr) -> io::Result<AddressMessage> {
     let mut message = AddressMessage::default();
     message.header.family = family(address.address);
@@ -169,7 +169,7 @@ fn new_address(device: &str, cidr: Cidr, passive: bool, on_link: bool) -> io::Re
         IpAddr::V4(_) if passive => message.header.scope = AddressScope::Host,
         IpAddr::V4(_) => {}
         IpAddr::V6(_) => {
-            // Nobody else has it: the node's NIC has it, and has checked.
+            // No duplicate detection: the node's NIC has the address, and has done it.
             flags |= AddressFlags::Nodad;
             if passive {
                 let mut lifetime = CacheInfo::default();
@@ -211,8 +211,8 @@ fn route(table: u32, destination: Cidr, way: &Way, metric: u32) -> io::Result<Ro
                 None if destination.address.is_ipv4() => header.scope = RouteScope::Link,
                 None => {}
             }
-            // The gateway is on the NIC's link, whatever the VRF's table says. A link-local one always is, and the
-            // kernel would find it on another device first.
+            // The gateway is on the NIC's link, whatever the VRF's table says. A link-local one always is, and with the
+            // flag the kernel would look for it on another device first.
             let is_link_local =
                 matches!(gateway, Some(IpAddr::V6(gateway)) if gateway.is_unicast_link_local());
             if gateway.is_some() && !is_link_local {
@@ -235,7 +235,7 @@ fn rule(ipv4: bool, priority: u32, kind: RuleKind) -> RuleMessage {
             message.header.action = RuleAction::Unreachable;
             message.header.dst_len = pool.prefix;
             message.attributes.push(RuleAttribute::Destination(pool.address));
-            // What a node sends itself comes "from lo" (fib_rules).
+            // Packets that the node itself makes come "from lo" (fib_rules).
             message.attributes.push(RuleAttribute::Iifname("lo".into()));
         }
         RuleKind::NatLookup(pool) => {

@@ -1,14 +1,15 @@
-//! The order of routing rules: ours among themselves, and others' beside ours.
+//! The order of routing rules: of uvn's own, and of other programs' rules beside them.
 
 use super::reading;
 use crate::plan::{Item, RuleKind};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 
-/// The first preference that is not ours.
+/// The first preference that uvn does not use.
 const FREE: u32 = 4;
 
-/// Rules as they are, in the order of the kernel: a `local` before l3mdev of the same preference is another thing.
+/// Marks a `local` rule that the kernel lists before the l3mdev rule of the same preference as
+/// [`RuleKind::LocalFirst`].
 pub(super) fn in_order(mut items: Vec<Item>) -> Vec<Item> {
     for family in [true, false] {
         let first = |kind: RuleKind| {
@@ -23,14 +24,14 @@ pub(super) fn in_order(mut items: Vec<Item>) -> Vec<Item> {
     items
 }
 
-/// Others' rules that have preference 0, as they are and as they would be without ours: the kernel gives a rule without a
-/// preference the place before the second rule, the first of others since `local` alone is before them
-/// (fib_default_rule_pref, net/core/fib_rules.c).
+/// Other programs' rules with preference 0, each as it is and as it would be without uvn's rules: the kernel puts a
+/// rule without a preference before the second rule, which then is the first one after `local` (fib_default_rule_pref,
+/// net/core/fib_rules.c).
 pub(super) fn out_of_place(rules: &[RuleMessage]) -> Vec<(RuleMessage, RuleMessage)> {
     let mut moves = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let is_others = |rule: &&RuleMessage| {
-            // The kernel's own l3mdev rule came with our first VRF.
+            // The kernel adds its own l3mdev rule with the first VRF.
             rule.header.family == family && reading::rule(rule).is_none() && !is_l3mdev(rule)
         };
         let others = || rules.iter().filter(is_others);
@@ -51,7 +52,7 @@ pub(super) fn out_of_place(rules: &[RuleMessage]) -> Vec<(RuleMessage, RuleMessa
     moves
 }
 
-/// For the log.
+/// A rule for the log: its preference, family and table.
 pub(super) fn words(rule: &RuleMessage) -> String {
     let family = if rule.header.family == AddressFamily::Inet { 4 } else { 6 };
     let table = rule.attributes.iter().find_map(|attribute| match attribute {

@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
-/// The kernel may keep us waiting for others' changes (the RTNL lock), and for nothing else.
+/// How long the kernel may take: a request waits for other programs' changes (the RTNL lock).
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The kernel's refusal.
@@ -60,7 +60,7 @@ impl Refusal {
     }
 }
 
-/// The families that the kernel has.
+/// IPv4, and IPv6 if the kernel has it.
 pub fn families() -> impl Iterator<Item = AddressFamily> {
     [AddressFamily::Inet].into_iter().chain(has_ipv6().then_some(AddressFamily::Inet6))
 }
@@ -81,12 +81,12 @@ impl Socket {
     pub fn open() -> io::Result<Socket> {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
         let guard = runtime.enter();
-        // The kernel then filters dumps itself, instead of ignoring what it is asked for.
+        // With strict checking the kernel filters dumps as asked; without it, it ignores the filter.
         let (mut connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
         connection.set_forward_done(true);
         connection.set_forward_ack(true);
         let socket = connection.socket_mut().socket_mut();
-        // The kernel's own words about a refusal, without a copy of the request before them.
+        // Refusals come with the kernel's own words, and without a copy of the request.
         socket.set_ext_ack(true)?;
         socket.set_cap_ack(true)?;
         runtime.spawn(connection);
@@ -94,7 +94,7 @@ impl Socket {
         Ok(Socket { runtime, handle })
     }
 
-    /// A change.
+    /// Makes a change and waits for the kernel's acknowledgement.
     pub fn change(&self, message: RouteNetlinkMessage, flags: u16) -> Result<(), Refusal> {
         self.request(message, NLM_F_ACK | flags).map(drop)
     }
@@ -131,7 +131,7 @@ impl Socket {
         Ok(addresses)
     }
 
-    /// Routes of a protocol (Unspec: any) and of what the attributes say: a table, a device.
+    /// Routes of a protocol (Unspec: any) that match the attributes, such as a table or a device.
     pub fn routes(
         &self,
         protocol: RouteProtocol,
@@ -149,7 +149,7 @@ impl Socket {
                     _ => None,
                 });
             match answers {
-                // There is no such table yet.
+                // The table does not exist yet.
                 Err(NetlinkError::Read { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => {}
                 answers => routes.extend(answers?),
             }
@@ -201,7 +201,7 @@ impl Socket {
         }
     }
 
-    /// One request and its answers. A dump during which something changed is asked for again, a few times.
+    /// Sends a request and returns its answers. A dump during which something changed is tried again, up to 8 times.
     fn request(&self, message: RouteNetlinkMessage, flags: u16) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
         const TRIES: u32 = 8;
         for _ in 0..TRIES {
@@ -247,12 +247,12 @@ impl Socket {
                 _ => {}
             }
         }
-        // It ended without an end.
+        // The stream ended before the kernel's last message.
         Err(closed().into())
     }
 }
 
-/// Any device, without its counters.
+/// A request for devices, without their counters.
 fn links() -> LinkMessage {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));

@@ -1,4 +1,4 @@
-//! The kernel's objects as plans have them, and in words.
+//! The kernel's objects in a plan, the steps between plans, and both as text.
 
 use super::NAT_TABLE;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use uvn_api::dataplane::config::Cidr;
 use uvn_wire::ethernet::Mac;
 
-/// A kernel object in its wanted form.
+/// A kernel object, or one setting of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Item {
     /// A VRF device and its table.
@@ -20,27 +20,27 @@ pub enum Item {
     Tap {
         /// Its name.
         name: String,
-        /// Whether it can have several queues.
+        /// Whether it can have more than one queue.
         multi_queue: bool,
     },
-    /// A kernel VXLAN device: an endpoint where the engine cannot go.
+    /// A kernel VXLAN device: an endpoint on a NIC without a data plane.
     Vxlan {
         /// Its name.
         name: String,
         /// Its VXLAN network identifier.
         vni: u32,
-        /// This node's VTEP.
+        /// This node's VTEP address.
         local: IpAddr,
         /// Name of the NIC below.
         nic: String,
         /// UDP port.
         port: u16,
-        /// Multicast group for broadcast and unknown frames. With one, the device learns where MACs are.
+        /// Underlay multicast group for broadcast and unknown frames. With a group, the device learns MACs.
         group: Option<IpAddr>,
-        /// Whether it sends outer UDP checksums.
+        /// Whether it computes outer UDP checksums.
         checksum: bool,
     },
-    /// A device's other name.
+    /// A device's alternative name (`ip link property`).
     Altname {
         /// The device.
         device: String,
@@ -74,9 +74,9 @@ pub enum Item {
         device: String,
         /// The address and its prefix.
         address: Cidr,
-        /// Never chosen as a source: scope host of IPv4, deprecated of IPv6.
+        /// The kernel does not choose it as a source: scope host in IPv4, deprecated in IPv6.
         passive: bool,
-        /// Whether its prefix is on the device's link.
+        /// Whether the kernel adds a route to its prefix.
         on_link: bool,
     },
     /// A device is up.
@@ -88,18 +88,18 @@ pub enum Item {
     Route {
         /// Its table.
         table: u32,
-        /// Where to; no bits beyond the prefix.
+        /// The destination, without host bits.
         destination: Cidr,
-        /// How.
+        /// How packets get there.
         way: Way,
         /// Its metric.
         metric: u32,
     },
     /// A routing rule.
     Rule {
-        /// Of IPv4; else of IPv6.
+        /// True for IPv4, false for IPv6.
         ipv4: bool,
-        /// Its place.
+        /// Its preference: lower ones come first.
         priority: u32,
         /// What it does.
         kind: RuleKind,
@@ -108,64 +108,65 @@ pub enum Item {
     Fdb {
         /// The device.
         device: String,
-        /// Frames to this MAC; zero: broadcast, multicast and unknown ones, which may have several VTEPs.
+        /// The destination MAC; all zero: broadcast, multicast and unknown frames, for which there may be several
+        /// entries.
         mac: Mac,
-        /// go to this VTEP.
+        /// The VTEP that the frames go to.
         vtep: IpAddr,
     },
-    /// A permanent neighbour.
+    /// A permanent neighbour entry.
     Neighbour {
         /// The device.
         device: String,
-        /// Its address.
+        /// The neighbour's address.
         address: IpAddr,
         /// Its MAC.
         mac: Mac,
     },
 }
 
-/// How a route leads to its destination.
+/// What a route does with packets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Way {
-    /// By a device.
+    /// Sends them out of a device.
     Device {
         /// The device.
         device: String,
         /// The router; None: the destination is on the device's link.
         gateway: Option<IpAddr>,
-        /// The source that packets get if their socket has none.
+        /// The source address of packets whose socket has none.
         source: Option<IpAddr>,
     },
-    /// To this node itself, received on the device.
+    /// Delivers them to this node, as if received on the device.
     Local {
         /// The device.
         device: String,
     },
-    /// Not at all: "destination unreachable".
+    /// Refuses them: "destination unreachable".
     Unreachable,
 }
 
 /// What a routing rule does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RuleKind {
-    /// Traffic of a VRF: its own table.
+    /// Packets of a VRF: look up the VRF's own table.
     L3mdev,
-    /// The table of the node's own addresses.
+    /// All packets: look up table `local`, of the node's own addresses.
     Local,
-    /// The same, before [`RuleKind::L3mdev`] of the same preference: never wanted.
+    /// [`RuleKind::Local`] before an [`RuleKind::L3mdev`] of the same preference: observed, never wanted.
     LocalFirst,
-    /// Packets that this node makes outside VRFs, to a NAT pool: unreachable.
+    /// Packets from this node, outside VRFs, to a NAT pool: unreachable.
     NatUnreachable(Cidr),
-    /// Other packets to a NAT pool: [`NAT_TABLE`].
+    /// Other packets to a NAT pool: look up [`NAT_TABLE`].
     NatLookup(Cidr),
 }
 
-/// One change.
+/// One change of the kernel's objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Make it, or set it.
+    /// Create the object, or set the value.
     Create(Item),
-    /// Take it away.
+    /// Delete the object.
     Delete(Item),
 }
 
@@ -173,7 +174,7 @@ pub enum Step {
 pub(super) const AFTER_CREATES: u8 = 3;
 
 impl Item {
-    /// The device that this item is.
+    /// The name of the device, if the item is a device.
     #[must_use]
     pub fn made_device(&self) -> Option<&str> {
         match self {
@@ -182,7 +183,7 @@ impl Item {
         }
     }
 
-    /// The devices without which this item is not there, itself included.
+    /// The names of the devices that this item needs, its own included.
     pub(super) fn devices(&self) -> impl Iterator<Item = &str> {
         let (first, second) = match self {
             Item::Vrf { name, .. } | Item::Tap { name, .. } => (Some(name), None),
@@ -203,20 +204,21 @@ impl Item {
         first.into_iter().chain(second).map(String::as_str)
     }
 
-    /// Whether it can be taken away; else only another value can take its place.
+    /// Whether it can be deleted; a setting can only be replaced by another value.
     pub(super) fn is_taken_away(&self) -> bool {
         !matches!(self, Item::Mac { .. } | Item::Mtu { .. } | Item::Master { .. } | Item::Up { .. })
     }
 
-    /// What goes first. Rules and unreachable routes go when all else is in place: until then they hold.
+    /// The order of deletion, lowest first. Rules and unreachable routes are deleted after everything is created, so
+    /// that they hold until then.
     pub(super) fn delete_rank(&self) -> u8 {
         match self {
             Item::Tap { .. } | Item::Vxlan { .. } => 1,
             Item::Vrf { .. } => 2,
             Item::Route { way: Way::Unreachable, .. } => AFTER_CREATES,
-            // To be made again behind the other, while there is one with preference 1.
+            // Deleted first, to be created again behind l3mdev; meanwhile the one with preference 1 holds.
             Item::Rule { kind: RuleKind::LocalFirst, .. } => 0,
-            // `local` first, so that it is in neither place only if it is in the other.
+            // The `local` rules go before it, so that `local` is always in one of its places.
             Item::Rule { kind: RuleKind::L3mdev, .. } => AFTER_CREATES + 2,
             Item::Rule { .. } => AFTER_CREATES + 1,
             _ => 0,
