@@ -1,9 +1,9 @@
-//! Which Slurm the plugin is for: Slurm loads plugins of its own major and minor version only.
+//! Finds the Slurm version to build for: Slurm loads only plugins of its own major and minor version.
 
 use std::env;
 use std::process::Command;
 
-/// The version to build for, such as 22.05.8. Unset: that of the Slurm installed here.
+/// The variable with the version to build for, such as 22.05.8. Unset: that of the Slurm installed here.
 const VARIABLE: &str = "SLURM_VERSION";
 
 fn main() {
@@ -17,13 +17,14 @@ fn main() {
             eprintln!("{VARIABLE} is {text:?}; a version such as 22.05.8 is wanted");
             std::process::exit(1);
         }
-        // It builds and is tested, but no Slurm will load it.
+        // The plugin builds and can be tested, but no Slurm loads it.
         None => 0,
     };
     println!("cargo:rustc-env=SLURM_VERSION_NUMBER={number}");
 }
 
-/// `slurmd -V` says `slurm-wlm 22.05.8` on Debian, `slurm 23.11.4` elsewhere. srun wants a slurm.conf for that.
+/// The version of the installed Slurm. `slurmd -V` prints `slurm-wlm 22.05.8` on Debian, `slurm 23.11.4` elsewhere;
+/// srun prints it only with a slurm.conf.
 fn installed() -> Option<String> {
     ["slurmd", "/usr/sbin/slurmd", "srun"].into_iter().find_map(|program| {
         let output =
@@ -32,7 +33,7 @@ fn installed() -> Option<String> {
     })
 }
 
-/// SLURM_VERSION_NUM of slurm_version.h: a byte each for major, minor, micro.
+/// The number of a version, as SLURM_VERSION_NUM of slurm_version.h: a byte each for major, minor, micro.
 fn number(text: &str) -> Option<u32> {
     let mut bytes = text.split('.').map(|part| part.split('-').next().unwrap_or(part).parse::<u8>().ok());
     let (major, minor) = (bytes.next()??, bytes.next()??);

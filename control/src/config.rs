@@ -1,7 +1,7 @@
 //! The TOML file of `uvnd`: `/etc/uvn/uvn.toml`.
 //!
-//! Reading it asks nobody but the file itself. What depends on other files, on names or on groups is asked when it is
-//! needed: [`Config::peers`], [`Config::network_of`].
+//! Reading it looks at no other file. Names, groups and slurm.conf are looked up when they are needed
+//! ([`Config::peers`], [`Config::network_of`]).
 
 mod check;
 mod groups;
@@ -28,36 +28,36 @@ use uvn_api::toml_file::{self, ConfigError};
 use uvn_api::uvnd::policed::{range, ranges};
 use uvn_wire::vxlan;
 
-/// The whole file.
+/// The configuration, as in the file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Whether anybody is refused anything.
+    /// Whether sockets are refused, or only counted.
     #[serde(default)]
     pub mode: Mode,
     /// UIDs whose sockets are bound to their network, and refused without one.
     #[serde(default = "default_policed", deserialize_with = "ranges")]
     pub policed: Vec<RangeInclusive<u32>>,
-    /// UIDs among them that are left alone.
+    /// UIDs among `policed` that are left alone.
     #[serde(default, deserialize_with = "ranges")]
     pub exempt: Vec<RangeInclusive<u32>>,
     /// Whether a login or job is refused when its network cannot be made.
     #[serde(default)]
     pub attachment: Attachment,
-    /// Groups of administrators: they log in without a network, too, to mend what is broken.
+    /// Groups of administrators, who can log in without a network, to repair a node.
     #[serde(default = "default_admins")]
     pub admins: Vec<String>,
-    /// How long a network stays after its last lease, seconds.
+    /// Seconds that a network stays after its last lease.
     #[serde(default = "default_linger")]
     pub linger_s: u32,
-    /// TCP and UDP ports that policed users may not bind: those of system services on this node.
+    /// TCP and UDP ports that policed users may not bind, since system services of the node use them.
     #[serde(default = "default_service_ports", deserialize_with = "ranges")]
     pub service_ports: Vec<RangeInclusive<u16>>,
-    /// Ports where srun listens (`SrunPortRange` of slurm.conf): sockets there leave the user's network, to be reached by
-    /// Slurm's daemons alone.
+    /// Ports where srun listens (`SrunPortRange` of slurm.conf): a socket there is outside of the user's network, and
+    /// only Slurm's daemons reach it.
     #[serde(default, deserialize_with = "ranges")]
     pub srun_ports: Vec<RangeInclusive<u16>>,
-    /// The programs that may listen there. None: `srun`, `salloc` and `sattach` at the usual places.
+    /// The programs that may listen on `srun_ports`. None: `srun`, `salloc` and `sattach` in the usual folders.
     pub srun: Option<Vec<PathBuf>>,
     /// Loopback services of the node, over UDP and TCP, that stay reachable inside the networks.
     #[serde(default = "default_relay")]
@@ -71,16 +71,16 @@ pub struct Config {
     /// VNIs of UIDs from 2^24 on.
     #[serde(rename = "vni", default)]
     pub vnis: Vec<VniRange>,
-    /// Addresses of the networks on this node, for traffic beyond the underlay's subnets.
+    /// Pools of NAT addresses, for traffic beyond the underlay's subnets.
     #[serde(default)]
     pub nat: Nat,
     /// The nodes that run uvn.
     #[serde(default)]
     pub peers: PeerList,
-    /// Who may reach beyond the underlay's subnets.
+    /// Which users may reach beyond the underlay's subnets.
     #[serde(default)]
     pub off_subnet: OffSubnet,
-    /// Whether policed users may open RDMA devices. None: they may, and `uvn check` asks for a decision.
+    /// Whether policed users may open RDMA devices. None: they may, and `uvn check` warns where there are such devices.
     pub rdma: Option<Rdma>,
 }
 
@@ -94,13 +94,13 @@ pub enum Rdma {
     Deny,
 }
 
-/// One NIC below the networks.
+/// One NIC that carries networks.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Underlay {
-    /// Its subnets: on them, users keep to their networks.
+    /// Its subnets: on them, users reach only their own networks.
     pub subnets: Vec<Cidr>,
-    /// Its name. None: the NIC that has an address in one of the subnets.
+    /// The NIC's name. None: the NIC that has an address in one of the subnets.
     pub nic: Option<String>,
     /// What carries the networks.
     #[serde(default)]
@@ -110,8 +110,8 @@ pub struct Underlay {
     pub port: u16,
     /// Underlay multicast group for broadcast and unknown frames.
     pub group: Option<IpAddr>,
-    /// Broadcast and multicast frames per second that this node sends for one network, before they are copied for each peer.
-    /// None: as many as suit the number of nodes.
+    /// Broadcast and multicast frames per second that this node sends for one network, before copies for each peer.
+    /// None: a rate that suits the number of nodes.
     pub flood_rate: Option<u32>,
 }
 
@@ -119,12 +119,12 @@ pub struct Underlay {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PathChoice {
-    /// The data plane where it can, in the gear that it chooses, else kernel VXLAN.
+    /// The data plane where the NIC allows it, in the gear that it chooses; else kernel VXLAN.
     #[default]
     Auto,
-    /// The data plane, its engine alone, or nothing.
+    /// The data plane with the engine gear; never kernel VXLAN.
     Engine,
-    /// The data plane with its shortcut, or nothing.
+    /// The data plane with the shortcut gear; never kernel VXLAN.
     Shortcut,
     /// Kernel VXLAN.
     Kernel,
@@ -142,26 +142,26 @@ impl PathChoice {
     }
 }
 
-/// VNIs for a range of UIDs from 2^24 on: `first` is the first one's.
+/// VNIs for a range of UIDs from 2^24 on.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VniRange {
     /// The UIDs.
     #[serde(deserialize_with = "range")]
     pub uids: RangeInclusive<u32>,
-    /// The VNI of the first of them; the others follow.
+    /// The VNI of the first UID; the others follow.
     pub first: u32,
 }
 
-/// Who may reach beyond the underlay's subnets. A group is a name or a number.
+/// Which users may reach beyond the underlay's subnets, by group.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OffSubnet {
-    /// Users of neither list.
+    /// The verdict for users in neither list.
     pub default: Verdict,
-    /// Members of one of these may.
+    /// Members of one of these groups may.
     pub allow_groups: Vec<Group>,
-    /// Members of one of these may not, whatever other groups say.
+    /// Members of one of these groups may not, even if `allow_groups` has another group of theirs.
     pub deny_groups: Vec<Group>,
 }
 
@@ -199,7 +199,7 @@ fn default_linger() -> u32 {
     60
 }
 fn default_service_ports() -> Vec<RangeInclusive<u16>> {
-    // Ports below 1024 are root's anyway. These are Slurm's daemons.
+    // The ports of Slurm's daemons. Ports below 1024 are root's anyway.
     vec![6817..=6819]
 }
 fn default_relay() -> Vec<SocketAddr> {
@@ -219,7 +219,7 @@ impl Config {
         toml_file::load(file)
     }
 
-    /// A user's network with the leased number `slot`. It may ask the user database for the user's groups.
+    /// A user's network with lease number `slot`. May ask the user database for the user's groups.
     ///
     /// # Errors
     /// The user has no VNI.
@@ -227,14 +227,14 @@ impl Config {
         Ok(Network { uid, vni: self.vni_of(uid)?, slot, off_subnet: self.off_subnet.allows(uid) })
     }
 
-    /// What is allowed, but deserves a second look; for the log.
+    /// Texts for the log about settings that are allowed, but probably not meant.
     #[must_use]
     pub fn hints(&self) -> Vec<String> {
         check::hints(self)
     }
 }
 
-/// Refuses a file that others could change: it decides who is policed.
+/// Refuses a file that users other than root could change, since it decides who is policed.
 fn owned(file: &Path) -> io::Result<()> {
     let metadata = fs::metadata(file)?;
     let trusted = [0, geteuid().as_raw()].contains(&metadata.uid());
@@ -245,7 +245,7 @@ fn owned(file: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, remedy))
 }
 
-/// A subnet, or a single address.
+/// Reads subnets and single addresses.
 fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Cidr>, D::Error> {
     let host = |text: String| match text.parse::<IpAddr>() {
         Ok(address) => Ok(Cidr { address, prefix: if address.is_ipv4() { 32 } else { 128 } }),

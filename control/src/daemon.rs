@@ -1,8 +1,8 @@
 //! The daemon: one thread, one poll loop.
 //!
 //! It waits for requests, for the end of processes that hold networks, for changes of the node's devices and routes,
-//! for the data planes, for signals, and for time to pass. What comes of each is in [`networks`]; nothing it does takes
-//! a running user's network away but his last lease's end.
+//! for the data planes, for signals, and for time to pass. [`networks`] has what follows from each. A user's network is
+//! removed only after their last lease has ended.
 
 mod attach;
 mod feeds;
@@ -42,71 +42,71 @@ const NETLINK: Token = Token(1);
 const UNKNOWN: Token = Token(2);
 /// One per NIC from here on.
 const FEEDS: Token = Token(16);
-/// One per connection from here on: of root, and of everybody.
+/// One per connection from here on: to the socket of root, and to that of everybody.
 const ROOT: Token = Token(64);
 const EVERYBODY: Token = Token(1 << 16);
 /// One per process from here on.
 const HOLDERS: Token = Token(1 << 20);
 
-/// A burst of logins makes a connection each.
+/// Each login of a burst has a connection.
 const ROOT_LIMITS: Limits = Limits { everyone: false, connections: 4096, fds: 0 };
-/// Everybody may ask for his own state.
+/// Every user may ask for the state of their own network.
 const LIMITS: Limits = Limits { everyone: true, ..ROOT_LIMITS };
-/// What is below them is believed.
+/// Folders whose files are trusted, so that root alone may change them.
 const FOLDERS: [&str; 2] = ["/run/uvn", "/var/lib/uvn"];
-/// How often what depends on time is looked at.
+/// How often work that depends on time is done.
 const TICK: Duration = Duration::from_secs(1);
-/// Changes of devices and routes come in bursts: they are followed once per this.
+/// Changes of devices and routes come in bursts: how long they are collected before uvnd follows them.
 const SETTLE: Duration = Duration::from_millis(100);
-/// After that, nothing is followed for so many times as long as it took.
+/// How long nothing is followed after that, as a multiple of the time it took.
 const REST: u32 = 4;
 
 /// Why `uvnd` could not start, or had to end.
 #[derive(Debug, Error)]
 pub enum DaemonError {
-    /// The configuration.
+    /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The kernel refuses something it needs.
+    /// The kernel refuses something that uvnd needs.
     #[error("{what}: {source}")]
     Kernel {
-        /// What.
+        /// What it refuses.
         what: &'static str,
         /// The kernel's reason.
         source: io::Error,
     },
-    /// Changes of devices and routes are not told.
+    /// The kernel's notifications cannot be had.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// The control socket.
+    /// The control socket cannot be opened.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// What it manages cannot be brought to order.
+    /// The networks cannot be taken over.
     #[error(transparent)]
     Start(#[from] StartError),
 }
 
 impl DaemonError {
-    /// Whether another configuration helps.
+    /// Whether a change of the configuration helps.
     #[must_use]
     pub fn is_configured(&self) -> bool {
         matches!(self, DaemonError::Config(_) | DaemonError::Start(StartError::Pool(_)))
     }
 }
 
-/// `uvnd`.
+/// The daemon: its loop, and what it waits for.
 pub struct Daemon {
     poll: Poll,
     signals: Signals,
     monitor: Monitor,
-    /// Logins, jobs and administrators; always before the other.
+    /// The socket of root, for logins, jobs and administrators: served before `everybody`.
     root: Control<Request>,
     everybody: Control<Request>,
     networks: Networks,
-    /// What has changed, and when to follow that.
+    /// Changes not followed yet, and when to follow them.
     changes: Changes,
     follow: Option<Instant>,
-    /// Not before: if something else changes back what we change, requests shall have their time all the same.
+    /// Earliest time to follow changes again, so that a program that undoes our changes cannot starve requests.
     rest: Instant,
     watchdog: Option<Duration>,
     beat: Instant,
@@ -114,13 +114,13 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Takes over what is there, and brings it to what is configured and leased.
+    /// Takes over what an earlier uvnd has left, and brings it to what is configured and leased.
     ///
     /// # Errors
-    /// The configuration is wrong, or the node lacks something that no user could do without.
+    /// The configuration is wrong, or the node lacks something that every network needs.
     pub fn start(file: &Path) -> Result<Daemon, DaemonError> {
         let kernel = |what| move |source| DaemonError::Kernel { what, source };
-        // First of all: until it is there, nobody is kept out of the open network.
+        // First: until the socket programs are attached, users are not isolated.
         if let Err(error) = lockdown::hold() {
             tracing::error!(%error, "cannot attach the socket programs yet; users are not isolated until uvnd is up");
         }
@@ -134,10 +134,10 @@ impl Daemon {
         let mut signals =
             Signals::new([libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).map_err(kernel("signals"))?;
         registry.register(&mut signals, SIGNALS, Interest::READABLE).map_err(kernel("signals"))?;
-        // Before anything is looked at: what changes afterwards is told.
+        // Before anything is read, so that every later change is notified.
         let mut monitor = Monitor::open()?;
         registry.register(&mut monitor, NETLINK, Interest::READABLE).map_err(kernel("rtnetlink"))?;
-        // Before anything is touched: a second uvnd must fail here.
+        // Before anything is changed: a second uvnd must fail here.
         let root = Control::listen(Path::new(message::ROOT_SOCKET), registry, ROOT, ROOT_LIMITS)?;
         let everybody = Control::listen(Path::new(message::SOCKET), registry, EVERYBODY, LIMITS)?;
         let networks = Networks::start(file, config, registry, UNKNOWN, FEEDS, HOLDERS)?;
@@ -158,7 +158,7 @@ impl Daemon {
         })
     }
 
-    /// Runs until SIGTERM, SIGINT or a request ends it. The networks stay, and work on.
+    /// Runs until SIGTERM, SIGINT or a request ends it. The networks stay and work on.
     ///
     /// # Errors
     /// The kernel refuses to poll.
@@ -196,7 +196,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// How long there is nothing to do.
+    /// How long the loop may sleep.
     fn wait(&self, tick: Instant) -> Duration {
         if self.root.has_work() || self.everybody.has_work() {
             return Duration::ZERO;
@@ -239,7 +239,7 @@ impl Daemon {
             token if token >= HOLDERS => self.networks.holder_ended(token),
             token if token >= EVERYBODY => self.everybody.ready(token),
             token if token >= ROOT => self.root.ready(token),
-            // A data plane's connection: its turn comes anyway.
+            // A data plane's connection: `turn` reads it anyway.
             _ => {}
         }
     }
@@ -253,7 +253,7 @@ impl Daemon {
         notify(&[NotifyState::Ready]);
     }
 
-    /// One request a turn: the rest of the work comes in between.
+    /// Answers one request, root's first; other work is done between two requests.
     fn serve(&mut self) {
         for control in [&mut self.root, &mut self.everybody] {
             let Some(incoming) = control.take() else { continue };
@@ -269,7 +269,7 @@ impl Daemon {
         }
     }
 
-    /// Tells the service manager that all is well.
+    /// Feeds the service manager's watchdog.
     fn beat(&mut self, now: Instant) {
         let Some(every) = self.watchdog else { return };
         if now >= self.beat {

@@ -1,10 +1,11 @@
-//! Networks made because a peer sent to them: so `ssh othernode` works before the user has ever been there.
+//! Networks on demand: a network is made when a peer sends to it, so that `ssh othernode` works before the user has
+//! ever been there.
 //!
-//! A data plane says which VNIs it does not know. The kernel's VXLAN drops their packets without a word: there, nftables
-//! logs a packet to us ([`UnknownLog`]), one for each VNI and [`SILENCE_S`], known or not.
+//! A data plane reports VNIs that it does not know. Kernel VXLAN drops their packets silently: there, nftables logs one
+//! packet per VNI and [`SILENCE_S`], known or not, which [`UnknownLog`] reads.
 //!
-//! A peer is another node: root there says who sends. It can have any user's network made here, if the user database
-//! knows the user, but not many at once, and never so many that sessions and jobs find no room.
+//! A peer is another node, whose root decides what it sends: it can have any user's network made here, if the user
+//! database has the user. So the rate is limited, and the number, so that sessions and jobs always find room.
 
 mod log;
 mod users;
@@ -20,41 +21,41 @@ use std::time::Duration;
 use thiserror::Error;
 use uvn_wire::vxlan::Vni;
 
-/// Seconds for which nftables logs nothing more of a VNI.
+/// Seconds for which nftables logs no further packet of a VNI.
 pub const SILENCE_S: u32 = 5;
-/// New networks, and users that the database is asked for, for one VTEP: at once, and then per second.
+/// New networks, and users to look up, for one VTEP: at once, and then per second.
 const PER_VTEP: (f64, f64) = (10.0, 2.0);
-/// For all of them.
+/// The same for all VTEPs together.
 const IN_ALL: (f64, f64) = (20.0, 5.0);
-/// Networks that nothing but peers' traffic has made.
+/// Networks that only peers' traffic holds, at most.
 const MAX_NETWORKS: usize = 1000;
 /// How long after a failure a network is not tried again.
 const COOL_DOWN: Duration = Duration::from_secs(30);
-/// VTEPs, failures and users that are remembered.
+/// VTEPs, failures and users that are remembered, at most of each.
 const MAX_REMEMBERED: usize = 4096;
 
 /// Why no network is made for a peer's packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// No user has this VNI.
+    /// No policed user has this VNI.
     #[error("no policed user has VNI {0}")]
     NoUser(Vni),
     /// The user database has no such user.
     #[error("the user database has no user {0}")]
     Stranger(u32),
-    /// It has been asked: to be tried again.
+    /// The user is being looked up: try again.
     #[error("user {0} is being looked up in the user database")]
     Asked(u32),
-    /// It is asked for too many.
+    /// Too many look-ups are waiting.
     #[error("too many users wait to be looked up in the user database")]
     Busy,
-    /// It could not be made a moment ago.
+    /// It could not be made within the last [`COOL_DOWN`].
     #[error("the network of UID {0} could not be made less than 30 s ago")]
     CoolingDown(u32),
-    /// This peer asks for too many.
+    /// This peer asks for more than [`PER_VTEP`].
     #[error("{0} asks for more new networks than one peer may")]
     PeerTooFast(IpAddr),
-    /// All peers together do.
+    /// All peers together ask for more than [`IN_ALL`].
     #[error("peers ask for more new networks than all of them may")]
     TooFast,
     /// Peers' networks must leave room for sessions and jobs.
@@ -62,17 +63,17 @@ pub enum Refusal {
     TooMany(usize),
 }
 
-/// What has been asked for lately.
+/// The limits on networks on demand, and what peers have asked for lately.
 #[derive(Debug)]
 pub struct Demand {
     all: Bucket,
     users: Users,
     vteps: HashMap<IpAddr, Bucket>,
-    /// Until when.
+    /// By UID, the time until which the network is not tried again.
     failed: HashMap<u32, Duration>,
 }
 
-/// Tokens that come back with time.
+/// A token bucket.
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
     tokens: f64,
@@ -81,16 +82,16 @@ struct Bucket {
 }
 
 impl Demand {
-    /// Nothing yet.
+    /// Full buckets; `now` is the time since boot.
     #[must_use]
     pub fn new(now: Duration, users: Users) -> Demand {
         Demand { all: Bucket::new(IN_ALL, now), users, vteps: HashMap::new(), failed: HashMap::new() }
     }
 
-    /// Whose network to make, since an allowed VTEP sent to this VNI. None: it is here, and in order.
+    /// The UID whose network to make, because an allowed VTEP sent to this VNI. None: the network exists.
     ///
     /// # Errors
-    /// None is to be made.
+    /// No network is made now: see [`Refusal`].
     pub fn admit(
         &mut self,
         config: &Config,
@@ -121,7 +122,7 @@ impl Demand {
         if known == Some(false) {
             return Err(Refusal::Stranger(uid));
         }
-        // A peer that is too fast must not use up what all have.
+        // The peer's own limit first: a peer that is too fast must not use up the limit of all.
         if !self.vteps.entry(vtep).or_insert(Bucket::new(PER_VTEP, now)).take(now) {
             return Err(Refusal::PeerTooFast(vtep));
         }
@@ -134,7 +135,7 @@ impl Demand {
         Ok(Some(uid))
     }
 
-    /// Notes that a network could not be made.
+    /// Notes that a user's network could not be made at `now`.
     pub fn failed(&mut self, uid: u32, now: Duration) {
         if self.failed.len() >= MAX_REMEMBERED {
             self.failed.retain(|_, until| now < *until);
@@ -143,7 +144,7 @@ impl Demand {
     }
 }
 
-/// Packets that a device has received, such as a network's VRF. None: it is not there.
+/// The number of packets that a device, such as a network's VRF, has received. None: the device does not exist.
 #[must_use]
 pub fn received(device: &str) -> Option<u64> {
     let path = format!("/sys/class/net/{device}/statistics/rx_packets");

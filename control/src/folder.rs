@@ -1,23 +1,23 @@
-//! Folders whose content decides who is isolated: they are root's alone.
+//! Folders that root alone can change, because their content decides who is isolated.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Whether a path is a folder, and no link to one, that root alone can change.
+/// Whether a path is a folder, not a symbolic link, that root alone can change.
 ///
 /// # Errors
-/// It is not there.
+/// The path does not exist.
 pub fn is_roots(path: &Path) -> io::Result<bool> {
     let metadata = fs::symlink_metadata(path)?;
     Ok(metadata.is_dir() && metadata.uid() == 0 && metadata.mode() & 0o022 == 0)
 }
 
-/// Makes a folder, or makes sure that it is root's.
+/// Makes a folder, or checks that root alone can change the existing one.
 ///
 /// # Errors
-/// Others than root can change it, or it cannot be made.
+/// Users other than root can change it, or it cannot be made.
 pub fn own(path: &Path) -> io::Result<()> {
     fs::create_dir_all(path)?;
     if is_roots(path)? {

@@ -1,4 +1,4 @@
-//! Runs another program for no longer than it may take: uvnd has one loop, and everybody waits for it.
+//! Runs another program with a time limit: uvnd has one loop, and every request waits for it.
 
 use std::io::{self, Read, Write};
 use std::process::{Child, Command, Output, Stdio};
@@ -6,17 +6,17 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Runs `command` with `input` and returns what it writes.
+/// Runs `command` with `input` as its standard input, and returns its status and output.
 ///
 /// # Errors
-/// It cannot be started, or it has not ended within `limit`: then it is killed (TimedOut).
+/// It cannot be started, or has not ended within `limit` and is killed (TimedOut).
 pub fn output(command: &mut Command, input: &[u8], limit: Duration) -> io::Result<Output> {
     let end = Instant::now() + limit;
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (stdout, stderr) = (read(child.stdout.take()), read(child.stderr.take()));
     if let Some(mut stdin) = child.stdin.take() {
         let input = input.to_vec();
-        // If the program does not read, its end tells why.
+        // A program that does not read its input reports the reason by its exit.
         thread::spawn(move || stdin.write_all(&input));
     }
     let left = || end.saturating_duration_since(Instant::now());
@@ -25,7 +25,7 @@ pub fn output(command: &mut Command, input: &[u8], limit: Duration) -> io::Resul
         (Ok((stdout, stderr)), Some(status)) => Ok(Output { status, stdout, stderr }),
         _ => {
             let _already_ended = child.kill();
-            // Not here: a process that the kernel holds does not end.
+            // In a thread: a process that hangs in the kernel does not end when it is killed.
             thread::spawn(move || child.wait());
             let program = command.get_program().to_string_lossy();
             let text = format!("{program} did not end within {} s and was killed", limit.as_secs());
@@ -34,7 +34,7 @@ pub fn output(command: &mut Command, input: &[u8], limit: Duration) -> io::Resul
     }
 }
 
-/// Reads a stream to its end.
+/// Reads a stream to its end, in a thread.
 fn read(stream: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
@@ -45,7 +45,7 @@ fn read(stream: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
     receiver
 }
 
-/// How it ended; None if it has not by `end`.
+/// The exit status; None: the process has not ended by `end`.
 fn ended(child: &mut Child, end: Instant) -> io::Result<Option<std::process::ExitStatus>> {
     loop {
         match child.try_wait()? {

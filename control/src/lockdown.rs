@@ -1,9 +1,10 @@
-//! What holds when `uvnd` cannot start: policed users have no sockets, by the last configuration that was in force.
+//! The lock-down while `uvnd` does not run after a boot: policed users have no sockets, by the last configuration that
+//! was in force.
 //!
-//! The programs are pinned, and outlive a `uvnd` that ends or is killed, but not a reboot. So each start attaches them
-//! first of all, before it reads what may be broken; and so does a unit of its own, before anybody can log in, since `uvnd`
-//! waits for the network. The first `uvnd` that enforces a configuration arms that; one that observes, or `uvn purge`,
-//! disarms it.
+//! The pinned programs outlive a `uvnd` that ends or is killed, but not a reboot. So each start of `uvnd` attaches them
+//! first, before it reads a configuration that may be broken. And since `uvnd` waits for the network, a unit of its own
+//! (`uvn-lockdown`) attaches them before anybody can log in. The first `uvnd` that enforces a configuration arms this;
+//! one that observes, or `uvn purge`, disarms it.
 
 use crate::binding::policy::{policy, slurm_user};
 use crate::binding::{self, Binding, BindingError, CalledBack, Policy};
@@ -14,7 +15,8 @@ use std::path::Path;
 
 pub use uvn_api::uvnd::policed::LAST;
 
-/// Attaches the socket programs, unless some are, or uvn has never been in force here. Nobody has a network by that.
+/// Attaches the socket programs, without any network, unless they are attached already or uvn has never enforced a
+/// configuration here.
 ///
 /// # Errors
 /// The kernel's refusal.
@@ -33,10 +35,10 @@ pub fn hold() -> Result<(), BindingError> {
     Binding::attach(&binding::cgroup_root()?, pins, &Policy { observe: false, ..policy }).map(drop)
 }
 
-/// Keeps a configuration that is in force for the next start.
+/// Saves the configuration in force as [`LAST`], for the next start.
 ///
 /// # Errors
-/// It cannot be read or written.
+/// The file cannot be read, or the copy not written.
 pub fn keep(file: &Path) -> io::Result<()> {
     let (last, text) = (Path::new(LAST), fs::read(file)?);
     if fs::read(last).is_ok_and(|kept| kept == text) {
@@ -49,7 +51,7 @@ pub fn keep(file: &Path) -> io::Result<()> {
     fs::rename(new, last)
 }
 
-/// Takes it away; there may be none.
+/// Deletes [`LAST`], if it exists.
 ///
 /// # Errors
 /// The kernel's refusal.

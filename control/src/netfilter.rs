@@ -1,4 +1,4 @@
-//! Netlink to the packet filter (include/uapi/linux/netfilter/nfnetlink.h), for what nft(8) does not do.
+//! Netlink messages to the packet filter (include/uapi/linux/netfilter/nfnetlink.h), for what nft(8) cannot do.
 
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -21,7 +21,7 @@ const FORGET: u16 = 1 << 8 | 2;
 /// CTA_MARK and CTA_MARK_MASK.
 const MARK: (u16, u16) = (8, 21);
 
-/// Has the connection tracker forget the flows of all networks that had this number.
+/// Deletes the flows of a network's number from the connection tracker, so that a new network does not inherit them.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -31,17 +31,17 @@ pub fn forget_flows(number: u32) -> io::Result<()> {
     open(&message(FORGET, 0, &attributes)).map(drop)
 }
 
-/// A socket on which the kernel has taken this request.
+/// Sends a request and waits for the kernel's acknowledgement. Returns the socket.
 ///
 /// # Errors
-/// It refuses.
+/// The kernel refuses, or does not answer in 10 s.
 pub fn open(request: &[u8]) -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.send(request, 0)?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &PATIENCE)?;
     let mut answer = vec![0; 4096];
-    // What has been asked for may come before the answer.
+    // Messages that the request asks for may come before the acknowledgement.
     let code = loop {
         let length = socket.recv(&mut &mut answer[..], 0)?;
         let packet = answer.get(..length).unwrap_or_default();
@@ -55,7 +55,7 @@ pub fn open(request: &[u8]) -> io::Result<Socket> {
     }
 }
 
-/// A message: its headers, then attributes.
+/// Builds a message: headers, then attributes.
 #[must_use]
 pub fn message(kind: u16, group: u16, attributes: &[(u16, &[u8])]) -> Vec<u8> {
     let mut message = vec![0; HEADERS];
@@ -81,7 +81,7 @@ pub fn message(kind: u16, group: u16, attributes: &[(u16, &[u8])]) -> Vec<u8> {
     message
 }
 
-/// Type and body, without struct nlmsghdr, of each message in a datagram.
+/// The type and the body (without struct nlmsghdr) of each message in a datagram.
 pub fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::try_from(number(rest, 0)?).ok()?;
@@ -107,7 +107,7 @@ pub fn attribute(body: &[u8], wanted: u16) -> Option<&[u8]> {
     }
 }
 
-/// As many bytes as are asked for, if they are there.
+/// `N` bytes at an offset; None: `from` is too short.
 #[must_use]
 pub fn bytes<const N: usize>(from: &[u8], at: usize) -> Option<[u8; N]> {
     from.get(at..at.checked_add(N)?)?.try_into().ok()

@@ -6,15 +6,16 @@ use uvn_api::dataplane::config::{Cidr, Path as Gear};
 use uvn_wire::cgroup::NETWORK_ENTRIES;
 use uvn_wire::vxlan::Vni;
 
-/// Underlay NICs at most: an endpoint's name ends in one digit for its NIC.
+/// Underlay NICs of a node, at most: an endpoint's name ends in one digit for its NIC.
 pub const MAX_NICS: usize = 10;
-/// The VRF table of the first slot. Far from what sites and other software number by hand.
+/// The routing table of lease number 0: a number far from those that sites and other software choose.
 pub const FIRST_TABLE: u32 = 1_966_080_000;
 
-/// Networks at most, whatever the NAT pool holds: number 0 is the node's own.
+/// Networks of a node, at most, whatever the NAT pools hold: number 0 is the node's own.
 pub const MAX_NETWORKS: u32 = NETWORK_ENTRIES - 1;
 
-/// One address per family and network; off-subnet traffic leaves with the NIC's own.
+/// Pools of NAT addresses: one address per family and network. They do not leave the node: off-subnet traffic leaves it
+/// with the NIC's own address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Nat {
@@ -36,17 +37,17 @@ impl Default for Nat {
 }
 
 impl Nat {
-    /// Networks that the pools have addresses for, [`MAX_NETWORKS`] at most.
+    /// The number of networks that the pools have addresses for, at most [`MAX_NETWORKS`].
     #[must_use]
     pub fn slots(&self) -> u32 {
-        // The subnet's first and last address stay unused.
+        // The first and last address of a pool stay unused.
         let hosts = |bits: u8| 1u32.checked_shl(bits.into()).map_or(u32::MAX, |size| size.saturating_sub(2));
         hosts(32_u8.saturating_sub(self.ipv4.prefix))
             .min(hosts(128_u8.saturating_sub(self.ipv6.prefix)))
             .min(MAX_NETWORKS)
     }
 
-    /// The addresses of a leased number below [`Nat::slots`].
+    /// The IPv4 and IPv6 address of a lease number below [`Nat::slots`].
     #[must_use]
     pub fn addresses(&self, slot: u32) -> [IpAddr; 2] {
         [self.ipv4.address, self.ipv6.address].map(|base| match base {
@@ -68,40 +69,40 @@ pub enum DataPath {
 /// An underlay NIC of this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nic {
-    /// Its place among the `[[underlay]]` tables of the configuration: 0 to [`MAX_NICS`] - 1.
+    /// The index of its `[[underlay]]` table in the configuration: 0 to [`MAX_NICS`] - 1.
     pub slot: u8,
     /// Its name, such as `em1`.
     pub name: String,
-    /// Its index.
+    /// Its interface index.
     pub index: u32,
     /// Its MTU in bytes.
     pub mtu: u32,
     /// ARPHRD_* type: 1 is Ethernet, 32 InfiniBand.
     pub arphrd: u16,
-    /// Administratively up.
+    /// Whether it is administratively up.
     pub up: bool,
     /// Its receive queues.
     pub queues: u32,
-    /// The underlay's subnets: all of them are on the link of a network.
+    /// The underlay's subnets: inside a network, all of them are on the link.
     pub subnets: Vec<Cidr>,
     /// Its addresses inside these subnets, IPv4 first; endpoints carry the same. The first is the VTEP.
     pub addresses: Vec<Cidr>,
     /// What carries its networks.
     pub path: DataPath,
-    /// Why that: for `uvn status`.
+    /// Why `path` is what it is: for `uvn status`.
     pub reason: String,
-    /// Which gear its data plane is to use.
+    /// The gear that its data plane is configured for.
     pub gear: Gear,
     /// UDP port of VXLAN.
     pub port: u16,
     /// Underlay multicast group for broadcast and unknown frames.
     pub group: Option<IpAddr>,
-    /// Broadcast and multicast frames per second of a network; None: as many as suit the number of nodes.
+    /// Broadcast and multicast frames per second of a network; None: a rate that suits the number of nodes.
     pub flood_rate: Option<u32>,
 }
 
 impl Nic {
-    /// This node's VTEP addresses on it: the first IPv4 and the first IPv6 one.
+    /// This node's VTEP addresses on it: the first IPv4 and the first IPv6 address.
     #[must_use]
     pub fn vteps(&self) -> Vec<IpAddr> {
         let first = |v4: bool| self.addresses.iter().map(|cidr| cidr.address).find(|a| a.is_ipv4() == v4);
@@ -116,22 +117,22 @@ pub struct Exit {
     pub device: String,
     /// The router; None on a point-to-point device.
     pub gateway: Option<IpAddr>,
-    /// This node's address there, which packets of networks get when they leave. Of the route's family.
+    /// This node's address there, of the route's family: the source of packets of networks that leave by it.
     pub address: IpAddr,
 }
 
-/// What of this node, as it is now and as it is configured, its networks are made of.
+/// What the networks on this node are made of: its NICs and routes now, and its configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Node {
     /// The underlay NICs.
     pub nics: Vec<Nic>,
-    /// Addresses of its other devices: its services shall be reachable there, too.
+    /// Addresses of its other devices: inside a network they are local, too.
     pub others: Vec<IpAddr>,
     /// Its default routes: one per family at most.
     pub exits: Vec<Exit>,
     /// Whether the kernel has IPv6.
     pub ipv6: bool,
-    /// The pools of NAT addresses: each network has one of each.
+    /// The pools of NAT addresses: each network has one address of each.
     pub nat: Nat,
     /// Hosts on the underlay's subnets that do not run uvn.
     pub hosts: Vec<Cidr>,
@@ -140,11 +141,11 @@ pub struct Node {
 /// A user's network on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
-    /// Whose it is.
+    /// The user's UID.
     pub uid: u32,
     /// Its VXLAN network identifier.
     pub vni: Vni,
-    /// Its leased place on this node, from 0: table, number and NAT addresses follow from it.
+    /// Its lease number on this node, from 0: routing table, number and NAT addresses follow from it.
     pub slot: u32,
     /// Whether it may reach beyond the underlay's subnets.
     pub off_subnet: bool,
@@ -163,32 +164,32 @@ impl Network {
         format!("uvn{}.{}", self.uid, nic.slot)
     }
 
-    /// The name people look for: `em1u1234`, an alternative name of the endpoint.
+    /// The alternative name of its endpoint on a NIC, which tells people the NIC: `em1u1234`.
     #[must_use]
     pub fn altname(&self, nic: &Nic) -> String {
         format!("{}u{}", nic.name, self.uid)
     }
 
-    /// Its number in marks and in the connection tracker, from 1: 0 is the node itself.
+    /// Its number in marks and in the connection tracker, from 1; 0 is the node itself.
     #[must_use]
     pub fn number(&self) -> u32 {
         self.slot.saturating_add(1)
     }
 
-    /// Its routing table.
+    /// The number of its routing table, from [`FIRST_TABLE`] on.
     #[must_use]
     pub fn table(&self) -> u32 {
         FIRST_TABLE.saturating_add(self.slot)
     }
 }
 
-/// The UID in the name of a VRF or endpoint of ours; None: the device is not ours.
+/// The UID in the name of one of uvn's VRFs or endpoints; None: the device is not uvn's.
 #[must_use]
 pub fn uid_of(device: &str) -> Option<u32> {
     let rest = device.strip_prefix("uvn")?;
     let digits = rest.split_once('.').map_or(rest, |(uid, _)| uid);
     let uid: u32 = digits.parse().ok()?;
-    // Neither a sign nor leading zeros: exactly what is written above.
+    // No sign and no leading zeros: exactly the names made above.
     (uid.to_string() == digits).then_some(uid)
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where it may be; the first one counts (pam.d(5)).
+/// Folders of PAM's configuration; of two files with the same name, that in the first folder counts (pam.d(5)).
 const FOLDERS: [&str; 2] = ["/etc/pam.d", "/usr/lib/pam.d"];
 /// Services that start users' processes, as distributions name them.
 const ENTRIES: [&str; 16] = [
@@ -24,30 +24,30 @@ const ENTRIES: [&str; 16] = [
     "xrdp-sesman",
     "cockpit",
 ];
-/// Files that include each other go no deeper (PAM_SUBSTACK_MAX_LEVEL of Linux-PAM is 16).
+/// How deep files may include each other (PAM_SUBSTACK_MAX_LEVEL of Linux-PAM is 16).
 const DEPTH: u8 = 16;
 
-/// Which of uvn's ways a line takes.
+/// How a line calls uvn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// The module.
+    /// By the module, `pam_uvn.so`.
     Module,
-    /// pam_exec with `uvn pam`, which is no more: the line fails.
+    /// By pam_exec with `uvn pam`, which no longer exists: the line fails.
     Helper,
 }
 
-/// A line that is in force.
+/// A line of PAM's configuration that calls uvn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
     /// The file.
     pub file: PathBuf,
-    /// Counted from 1.
+    /// The line's number, from 1.
     pub number: usize,
-    /// What it does.
+    /// How it calls uvn.
     pub way: Way,
 }
 
-/// Every such line on this node. What cannot be read has none.
+/// Every such line on this node. Files that cannot be read are skipped.
 #[must_use]
 pub fn lines() -> Vec<Line> {
     FOLDERS.iter().flat_map(|folder| lines_in(Path::new(folder))).collect()
@@ -67,14 +67,14 @@ fn lines_in(folder: &Path) -> Vec<Line> {
     lines
 }
 
-/// Services of this node whose users get no network: their sessions do not run the module.
+/// Services of this node whose sessions do not run the module: users who come in through them get no network.
 #[must_use]
 pub fn without_module() -> Vec<&'static str> {
     let folders = FOLDERS.map(Path::new);
     ENTRIES.into_iter().filter(|service| runs_module(&folders, service, DEPTH) == Some(false)).collect()
 }
 
-/// Whether the sessions of a service run the module; None: there is no such service.
+/// Whether the sessions of a service run the module; None: the service has no file.
 fn runs_module(folders: &[&Path], service: &str, depth: u8) -> Option<bool> {
     let text = folders.iter().find_map(|folder| fs::read(folder.join(service)).ok())?;
     let text = String::from_utf8_lossy(&text).replace("\\\n", " ");

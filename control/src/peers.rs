@@ -16,34 +16,34 @@ use thiserror::Error;
 use uvn_api::dataplane::config::Cidr;
 use uvn_api::uvnd::finding::few;
 
-/// What the names of nodes have stood for.
+/// The file that keeps the addresses of nodes' names over a restart.
 pub const KNOWN: &str = "/run/uvn/peers.json";
 
-/// The nodes that run uvn: at least one of the three.
+/// `[peers]` of the configuration: at least one of the three is set.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PeerList {
-    /// Whole ranges of VTEPs.
+    /// Ranges of VTEP addresses.
     pub range: Vec<Cidr>,
     /// Addresses, host names, or many of either: `node[01-16,20]`.
     pub nodes: Vec<String>,
-    /// A slurm.conf: its nodes.
+    /// A slurm.conf, for its nodes.
     pub slurm: Option<PathBuf>,
 }
 
-/// The nodes that run uvn.
+/// The nodes that run uvn, by address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Peers {
-    /// Whole ranges.
+    /// Ranges of VTEP addresses.
     pub ranges: Vec<Cidr>,
-    /// Single ones, each with the addresses that its name has, ascending; this node may be among them.
+    /// Single nodes, each with the addresses of its name, ascending; this node may be among them.
     pub nodes: Vec<Vec<IpAddr>>,
-    /// Names that have had no answer the last time: they stand for the addresses that they had before, or for nobody.
+    /// Names without an answer at the last look-up. A name keeps the addresses that it had before, if any.
     pub unresolved: Vec<String>,
 }
 
 impl Peers {
-    /// What of it calls for somebody; None: every name has an address.
+    /// A text for the administrator about unresolved names; None: every name has an answer.
     #[must_use]
     pub fn complaint(&self) -> Option<String> {
         (!self.unresolved.is_empty()).then(|| {
@@ -58,15 +58,15 @@ impl Peers {
 /// Why the nodes cannot be listed.
 #[derive(Debug, Error)]
 pub enum PeersError {
-    /// A node list.
+    /// A node list cannot be expanded.
     #[error("peers.nodes: {0}")]
     Hostlist(#[from] HostlistError),
-    /// The file of Slurm.
+    /// slurm.conf cannot be read.
     #[error("peers.slurm: {0}")]
     Slurm(#[from] SlurmError),
 }
 
-/// The names and addresses that are listed, each once.
+/// The listed names and addresses, each once, in order.
 ///
 /// # Errors
 /// slurm.conf cannot be read, or a node list cannot be expanded.
@@ -83,11 +83,12 @@ pub fn names(list: &PeerList) -> Result<Vec<String>, PeersError> {
     Ok(names)
 }
 
-/// Whose slurmctld is, by this node's own password file: the `SlurmUser` of slurm.conf, else who is called slurm. 0: root's.
+/// The UID that slurmctld runs as, by this node's own password file: the `SlurmUser` of slurm.conf, else the user
+/// slurm. 0: root.
 #[must_use]
 pub fn slurm_user(list: &PeerList) -> u32 {
     let user = list.slurm.as_deref().and_then(slurm::user).unwrap_or_else(|| "slurm".into());
-    // No other database: uvnd does not wait for other machines.
+    // Only the local file: uvnd does not wait for other machines.
     uid_in(&std::fs::read_to_string("/etc/passwd").unwrap_or_default(), &user).unwrap_or(0)
 }
 
@@ -97,7 +98,7 @@ fn uid_in(passwd: &str, user: &str) -> Option<u32> {
     user.parse().ok().or_else(|| passwd.lines().find_map(uid))
 }
 
-/// What is left of ranges without these: prefixes of which none lies in another.
+/// The ranges without the strangers, as prefixes that do not overlap.
 #[must_use]
 pub fn without(ranges: Vec<Cidr>, strangers: &[Cidr]) -> Vec<Cidr> {
     let mut left: Vec<Cidr> = ranges.into_iter().map(Cidr::subnet).collect();
@@ -114,7 +115,7 @@ pub fn without(ranges: Vec<Cidr>, strangers: &[Cidr]) -> Vec<Cidr> {
     kept
 }
 
-/// A prefix without another one: its halves, and theirs, that do not hold it.
+/// A prefix without another one: halves it again and again, and keeps the halves outside of the other one.
 fn cut(range: Cidr, stranger: Cidr) -> Vec<Cidr> {
     let mut left = Vec::new();
     let mut rest = range;

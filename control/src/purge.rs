@@ -1,4 +1,4 @@
-//! Takes all of uvn off a node.
+//! Removes everything of uvn from a node.
 
 use crate::binding::{self, Binding};
 use crate::config;
@@ -21,25 +21,25 @@ use uvn_api::uvnd::message::{self, Request};
 use uvn_api::uvnd::status::Status;
 use uvn_dataplane::port::link;
 
-/// How long `uvnd` may take to end.
+/// How long `uvnd`, or a call of systemctl, may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// What it and the data planes have written.
+/// The folder of what `uvnd` and the data planes write.
 const RUN: &str = "/run/uvn";
-/// What starts at boot.
+/// Units that start at boot.
 const UNITS: [&str; 2] = ["uvnd.service", "uvn-lockdown.service"];
-/// Where Slurm's configuration may be.
+/// Folders where Slurm's configuration may be.
 const SLURM: [&str; 2] = ["/etc/slurm", "/etc/slurm-llnl"];
-/// There if systemd runs (sd_booted(3)).
+/// Exists if systemd runs (sd_booted(3)).
 const SYSTEMD: &str = "/run/systemd/system";
 
 /// What a purge did.
 #[derive(Debug, Default)]
 pub struct Purged {
-    /// What was done, or would be.
+    /// The steps that were taken, or would be in a dry run.
     pub steps: Vec<String>,
-    /// What could not be done. The rest was.
+    /// Steps that failed. All others were taken.
     pub errors: Vec<String>,
-    /// What is left to the administrator.
+    /// What the administrator has to remove.
     pub warnings: Vec<String>,
 }
 
@@ -57,12 +57,12 @@ impl Purged {
     }
 }
 
-/// Takes everything away, and goes on past errors. Users are refused until their last device is gone; after that, nobody
-/// is policed.
+/// Removes everything, and goes on after an error. Users without a network are refused sockets until the socket
+/// programs are detached; after that, nobody is policed.
 #[must_use]
 pub fn purge(dry_run: bool) -> Purged {
     let mut purged = Purged::default();
-    // The next boot would police again.
+    // Disabled first: otherwise the next boot would police again.
     for unit in UNITS.iter().filter(|unit| is_enabled(unit)) {
         purged.note(dry_run, format!("disable {unit}"), || disable(unit));
     }
@@ -85,7 +85,7 @@ pub fn purge(dry_run: bool) -> Purged {
     if Path::new(binding::PINS).exists() {
         purged.note(dry_run, "detach the socket programs", || Ok(Binding::remove(Path::new(binding::PINS))?));
     }
-    // Late: the kernel needs a moment to let go of the other devices of a data plane that had to be killed.
+    // Late: the kernel takes a moment to delete the other devices of a data plane that was killed.
     if let Err(error) = left_over(dry_run, &mut purged) {
         purged.errors.push(error.to_string());
     }
@@ -120,7 +120,7 @@ fn disable(unit: &str) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// PAM and Slurm do not forget uvn by themselves, and refuse policed users as long as their configuration is there.
+/// A warning about a line that still calls uvn. PAM and Slurm refuse policed users while uvn.toml exists.
 fn left(file: &Path, number: usize, what: &str) -> String {
     format!(
         "{}:{number} still names uvn: {what} until you remove this line, or the file {}",
@@ -129,7 +129,7 @@ fn left(file: &Path, number: usize, what: &str) -> String {
     )
 }
 
-/// Lines of Slurm's plugstack.conf, and of what it usually includes, that name the plugin.
+/// Lines of Slurm's plugstack.conf, and of the folder that it usually includes, that name the plugin.
 fn plugins() -> Vec<(PathBuf, usize)> {
     let included = SLURM.iter().flat_map(|folder| fs::read_dir(format!("{folder}/plugstack.conf.d")));
     let mut files: Vec<PathBuf> = included.flatten().flatten().map(|entry| entry.path()).collect();
@@ -146,7 +146,7 @@ fn plugins() -> Vec<(PathBuf, usize)> {
 }
 
 fn stop() -> Result<(), Box<dyn Error>> {
-    // One that was killed has left its socket.
+    // A killed uvnd leaves its socket behind, to which nothing connects.
     let Ok(client) = Client::connect(message::socket()) else { return Ok(()) };
     client.ask::<Status>(&Request::Stop)?;
     let end = Instant::now() + PATIENCE;
@@ -160,7 +160,7 @@ fn stop() -> Result<(), Box<dyn Error>> {
 }
 
 fn networks(dry_run: bool, purged: &mut Purged) -> Result<(), Box<dyn Error>> {
-    /// What the kernel takes along with something else is seen when it is looked at again.
+    /// Each round finds what the kernel has deleted together with something else.
     const ROUNDS: usize = 4;
 
     let netlink = Netlink::open()?;
@@ -180,7 +180,7 @@ fn networks(dry_run: bool, purged: &mut Purged) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What data planes that were killed have left.
+/// Deletes the devices for GRO that killed data planes have left.
 fn left_over(dry_run: bool, purged: &mut Purged) -> Result<(), Box<dyn Error>> {
     for (_, device) in Netlink::open()?.left_for_gro()? {
         purged.note(dry_run, format!("delete {device}"), || Ok(link::delete(&device)?));

@@ -1,23 +1,23 @@
-//! RDMA devices: what is opened there sends past the kernel, and so past every network.
+//! RDMA devices: a process that has one open sends without the kernel, and so outside of every network.
 
 use crate::config::{Config, Rdma};
 use std::fs;
 use uvn_api::uvnd::finding::{Finding, Id};
 use uvn_wire::cgroup::{DEVICE_FILE_ENTRIES, DeviceFile};
 
-/// Each has a folder here.
+/// Has a folder for each RDMA device.
 const DEVICES: &str = "/sys/class/infiniband";
-/// Drivers with their major numbers (proc_devices in proc(5)).
+/// Lists drivers with their major numbers (proc_devices in proc(5)).
 const DRIVERS: &str = "/proc/devices";
-/// The number of the connection manager's file.
+/// Holds the major and minor number of the connection manager's file.
 const MANAGER: &str = "/sys/class/misc/rdma_cm/dev";
-/// How those of RDMA begin: verbs, management datagrams; Omni-Path's own.
+/// Prefixes of RDMA drivers' names: verbs and management datagrams; Omni-Path's own.
 const OF_RDMA: [&str; 2] = ["infiniband", "hfi1"];
-/// The major number of the first 32 devices, whether or not the module is there yet (drivers/infiniband/core/uverbs_main.c,
-/// IB_UVERBS_MAJOR).
+/// The major number of the first 32 devices, fixed even before the module is loaded
+/// (drivers/infiniband/core/uverbs_main.c, IB_UVERBS_MAJOR).
 const VERBS: u32 = 231;
 
-/// The device files that are not for policed users.
+/// The device files that policed users may not open; none unless `rdma = "deny"`.
 #[must_use]
 pub fn denied(config: &Config) -> Vec<DeviceFile> {
     if config.rdma != Some(Rdma::Deny) {
@@ -47,7 +47,7 @@ fn files(drivers: &str, manager: &str) -> Vec<DeviceFile> {
     files
 }
 
-/// That nobody has decided who may use the RDMA devices that are there.
+/// A warning if the node has RDMA devices and the configuration does not say whether users may open them.
 #[must_use]
 pub fn undecided(config: &Config) -> Option<Finding> {
     let devices = fs::read_dir(DEVICES).into_iter().flatten().flatten();

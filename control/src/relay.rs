@@ -1,9 +1,9 @@
-//! Services that listen on loopback only, made reachable inside networks: the resolver at 127.0.0.53.
+//! Makes services that listen on loopback only reachable inside networks, such as the resolver at 127.0.0.53.
 //!
-//! Each network has a 127.0.0.0/8 of its own, where the node's loopback services are not. So a socket in the user's VRF
-//! listens at the service's address, and what it receives goes to the service itself, from a socket in the default VRF.
-//! One thread does that for all networks. It turns from socket to socket and does little at each, so that a user who
-//! floods his own has others wait for that little only; all that is kept for a user is bounded.
+//! Each network has a 127.0.0.0/8 of its own, in which the node's loopback services do not listen. So a socket in the
+//! user's VRF listens at the service's address, and what it receives is passed to the service from a socket in the
+//! default VRF. One thread serves all networks. It does a bounded amount of work at each socket in turn, so that a user
+//! who floods their own socket hardly delays others; what is kept for a user is bounded, too.
 
 mod tcp;
 #[cfg(test)]
@@ -23,13 +23,13 @@ use thiserror::Error;
 use udp::UdpPort;
 
 const WAKER: Token = Token(0);
-/// How often what has become old is looked for.
+/// How often unused clients and connections are looked for.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Why an address cannot be served in a network.
 #[derive(Debug, Error)]
 pub enum RelayError {
-    /// Its socket cannot be made.
+    /// Its socket cannot be bound.
     #[error("cannot serve {address} inside {vrf}: {source}{}", remedy(.source))]
     Listen {
         /// The address.
@@ -39,7 +39,7 @@ pub enum RelayError {
         /// The kernel's reason.
         source: io::Error,
     },
-    /// The thread is gone.
+    /// The thread has ended.
     #[error("the relay's thread has ended; restart uvnd")]
     Ended,
 }
@@ -53,7 +53,7 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// The thread, and the networks that it serves.
+/// The relay's thread, and the networks that it serves.
 pub struct Relay {
     addresses: Vec<SocketAddr>,
     networks: BTreeSet<u32>,
@@ -68,7 +68,7 @@ enum Command {
     Stop,
 }
 
-/// What listens in a network at one address, and the service behind it.
+/// A network's listening sockets at one address, and the service behind them.
 struct Sockets {
     udp: std::net::UdpSocket,
     tcp: std::net::TcpListener,
@@ -76,10 +76,10 @@ struct Sockets {
 }
 
 impl Relay {
-    /// Starts the thread. The services need not be there yet.
+    /// Starts the thread. The services need not run yet.
     ///
     /// # Errors
-    /// No thread, or no descriptors for it.
+    /// No thread can be started, or no descriptors are left for it.
     pub fn start(addresses: &[SocketAddr]) -> io::Result<Relay> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
@@ -110,10 +110,10 @@ impl Relay {
         })
     }
 
-    /// Serves a network whose VRF is up. Once it does, it does nothing.
+    /// Serves a network whose VRF is up. Does nothing for a network that is served already.
     ///
     /// # Errors
-    /// An address cannot be listened at; then none is.
+    /// A socket cannot be bound to one of the addresses; then the network is not served.
     pub fn add(&mut self, uid: u32, vrf: &str) -> Result<(), RelayError> {
         if self.addresses.is_empty() || self.networks.contains(&uid) {
             return Ok(());
@@ -131,21 +131,21 @@ impl Relay {
         Ok(())
     }
 
-    /// Serves a network no more, and closes its sockets.
+    /// Stops serving a network, and closes its sockets before it returns.
     ///
     /// # Errors
-    /// The thread is gone.
+    /// The thread has ended.
     pub fn remove(&mut self, uid: u32) -> Result<(), RelayError> {
         if !self.networks.remove(&uid) {
             return Ok(());
         }
         let (done, wait) = sync_channel(1);
         self.send(Command::Remove(uid, done))?;
-        // A thread that has ended drops what it was told.
+        // If the thread ends now, it drops the sender.
         wait.recv().map_err(|_| RelayError::Ended)
     }
 
-    /// The users whose networks are served.
+    /// The UIDs whose networks are served.
     #[must_use]
     pub fn networks(&self) -> &BTreeSet<u32> {
         &self.networks
@@ -159,7 +159,7 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        // If it has ended, so much the better.
+        // An error means that the thread has ended.
         let _ = self.send(Command::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -176,7 +176,7 @@ impl Sockets {
                 socket.set_only_v6(true)?;
             }
             if kind == Type::STREAM {
-                // Connections of a former listener may still be closing.
+                // Connections of an earlier listener may still be closing.
                 socket.set_reuse_address(true)?;
             }
             socket.bind(&SockAddr::from(at))?;
@@ -189,7 +189,7 @@ impl Sockets {
     }
 }
 
-/// What a token stands for. A port is a network's socket at one address.
+/// What a token of mio's stands for. A port is a network's socket at one address.
 #[derive(Clone, Copy)]
 enum Source {
     UdpPort(Token),
@@ -200,18 +200,18 @@ enum Source {
     TcpEnd(Token),
 }
 
-/// What the ports share: whom events go to, and who has more to do.
+/// What the ports share: the meaning of each token, and the tokens with work left.
 struct Sources {
     registry: Registry,
     next: usize,
     all: HashMap<Token, Source>,
-    /// Those that may have something to do, each once. mio tells of a change only once.
+    /// Tokens with work left, each once: mio reports a readiness only once.
     ready: VecDeque<Token>,
     queued: BTreeSet<Token>,
 }
 
 impl Sources {
-    /// A token for a socket. `source` gets it, for a port to name itself.
+    /// Registers a socket and returns its token, from which `source` makes its meaning.
     fn add(
         &mut self,
         socket: &mut impl mio::event::Source,
@@ -225,7 +225,7 @@ impl Sources {
         Ok(token)
     }
 
-    /// Its socket is about to be dropped, which takes it out of mio's poll.
+    /// Forgets a token whose socket is about to be dropped; the drop ends its registration.
     fn remove(&mut self, token: Token) {
         self.all.remove(&token);
     }
@@ -237,14 +237,14 @@ impl Sources {
     }
 }
 
-/// The thread's own.
+/// The state of the thread.
 struct Turn {
     poll: Poll,
     commands: Receiver<Command>,
     sources: Sources,
     udp: BTreeMap<Token, UdpPort>,
     tcp: BTreeMap<Token, TcpPort>,
-    /// For a datagram.
+    /// Room for one datagram.
     buffer: Vec<u8>,
     stopped: bool,
 }
@@ -330,7 +330,7 @@ impl Turn {
                     let sources = &mut self.sources;
                     self.udp.retain(|_, port| port.uid != uid || !port.close(sources));
                     self.tcp.retain(|_, port| port.uid != uid || !port.close(sources));
-                    // Whoever waits no more needs no answer.
+                    // Nobody may be waiting for the answer any more.
                     let _ = done.try_send(());
                 }
                 Command::Stop => self.stopped = true,

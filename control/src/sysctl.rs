@@ -1,14 +1,14 @@
-//! Kernel settings, with a record of what was there before.
+//! Kernel settings, with a record of their former values.
 //!
 //! | setting | why |
 //! | --- | --- |
-//! | `net.ipv4.{tcp,udp,raw}_l3mdev_accept` = 1 | the node's services, which are in no VRF, answer into all |
-//! | `net.mptcp.enabled` = 0 | subflows are the kernel's sockets, bound to nothing |
-//! | `net.ipv4.conf.DEVICE.forwarding` = 1 | replies from off-subnet come in by DEVICE and go on into a VRF |
+//! | `net.ipv4.{tcp,udp,raw}_l3mdev_accept` = 1 | the node's services, which are in no VRF, answer into every VRF |
+//! | `net.mptcp.enabled` = 0 | the kernel makes the sockets of subflows itself, and no program binds them |
+//! | `net.ipv4.conf.DEVICE.forwarding` = 1 | replies from off-subnet come in by DEVICE and are forwarded into a VRF |
 //! | `net.ipv6.conf.all.forwarding` = 1 | the same; IPv6 has no such switch for one device |
-//! | `net.ipv6.conf.DEVICE.accept_ra` = 2 where it was 1 | or forwarding would turn router advertisements off |
+//! | `net.ipv6.conf.DEVICE.accept_ra` = 2 where it was 1 | with 1, forwarding turns router advertisements off |
 //!
-//! The packet filter drops what would be forwarded only because of this: see [`opened`].
+//! The packet filter drops all other packets that would be forwarded because of these settings: see [`opened`].
 
 use crate::network::Node;
 use serde::{Deserialize, Serialize};
@@ -17,37 +17,37 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// Where settings are.
+/// The folder of all settings.
 const ROOT: &str = "/proc/sys";
-/// Where the record is.
+/// The file of the record.
 pub const RECORD: &str = "/run/uvn/sysctl.json";
-/// Settings of kernels with VRF; without the first of them there is none.
+/// Settings of kernels with VRF: if the first is missing, the kernel has no VRF.
 const L3MDEV: [&str; 3] =
     ["net/ipv4/tcp_l3mdev_accept", "net/ipv4/udp_l3mdev_accept", "net/ipv4/raw_l3mdev_accept"];
 const MPTCP: &str = "net/mptcp/enabled";
-/// Flows that a network may have, however small the tracker's table is.
+/// Flows in the connection tracker that a network may have, if the table is small.
 pub const FLOWS: u32 = 1024;
 const FORWARDING_V6: &str = "net/ipv6/conf/all/forwarding";
 
 /// Why a setting could not be read or changed.
 #[derive(Debug, Error)]
 pub enum SysctlError {
-    /// A setting.
+    /// The kernel refuses a setting.
     #[error("cannot set {setting} to {value}: {source}{}", hint(setting, source))]
     Set {
-        /// As sysctl(8) writes it.
+        /// The setting, as sysctl(8) writes it.
         setting: String,
-        /// The value.
+        /// The value that was to be set.
         value: String,
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The record.
+    /// The record cannot be read or written.
     #[error("{path}: {source}", path = path.display())]
     Record {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The kernel's reason, or what is wrong with its content.
         source: io::Error,
     },
 }
@@ -62,7 +62,7 @@ fn hint(setting: &str, source: &io::Error) -> &'static str {
     }
 }
 
-/// One setting as it was and as we made it.
+/// One setting as it was and as uvn set it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
     /// Path below /proc/sys.
@@ -71,7 +71,7 @@ struct Entry {
     ours: String,
 }
 
-/// What packets would be forwarded only because of us.
+/// The forwarding that only uvn has switched on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Opened {
     /// IPv4 from these devices.
@@ -80,7 +80,7 @@ pub struct Opened {
     pub ipv6: bool,
 }
 
-/// Sets what networks on this node need. What was there before is in the record first, so that a crash forgets nothing.
+/// Sets what networks on this node need. Former values are recorded first, so that they survive a crash.
 ///
 /// # Errors
 /// The first setting that the kernel refuses, or the record cannot be written.
@@ -108,7 +108,7 @@ pub fn apply(node: &Node, record: &Path) -> Result<(), SysctlError> {
     wrong.into_iter().try_for_each(|(setting, value)| write(&setting, &value))
 }
 
-/// What is not as [`apply`] makes it, in words.
+/// The settings that differ from what [`apply`] sets, as texts.
 #[must_use]
 pub fn check(node: &Node) -> Vec<String> {
     let wrong = wanted(node).into_iter().filter_map(|(setting, ours)| {
@@ -118,15 +118,15 @@ pub fn check(node: &Node) -> Vec<String> {
     wrong.collect()
 }
 
-/// Puts back what was there before, except what somebody else has changed since; then the record goes.
+/// Restores the former values, except of settings that have been changed since, and deletes the record.
 ///
 /// # Errors
-/// The first setting that could not be put back: the others were. The record stays.
+/// The first setting that could not be restored. The others are, and the record stays.
 pub fn restore(record: &Path) -> Result<(), SysctlError> {
     let mut result = Ok(());
-    // Last first: forwarding before router advertisements.
+    // In reverse order: forwarding before router advertisements.
     for Entry { setting, before, ours } in load(record)?.into_iter().rev() {
-        // A device that is gone has none.
+        // The settings of a device go with it.
         if read(&setting).is_some_and(|is| is == ours) {
             result = result.and(write(&setting, &before));
         }
@@ -138,7 +138,7 @@ pub fn restore(record: &Path) -> Result<(), SysctlError> {
     }
 }
 
-/// What of the forwarding on this node is our doing, or will be after [`apply`].
+/// The forwarding on this node that uvn has switched on, or will by [`apply`].
 #[must_use]
 pub fn opened(node: &Node, record: &Path) -> Opened {
     let entries = load(record).unwrap_or_default();
@@ -150,21 +150,21 @@ pub fn opened(node: &Node, record: &Path) -> Opened {
     Opened { ipv4: ipv4.map(String::from).collect(), ipv6: forwards_v6(node) && was_closed(FORWARDING_V6) }
 }
 
-/// In the order in which they are set.
+/// The settings and their values, in the order in which they are set.
 fn wanted(node: &Node) -> Vec<(String, String)> {
     let set = |setting: &str, value: &str| (setting.to_owned(), value.to_owned());
     let mut wanted: Vec<_> = L3MDEV.iter().map(|setting| set(setting, "1")).collect();
     wanted.push(set(MPTCP, "0"));
     wanted.extend(devices(node).into_iter().map(|device| set(&forwarding_v4(device), "1")));
     if forwards_v6(node) {
-        // Before forwarding: that takes away the routes of advertisements otherwise (rt6_purge_dflt_routers).
+        // Before forwarding, which otherwise deletes the routes of advertisements (rt6_purge_dflt_routers).
         wanted.extend(advertised().into_iter().map(|setting| set(&setting, "2")));
         wanted.push(set(FORWARDING_V6, "1"));
     }
     wanted
 }
 
-/// Devices that replies from beyond the networks come in by.
+/// Devices by which replies to networks come in.
 fn devices(node: &Node) -> Vec<&str> {
     let nics = node.nics.iter().map(|nic| nic.name.as_str());
     let mut devices: Vec<&str> = nics.chain(node.exits.iter().map(|exit| exit.device.as_str())).collect();
@@ -182,7 +182,7 @@ fn forwarding_v4(device: &str) -> String {
     format!("net/ipv4/conf/{device}/forwarding")
 }
 
-/// The settings of devices that take router advertisements unless they forward.
+/// The `accept_ra` settings of devices that accept router advertisements only while they do not forward.
 fn advertised() -> Vec<String> {
     let Ok(devices) = fs::read_dir(format!("{ROOT}/net/ipv6/conf")) else { return Vec::new() };
     let mut settings: Vec<String> = devices
@@ -196,14 +196,14 @@ fn advertised() -> Vec<String> {
     settings
 }
 
-/// The flows in the connection tracker, of all network namespaces, and how many it can hold; None: it is not loaded.
+/// How many flows the connection tracker holds, of all network namespaces, and its limit; None: it is not loaded.
 #[must_use]
 pub fn flows() -> Option<(u32, u32)> {
     let number = |name: &str| read(&format!("net/netfilter/nf_conntrack_{name}"))?.parse().ok();
     Some((number("count")?, number("max")?))
 }
 
-/// How many of them one network may have: a sixteenth, or as many as a busy program needs, but never all.
+/// How many flows one network may have: a sixteenth of the limit, or [`FLOWS`] if that is more, but at most half.
 #[must_use]
 pub fn flows_of_one() -> u32 {
     flows().map_or(FLOWS, |(_, limit)| (limit / 16).max(FLOWS).min(limit / 2))
@@ -235,7 +235,7 @@ fn failed(path: &Path, source: io::Error) -> SysctlError {
     SysctlError::Record { path: path.into(), source }
 }
 
-/// No record: nothing was changed.
+/// Reads the record. Without one, nothing has been changed.
 fn load(record: &Path) -> Result<Vec<Entry>, SysctlError> {
     match fs::read(record) {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed(record, error.into())),

@@ -1,17 +1,18 @@
-//! The PAM module of uvn: a session's processes are inside their user's network, or there is no session.
+//! The PAM module of uvn: a session's processes are inside their user's network, or the session is refused.
 //!
 //! When a session opens, it asks `uvnd` for a lease on the user's network, held by the process that opens the session.
-//! It runs no program and reads no environment: what users set there (pam_env, sshd's AcceptEnv, su) decides nothing. It
-//! gives up after `timeout_s`, and then, or when `uvnd` refuses, says why: to the user through PAM's conversation, and to
-//! syslog, because cron has no conversation. Whether that refuses the session is `attachment` of uvn.toml.
+//! It runs no program and reads no environment: variables that users set (pam_env, sshd's AcceptEnv, su) have no
+//! effect. If `uvnd` refuses, or does not answer within `timeout_s`, the module gives the reason: to the user through
+//! PAM's conversation, and to syslog, because cron has no conversation. `attachment` of uvn.toml decides whether the
+//! session is refused then.
 //!
-//! Users who are not policed, root above all, are always let in; so is everybody where uvn is not set up at all. See
+//! Users who are not policed, root above all, can always log in; so can everybody where uvn is not set up at all. See
 //! [`uvn_api::uvnd::policed`] for how that is decided, and why a purged uvn is not enough.
 
 #[cfg(panic = "abort")]
 compile_error!("a panic would end sshd: cargo build --profile plugin --package uvn-pam");
 
-// Nothing in a test program has PAM's functions.
+// A test program is not linked with PAM's functions.
 #[cfg(not(test))]
 mod pam;
 
@@ -19,15 +20,15 @@ use std::time::Duration;
 use uvn_api::uvnd::message::Claim;
 use uvn_api::uvnd::policed::{Attachment, Host};
 
-/// How long `uvnd` may take, unless the module's line says otherwise.
+/// How long `uvnd` may take, unless the module's line has `timeout_s`.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the module's line may say after its name.
+/// The module's options: the words behind its name in PAM's configuration.
 #[derive(Debug, PartialEq, Eq)]
 struct Options {
     /// How long `uvnd` may take.
     patience: Duration,
-    /// Words that are none of its options. They are told, and keep nobody out.
+    /// Texts about words that are not options. They are logged, and refuse nobody.
     unknown: Vec<String>,
 }
 
@@ -44,18 +45,18 @@ impl Options {
     }
 }
 
-/// What comes of a session that opens.
+/// The outcome of opening a session.
 #[derive(Debug, PartialEq, Eq)]
 enum Opened {
-    /// It has a network, or needs none.
+    /// The session has a network, or needs none.
     Inside,
-    /// It goes on without any network: these words say why.
+    /// The session opens without any network, for this reason.
     Without(String),
-    /// It does not open: these words say why.
+    /// The session is refused, for this reason.
     Refused(String),
 }
 
-/// A user's session, by its process.
+/// A user's session; the process `pid` holds the lease.
 struct Session<'a> {
     user: &'a str,
     uid: u32,

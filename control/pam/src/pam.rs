@@ -1,4 +1,5 @@
-//! What PAM calls, and what we call of PAM (pam(3), pam_sm_open_session(3)). libpam's headers are not needed.
+//! The functions that PAM calls, and PAM's functions that the module calls (pam(3), pam_sm_open_session(3)). libpam's
+//! headers are not needed.
 #![allow(unsafe_code, reason = "PAM's interface is C")]
 
 use crate::{Opened, Options, Session};
@@ -18,16 +19,16 @@ const SESSION_ERROR: c_int = 14;
 const SILENT: c_int = 0x8000;
 /// PAM_ERROR_MSG.
 const ERROR_MESSAGE: c_int = 3;
-/// The longest entry of the user database that is waited for.
+/// The longest entry of the user database that is read, bytes.
 const MAX_ENTRY: usize = 1 << 20;
 
-// By its name, since `libpam.so` without a number comes with the headers.
+// With its number: `libpam.so` without one comes with the headers only.
 #[link(name = "libpam.so.0", kind = "dylib", modifiers = "+verbatim")]
 unsafe extern "C" {
     fn pam_get_user(handle: Handle, user: *mut *const c_char, prompt: *const c_char) -> c_int;
-    /// To syslog, as LOG_AUTHPRIV and with the name of the module and the service.
+    /// Writes to syslog, as LOG_AUTHPRIV, with the names of the module and the service.
     fn pam_syslog(handle: Handle, priority: c_int, format: *const c_char, ...);
-    /// To the user. With no place for an answer, it frees that.
+    /// Writes to the user. If `answer` is null, it frees the answer.
     fn pam_prompt(
         handle: Handle,
         style: c_int,
@@ -37,7 +38,7 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// A session opens.
+/// PAM opens a session.
 #[unsafe(no_mangle)]
 extern "C" fn pam_sm_open_session(
     handle: Handle,
@@ -51,7 +52,7 @@ extern "C" fn pam_sm_open_session(
     })
 }
 
-/// A session closes. It does, whatever is wrong.
+/// PAM closes a session. Always succeeds.
 #[unsafe(no_mangle)]
 extern "C" fn pam_sm_close_session(
     handle: Handle,
@@ -60,7 +61,7 @@ extern "C" fn pam_sm_close_session(
     argv: *const *const c_char,
 ) -> c_int {
     let closed = catch_unwind(|| {
-        // What is wrong with the options was told when the session opened.
+        // Wrong options were logged when the session opened.
         let options = Options::parse(words(argc, argv));
         if let Some(user) = user(handle)
             && user.as_bytes() != b"root"
@@ -80,7 +81,7 @@ fn open(handle: Handle, flags: c_int, options: &Options) -> c_int {
         log(handle, libc::LOG_ERR, "PAM names no user; the session is refused");
         return SESSION_ERROR;
     };
-    // Before the user database is asked: it may be what is broken.
+    // Before the user database is asked: root can log in even if that is broken.
     if name.as_bytes() == b"root" {
         return SUCCESS;
     }
@@ -102,7 +103,7 @@ fn open(handle: Handle, flags: c_int, options: &Options) -> c_int {
     }
 }
 
-/// The process that opens a session closes it, or ends.
+/// The session of this process, which opens the session and then closes it, or ends.
 fn session(user: &str, uid: u32) -> Session<'_> {
     Session { user, uid, pid: std::process::id().cast_signed() }
 }
@@ -133,7 +134,7 @@ fn user(handle: Handle) -> Option<CString> {
     Some(unsafe { CStr::from_ptr(user) }.to_owned())
 }
 
-/// The UID of a name: PAM has names only.
+/// The UID of a user's name, since PAM has only names.
 fn uid(name: &CStr) -> Result<u32, String> {
     let mut buffer = vec![0; 1 << 10];
     loop {
@@ -163,7 +164,7 @@ fn uid(name: &CStr) -> Result<u32, String> {
     }
 }
 
-/// To syslog and, unless PAM is to be silent, to the user.
+/// Writes to syslog and, unless PAM_SILENT is set, to the user.
 fn tell(handle: Handle, flags: c_int, text: &str) {
     log(handle, libc::LOG_ERR, text);
     if flags & SILENT == 0 {

@@ -1,22 +1,22 @@
 //! The Slurm plugin of uvn: a job's processes are inside their user's network, or the job fails.
 //!
-//! In slurmstepd, as root and before the step's tasks start, it asks `uvnd` for a lease on the user's network; it is
-//! called `JOB.STEP`, and lasts as long as that slurmstepd. With `PrologFlags=contain` there is a step on every node of
-//! the job from its start to its end.
+//! In slurmstepd, as root and before the step's tasks start, it asks `uvnd` for a lease on the user's network. The
+//! lease is called `JOB.STEP`, and lasts as long as that slurmstepd. With `PrologFlags=contain` every node of the job
+//! has a step from the job's start to its end.
 //!
-//! A failure is reported when the tasks start, because only there Slurm makes it a failure of the job, with the reason in
-//! the job's output: from the earlier hooks, srun would exit with 0, and a batch job would drain its node (seen with
-//! 22.05). Whether the job then fails is Slurm's own choice, `required` or `optional` in plugstack.conf. Either way the
-//! tasks never run in another network: the socket programs see to that.
+//! A failure is reported when the tasks start, because only there does Slurm make it a failure of the job, with the
+//! reason in the job's output: after a failure in an earlier hook, srun exits with 0, and a batch job drains its node
+//! (seen with 22.05). `required` or `optional` in plugstack.conf decides whether the job then fails. Either way the
+//! socket programs keep the tasks out of every other network.
 //!
-//! Own declarations of Slurm's functions ([`slurm`]), not the crate slurm-spank: there are three; that crate's are made
-//! from the headers of one Slurm version by a program that needs libclang, its hooks run in srun and sbatch too, and it
-//! names functions that older versions lack.
+//! [`slurm`] declares the three functions of Slurm that are needed. The crate slurm-spank makes its declarations from
+//! the headers of one Slurm version, which needs libclang; its hooks run in srun and sbatch too, and it names functions
+//! that older versions lack.
 
 #[cfg(panic = "abort")]
 compile_error!("a panic would end slurmstepd: cargo build --profile plugin --package uvn-spank");
 
-// Nothing in a test program has Slurm's functions.
+// A test program is not linked with Slurm's functions.
 #[cfg(not(test))]
 mod slurm;
 
@@ -24,10 +24,10 @@ use std::time::Duration;
 use uvn_api::uvnd::message::Claim;
 use uvn_api::uvnd::policed::Host;
 
-/// How long `uvnd` may take, unless plugstack.conf says otherwise.
+/// How long `uvnd` may take, unless plugstack.conf has `timeout_s`.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What plugstack.conf may say after the plugin's name.
+/// The plugin's options: the words behind its name in plugstack.conf.
 #[derive(Debug, PartialEq, Eq)]
 struct Options {
     /// How long `uvnd` may take.
@@ -57,7 +57,7 @@ struct Step {
 }
 
 impl Step {
-    /// As Slurm's own commands write it. The numbers are from slurm.h: SLURM_BATCH_SCRIPT and the like.
+    /// `JOB.STEP`, as Slurm's own commands write it. The numbers are from slurm.h: SLURM_BATCH_SCRIPT and the like.
     fn name(self) -> String {
         let step = match self.step {
             0xffff_fffa => "interactive".to_owned(),
@@ -68,7 +68,7 @@ impl Step {
         format!("{}.{step}", self.job)
     }
 
-    /// Makes sure that its user is not policed or has a network, which the process `pid` then holds.
+    /// Gets the step's user a network, held by the process `pid`, unless the user is not policed.
     fn attach(self, host: &Host, patience: Duration, pid: i32) -> Result<(), String> {
         let claim = Claim::Job { job: self.name(), pid };
         host.attach(self.uid, claim, patience).map(drop).map_err(|refused| refused.to_string())

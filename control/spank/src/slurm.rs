@@ -1,4 +1,4 @@
-//! What Slurm calls, and what we call of Slurm (slurm/spank.h; the same from 20.11 on).
+//! The hooks that Slurm calls, and Slurm's functions that the plugin calls (slurm/spank.h; unchanged from 20.11 on).
 #![allow(unsafe_code, reason = "Slurm's interface is C")]
 
 use crate::{Options, Step};
@@ -7,20 +7,20 @@ use std::panic::catch_unwind;
 use std::sync::OnceLock;
 use uvn_api::uvnd::policed::Host;
 
-/// What the loader asks for by name (plugin.c, `_verify_syms`).
+/// The plugin's name; the loader looks these three symbols up (plugin.c, `_verify_syms`).
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals, reason = "the name is Slurm's")]
 static plugin_name: [u8; 4] = *b"uvn\0";
-/// The same.
+/// The plugin's type.
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals, reason = "the name is Slurm's")]
 static plugin_type: [u8; 6] = *b"spank\0";
-/// The same: a plugin of another major or minor version is refused.
+/// Slurm's version: a plugin for another major or minor version is refused.
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals, reason = "the name is Slurm's")]
 static plugin_version: c_uint = version();
 
-/// The number that build.rs found.
+/// The version number that build.rs found; 0: none.
 const fn version() -> c_uint {
     match c_uint::from_str_radix(env!("SLURM_VERSION_NUMBER"), 10) {
         Ok(number) => number,
@@ -33,7 +33,7 @@ type Spank = *mut c_void;
 
 /// ESPANK_SUCCESS.
 const SUCCESS: c_int = 0;
-/// What a hook returns when it failed.
+/// A hook's result after a failure.
 const ERROR: c_int = -1;
 /// S_CTX_REMOTE: slurmstepd.
 const REMOTE: c_uint = 2;
@@ -49,14 +49,14 @@ const TASK: c_uint = 11;
 unsafe extern "C" {
     fn spank_context() -> c_uint;
     fn spank_get_item(spank: Spank, item: c_uint, ...) -> c_int;
-    /// To slurmd's log, and to the job's standard error once it is there.
+    /// Writes to slurmd's log, and to the job's standard error once that exists.
     fn slurm_error(format: *const c_char, ...);
 }
 
-/// Why the step's tasks must not start; made before they are forked, so that they need not make it.
+/// Why the step's tasks must not start; set before they are forked.
 static FAILURE: OnceLock<CString> = OnceLock::new();
 
-/// In slurmstepd, as root, once per step.
+/// Runs in slurmstepd, as root, once per step.
 #[unsafe(no_mangle)]
 extern "C" fn slurm_spank_init_post_opt(spank: Spank, argc: c_int, argv: *const *const c_char) -> c_int {
     // SAFETY: no arguments.
@@ -73,7 +73,7 @@ extern "C" fn slurm_spank_init_post_opt(spank: Spank, argc: c_int, argv: *const 
     SUCCESS
 }
 
-/// In the process that becomes a task, forked from slurmstepd, still as root.
+/// Runs in each process that becomes a task, forked from slurmstepd, still as root.
 #[unsafe(no_mangle)]
 extern "C" fn slurm_spank_task_init_privileged(
     spank: Spank,
@@ -81,7 +81,7 @@ extern "C" fn slurm_spank_task_init_privileged(
     _argv: *const *const c_char,
 ) -> c_int {
     let Some(failure) = FAILURE.get() else { return SUCCESS };
-    // Once per node is enough.
+    // Logged once per node.
     if item(spank, TASK).is_ok_and(|task| task == 0) {
         log(failure);
     }

@@ -1,4 +1,4 @@
-//! `uvnd`: the daemon of a node.
+//! `uvnd`, the daemon of a node: its command line.
 
 use clap::Parser;
 use std::error::Error;

@@ -12,7 +12,7 @@ use uvn_api::toml_file::{Invalid, TomlFile, absolute, device_name, each_once, un
 use uvn_wire::cgroup::EXECUTABLE_ENTRIES;
 use uvn_wire::vxlan::Vni;
 
-/// The first UID that cannot be its own VNI.
+/// The first UID that is too large to be its own VNI.
 const FIRST_MAPPED: u32 = Vni::MAX + 1;
 
 impl TomlFile for Config {
@@ -134,7 +134,7 @@ impl Config {
             if !address.ip().is_loopback() {
                 return wrong("is not a loopback address");
             }
-            // Otherwise a user could take the address in his network, and nobody would notice why the relay fails.
+            // Otherwise a user could bind the address in their network, and the relay would fail for no visible reason.
             if port == 0 || port >= 1024 && !self.service_ports.iter().any(|range| range.contains(&port)) {
                 return wrong("has a port that users may take");
             }
@@ -189,7 +189,7 @@ impl Underlay {
         }
         if let Some(nic) = &self.nic {
             device_name("nic", nic)?;
-            // The names of VRFs and endpoints.
+            // VRFs and endpoints have such names.
             if crate::network::uid_of(nic).is_some() {
                 return Err(Invalid::new("nic", format!("`{nic}` is a name of uvn's own devices")));
             }
@@ -292,7 +292,7 @@ fn check_vnis(vnis: &[VniRange]) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// What is allowed, but deserves a second look.
+/// See [`Config::hints`].
 pub(super) fn hints(config: &Config) -> Vec<String> {
     let mut hints = Vec::new();
     let peers = &config.peers;
@@ -321,7 +321,7 @@ pub(super) fn hints(config: &Config) -> Vec<String> {
             ));
         }
     }
-    // Documentation/networking/ip-sysctl.rst: two numbers.
+    // The first and last port (Documentation/networking/ip-sysctl.rst).
     let ephemeral = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let mut ephemeral = ephemeral.split_whitespace().map(str::parse);
     if let (Some(Ok(first)), Some(Ok(last))) = (ephemeral.next(), ephemeral.next()) {
@@ -330,7 +330,7 @@ pub(super) fn hints(config: &Config) -> Vec<String> {
     hints
 }
 
-/// A port that the kernel picks for a user by itself passes no bind hook.
+/// Hints about ports that the kernel itself gives to outgoing connections: those do not pass the bind programs.
 pub(super) fn ephemeral_hints(config: &Config, ephemeral: &RangeInclusive<u16>) -> Vec<String> {
     let lists = [("service_ports", &config.service_ports), ("srun_ports", &config.srun_ports)];
     let inside = lists.into_iter().flat_map(|(key, ranges)| {
@@ -365,7 +365,7 @@ fn disjoint<T: PartialOrd + Display>(key: &str, ranges: &[RangeInclusive<T>]) ->
     Ok(())
 }
 
-/// A subnet of unicast addresses, without host bits.
+/// Checks that it is a subnet of unicast addresses, without host bits.
 fn subnet(key: &str, cidr: Cidr) -> Result<(), Invalid> {
     if cidr.prefix == 0 {
         return Err(Invalid::new(key, format!("{cidr} is every address")));

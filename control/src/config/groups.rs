@@ -1,10 +1,10 @@
-//! Whether a user's groups let him reach beyond the underlay's subnets.
+//! Whether a user's groups let the user reach beyond the underlay's subnets.
 
 use super::{Group, OffSubnet, Verdict};
 use uvn_api::groups;
 
 impl OffSubnet {
-    /// Whether a user may. With groups listed, it asks the user database; what cannot be found out is refused.
+    /// Whether a user may. If groups are listed, it asks the user database; if that fails, the answer is no.
     #[must_use]
     pub fn allows(&self, uid: u32) -> bool {
         if self.allow_groups.is_empty() && self.deny_groups.is_empty() {
@@ -23,7 +23,7 @@ impl OffSubnet {
         }
     }
 
-    /// The verdict for a member of these groups.
+    /// Whether a member of these groups may.
     fn verdict(&self, member: &[u32], denied: &[u32]) -> bool {
         let of = |gid: &u32| member.contains(gid);
         if denied.iter().any(of) {
@@ -35,7 +35,7 @@ impl OffSubnet {
 }
 
 impl Group {
-    /// Whether the user database has it; a number needs no entry.
+    /// Whether the user database has the group; a number needs no entry.
     #[must_use]
     pub fn exists(&self) -> bool {
         gid(self).is_some()

@@ -9,20 +9,20 @@ use uvn_wire::vxlan::Vni;
 /// Why a UID has no VNI.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum NoVni {
-    /// It is not policed: it needs none.
+    /// It is not policed, so it has no network.
     #[error("UID {0} is not policed: it has no network; see `policed` and `exempt`")]
     NotPoliced(u32),
     /// It is 2^24 or more, and no range covers it.
     #[error("UID {0} is 2^24 or more: a [[vni]] range must give it a VNI")]
     Unmapped(u32),
-    /// Another UID has been given the VNI that is its number.
+    /// A range has given the VNI that equals it to another UID.
     #[error(
         "UID {uid} and UID {other} would share VNI {uid}, which a [[vni]] range gives to {other}: change the range"
     )]
     Taken {
-        /// This one.
+        /// The UID without a VNI.
         uid: u32,
-        /// The other one.
+        /// The UID that has its VNI.
         other: u32,
     },
 }
@@ -55,7 +55,7 @@ impl Config {
         is_policed(uid, &self.policed, &self.exempt)
     }
 
-    /// The policed UIDs in ascending ranges that neither touch nor overlap, exemptions cut out.
+    /// The policed UIDs without the exempt ones, in ascending ranges that neither touch nor overlap.
     #[must_use]
     pub fn policed_ranges(&self) -> Vec<RangeInclusive<u32>> {
         let exempt = merged(&self.exempt);
@@ -78,10 +78,10 @@ impl Config {
         kept
     }
 
-    /// The VNI of a policed UID: its own number below 2^24, else what a range gives it. No two UIDs have the same.
+    /// The VNI of a policed UID: below 2^24 its own number, else the number from a range. No two UIDs have the same.
     ///
     /// # Errors
-    /// It has none.
+    /// The UID has no VNI.
     pub fn vni_of(&self, uid: u32) -> Result<Vni, NoVni> {
         if !self.is_policed(uid) {
             return Err(NoVni::NotPoliced(uid));
@@ -96,7 +96,7 @@ impl Config {
         }
     }
 
-    /// The policed UID whose VNI this is.
+    /// The policed UID that has this VNI.
     #[must_use]
     pub fn uid_of(&self, vni: Vni) -> Option<u32> {
         let mapped = self.vnis.iter().find_map(|range| range.uid_of(vni.get()));
@@ -105,7 +105,7 @@ impl Config {
     }
 }
 
-/// The same numbers in ascending ranges that neither touch nor overlap.
+/// The same UIDs in ascending ranges that neither touch nor overlap.
 fn merged(ranges: &[RangeInclusive<u32>]) -> Vec<RangeInclusive<u32>> {
     let mut sorted = ranges.to_vec();
     sorted.sort_by_key(|range| *range.start());

@@ -1,4 +1,4 @@
-//! Leases that come and go, and the networks that come and go with them.
+//! Attach and detach: leases, and the networks that are made and removed with them.
 
 use super::networks::{AttachError, Networks, ROUNDS, STATE, devices};
 use crate::demand::{Refusal, received};
@@ -16,29 +16,29 @@ use uvn_api::uvnd::finding::Id;
 use uvn_api::uvnd::message::{Claim, Outcome, Release};
 use uvn_wire::vxlan::Vni;
 
-/// How long one turn may take networks down: logins wait meanwhile.
+/// How long one turn may remove networks, since logins wait meanwhile.
 const TEARDOWN: Duration = Duration::from_millis(200);
-/// After a network for a peer, none is made for so many times as long as it took.
+/// How long no network is made for a peer after one was, as a multiple of the time it took.
 const DEMAND_REST: u32 = 9;
-/// Networks that peers want and that have not been looked at.
+/// Networks that peers want and that wait to be looked at, at most.
 const MAX_WANTED: usize = 1024;
 
-/// What an end of leases led to.
+/// What the end of leases led to.
 #[derive(Debug, Default)]
 pub struct Released {
-    /// Leases that remain.
+    /// How many leases remain.
     pub leases: usize,
-    /// Steps in the kernel.
+    /// The steps taken in the kernel.
     pub steps: Vec<Step>,
-    /// What could not be taken away.
+    /// What could not be removed, as texts.
     pub errors: Vec<String>,
 }
 
 impl Networks {
-    /// Adds a lease, and makes the network if it is not there.
+    /// Adds a lease, and makes the network if it does not exist.
     ///
     /// # Errors
-    /// The network cannot be made; then the lease is not added, and nothing of the network is left.
+    /// The network cannot be made. The lease is not added then, and what was made is removed.
     pub fn attach(
         &mut self,
         uid: u32,
@@ -85,8 +85,8 @@ impl Networks {
         result
     }
 
-    /// Writes a new lease down, and watches its holder. Without room for the file nobody gets a network; whoever has one
-    /// keeps it while he has processes, whatever the file says.
+    /// Saves a new lease, and watches its holder. If the file cannot be written, no network is made; existing networks
+    /// stay while their users have processes, whatever the file says.
     fn hold(&mut self, lease: &Lease, attached: &Attached) -> Result<(), AttachError> {
         match attached {
             Attached::New(_) => state::save(&self.leases, Path::new(STATE))?,
@@ -123,7 +123,7 @@ impl Networks {
         let devices = devices(&self.node, network).ok_or(AttachError::Gone(network.uid))?;
         self.binding.bind(network.uid, &devices)?;
         if steps.iter().any(|step| matches!(step, Step::Create(Item::Vrf { .. }))) {
-            // Its sockets were in another VRF.
+            // The VRF is new, and the relay's sockets are bound to the old one.
             self.relay_no_more(network.uid);
         }
         self.relay_to(network);
@@ -150,7 +150,7 @@ impl Networks {
         }
     }
 
-    /// The steps of an attach.
+    /// The outcome and the steps of an attach, without taking them.
     fn rehearse(&self, uid: u32, lease: Lease) -> Result<(Outcome, Vec<Step>), AttachError> {
         let attached =
             self.leases.clone().attach(uid, lease, lease::now(), |slot| self.config.network_of(uid, slot))?;
@@ -160,7 +160,8 @@ impl Networks {
         Ok((outcome, steps))
     }
 
-    /// Ends leases; None: the user has no such. The network lingers, unless it is to end at once.
+    /// Ends leases; None: the user has no such lease. With [`Release::All`] the network is removed at once; otherwise
+    /// it lingers.
     pub fn release(&mut self, uid: u32, what: &Release, dry_run: bool) -> Option<Released> {
         let ends = |lease: &Lease| match what {
             Release::All => true,
@@ -189,7 +190,7 @@ impl Networks {
         Some(Released { leases, ..released })
     }
 
-    /// Processes that mio reported have ended: so have their leases.
+    /// Ends the leases of processes that have ended, as mio has reported by this token.
     pub fn holder_ended(&mut self, token: Token) {
         let ended = self.holders.ended(token);
         self.end_of(&ended);
@@ -212,8 +213,8 @@ impl Networks {
         }
     }
 
-    /// Takes down what nobody has held for the linger time, whose user has no process left here, and to which peers
-    /// that made it send no more.
+    /// Removes networks that no lease has kept for the linger time, whose users have no process left here, and to which
+    /// the peers that had them made send no more.
     pub(super) fn expire(&mut self) {
         let linger = Duration::from_secs(self.config.linger_s.into());
         for uid in self.leases.due(lease::now(), linger) {
@@ -250,7 +251,7 @@ impl Networks {
         }
     }
 
-    /// Takes a network away, and goes on past errors; with any, it keeps its number and is tried again.
+    /// Removes a network, and goes on after an error. After an error, it keeps its lease number and is tried again.
     fn teardown(&mut self, uid: u32) -> Released {
         let mut released = Released::default();
         let Some(network) = self.leases.get(uid).map(|held| held.network.clone()) else { return released };
@@ -303,7 +304,7 @@ impl Networks {
         self.want(seen);
     }
 
-    /// Reads what nftables logs of kernel VXLAN.
+    /// Reads which VNIs peers sent to over kernel VXLAN, from nftables' log.
     pub fn read_unknown(&mut self) {
         while let Some(log) = &mut self.unknown {
             match log.read() {
@@ -317,7 +318,7 @@ impl Networks {
         }
     }
 
-    /// Makes one of them. It takes a tenth of the time at most: what peers want has no right to more.
+    /// Makes one of the networks that peers want. That takes a tenth of uvnd's time at most.
     pub(super) fn make_wanted(&mut self, now: Instant) {
         if now < self.demand_rest {
             return;
@@ -342,13 +343,13 @@ impl Networks {
         self.wanted_by_peers.append(&mut again);
     }
 
-    /// A peer that sends for everybody is not remembered for ever.
+    /// Remembers networks that peers want, up to [`MAX_WANTED`].
     fn want(&mut self, seen: impl IntoIterator<Item = (Vni, IpAddr)>) {
         let room = MAX_WANTED.saturating_sub(self.wanted_by_peers.len());
         self.wanted_by_peers.extend(seen.into_iter().take(room));
     }
 
-    /// Writes the leases down. What is in force is in memory: an older file only names holders that have ended.
+    /// Saves the leases. After a failure uvnd goes on: an older file differs only by holders that have ended.
     pub(super) fn save(&mut self) {
         if let Err(error) = state::save(&self.leases, Path::new(STATE)) {
             self.warn(Id::File, error);
@@ -356,7 +357,7 @@ impl Networks {
     }
 }
 
-/// The lease of a claim.
+/// The lease that a claim asks for.
 fn lease_of(claim: &Claim) -> Result<Lease, AttachError> {
     let holder = |pid: i32| Process::of(pid).map_err(|_| AttachError::Holder(pid));
     Ok(match claim {
@@ -369,7 +370,7 @@ fn lease_of(claim: &Claim) -> Result<Lease, AttachError> {
     })
 }
 
-/// Whether a lease is a claim's: a process may have another name by now.
+/// Whether a claim means a lease. A session is compared by its process: the process may have another name by now.
 fn is_of(lease: &Lease, claim: &Claim) -> bool {
     let held_by = |pid: i32| lease.holder.is_some_and(|holder| holder.pid == pid);
     match claim {

@@ -1,4 +1,4 @@
-//! The data planes: one per NIC that the engine drives.
+//! The data planes: one for each NIC that is not left to kernel VXLAN.
 
 use super::networks::Networks;
 use crate::config::PathChoice;
@@ -10,8 +10,8 @@ use uvn_api::uvnd::finding::Id;
 use uvn_dataplane::port::xsk::MAX_MTU;
 
 impl Networks {
-    /// Ends the data planes of NICs that are the kernel's now, or that are configured no more: their VXLAN port must be free
-    /// before the kernel's devices come up.
+    /// Stops the data planes of NICs that kernel VXLAN carries now, or that are no longer configured: their VXLAN port
+    /// must be free before the kernel's devices come up.
     pub(super) fn end_feeds(&mut self) {
         let configured: BTreeSet<&str> = self.node.nics.iter().map(|nic| nic.name.as_str()).collect();
         let (keep, go): (Vec<Feed>, Vec<Feed>) =
@@ -23,7 +23,7 @@ impl Networks {
         go.into_iter().for_each(Feed::stop);
     }
 
-    /// Has each data plane carry the networks that it shall.
+    /// Starts or updates the data plane of each NIC, with the networks that it must carry.
     pub(super) fn drive_feeds(&mut self) {
         let engines: Vec<Nic> =
             self.node.nics.iter().filter(|nic| nic.path == DataPath::Engine).cloned().collect();
@@ -46,8 +46,8 @@ impl Networks {
         }
     }
 
-    /// Has a data plane follow its NIC. Under `auto` it is stopped if it has come up anew without the gear that the NIC's
-    /// MTU takes.
+    /// Updates a running data plane. Under `auto` it is stopped if it has started again without the gear that the NIC's
+    /// MTU needs.
     fn follow_feed(
         &mut self,
         at: usize,
@@ -66,7 +66,7 @@ impl Networks {
         })
     }
 
-    /// Starts, or takes over, the data plane of a NIC.
+    /// Starts the data plane of a NIC, or takes over a running one.
     fn begin_feed(&mut self, nic: Nic, others: Others, wanted: Vec<Network>) -> Result<(), String> {
         let auto = self.is_auto(&nic);
         let token = Token(self.first_feed.0 + usize::from(nic.slot));
@@ -94,7 +94,8 @@ impl Networks {
         underlay.is_some_and(|underlay| underlay.path == PathChoice::Auto)
     }
 
-    /// Leaves a NIC to the kernel, until uvnd is started again. False: it is to have the engine or nothing.
+    /// Leaves a NIC to kernel VXLAN until uvnd restarts or reloads. False: its `path` is not `auto`, and it stays
+    /// without.
     fn demote(&mut self, nic: &Nic, reason: String) -> bool {
         let auto = self.is_auto(nic);
         let what = if auto { "left to kernel VXLAN" } else { "cannot use its data plane" };

@@ -1,4 +1,4 @@
-//! What follows from a change: of the node, of the configuration, of time.
+//! Follows changes: of the node, of the configuration, of time.
 
 use super::networks::{ASK, Networks, called_back, items};
 use super::newcomers::newcomers;
@@ -43,7 +43,7 @@ impl Networks {
         }
     }
 
-    /// Brings one network back to what it shall be.
+    /// Restores one network: its objects in the kernel, its data planes, its binding.
     pub(super) fn mend(&mut self, network: &Network) {
         let uid = network.uid;
         match self.bring(network, &self.items(network)) {
@@ -62,7 +62,7 @@ impl Networks {
         self.bind_all();
     }
 
-    /// Drives the data planes; and makes a network that a peer wants, unless root waits.
+    /// Drives the data planes. Makes a network for a peer or a newcomer, unless a request of root waits.
     pub(super) fn turn(&mut self, now: Instant, root_waits: bool) {
         for feed in &mut self.feeds {
             feed.turn(now);
@@ -86,7 +86,7 @@ impl Networks {
         self.feeds.iter().map(|feed| feed.due().min(self.ask)).chain(wanted).min()
     }
 
-    /// What time brings, once a second.
+    /// Does what depends on time, once a second.
     pub(super) fn tick(&mut self, now: Instant) {
         self.hold_programs();
         if rdma::denied(&self.config) != self.binding.policy().denied {
@@ -100,7 +100,7 @@ impl Networks {
         if other_nodes || now >= self.resync || (now >= self.retry && faulty) {
             self.reap();
             if self.peers_fault.is_some() {
-                // By the same file.
+                // From the same slurm.conf.
                 self.slurm_user = slurm_user(&self.config);
                 self.list_peers();
             }
@@ -108,7 +108,7 @@ impl Networks {
         }
     }
 
-    /// Attaches the socket programs again if somebody has taken their pins away. Their maps may be gone as well.
+    /// Attaches the socket programs again if their pins are gone. Their maps may be gone as well.
     fn hold_programs(&mut self) {
         if self.binding.is_attached() {
             return;
@@ -127,14 +127,14 @@ impl Networks {
         }
     }
 
-    /// Lists the nodes that run uvn, and has their addresses asked; keeps those that were listed if that fails.
+    /// Lists the nodes that run uvn, and starts to look up their addresses. If that fails, the former list stays.
     pub(super) fn list_peers(&mut self) {
         let listed = self.directory.follow(&self.config.peers);
         self.peers_fault = listed.err().map(|error| error.to_string());
         self.learn_peers();
     }
 
-    /// Takes over what the directory knows; whether that is other nodes than before.
+    /// Takes over the nodes that the directory knows. True: they have changed.
     pub(super) fn learn_peers(&mut self) -> bool {
         let before = std::mem::replace(&mut self.peers, self.directory.peers());
         let changed = (&before.ranges, &before.nodes) != (&self.peers.ranges, &self.peers.nodes);
@@ -144,10 +144,11 @@ impl Networks {
         changed
     }
 
-    /// Reads the configuration again, and follows it. The old one stays if the new one is bad.
+    /// Reads the configuration again and puts it in force.
     ///
     /// # Errors
-    /// It is bad, or cannot be put in force; or, unless `force` is set, users would lose an endpoint by it.
+    /// It is wrong, or cannot be put in force; or users would lose an endpoint, and `force` is not set. The old
+    /// configuration stays.
     pub(super) fn reload(&mut self, dry_run: bool, force: bool) -> Result<Vec<Step>, Failure> {
         let invalid = |error: ConfigError| Failure::new(Code::Invalid, error.to_string());
         let config = Config::load(&self.file).map_err(invalid)?;
@@ -180,7 +181,7 @@ impl Networks {
         Ok(self.reconcile())
     }
 
-    /// Refuses another NAT pool than before if something else uses it.
+    /// Refuses a changed NAT pool that something else uses.
     fn keep_off(&self, config: &Config) -> Result<(), Failure> {
         if config.nat == self.config.nat {
             return Ok(());
@@ -192,7 +193,7 @@ impl Networks {
         }
     }
 
-    /// Refuses a configuration without a NIC on which users have endpoints: a typo must not cut them off.
+    /// Refuses a configuration that lacks a NIC on which users have endpoints: a typo must not cut them off.
     fn spare(&self, config: &Config) -> Result<(), Failure> {
         let users: Vec<String> = self.wanted().iter().map(|network| network.uid.to_string()).collect();
         let node =
@@ -209,7 +210,7 @@ impl Networks {
         Err(Failure::new(Code::Invalid, refusal))
     }
 
-    /// The steps that a configuration would take.
+    /// The steps that a configuration would need.
     fn compare(&self, config: &Config) -> Result<Vec<Step>, Failure> {
         let failed = |error: String| Failure::new(Code::Failed, error);
         let node = self.netlink.node(config).map_err(|error| failed(error.to_string()))?;

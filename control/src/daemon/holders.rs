@@ -1,4 +1,4 @@
-//! The processes that hold networks: a pidfd each, readable once the process has ended.
+//! The processes that hold networks: each has a pidfd, which is readable once the process has ended.
 
 use crate::lease::Process;
 use mio::unix::SourceFd;
@@ -7,19 +7,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-/// The pidfds, by process.
+/// The watched processes and their pidfds.
 pub struct Holders {
     registry: Registry,
-    /// A process `pid` has token `first` + pid.
+    /// The process with PID n has token `first` + n.
     first: usize,
     watched: BTreeMap<Process, OwnedFd>,
 }
 
 impl Holders {
-    /// Nobody yet. Tokens from `first` on are its own.
+    /// Watches no process yet. Uses tokens from `first` on.
     ///
     /// # Errors
-    /// The kernel gives no descriptor.
+    /// No descriptor is free.
     pub fn new(registry: &Registry, first: Token) -> io::Result<Holders> {
         Ok(Holders { registry: registry.try_clone()?, first: first.0, watched: BTreeMap::new() })
     }
@@ -27,7 +27,7 @@ impl Holders {
     /// Watches a process, unless it is watched already.
     ///
     /// # Errors
-    /// It is gone (ESRCH), or no descriptor is free.
+    /// It has ended (ESRCH), or no descriptor is free.
     pub fn watch(&mut self, process: Process) -> io::Result<()> {
         if self.watched.contains_key(&process) {
             return Ok(());
@@ -40,7 +40,7 @@ impl Holders {
         Ok(())
     }
 
-    /// The processes of a token that mio reported, which have ended; they are watched no more.
+    /// The ended processes of a token that mio reported. They are no longer watched.
     pub fn ended(&mut self, token: Token) -> BTreeSet<Process> {
         let of_token = |process: &&Process| {
             usize::try_from(process.pid).is_ok_and(|pid| token.0.checked_sub(pid) == Some(self.first))
@@ -51,7 +51,7 @@ impl Holders {
         ended
     }
 
-    /// Watches these processes only. Returns those of them that have ended already.
+    /// Watches exactly these processes. Returns those that have ended already.
     pub fn follow(&mut self, holders: &BTreeSet<Process>) -> BTreeSet<Process> {
         self.watched.retain(|process, _| holders.contains(process));
         let mut ended = BTreeSet::new();
@@ -61,7 +61,7 @@ impl Holders {
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
                     ended.insert(process);
                 }
-                // Out of descriptors: the next time, then.
+                // Out of descriptors: tried again at the next call.
                 Err(error) => tracing::warn!(process.pid, %error, "cannot watch a process; uvnd tries again"),
             }
         }

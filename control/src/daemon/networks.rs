@@ -1,7 +1,8 @@
-//! What this node holds for its users, and the ways there: attach, detach, reconcile.
+//! All networks of this node, and what attach, detach and reconcile work on.
 //!
-//! Grant: lease (persisted), kernel objects, data planes, socket binding, answer. Revoke: socket binding, data planes,
-//! kernel objects, lease. So a policed user's sockets are either in his whole network, or refused.
+//! A grant makes, in this order: lease (saved), kernel objects, data planes, socket binding, answer. A revocation
+//! undoes: socket binding, data planes, kernel objects, lease. So a policed user's sockets are in a complete network,
+//! or refused.
 
 use super::holders::Holders;
 use super::newcomers::newcomers;
@@ -34,36 +35,37 @@ use uvn_api::uvnd::finding::{Finding, Id, LOG};
 use uvn_wire::cgroup::NETWORK_ENTRIES;
 use uvn_wire::vxlan::Vni;
 
-/// The leases.
+/// The file of the leases.
 pub const STATE: &str = "/run/uvn/state.json";
 
-/// How often all is compared with what it shall be, though nothing is known to have changed.
+/// How often everything is compared with what it must be, without a known change.
 pub(super) const RESYNC: Duration = Duration::from_secs(30);
-/// How often data planes are asked for the VNIs that peers sent to: a TCP connection is tried again after a second.
+/// How often data planes are asked for the VNIs that peers sent to. A TCP client repeats its SYN after a second.
 pub(super) const ASK: Duration = Duration::from_millis(250);
-/// How often a network that is not as it shall be is tried again.
+/// How often faulty networks are tried again.
 pub(super) const RETRY: Duration = Duration::from_secs(5);
-/// How long the start waits for the addresses of nodes: without them, users reach nobody.
+/// How long the start waits for the addresses of nodes: without them, users reach no other node.
 const GREETING: Duration = Duration::from_secs(2);
-/// Comparing again finds what the kernel took along with something else. More rounds than this do not help.
+/// How often wanted and observed items are compared: a second round finds what the kernel deleted with something else;
+/// more rounds than these do not help.
 pub(super) const ROUNDS: usize = 4;
 
 /// Why `uvnd` cannot start.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// Processes cannot be watched, or data planes cannot be driven.
+    /// Processes or data planes cannot be polled.
     #[error("poll: {0}")]
     Poll(#[from] io::Error),
-    /// The kernel's networking cannot be asked.
+    /// The kernel's network configuration cannot be read.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// The leases cannot be read.
+    /// The file of the leases cannot be read.
     #[error(transparent)]
     State(#[from] StateError),
-    /// Sockets cannot be bound.
+    /// The socket programs cannot be attached.
     #[error(transparent)]
     Binding(#[from] BindingError),
-    /// A NAT pool is not free.
+    /// Something else on the node uses a NAT pool.
     #[error(transparent)]
     Pool(#[from] PoolInUse),
 }
@@ -71,19 +73,19 @@ pub enum StartError {
 /// Why a user has no network.
 #[derive(Debug, Error)]
 pub enum AttachError {
-    /// The process that shall hold it.
+    /// The process that is to hold it has ended.
     #[error("process {0} does not exist, so it cannot hold a network")]
     Holder(i32),
-    /// He can have none.
+    /// The lease is refused.
     #[error(transparent)]
     Lease(#[from] LeaseError),
-    /// The lease cannot be written down.
+    /// The lease cannot be saved.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The kernel's objects.
+    /// The kernel refuses one of its objects.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// They do not stay as they were made.
+    /// Another program keeps changing the objects.
     #[error(
         "the network of user {uid} does not stay as uvnd makes it, {step} is due again and again: another program \
          changes it"
@@ -91,25 +93,25 @@ pub enum AttachError {
     Unstable {
         /// The user.
         uid: u32,
-        /// The step.
+        /// The step that is needed again and again.
         step: String,
     },
-    /// A device went away while it was made.
+    /// A device disappeared while the network was made.
     #[error("a device of user {0}'s network disappeared while uvnd made it: another program removes it")]
     Gone(u32),
-    /// No underlay NIC is there.
+    /// No underlay NIC has an address in its subnets.
     #[error("no underlay NIC has an address in its subnets: see `uvn status`")]
     NoNic,
-    /// What keeps networks apart beside the socket programs.
+    /// The nftables table is not in place.
     #[error("the packet filter is not in place: {0}")]
     Firewall(String),
-    /// The connection tracker.
+    /// The connection tracker's flows of an earlier network cannot be deleted.
     #[error("cannot remove a former network's flows from the connection tracker: {0}")]
     Flows(#[source] io::Error),
-    /// A data plane.
+    /// A data plane refuses the network.
     #[error(transparent)]
     Feed(#[from] FeedError),
-    /// His sockets.
+    /// The user's sockets cannot be bound.
     #[error(transparent)]
     Binding(#[from] BindingError),
 }
@@ -122,39 +124,39 @@ pub struct Networks {
     pub(super) netlink: Netlink,
     pub(super) node: Node,
     pub(super) binding: Binding,
-    /// The packet filter knows the numbers below.
+    /// The packet filter's maps have the networks' numbers below this.
     pub(super) numbered: u32,
-    /// What Slurm's daemons call back.
+    /// The programs that Slurm's daemons call back.
     pub(super) srun: Executables,
     /// See [`slurm_user`].
     pub(super) slurm_user: u32,
-    /// Users who ran before the configuration was in force, each with a process: they get networks first.
+    /// UIDs with processes when enforcement was to begin, each with a PID: they get networks before anybody is refused.
     pub(super) newcomers: BTreeMap<u32, i32>,
     pub(super) feeds: Vec<Feed>,
     pub(super) holders: Holders,
-    /// Why a leased network is not as it shall be.
+    /// Why a leased network is faulty, by UID.
     pub(super) faults: BTreeMap<u32, String>,
-    /// What else is not as it should be.
+    /// Other findings, since the last reconcile.
     pub(super) findings: Vec<Finding>,
     /// Why the packet filter is not in place: nobody gets a network until it is.
     pub(super) firewall_fault: Option<String>,
-    /// Loopback services inside the networks; None: there are none, or it could not be started.
+    /// The relay for loopback services; None: it could not be started.
     pub(super) relay: Option<Relay>,
     pub(super) refusals: Refusals,
     pub(super) demand: Demand,
-    /// No network is made for a peer before.
+    /// Earliest time to make a network for a peer.
     pub(super) demand_rest: Instant,
-    /// VNIs that kernel VXLAN does not know.
+    /// The log of VNIs that peers sent to over kernel VXLAN; None: it could not be opened.
     pub(super) unknown: Option<UnknownLog>,
     pub(super) wanted_by_peers: BTreeSet<(Vni, IpAddr)>,
-    /// When the data planes are asked for theirs.
+    /// When the data planes are asked next for VNIs that they do not know.
     pub(super) ask: Instant,
     pub(super) directory: Directory,
-    /// Those that the directory knows.
+    /// The nodes that run uvn, from `directory`.
     pub(super) peers: Peers,
-    /// Why they cannot be listed.
+    /// Why the nodes cannot be listed.
     pub(super) peers_fault: Option<String>,
-    /// NICs that `auto` left to the kernel, and why.
+    /// NICs that `auto` has left to kernel VXLAN, by name, and why.
     pub(super) demoted: BTreeMap<String, String>,
     pub(super) resync: Instant,
     pub(super) retry: Instant,
@@ -162,13 +164,13 @@ pub struct Networks {
     pub(super) first_feed: Token,
 }
 
-/// Start, and what a change of the node or of the configuration asks for.
+/// The start, and what all operations share.
 impl Networks {
-    /// Takes over what is there, and brings it to what is configured and leased. Data planes' connections get tokens
-    /// from `feeds` on, processes from `holders` on.
+    /// Takes over what an earlier uvnd has left, and brings it to what is configured and leased. Connections to data
+    /// planes get tokens from `feeds` on, processes from `holders` on.
     ///
     /// # Errors
-    /// The node lacks something that no user could do without.
+    /// The node lacks something that every network needs.
     pub fn start(
         file: &Path,
         config: Config,
@@ -242,11 +244,11 @@ impl Networks {
         self.reconcile();
     }
 
-    /// Takes over the networks of the kernel: nobody knows any more who holds them, so they linger.
+    /// Takes over the networks of the kernel after the file of the leases was lost: without leases, they linger.
     fn adopt(&mut self) {
         let observed = self.netlink.observe().unwrap_or_default();
         for item in observed {
-            // The number is in the VRF's table.
+            // The number of the VRF's table gives the lease number.
             let Item::Vrf { name, table } = item else { continue };
             let (Some(uid), Some(slot)) = (uid_of(&name), table.checked_sub(FIRST_TABLE)) else { continue };
             let adopted =
@@ -257,7 +259,7 @@ impl Networks {
         }
     }
 
-    /// For the next start, once it is in force.
+    /// Saves the configuration for the next boot if it is enforced, and deletes the saved one if uvn observes.
     pub(super) fn keep_config(&mut self) {
         let kept = match self.config.mode {
             Mode::Enforce if self.observes() => return,
@@ -287,7 +289,7 @@ impl Networks {
         self.found(Finding::fault(id, what, LOG));
     }
 
-    /// Remembers a finding until the node is looked at again.
+    /// Logs a finding, and keeps it until the next reconcile.
     pub(super) fn found(&mut self, finding: Finding) {
         tracing::warn!("{finding}");
         if !self.findings.contains(&finding) {
@@ -300,13 +302,13 @@ impl Networks {
         self.faults.entry(uid).or_insert(text);
     }
 
-    /// The networks that shall be there.
+    /// The networks that must exist: all but those being removed.
     pub(super) fn wanted(&self) -> Vec<Network> {
         let held = self.leases.iter().map(|(_, held)| held);
         held.filter(|held| !held.leaving).map(|held| held.network.clone()).collect()
     }
 
-    /// Has the packet filter know the numbers of all networks, and as many again.
+    /// Adds the numbers of all networks to the packet filter's maps, with room for more: up to the next power of two.
     pub(super) fn number(&mut self) -> Result<(), FirewallError> {
         let numbers = self.leases.iter().map(|(_, held)| held.network.number());
         let end = numbers.max().unwrap_or(0).saturating_add(1).next_power_of_two().clamp(64, NETWORK_ENTRIES);
@@ -315,18 +317,18 @@ impl Networks {
         Ok(())
     }
 
-    /// The socket programs' part of the configuration, as it is in force.
+    /// The socket programs' policy in force.
     pub(super) fn policy(&self) -> Policy {
         policy(&self.config, &self.srun.known, self.slurm_user, self.observes())
     }
 
-    /// What the kernel shall hold for a network.
+    /// What the kernel must hold for a network.
     pub(super) fn items(&self, network: &Network) -> Vec<Item> {
         items(&self.node, &self.peers, network)
     }
 }
 
-/// What the kernel shall hold for a network; where there is no engine, the other nodes, too.
+/// What the kernel must hold for a network, including the other nodes' entries on NICs that kernel VXLAN carries.
 #[must_use]
 pub fn items(node: &Node, peers: &Peers, network: &Network) -> Vec<Item> {
     let mut items = plan::network(node, network);
@@ -336,7 +338,7 @@ pub fn items(node: &Node, peers: &Peers, network: &Network) -> Vec<Item> {
     items
 }
 
-/// The indexes of a network's devices; None: one is missing.
+/// The interface indexes of a network's devices; None: a device is missing.
 #[must_use]
 pub fn devices(node: &Node, network: &Network) -> Option<Devices> {
     let index = |name: &str| netlink::index(name).ok();
@@ -347,7 +349,7 @@ pub fn devices(node: &Node, network: &Network) -> Option<Devices> {
     Some(Devices { number, vrf, endpoints, off_subnet: network.off_subnet })
 }
 
-/// Without it there are no networks on demand over kernel VXLAN.
+/// Opens the log of kernel VXLAN's VNIs; None: there are no networks on demand over kernel VXLAN.
 fn open_unknown(registry: &Registry, token: Token) -> Option<UnknownLog> {
     let open = || {
         let log = UnknownLog::open()?;
@@ -361,7 +363,7 @@ fn open_unknown(registry: &Registry, token: Token) -> Option<UnknownLog> {
         .ok()
 }
 
-/// The programs that Slurm's daemons call back; without ports there are none.
+/// The programs that Slurm's daemons call back; none without `srun_ports`.
 pub(super) fn called_back(config: &Config) -> Executables {
     if config.srun_ports.is_empty() {
         Executables::default()

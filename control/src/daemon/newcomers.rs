@@ -1,5 +1,5 @@
-//! The change from observing to enforcing, on a node where users are at work: all of them get networks first, and nobody
-//! is refused until they have.
+//! From observing to enforcing on a node where users have processes: all of them get networks first, and nobody is
+//! refused sockets until then.
 
 use super::networks::Networks;
 use crate::config::{Config, Mode};
@@ -10,7 +10,7 @@ use std::path::Path;
 use uvn_api::uvnd::finding::Id;
 use uvn_api::uvnd::message::Claim;
 
-/// Users who run without a network, each with a process; none if the configuration is in force already.
+/// Policed users with processes, each with a PID; none if uvn observes, or has enforced here before.
 pub(super) fn newcomers(config: &Config) -> BTreeMap<u32, i32> {
     if config.mode == Mode::Observe || Path::new(LAST).exists() {
         return BTreeMap::new();
@@ -22,7 +22,7 @@ pub(super) fn newcomers(config: &Config) -> BTreeMap<u32, i32> {
 }
 
 impl Networks {
-    /// Whether nobody is refused sockets: by the configuration, or not yet.
+    /// Whether nobody is refused sockets: by the configuration, or because newcomers still wait for networks.
     pub(super) fn observes(&self) -> bool {
         self.config.mode == Mode::Observe || !self.newcomers.is_empty()
     }
@@ -43,7 +43,7 @@ impl Networks {
         }
     }
 
-    /// Puts the policy in force, and keeps it for the next boot.
+    /// Puts the policy in force, and saves the configuration for the next boot.
     pub(super) fn enforce(&mut self) {
         match self.binding.set_policy(&self.policy()) {
             Ok(()) => {

@@ -1,4 +1,4 @@
-//! Brings the node to what it shall be: the node is looked at, and what differs is changed. Goes on past errors.
+//! Reconcile: reads the node, and changes what differs from what it must be. Goes on after errors.
 
 use super::networks::{Networks, RESYNC, RETRY, ROUNDS, called_back, devices};
 use crate::binding::policy::policy;
@@ -20,7 +20,7 @@ struct Refused {
 }
 
 impl Networks {
-    /// Brings everything to what it shall be, and goes on past errors. Returns the steps in the kernel.
+    /// Brings everything to what it must be, and goes on after errors. Returns the steps taken in the kernel.
     pub(super) fn reconcile(&mut self) -> Vec<Step> {
         self.resync = Instant::now() + RESYNC;
         self.retry = Instant::now() + RETRY;
@@ -32,13 +32,13 @@ impl Networks {
         self.keep_policy();
         self.unbind_strangers();
         let steps = self.bring_all();
-        // After the devices are there: what a data plane lacks is opened at once.
+        // After the devices exist, so that data planes can open them at once.
         self.drive_feeds();
         self.bind_all();
         steps
     }
 
-    /// Looks at the NICs.
+    /// Reads the node: NICs, addresses, routes.
     pub(super) fn look(&mut self) {
         match self.netlink.node(&self.config) {
             Ok(node) => self.node = node,
@@ -51,7 +51,7 @@ impl Networks {
         }
     }
 
-    /// Kernel settings, packet filter, and what keeps a port from kernel VXLAN.
+    /// Sets kernel settings and the packet filter, and frees ports that kernel VXLAN needs.
     pub(super) fn settle(&mut self) {
         self.free_ports();
         let record = Path::new(sysctl::RECORD);
@@ -71,7 +71,8 @@ impl Networks {
         }
     }
 
-    /// An upgrade of Slurm puts other files in the place of its programs, and a driver gets its number when it is loaded.
+    /// Updates the socket programs' policy if it has changed: an upgrade of Slurm replaces its programs' files, and a
+    /// driver gets its number when it is loaded.
     pub(super) fn keep_policy(&mut self) {
         let srun = called_back(&self.config);
         let policy = policy(&self.config, &srun.known, self.slurm_user, self.observes());
@@ -87,7 +88,7 @@ impl Networks {
         self.srun = srun;
     }
 
-    /// Takes away what a data plane that was killed has left on a NIC that is the kernel's now.
+    /// Deletes what a killed data plane has left on a NIC that kernel VXLAN carries now.
     fn free_ports(&mut self) {
         let kernel = |nic: &Nic| nic.path == DataPath::Kernel;
         if !self.node.nics.iter().any(kernel) {
@@ -101,7 +102,7 @@ impl Networks {
         }
     }
 
-    /// Nobody without a lease has a network.
+    /// Unbinds users without a lease.
     fn unbind_strangers(&mut self) {
         for uid in self.binding.bound().into_keys() {
             if self.leases.get(uid).is_none_or(|held| held.leaving)
@@ -112,7 +113,7 @@ impl Networks {
         }
     }
 
-    /// Brings the kernel's objects to what they shall be: rules, and every network.
+    /// Brings the kernel's objects to what they must be: rules, and every network.
     pub(super) fn bring_all(&mut self) -> Vec<Step> {
         match self.netlink.give_way() {
             Ok(moved) => moved.iter().for_each(|rule| {
@@ -176,7 +177,7 @@ impl Networks {
         }
     }
 
-    /// Binds the users of whole networks, and unbinds those of others.
+    /// Binds the users of complete networks, and unbinds all others.
     pub(super) fn bind_all(&mut self) {
         let bound = self.binding.bound();
         for network in self.wanted() {
@@ -184,7 +185,7 @@ impl Networks {
             let changed = match devices(&self.node, &network) {
                 Some(devices) if bound.get(&uid) == Some(&devices) => Ok(()),
                 Some(devices) if !self.faults.contains_key(&uid) => self.binding.bind(uid, &devices),
-                // What is bound is not there as it was: refused until it is.
+                // The network is not complete: the user's sockets are refused until it is.
                 _ => self.binding.unbind(uid),
             };
             if let Err(error) = changed {
@@ -194,7 +195,7 @@ impl Networks {
         }
     }
 
-    /// Has loopback services reached inside a network, or says why they are not.
+    /// Serves loopback services inside a network, or records why that fails.
     pub(super) fn relay_to(&mut self, network: &Network) {
         if let Some(relay) = &mut self.relay
             && let Err(error) = relay.add(network.uid, &network.vrf())

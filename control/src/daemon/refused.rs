@@ -1,16 +1,16 @@
-//! Who is refused sockets for want of a network, or would be: a line in the log for each, now and then.
+//! Logs users who are refused sockets for want of a network, or would be: a line for each user, at most once a minute.
 
 use super::networks::Networks;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use uvn_api::uvnd::status::Refused;
 
-/// How often a user is named.
+/// The least time between two such reports.
 const EVERY: Duration = Duration::from_secs(60);
-/// Users named at a time; and in `uvn status`.
+/// Users in one report, and in `uvn status`, at most.
 const NAMED: usize = 8;
 
-/// What has been logged.
+/// What has been logged so far.
 #[derive(Debug)]
 pub(super) struct Refusals {
     told: BTreeMap<u32, u64>,
@@ -22,11 +22,11 @@ impl Refusals {
         Refusals { told: BTreeMap::new(), next: now }
     }
 
-    /// Those with more refusals than they were named for, most of them first.
+    /// The users with new refusals, and how many new ones; most refusals first.
     fn news(&mut self, refused: &[Refused]) -> Vec<Refused> {
         let mut news = Vec::new();
         for one in refused {
-            // A new policy counts from the beginning.
+            // A new policy counts from zero again.
             let told = self.told.insert(one.uid, one.count).filter(|told| *told <= one.count).unwrap_or(0);
             if one.count > told {
                 news.push(Refused { count: one.count - told, ..one.clone() });
@@ -39,7 +39,7 @@ impl Refusals {
 }
 
 impl Networks {
-    /// Those with the most refusals.
+    /// The users with the most refusals.
     pub(super) fn refused(&self) -> Vec<Refused> {
         let of = |(uid, (count, program))| Refused { uid, count, program };
         let mut refused: Vec<Refused> = self.binding.refused().into_iter().map(of).collect();
@@ -48,7 +48,7 @@ impl Networks {
         refused
     }
 
-    /// Logs them.
+    /// Logs new refusals.
     pub(super) fn tell_refused(&mut self, now: Instant) {
         if now < self.refusals.next {
             return;

@@ -1,4 +1,4 @@
-//! Requests, and who may ask what.
+//! Answers requests: root may ask anything, other users may ping and see their own network.
 
 use super::networks::{AttachError, Networks};
 use crate::lease::{self, Held, LeaseError};
@@ -20,7 +20,7 @@ impl From<AttachError> for Failure {
 }
 
 impl Networks {
-    /// Does what is asked, if it may be.
+    /// Does what a request asks, if the peer may ask it.
     pub(super) fn answer(&mut self, request: Request, peer: Peer) -> Result<Reply, Failure> {
         let for_everybody = matches!(request, Request::Ping | Request::List { .. });
         if peer.uid != 0 && !for_everybody {
@@ -52,7 +52,7 @@ impl Networks {
         }
     }
 
-    /// A page of networks; others than root see their own.
+    /// A page of networks, from UID `from` on; users other than root see their own.
     fn list(&self, from: u32, peer: Peer) -> Reply {
         let visible = |uid: u32| uid >= from && (peer.uid == 0 || peer.uid == uid);
         let held: Vec<(u32, &Held)> = self.leases.iter().filter(|(uid, _)| visible(*uid)).collect();
@@ -86,7 +86,7 @@ impl Networks {
     }
 }
 
-/// The steps, as many as one packet holds.
+/// The steps as texts, as many as one packet holds.
 fn in_words(steps: &[Step]) -> Vec<String> {
     let mut words: Vec<String> = steps.iter().map(Step::to_string).collect();
     words.truncate(fitting(&words));

@@ -1,4 +1,5 @@
-//! Packets that nftables logs (include/uapi/linux/netfilter/nfnetlink_log.h): the VNIs that kernel VXLAN does not know.
+//! Reads packets that nftables logs (include/uapi/linux/netfilter/nfnetlink_log.h), for the VNIs that peers send to
+//! over kernel VXLAN.
 
 use crate::netfilter::{self, attribute, bytes, message, messages};
 use netlink_sys::Socket;
@@ -20,13 +21,14 @@ const CONFIGURE: u16 = SUBSYSTEM << 8 | 1;
 const BIND: (u16, &[u8]) = (1, &[1]);
 /// NFULA_CFG_MODE: NFULNL_COPY_PACKET, 128 bytes of each: an IPv4 header with options, UDP and VXLAN need 76.
 const MODE: (u16, &[u8]) = (2, &[0, 0, 0, 128, 2, 0]);
-/// NFULA_CFG_QTHRESH: one packet per message. More would come after a second.
+/// NFULA_CFG_QTHRESH: one packet per message, at once. The kernel collects more for up to a second.
 const AT_ONCE: (u16, &[u8]) = (5, &[0, 0, 0, 1]);
 /// NFULA_PAYLOAD.
 const PAYLOAD: u16 = 9;
-/// Packets read at a time; the others wait their turn.
+/// Packets that one call reads.
 const BATCH: usize = 256;
-/// The socket. mio can poll it.
+
+/// A socket that listens to [`GROUP`]. mio can poll it.
 #[derive(Debug)]
 pub struct UnknownLog {
     socket: Socket,
@@ -49,7 +51,7 @@ impl UnknownLog {
         Ok(UnknownLog { socket })
     }
 
-    /// What has been logged: each VNI with the VTEP that sent to it. Call it until it says nothing.
+    /// The logged packets: each VNI with the VTEP that sent to it. Call it until it returns none.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -64,7 +66,7 @@ impl UnknownLog {
                     seen.extend(logged.filter_map(|(_, body)| vxlan(attribute(body, PAYLOAD)?)));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // More came than fits: they are logged again.
+                // Packets were lost: later ones are logged again.
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -74,7 +76,7 @@ impl UnknownLog {
     }
 }
 
-/// VNI and outer source of a VXLAN packet. The rule that logs it has checked protocol and port.
+/// VNI and outer source of a VXLAN packet. The nftables rule has checked protocol and port.
 fn vxlan(packet: &[u8]) -> Option<(Vni, IpAddr)> {
     let first = *packet.first()?;
     let (source, udp): (IpAddr, usize) = match first >> 4 {

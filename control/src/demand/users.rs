@@ -1,4 +1,4 @@
-//! Whom the user database knows: asked in a thread, since LDAP takes its time, and remembered.
+//! Which users the user database has. A thread asks it, because LDAP is slow; answers are remembered.
 
 use super::MAX_REMEMBERED;
 use nix::unistd::{Uid, User};
@@ -6,32 +6,32 @@ use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-/// How long an answer holds: that there is a user, that there is none, that it cannot be told.
+/// How long an answer holds: the user exists, does not exist, or the database cannot tell.
 const HOLDS: [Duration; 3] = [Duration::from_secs(600), Duration::from_secs(30), Duration::from_secs(5)];
-/// Questions that wait for an answer.
+/// Questions that wait for an answer, at most.
 const MAX_ASKED: usize = 64;
 
-/// Whether there is such a user; None: it cannot be told.
+/// Whether the user exists; None: the database cannot tell.
 type Answer = Option<bool>;
 
-/// The users that were asked for.
+/// The users that were looked up, and the thread that does so.
 #[derive(Debug)]
 pub struct Users {
     questions: Sender<u32>,
     answers: Receiver<(u32, Answer)>,
     asked: HashSet<u32>,
-    /// Until when.
+    /// By UID: whether the user exists, and until when the answer holds.
     known: HashMap<u32, (bool, Duration)>,
 }
 
 impl Users {
-    /// Asks the system's user database (nsswitch.conf(5)).
+    /// Looks users up in the system's user database (nsswitch.conf(5)).
     #[must_use]
     pub fn new() -> Users {
         Users::by(|uid| User::from_uid(Uid::from_raw(uid)).ok().map(|user| user.is_some()))
     }
 
-    /// Asks `look_up`, in a thread.
+    /// Looks users up with `look_up`, in a thread.
     pub(super) fn by(look_up: impl Fn(u32) -> Answer + Send + 'static) -> Users {
         let (questions, to_answer) = channel::<u32>();
         let (given, answers) = channel();
@@ -45,7 +45,7 @@ impl Users {
         Users { questions, answers, asked: HashSet::new(), known: HashMap::new() }
     }
 
-    /// Whether there is such a user, as far as that is known.
+    /// Whether the user exists; None: not known yet.
     pub(super) fn knows(&mut self, uid: u32, now: Duration) -> Option<bool> {
         while let Ok((uid, answer)) = self.answers.try_recv() {
             self.asked.remove(&uid);
@@ -56,7 +56,7 @@ impl Users {
         self.known.get(&uid).filter(|(_, until)| now < *until).map(|(known, _)| *known)
     }
 
-    /// Has it asked. False: too many questions wait.
+    /// Queues a look-up. False: [`MAX_ASKED`] are waiting.
     pub(super) fn ask(&mut self, uid: u32) -> bool {
         if self.asked.contains(&uid) {
             return true;

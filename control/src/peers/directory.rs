@@ -1,6 +1,7 @@
-//! What the names of the nodes stand for, asked beside the daemon's loop: a resolver that does not answer holds up nobody.
+//! The addresses of the nodes' names. Threads ask for them, so that a silent resolver does not hold up the daemon's
+//! loop.
 //!
-//! A name that has had an answer keeps it while it is listed, over a restart of uvnd, too: nodes go on when DNS is away.
+//! A name keeps its last answer while it is listed, also over a restart of uvnd: nodes stay reachable when DNS is down.
 
 use super::{Peers, PeersError, names, parse_hosts};
 use crate::peers::PeerList;
@@ -16,18 +17,18 @@ use uvn_api::dataplane::config::Cidr;
 
 /// The pause before names without an answer are asked again.
 pub const AGAIN: Duration = Duration::from_secs(10);
-/// For how long names are asked; those whose turn has not come are the next ones.
+/// How long one pass over the names may take; names that it does not reach come first in the next one.
 const PASS: Duration = Duration::from_secs(10);
-/// Names that are asked at once.
+/// Names that are asked at the same time.
 const AT_ONCE: usize = 8;
 
-/// A name and its addresses; none: no answer.
+/// A name and its addresses; empty: no answer.
 type Answer = (String, Vec<IpAddr>);
 type Resolver = Arc<dyn Fn(&str) -> Vec<IpAddr> + Send + Sync>;
 
-/// The names that are listed, and their addresses as far as they are known.
+/// The listed names, and their addresses as far as known.
 pub struct Directory {
-    /// Where what is known outlives the process.
+    /// Keeps `known` over a restart.
     file: PathBuf,
     resolver: Resolver,
     ranges: Vec<Cidr>,
@@ -47,7 +48,7 @@ impl fmt::Debug for Directory {
 }
 
 impl Directory {
-    /// Knows what an earlier one has left in the file; a file that is not there, or broken, says nothing.
+    /// Begins with the addresses that an earlier process saved in the file; a missing or broken file counts as empty.
     #[must_use]
     pub fn new(file: &Path) -> Directory {
         let text = fs::read_to_string(file).unwrap_or_default();
@@ -63,10 +64,10 @@ impl Directory {
         }
     }
 
-    /// Follows the list, and has its names asked.
+    /// Takes a new list, and starts to ask for its names.
     ///
     /// # Errors
-    /// slurm.conf cannot be read, or a node list cannot be expanded: then what was listed before stays.
+    /// slurm.conf cannot be read, or a node list cannot be expanded: the former list then stays.
     pub fn follow(&mut self, list: &PeerList) -> Result<(), PeersError> {
         self.names = names(list)?;
         self.ranges.clone_from(&list.range);
@@ -79,7 +80,7 @@ impl Directory {
         Ok(())
     }
 
-    /// Takes the answers that have come, and asks again for what has none.
+    /// Takes the answers that have come; after a pause of [`AGAIN`], asks again for names without one. Does not wait.
     pub fn turn(&mut self, now: Instant) {
         loop {
             match self.asking.as_ref().map(Receiver::try_recv) {
@@ -98,7 +99,7 @@ impl Directory {
         }
     }
 
-    /// Waits until all have been asked, so long at most.
+    /// Waits until every name has been asked, for at most `patience`.
     pub fn wait(&mut self, patience: Duration) {
         let end = Instant::now() + patience;
         while let Some(asking) = &self.asking {
@@ -112,7 +113,7 @@ impl Directory {
         }
     }
 
-    /// The nodes, by what is known.
+    /// The nodes, with the addresses known now.
     #[must_use]
     pub fn peers(&self) -> Peers {
         let literal = |name: &String| name.parse().ok().map(|address| vec![address]);
@@ -123,7 +124,7 @@ impl Directory {
         Peers { ranges: self.ranges.clone(), nodes: nodes.into_iter().collect(), unresolved }
     }
 
-    /// Keeps what is known for the next start.
+    /// Saves the known addresses for the next start.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -133,14 +134,14 @@ impl Directory {
         fs::write(&new, text).and_then(|()| fs::rename(&new, &self.file))
     }
 
-    /// What the log says once all have been asked.
+    /// Logs the names without an answer, at the end of a pass.
     fn complain(&self) {
         if !self.open.is_empty() {
             tracing::warn!(names = ?self.open, "cannot resolve these names of [peers]; uvnd asks again in 10 s");
         }
     }
 
-    /// /etc/hosts need not be waited for.
+    /// Takes addresses from /etc/hosts, without a thread.
     fn look_in_hosts(&mut self) {
         let hosts = parse_hosts(&fs::read_to_string("/etc/hosts").unwrap_or_default());
         for name in self.open.clone() {
@@ -151,20 +152,20 @@ impl Directory {
     }
 
     fn learn(&mut self, (name, mut addresses): Answer) {
-        // A node's own name is often a loopback address to itself.
+        // On a node, its own name often stands for a loopback address.
         addresses.retain(|address| !address.is_loopback());
         addresses.sort_unstable();
         addresses.dedup();
         self.open.retain(|open| *open != name);
         if addresses.is_empty() {
-            // Behind those that have not been asked.
+            // Behind the names that have not been asked yet.
             self.open.push_back(name);
         } else {
             self.known.insert(name, addresses);
         }
     }
 
-    /// Asks in threads of their own. The answers end when all names are asked, or the time is over.
+    /// Asks in [`AT_ONCE`] threads. The channel closes when every name is asked, or [`PASS`] is over.
     fn ask(&self) -> Receiver<Answer> {
         let (sender, receiver) = channel();
         let (names, end) = (Arc::new(Mutex::new(self.open.clone())), Instant::now() + PASS);

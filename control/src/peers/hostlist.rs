@@ -2,21 +2,21 @@
 
 use thiserror::Error;
 
-/// Names that one list may expand to.
+/// Names that one list may expand to, at most.
 pub const MAX_NAMES: usize = 65536;
 
 /// Why a list cannot be expanded.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum HostlistError {
-    /// It is not written as one.
+    /// The syntax is wrong.
     #[error("{0:?} is not a node list such as node[01-16,20]")]
     Syntax(String),
-    /// It is too long.
+    /// It expands to more than [`MAX_NAMES`].
     #[error("{0:?} expands to more than {MAX_NAMES} nodes")]
     TooMany(String),
 }
 
-/// The names in order: ranges keep their leading zeros, several brackets multiply.
+/// The names of a list, in order. Ranges keep their leading zeros; several brackets in a name multiply.
 ///
 /// # Errors
 /// It is not a node list, or more than [`MAX_NAMES`].
@@ -43,7 +43,7 @@ pub fn expand(list: &str) -> Result<Vec<String>, HostlistError> {
             return Err(HostlistError::TooMany(list.into()));
         }
     }
-    // What DNS names, Slurm names and addresses consist of.
+    // The characters of DNS names, Slurm's names and addresses.
     let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
     if names.iter().all(|name| !name.is_empty() && name.len() <= 255 && name.bytes().all(letter)) {
         Ok(names)
@@ -72,7 +72,7 @@ fn split(list: &str) -> Option<Vec<&str>> {
     (!inside).then_some(parts)
 }
 
-/// `01-03,7` is 01, 02, 03, 7.
+/// Expands the text in brackets: `01-03,7` is 01, 02, 03, 7.
 fn values(ranges: &str, list: &str) -> Result<Vec<String>, HostlistError> {
     let wrong = || HostlistError::Syntax(list.into());
     let number = |text: &str| {

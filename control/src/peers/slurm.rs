@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use thiserror::Error;
 
-/// Files that may include each other.
+/// How deep files may include each other.
 const MAX_DEPTH: usize = 8;
 
-/// Why a slurm.conf gives no nodes.
+/// Why the nodes of a slurm.conf cannot be listed.
 #[derive(Debug, Error)]
 pub enum SlurmError {
     /// It cannot be read.
@@ -21,7 +21,7 @@ pub enum SlurmError {
         /// What the kernel says.
         source: io::Error,
     },
-    /// A node list in it.
+    /// A node list in it cannot be expanded.
     #[error("{file}: {source}", file = file.display())]
     Hostlist {
         /// The file.
@@ -29,12 +29,12 @@ pub enum SlurmError {
         /// What is wrong.
         source: HostlistError,
     },
-    /// It includes itself.
+    /// It includes itself, or files too deep.
     #[error("{file}: files include each other more than {MAX_DEPTH} deep", file = .0.display())]
     TooDeep(PathBuf),
 }
 
-/// Where each node is reached: its `NodeAddr`, else its `NodeHostname`, else its name.
+/// The address or name of each node: its `NodeAddr`, else its `NodeHostname`, else its `NodeName`.
 pub(super) fn nodes(file: &Path) -> Result<Vec<String>, SlurmError> {
     let mut nodes = Vec::new();
     for (file, line) in read(file, 0)? {
@@ -46,7 +46,7 @@ pub(super) fn nodes(file: &Path) -> Result<Vec<String>, SlurmError> {
     Ok(nodes)
 }
 
-/// Its `SlurmUser`, a name or a number.
+/// The `SlurmUser`, a name or a number; None: not set, or the file cannot be read.
 pub(super) fn user(file: &Path) -> Option<String> {
     let is_it = |(key, _): &(&str, &str)| key.eq_ignore_ascii_case("SlurmUser");
     let lines = read(file, 0).ok()?;
@@ -73,8 +73,8 @@ fn read(file: &Path, depth: usize) -> Result<Vec<(PathBuf, String)>, SlurmError>
     Ok(lines)
 }
 
-/// Lines without comments, joined where one ends in a backslash (src/common/parse_config.c, _get_next_line). A backslash
-/// keeps the character behind it from being a comment's beginning.
+/// Lines without comments, joined where one ends in a backslash (src/common/parse_config.c, _get_next_line). `\#` does
+/// not begin a comment.
 fn logical_lines(text: &str) -> Vec<String> {
     let mut lines = vec![String::new()];
     for line in text.lines() {
@@ -109,15 +109,15 @@ fn included(line: &str) -> Option<&str> {
     words.next()
 }
 
-/// A key and its value, as Slurm finds them (src/common/parse_config.c, keyvalue_pattern): blanks may stand round the sign
-/// of equality and, in quotes, in the value.
+/// A key and its value, as Slurm finds them (src/common/parse_config.c, keyvalue_pattern): blanks may stand round the
+/// sign of equality and, in quotes, in the value.
 static PAIR: LazyLock<Result<Regex, regex::Error>> = LazyLock::new(|| {
     Regex::new(
         r#"^[[:space:]]*([[:alnum:]_.]+)[[:space:]]*[-*+/]?=[[:space:]]*(?:"([^"]*)"|([^[:space:]]+))(?:[[:space:]]|$)"#,
     )
 });
 
-/// The pairs of a line, up to where it is no pair any more.
+/// The pairs of a line, up to the first text that is not a pair.
 fn pairs(line: &str) -> impl Iterator<Item = (&str, &str)> {
     let mut rest = line;
     std::iter::from_fn(move || {
@@ -129,7 +129,7 @@ fn pairs(line: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// The list of addresses of a line that begins with `NodeName=`.
+/// The node list of a line that begins with `NodeName=`; None: another line, or that of the defaults.
 fn addresses(line: &str) -> Option<&str> {
     let (key, name) = pairs(line).next()?;
     if !key.eq_ignore_ascii_case("NodeName") || name.eq_ignore_ascii_case("DEFAULT") {
@@ -191,7 +191,8 @@ mod tests {
         assert_eq!(logical_lines("a \\# b # c\n")[0], "a \\# b");
     }
 
-    /// The first pair of any line, beside Slurm's own pattern in the C library's POSIX expressions, which is what Slurm takes.
+    /// The first pair of any line, beside Slurm's own pattern in the C library's POSIX expressions, which is what Slurm
+    /// takes.
     #[test]
     fn any_line_gives_what_slurms_own_pattern_gives() {
         const SED: &str = r#"s/^[[:space:]]*([[:alnum:]_.]+)[[:space:]]*([-*+/]?)=[[:space:]]*(("([^"]*)")|([^[:space:]]+))([[:space:]]|$).*/<\1><\5\6>/;t;s/.*//"#;

@@ -1,4 +1,4 @@
-//! Connections: copied both ways until both ends have said all.
+//! TCP: bytes of a connection are copied both ways until both ends have closed their side.
 
 use super::{Source, Sources};
 use mio::net::{TcpListener, TcpStream};
@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 /// Connections of one port at a time; more wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 32;
-/// Connections of all ports at a time; whoever has the most loses the one longest unused.
+/// Connections of all ports at a time; beyond it, the port with the most drops the one that is unused longest.
 const MAX_ALL: usize = 1024;
-/// Connections accepted, or buffers copied, before it is the next one's turn.
+/// Connections that a port accepts, or buffers that a connection copies, in one turn.
 const BATCH: usize = 8;
 /// How long an unused connection is kept.
 const IDLE: Duration = Duration::from_secs(300);
-/// Bytes on their way in one direction.
+/// Buffered bytes of a connection in one direction.
 const BUFFER: usize = 16 << 10;
 
 /// A network's TCP socket at one address.
@@ -25,9 +25,9 @@ pub(super) struct TcpPort {
     token: Token,
     listener: TcpListener,
     service: SocketAddr,
-    /// By the token of the client's end.
+    /// Connections by the token of the client's end.
     connections: HashMap<Token, Connection>,
-    /// From the token of the service's end.
+    /// The token of the client's end, by that of the service's end.
     clients: HashMap<Token, Token>,
 }
 
@@ -40,15 +40,15 @@ struct Connection {
     last: Instant,
 }
 
-/// One direction.
+/// One direction of a connection.
 struct Pipe {
     buffer: Box<[u8]>,
-    /// What of it is still to be written.
+    /// The bytes in `buffer` that are still to be written: from `start` to `end`.
     start: usize,
     end: usize,
-    /// The source has said all.
+    /// The source has closed its side.
     ended: bool,
-    /// And the destination knows.
+    /// The destination has been told so.
     shut: bool,
 }
 
@@ -61,11 +61,11 @@ impl TcpPort {
         self.connections.is_empty()
     }
 
-    /// Takes connections, as many as there is room for.
+    /// Accepts connections, as many as there is room for.
     pub fn accept(&mut self, sources: &mut Sources, token: Token, now: Instant) {
         for _ in 0..BATCH {
             if self.connections.len() >= MAX_CONNECTIONS {
-                // `remove` comes back to it.
+                // `remove` wakes this port when a connection ends.
                 return;
             }
             match self.listener.accept() {
@@ -75,14 +75,14 @@ impl TcpPort {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // Out of descriptors, or the client is gone again. What waits is found with the next one that comes.
+                // Out of descriptors, or the client has gone. Others that wait are accepted with the next connection.
                 Err(_) => return,
             }
         }
         sources.wake(token);
     }
 
-    /// Copies what either end of a connection has to say.
+    /// Copies what either end of a connection has sent.
     pub fn copy(&mut self, sources: &mut Sources, token: Token, now: Instant) {
         let client = self.clients.get(&token).copied().unwrap_or(token);
         let Some(connection) = self.connections.get_mut(&client) else { return };
@@ -94,7 +94,7 @@ impl TcpPort {
         }
     }
 
-    /// Drops connections that have been silent for long.
+    /// Drops connections that have been unused for [`IDLE`].
     pub fn forget(&mut self, sources: &mut Sources, now: Instant) {
         let old = |connection: &Connection| now.saturating_duration_since(connection.last) >= IDLE;
         let old = self.connections.iter().filter(|(_, connection)| old(connection));
@@ -102,7 +102,7 @@ impl TcpPort {
         old.into_iter().for_each(|token| self.remove(sources, token));
     }
 
-    /// Takes it out of `sources`. True, for it may be dropped now.
+    /// Removes the port from `sources`. Always true: the port can then be dropped.
     pub fn close(&mut self, sources: &mut Sources) -> bool {
         self.connections.keys().chain(self.clients.keys()).for_each(|token| sources.remove(*token));
         sources.remove(self.token);
@@ -133,7 +133,7 @@ impl TcpPort {
             self.clients.remove(&connection.service_token);
             sources.remove(client);
             sources.remove(connection.service_token);
-            // Somebody may be waiting for the place.
+            // Clients may be waiting in the backlog for this place.
             sources.wake(self.token);
         }
     }
@@ -149,11 +149,11 @@ impl TcpPort {
 /// How far copying has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Progress {
-    /// The kernel will tell when it can go on.
+    /// The kernel will report when there is more to do.
     Waits,
-    /// It could go on at once.
+    /// The turn is over, with more to copy.
     More,
-    /// Both ends have said all.
+    /// The source has closed its side, and all is copied.
     Done,
 }
 
@@ -181,7 +181,7 @@ impl Pipe {
                     return Ok(Progress::Done);
                 }
                 if self.ended {
-                    // One that is still connecting cannot be shut down yet; a refused one will say so when read.
+                    // A socket that is still connecting cannot be shut down yet; a refused one fails when it is read.
                     match to.shutdown(Shutdown::Write) {
                         Err(error) if error.kind() == io::ErrorKind::NotConnected => {
                             return Ok(Progress::Waits);
@@ -216,7 +216,7 @@ fn waits(error: io::Error) -> io::Result<Progress> {
     }
 }
 
-/// Makes room for what one turn of a port may accept.
+/// Drops connections until one turn of a port fits below [`MAX_ALL`].
 pub(super) fn make_room(ports: &mut BTreeMap<Token, TcpPort>, sources: &mut Sources) {
     let mut all: usize = ports.values().map(|port| port.connections.len()).sum();
     while all + BATCH > MAX_ALL {

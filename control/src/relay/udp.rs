@@ -1,4 +1,4 @@
-//! Datagrams: one socket to the service for each client address, kept while it is used.
+//! UDP: each client address has a socket to the service, kept while it is used.
 
 use super::{Source, Sources};
 use mio::net::UdpSocket;
@@ -8,15 +8,15 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-/// Client addresses of one port at a time; the one longest unused makes room.
+/// Client addresses of one port at a time; beyond it, the one that is unused longest is dropped.
 const MAX_FLOWS: usize = 64;
-/// Client addresses of all ports at a time; whoever has the most gives way.
+/// Client addresses of all ports at a time; beyond it, the port with the most drops one.
 const MAX_ALL: usize = 4096;
-/// Datagrams that one socket passes on before it is the next one's turn.
+/// Datagrams that one socket passes on in one turn.
 const BATCH: usize = 16;
-/// How long an unused client address is kept. Resolvers answer, or give up, within it.
+/// How long an unused client address is kept: resolvers answer, or give up, in less.
 const IDLE: Duration = Duration::from_secs(10);
-/// The longest datagram.
+/// The longest datagram, bytes.
 pub(super) const MAX_BYTES: usize = 65535;
 
 /// A network's UDP socket at one address.
@@ -50,7 +50,7 @@ impl UdpPort {
             let (length, client) = match self.socket.recv_from(buffer) {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // The error of an answer that could not be delivered.
+                // An earlier answer could not be delivered.
                 Err(_) => continue,
             };
             let flow = match self.clients.get(&client) {
@@ -65,7 +65,7 @@ impl UdpPort {
             };
             if let (Some(flow), Some(datagram)) = (self.flows.get_mut(&flow), buffer.get(..length)) {
                 flow.last = now;
-                // A service that is not there is like any datagram that is lost.
+                // If the service does not run, the datagram is lost, as any may be.
                 let _ = flow.socket.send(datagram);
             }
         }
@@ -84,21 +84,21 @@ impl UdpPort {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // Port unreachable: the service is not there.
+                // Port unreachable: the service does not run.
                 Err(_) => {}
             }
         }
         sources.wake(token);
     }
 
-    /// Forgets clients that have not been heard of.
+    /// Drops client addresses that have been unused for [`IDLE`].
     pub fn forget(&mut self, sources: &mut Sources, now: Instant) {
         let old = self.flows.iter().filter(|(_, flow)| now.saturating_duration_since(flow.last) >= IDLE);
         let old: Vec<Token> = old.map(|(token, _)| *token).collect();
         old.into_iter().for_each(|token| self.drop_flow(sources, token));
     }
 
-    /// Takes it out of `sources`. True, for it may be dropped now.
+    /// Removes the port from `sources`. Always true: the port can then be dropped.
     pub fn close(&mut self, sources: &mut Sources) -> bool {
         self.flows.keys().for_each(|token| sources.remove(*token));
         sources.remove(self.token);
@@ -137,7 +137,7 @@ impl UdpPort {
     }
 }
 
-/// Makes room for what one turn of a port may open.
+/// Drops client addresses until one turn of a port fits below [`MAX_ALL`].
 pub(super) fn make_room(ports: &mut BTreeMap<Token, UdpPort>, sources: &mut Sources) {
     let mut all: usize = ports.values().map(|port| port.flows.len()).sum();
     while all + BATCH > MAX_ALL {
