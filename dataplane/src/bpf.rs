@@ -1,4 +1,4 @@
-//! bpf(2), as far as no library offers it.
+//! Calls of bpf(2) that no library offers.
 
 #![allow(unsafe_code, reason = "bpf(2) has no safe interface")]
 
@@ -27,11 +27,11 @@ struct GetInfo {
     info: *mut LinkInfo,
 }
 
-/// Whether the program of the link with this number is still where the link has put it: the device is there, and nobody
-/// has detached it (`bpftool link detach`).
+/// Whether the link with this ID is still attached: the device exists, and the program was not detached from it
+/// (`bpftool link detach`).
 ///
 /// # Errors
-/// There is no such link, or the kernel's refusal.
+/// The link does not exist, or the kernel's refusal.
 pub fn is_attached(link: u32) -> io::Result<bool> {
     // SAFETY: the command reads one number.
     let link = unsafe { bpf_fd(LINK_GET_FD_BY_ID, &link) }?;
@@ -43,7 +43,7 @@ pub fn is_attached(link: u32) -> io::Result<bool> {
     Ok(info.device != 0)
 }
 
-/// A command.
+/// Calls bpf(2), and returns its result.
 ///
 /// # Errors
 /// The kernel's refusal.
@@ -57,7 +57,7 @@ pub unsafe fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// A command that makes something.
+/// Calls bpf(2) with a command that makes something, and returns the new descriptor.
 ///
 /// # Errors
 /// The kernel's refusal.

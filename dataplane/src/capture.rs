@@ -1,8 +1,8 @@
-//! What one network sends and receives, in either gear, as a pcap file.
+//! Captures what one network sends and receives, in either gear, as a pcap file.
 //!
-//! No device shows both directions in both gears. What the network receives its endpoint shows. What it sends the endpoint
-//! shows, too, unless the shortcut carries the network: then its program takes frames before a capture there, and the
-//! NIC shows them as VXLAN. What stays with the engine in that gear, only the endpoint shows.
+//! No device shows both directions in both gears. The endpoint shows received frames. It also shows sent frames, unless
+//! the shortcut carries the network: then the shortcut's program takes frames before a capture on the endpoint, and the
+//! NIC shows them as VXLAN. Frames that the shortcut leaves to the engine are shown by the endpoint only.
 
 #![allow(unsafe_code, reason = "nix has no way to make the address of a packet socket")]
 
@@ -29,20 +29,20 @@ use uvn_wire::udp::{self, Udp};
 use uvn_wire::vxlan::{self, Vxlan};
 use zerocopy::FromBytes;
 
-/// A super-frame, its outer headers, and more.
+/// Bytes of the longest frame: a super-frame with its outer headers, and some more.
 const LONGEST: usize = 66_000;
-/// How often the data plane is asked whether the network has changed gears.
+/// How often the data plane is asked where the network is, and whether the shortcut carries it.
 const LOOK: Duration = Duration::from_secs(1);
-/// Bytes that may wait to be written.
+/// Bytes of each socket's receive buffer.
 const BUFFER: usize = 64 << 20;
 
-/// Why nothing can be captured any more.
+/// Why the capture ends.
 #[derive(Debug, Error)]
 pub enum CaptureError {
-    /// The data plane.
+    /// The data plane cannot be asked.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// It has no such network.
+    /// The data plane has no such network.
     #[error("there is no network {0} on this NIC")]
     NoNetwork(u32),
     /// Its endpoint cannot be found.
@@ -50,7 +50,7 @@ pub enum CaptureError {
         "the endpoint of network {0} is lost, or in a network namespace without a name here; use tcpdump there"
     )]
     NoEndpoint(u32),
-    /// A device.
+    /// A device cannot be captured.
     #[error("{device}: {source} (a capture needs root)")]
     Device {
         /// Its name.
@@ -58,12 +58,12 @@ pub enum CaptureError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The file.
+    /// The output cannot be written.
     #[error("cannot write the capture: {0}")]
     Write(#[from] io::Error),
 }
 
-/// Writes what network `vni` sends and receives to `out`, frame by frame, until that is closed or the network goes.
+/// Writes the frames that network `vni` sends and receives to `out`, until `out` is closed or the network is removed.
 ///
 /// # Errors
 /// See [`CaptureError`].
@@ -98,13 +98,13 @@ pub fn run(client: &Client, vni: u32, out: &mut impl Write) -> Result<(), Captur
     }
 }
 
-/// Both devices.
+/// Packet sockets on both devices.
 struct Taps {
     endpoint: OwnedFd,
     place: Place,
     nic: OwnedFd,
     port: u16,
-    /// The shortcut carries the network.
+    /// Whether the shortcut carries the network.
     shortcut: bool,
 }
 
@@ -125,7 +125,7 @@ impl Taps {
         })
     }
 
-    /// Looks where the network is now.
+    /// Follows the network if it has moved or changed gears.
     fn follow(&mut self, client: &Client, vni: u32, home: &Path) -> Result<(), CaptureError> {
         let state = state(client, vni)?;
         if state.endpoint.as_ref() == Some(&self.place) {
@@ -136,11 +136,11 @@ impl Taps {
         Ok(())
     }
 
-    /// Waits until there is something, or it is time to look.
+    /// Waits for a frame, for at most [`LOOK`].
     fn wait(&self) {
         let mut fds =
             [&self.endpoint, &self.nic].map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
-        // A signal, or a device that has gone: [`Taps::follow`] finds out.
+        // An error is a signal, or a device that is gone, which [`Taps::follow`] finds.
         let _ = poll(&mut fds, PollTimeout::from(u16::try_from(LOOK.as_millis()).unwrap_or(u16::MAX)));
     }
 }
@@ -153,13 +153,13 @@ fn state(client: &Client, vni: u32) -> Result<NetworkState, CaptureError> {
     state.ok_or(CaptureError::NoNetwork(vni))
 }
 
-/// A socket that gets all that a device sends and receives (packet(7)).
+/// A socket that gets every frame that a device sends and receives (packet(7)).
 fn tap(device: &str, netns: &Path) -> Result<OwnedFd, CaptureError> {
     let failed = |source| CaptureError::Device { device: device.into(), source };
     let open = || -> io::Result<OwnedFd> {
         let index = nix::net::if_::if_nametoindex(device)?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        // Nothing before it is bound to the device.
+        // Without a protocol, the socket receives nothing until it is bound.
         let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None::<SockProtocol>)?;
         setsockopt(&socket, RcvBufForce, &BUFFER)?;
         // SAFETY: plain integers; all zero is a valid sockaddr_ll.
@@ -176,7 +176,7 @@ fn tap(device: &str, netns: &Path) -> Result<OwnedFd, CaptureError> {
     in_netns(netns, open).and_then(|socket| socket).map_err(failed)
 }
 
-/// The length of the next frame, and whether the device sends it.
+/// The length of the next frame, and whether the device sends it; None: there is none now.
 fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Option<(usize, bool)> {
     loop {
         match recvfrom::<LinkAddr>(socket.as_raw_fd(), buffer) {
@@ -190,7 +190,8 @@ fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Option<(usize, bool)> {
     }
 }
 
-/// Whether the shortcut never takes a frame: the endpoint has shown it, and what comes of it is not shown twice.
+/// Whether the shortcut never takes a frame: the endpoint shows it, so what the engine sends for it must not be shown
+/// again.
 fn stays_with_engine(frame: &[u8]) -> bool {
     let Ok((ethernet, _)) = Ethernet::ref_from_prefix(frame) else { return true };
     if ethernet.destination.is_multicast() {
@@ -209,7 +210,7 @@ fn stays_with_engine(frame: &[u8]) -> bool {
 /// The inner frame of a VXLAN frame of this network.
 fn inner(frame: &[u8], port: u16, vni: u32) -> Option<&[u8]> {
     let (ethernet, _) = Ethernet::ref_from_prefix(frame).ok()?;
-    // A super-frame may be longer than its outer headers can say, so they are not asked for lengths.
+    // A super-frame may be longer than its outer headers can tell, so their lengths are not read.
     let udp = match ethernet.ethertype.get() {
         ethertype::IPV4 => ethernet::HEADER + uvn_wire::ipv4::HEADER,
         ethertype::IPV6 => ethernet::HEADER + uvn_wire::ipv6::HEADER,

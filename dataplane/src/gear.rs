@@ -1,8 +1,9 @@
-//! How a NIC's frames are carried. By the engine: an AF_XDP socket and a worker for each queue, behind an XDP program.
-//! Or by the shortcut: tc programs in the kernel, with workers for what those leave over.
+//! The gear that carries a NIC's frames. The engine gear has an AF_XDP socket and a worker for each queue, behind an
+//! XDP program. The shortcut gear has tc programs in the kernel, and workers for the frames that those leave to the
+//! engine.
 //!
-//! Nobody else touches a gear's programs, maps or workers. To add a gear: its programs beside `shortcut.rs`, what it needs
-//! in [`Gear::open`], and its turn in grant, revoke and the places.
+//! No other module touches a gear's programs, maps or workers. A new gear needs: its programs beside `shortcut.rs`, its
+//! part of [`Gear::open`], and its part of grant, revoke and `places.rs`.
 
 pub mod boost;
 pub mod cores;
@@ -48,16 +49,16 @@ const SLOW_PATHS: usize = 4;
 /// Why a NIC could not be put to use.
 #[derive(Debug, Error)]
 pub enum GearError {
-    /// The programs.
+    /// A program cannot be loaded or attached.
     #[error(transparent)]
     Programs(#[from] XdpError),
-    /// An AF_XDP socket.
+    /// An AF_XDP socket cannot be opened.
     #[error(transparent)]
     Socket(#[from] XskError),
-    /// The shortcut, which the configuration insists on.
+    /// The shortcut cannot be had, and the configuration allows no other gear.
     #[error("path = \"shortcut\": {0}; with path = \"auto\" the engine would carry the NIC")]
     Shortcut(#[from] Declined),
-    /// A worker's thread.
+    /// A worker's thread cannot be started.
     #[error("cannot start the worker of queue {queue}: {source}")]
     Thread {
         /// The queue.
@@ -69,13 +70,13 @@ pub enum GearError {
 
 /// A NIC in use.
 pub struct Gear {
-    /// The engine's XDP program, or what the shortcut shares with it.
+    /// The engine's XDP program, or the maps that the shortcut shares with it.
     programs: Xdp,
     /// None in the engine gear.
     shortcut: Option<Shortcut>,
-    /// What speeds the traffic up while it pays.
+    /// Boosts the traffic while that pays; None: the NIC's counters cannot be read.
     booster: Option<Booster>,
-    /// Why this gear.
+    /// Why the NIC has this gear.
     why: String,
     /// The networks that the shortcut has not taken over yet.
     takeover: Takeover,
@@ -89,10 +90,10 @@ pub struct Gear {
 }
 
 impl Gear {
-    /// Attaches the programs and starts the workers. No VTEP address is ours yet: see [`Gear::set_local`].
+    /// Attaches the programs and starts the workers. They take no frames before [`Gear::set_local`].
     ///
     /// # Errors
-    /// The kernel refuses something; what had been done is undone.
+    /// The kernel refuses something. What had been done is undone.
     pub fn open(
         config: &Config,
         link: &Link,
@@ -124,7 +125,7 @@ impl Gear {
         why: String,
     ) -> Result<Gear, GearError> {
         let programs = Xdp::attach(&link.name, &config.encapsulation)?;
-        // One that runs beside this, by mistake, has its own.
+        // While slow-N exists, another data plane may run on this NIC and need its device for GRO.
         if link::get(&slow_path::device(link.index)).is_err() {
             shortcut::clear(link.index);
         }
@@ -156,7 +157,7 @@ impl Gear {
         Ok(gear)
     }
 
-    /// The shortcut, and workers that sleep until it leaves something over.
+    /// Opens the shortcut gear: its workers sleep until the tc programs leave frames to them.
     fn open_shortcut(
         config: &Config,
         common: &Common<'_>,
@@ -216,7 +217,7 @@ impl Gear {
         self.workers.spawn(common, socket, queue, core).map_err(|source| GearError::Thread { queue, source })
     }
 
-    /// The longest IP packet on the NIC that this can carry, bytes.
+    /// The longest IP packet on the NIC that the gear can carry, bytes.
     #[must_use]
     pub fn max_mtu(&self) -> usize {
         if self.shortcut.is_some() { slow_path::MAX_MTU } else { xsk::MAX_MTU }
@@ -265,14 +266,14 @@ impl Gear {
         removed
     }
 
-    /// When [`Gear::step`] has something to do; None: nothing for now.
+    /// When [`Gear::step`] must be called next; None: it has nothing to do.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
         self.takeover.due().into_iter().chain(self.booster.as_ref().map(Booster::due)).min()
     }
 
-    /// Follows the traffic; and has the shortcut take over the next network that waits, if it is time, unless requests
-    /// wait.
+    /// Boosts the traffic as it needs, and has the shortcut take over the next waiting network when it is time and no
+    /// request waits.
     pub fn step(&mut self, networks: &Networks, requests_wait: bool) {
         let now = Instant::now();
         if !requests_wait && let Some(vni) = self.takeover.take(now) {
@@ -284,12 +285,12 @@ impl Gear {
         }
     }
 
-    /// The engine has a network's frames until both directions change at once, by the map of networks; none is lost, those
-    /// that the engine still holds come late.
+    /// Hands a network from the engine to the shortcut: an entry in the map of networks switches both directions at
+    /// once. No frame is lost; frames that the engine still holds arrive late.
     fn take_over(&mut self, vni: Vni, networks: &Networks) {
         let (Some(shortcut), Some((_, entry))) = (&mut self.shortcut, networks.get(vni)) else { return };
-        // Between the last change of the map and this one lies the grace period of a grant: what the map used for
-        // another network, and may use for this one, no program still reads.
+        // The grace period of the grant lies between the last change of the map and this one, so no program still reads
+        // an element that belonged to another network and is used for this one.
         let granted = shortcut.grant(&mut self.programs, entry).and_then(|network| {
             self.programs.set_network(network).map_err(|error| {
                 shortcut.revoke(vni);
@@ -302,7 +303,7 @@ impl Gear {
         }
     }
 
-    /// Gives new tables to the workers, and next hops that have changed to the shortcut.
+    /// Gives new tables to the workers, and changed next hops to the shortcut.
     pub fn publish(&mut self, tables: &Arc<Tables>, hops_changed: bool) {
         self.workers.send(|| Command::Tables(tables.clone()));
         if hops_changed
@@ -346,14 +347,14 @@ impl Gear {
         self.programs.set_local(local)
     }
 
-    /// Puts back what another program has taken and this can work without.
+    /// Restores what another program has removed and the gear can work without.
     pub fn mend(&mut self) {
         if let Some(shortcut) = &mut self.shortcut {
             shortcut.mend();
         }
     }
 
-    /// What this cannot work without and is not there any more; None: nothing.
+    /// What is gone that the gear cannot work without; None: nothing.
     #[must_use]
     pub fn broken(&self) -> Option<&'static str> {
         let taken = match &self.shortcut {
@@ -363,7 +364,8 @@ impl Gear {
         taken.or(self.workers.has_ended().then_some("a worker has ended"))
     }
 
-    /// How often each worker has turned, and wakes them: an idle worker turns only when it is woken.
+    /// The number of turns of each worker's loop so far. Wakes the workers, since an idle one turns only when it is
+    /// woken.
     #[must_use]
     pub fn turns(&self) -> Vec<u64> {
         self.workers.turns()
@@ -377,7 +379,7 @@ impl Gear {
         self.workers.reports()
     }
 
-    /// What each worker has counted, and adds all to `total`, with what the shortcut carried.
+    /// The counts of each worker. Adds them all, and what the shortcut carried, to `total`.
     pub fn counts(&self, total: &mut Counts) -> Vec<Counts> {
         let workers = self.workers.counts();
         workers.iter().for_each(|counts| total.add(counts));
@@ -395,7 +397,7 @@ impl Gear {
         self.programs.counters()
     }
 
-    /// VNIs that are not here, with the VTEP that sent to them and how often, since this was last asked.
+    /// VNIs without a network on this NIC: the VTEP that sent to each, and the number of frames since the last call.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -440,7 +442,7 @@ impl Gear {
         state.notes.extend(alone);
     }
 
-    /// What takes something from the gear, though it works.
+    /// The gear's drawbacks: it works, but for these.
     #[must_use]
     pub fn notes(&self, nic: &str) -> Vec<Note> {
         let joins = self.shortcut.as_ref().map(Shortcut::joins);
@@ -454,10 +456,10 @@ impl Gear {
         notes.into_iter().flatten().collect()
     }
 
-    /// Ends it: no network's frames any more, then the workers, then the programs. What was counted goes to `past` and to
-    /// the networks.
+    /// Ends the gear: it stops taking frames, then the workers end, then the programs. Counts are added to `past` and
+    /// to the networks.
     pub fn close(mut self, networks: &mut Networks, past: &mut Counts) {
-        // Every tenant at once: to let go of thousands of programs takes the kernel a while.
+        // All networks at once: the kernel takes a while to detach thousands of programs.
         if let Err(error) = self.programs.clear_networks() {
             tracing::error!(%error, "cannot empty the map of networks; the programs take frames until they end");
         }
@@ -482,7 +484,7 @@ fn booster(link: &Link, threads: Option<Vec<usize>>) -> Option<Booster> {
         .ok()
 }
 
-/// Whether the shortcut is wanted, and why; or why not.
+/// Why the configuration wants the shortcut; or, as an error, why it does not.
 fn wanted(config: &Config) -> Result<&'static str, &'static str> {
     let sums = |vtep: &IpAddr| {
         if vtep.is_ipv4() { config.encapsulation.checksum } else { config.encapsulation.ipv6_checksum }

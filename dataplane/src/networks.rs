@@ -1,6 +1,6 @@
-//! The networks of a NIC by slot, what was learned in them, and the tables that workers see of them.
+//! The networks of a NIC by slot, the MACs learned in them, and the tables that workers get of them.
 //!
-//! The control thread alone changes them; workers get finished [`tables::Network`]s.
+//! Only the control thread changes them; workers get finished [`tables::Network`]s.
 
 use crate::port::device::EndpointSource;
 use hashbrown::HashMap;
@@ -18,20 +18,20 @@ use uvn_wire::xdp::Traffic;
 
 /// One network.
 pub struct Entry {
-    /// As configured.
+    /// Its configuration.
     pub network: Network,
     /// Its endpoint's MAC.
     pub mac: Mac,
-    /// Where its endpoint comes from.
+    /// Its endpoint's device.
     pub source: EndpointSource,
-    /// Why it has no endpoint now.
+    /// Why it has no endpoint now; None: it has one.
     pub fault: Option<String>,
-    /// One per worker, since the workers were started.
+    /// The counters of each worker, since the workers were started.
     counters: Arc<[Counters]>,
     /// What earlier workers counted.
     past: Counts,
     learned: HashMap<Mac, Arc<Learned>>,
-    /// What workers see of it; None after a change.
+    /// What workers get of it; None: it must be built again, after a change.
     table: Option<Arc<tables::Network>>,
 }
 
@@ -51,35 +51,35 @@ impl Entry {
         }
     }
 
-    /// Where its broadcast, multicast and unknown frames go.
+    /// Where its broadcast, multicast and unknown frames go: the multicast group, and the peers.
     pub fn flood(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.network.group.into_iter().chain(self.network.peers.iter().copied())
     }
 
-    /// Replaces the VTEPs that it floods to.
+    /// Replaces the VTEPs to which it floods.
     pub fn set_peers(&mut self, peers: Vec<IpAddr>) {
         self.network.peers = peers;
         self.table = None;
     }
 
-    /// How many MACs it has learned.
+    /// The number of learned MACs.
     #[must_use]
     pub fn learned(&self) -> usize {
         self.learned.len()
     }
 
-    /// Adds what the shortcut counted before its end.
+    /// Adds what the shortcut has counted for it, before the shortcut forgets that.
     pub fn keep(&mut self, traffic: &Traffic) {
         self.past.add_traffic(traffic);
     }
 
-    /// What is not as it should be with it, though it works.
+    /// Its drawbacks: the network works, but for these.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         self.source.notes().collect()
     }
 
-    /// What all workers counted.
+    /// The counts of all workers, of earlier ones as well.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let mut counts = self.past.clone();
@@ -87,7 +87,7 @@ impl Entry {
         counts
     }
 
-    /// Notes where a MAC is. False if nothing changed, or there is no room.
+    /// Learns that a MAC is behind a VTEP. False: nothing has changed, or there is no room.
     fn learn(&mut self, mac: Mac, vtep: IpAddr, now: u32) -> bool {
         if !self.network.learning || mac == self.mac || mac.is_multicast() {
             return false;
@@ -102,7 +102,7 @@ impl Entry {
         true
     }
 
-    /// Forgets MACs that were not seen for the network's ageing time. False if there were none.
+    /// Forgets MACs that were not seen for the network's ageing time. False: there are none.
     fn age(&mut self, now: u32) -> bool {
         let before = self.learned.len();
         let oldest = now.saturating_sub(self.network.ageing);
@@ -114,7 +114,7 @@ impl Entry {
         aged
     }
 
-    /// What workers see. Who is not an allowed VTEP any more gets nothing.
+    /// What workers get. Peers that are not allowed VTEPs are left out.
     fn table(&mut self, vteps: &Vteps) -> Arc<tables::Network> {
         if let Some(table) = &self.table {
             return table.clone();
@@ -142,7 +142,7 @@ pub struct Networks {
 }
 
 impl Networks {
-    /// How many there are.
+    /// The number of networks.
     #[must_use]
     pub fn len(&self) -> usize {
         self.slots.len()
@@ -154,7 +154,7 @@ impl Networks {
         self.slots.is_empty()
     }
 
-    /// Puts a network into the lowest free slot, and returns the slot. A network with its VNI must not be there.
+    /// Puts a network into the lowest free slot, and returns the slot. Its VNI must not be present.
     pub fn insert(&mut self, entry: Entry) -> u32 {
         let free = self.entries.iter().position(Option::is_none);
         let slot = free.unwrap_or(self.entries.len());
@@ -168,14 +168,15 @@ impl Networks {
         number
     }
 
-    /// Takes a network out.
+    /// Removes a network, and returns it with its slot.
     pub fn remove(&mut self, vni: Vni) -> Option<(u32, Entry)> {
         let slot = self.slots.remove(&vni)?;
         let entry = self.entries.get_mut(slot as usize)?.take()?;
         Some((slot, entry))
     }
 
-    /// Ends every network. The kernel takes tens of milliseconds to delete a device, most of them waiting: many at once.
+    /// Ends every network, in up to 32 threads: the kernel takes tens of milliseconds to delete a device, mostly
+    /// waiting.
     pub fn remove_all(&mut self) {
         const AT_ONCE: usize = 32;
         self.slots.clear();
@@ -216,7 +217,7 @@ impl Networks {
         (0..).zip(&mut self.entries).filter_map(|(slot, entry)| Some((slot, entry.as_mut()?)))
     }
 
-    /// Notes that a worker saw a MAC behind a VTEP. False if nothing changed.
+    /// Learns that a worker saw a MAC behind a VTEP. False: nothing has changed.
     pub fn learn(&mut self, slot: u32, vni: Vni, mac: Mac, vtep: IpAddr, now: u32) -> bool {
         match self.by_slot(slot) {
             // The slot may be another network's by now.
@@ -225,7 +226,7 @@ impl Networks {
         }
     }
 
-    /// Forgets what has not been seen for long. False if nothing changed.
+    /// Forgets aged MACs in all networks; `now` is in seconds since the workers' start. False: nothing has changed.
     pub fn age(&mut self, now: u32) -> bool {
         let mut aged = false;
         for (_, entry) in self.iter_mut() {
@@ -234,7 +235,7 @@ impl Networks {
         aged
     }
 
-    /// Prepares for another set of workers: keeps what the old ones counted.
+    /// Prepares for another set of workers, and keeps the counts of the old ones.
     pub fn set_workers(&mut self, workers: usize) {
         for (_, entry) in self.iter_mut() {
             entry.past = entry.counts();
@@ -243,7 +244,7 @@ impl Networks {
         }
     }
 
-    /// Follows a change of the allowed VTEPs: forgets what was learned behind others.
+    /// Follows a change of the allowed VTEPs: forgets MACs behind VTEPs that are not allowed.
     pub fn follow(&mut self, vteps: &Vteps) {
         for (_, entry) in self.iter_mut() {
             entry.learned.retain(|_, learned| vteps.allows(learned.vtep));
@@ -251,7 +252,7 @@ impl Networks {
         }
     }
 
-    /// What workers see: by slot, and the slot of each VNI.
+    /// What workers get: the networks by slot, and the slot of each VNI.
     pub fn tables(&mut self, vteps: &Vteps) -> (Vec<Option<Arc<tables::Network>>>, HashMap<Vni, u32>) {
         let networks =
             self.entries.iter_mut().map(|entry| entry.as_mut().map(|entry| entry.table(vteps))).collect();

@@ -1,4 +1,4 @@
-//! NIC queues and endpoints as the kernel has them, for `uvn_engine::port`, and network devices.
+//! The kernel's NIC queues and endpoints, for `uvn_engine::port`; and network devices.
 //!
 //! - [`xsk`]: a NIC queue through AF_XDP
 //! - [`slow_path`]: a NIC queue through a TAP, where the shortcut has the NIC

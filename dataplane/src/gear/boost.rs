@@ -1,6 +1,6 @@
-//! What is done about the traffic that a NIC sees: where messages wait for each other, cores stay awake ([`awake`]);
-//! where there are many packets, the NIC's receive processing runs in threads as well ([`napi`]), in the shortcut,
-//! which has no use of its own for the workers' cores. Only while it pays ([`trial`]).
+//! Boosts a NIC's traffic while that pays ([`trial`]). Where messages wait for each other, cores stay awake
+//! ([`awake`]). Where there are many packets, the NIC also receives in threads ([`napi`]): only in the shortcut gear,
+//! which does not need the workers' cores.
 
 pub mod awake;
 pub mod napi;
@@ -15,11 +15,11 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use trial::{Load, Trial};
 use uvn_api::dataplane::message::Boost;
 
-/// One NIC's. Dropping it puts everything back.
+/// The boosts of one NIC. Dropping it ends them.
 #[derive(Debug)]
 pub struct Booster {
     nic: String,
-    /// Of [`Load`], in the order of its fields.
+    /// The files of the NIC's counters, in the order of [`Load`]'s fields.
     counters: [File; 4],
     trial: Trial,
     napi: Option<Napi>,
@@ -28,7 +28,7 @@ pub struct Booster {
 }
 
 impl Booster {
-    /// Looks at a NIC; nothing changes for now. Threads will run on these cores in turn; None: there are to be none.
+    /// Opens a NIC's counters; nothing is boosted yet. Threads will run on these cores in turn; None: no threads.
     ///
     /// # Errors
     /// Its counters cannot be read.
@@ -49,13 +49,13 @@ impl Booster {
         Ok(Booster { nic, counters, trial, napi, awake, due: Instant::now() })
     }
 
-    /// When [`Booster::follow`] has something to do.
+    /// When [`Booster::follow`] must be called next.
     #[must_use]
     pub fn due(&self) -> Instant {
         self.due
     }
 
-    /// What is done now.
+    /// The boost in force; None: none.
     #[must_use]
     pub fn boost(&self) -> Option<Boost> {
         if self.napi.as_ref().is_some_and(Napi::threads) {
@@ -65,7 +65,7 @@ impl Booster {
         }
     }
 
-    /// Looks at what the NIC carries, and follows.
+    /// Reads the NIC's load, and switches the boost if the trial says so.
     pub fn follow(&mut self, now: Instant) {
         if now < self.due {
             return;
@@ -95,7 +95,7 @@ impl Booster {
             let mut text = [0; 24];
             let length = file.read_at(&mut text, 0).unwrap_or(0);
             let text = std::str::from_utf8(text.get(..length).unwrap_or_default()).unwrap_or_default();
-            // A NIC that has gone: no load.
+            // If the NIC has gone, its load is 0.
             text.trim().parse().unwrap_or(0)
         });
         Load { rx_packets, rx_bytes, tx_packets, tx_bytes }

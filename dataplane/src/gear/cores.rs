@@ -1,11 +1,11 @@
-//! Which core each worker runs on.
+//! Chooses the core of each worker.
 
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 use std::fs::read_to_string;
 
-/// The cores for `queues` workers of this NIC: the configured ones in turn, or else those of the NIC's NUMA node
-/// counted down from the last, then the others. Only cores that this process may use.
+/// The cores for `queues` workers of this NIC: the configured cores in turn; or else those of the NIC's NUMA node,
+/// counted down from the last, then all others. Only cores that this process may use; None: it may use none.
 #[must_use]
 pub fn choose(nic: &str, configured: &[usize], queues: usize) -> Vec<Option<usize>> {
     let allowed = allowed();
@@ -39,7 +39,7 @@ fn allowed() -> Vec<usize> {
     (0..CpuSet::count()).filter(|core| set.is_set(*core).unwrap_or(false)).collect()
 }
 
-/// A list such as `0-3,8` (cpuset(7), list format).
+/// Parses a list such as `0-3,8` (cpuset(7), list format).
 fn parse_list(text: &str) -> Vec<usize> {
     let mut cores = Vec::new();
     for part in text.split(',') {

@@ -1,5 +1,6 @@
-//! Endpoints under others' hands: lost, moved, set down, their tc program detached. The shortcut names an endpoint's
-//! device by its index, and so leaves the network to the engine, which reads and writes it by its descriptor.
+//! Endpoints that another program has deleted, moved, set down, or detached the tc program of. The shortcut knows a
+//! device by its index, which may be another device's then, so the network goes to the engine, which uses the device's
+//! descriptor.
 
 use super::Gear;
 use crate::gear::shortcut::{self, Declined};
@@ -20,20 +21,20 @@ impl Gear {
         Ok(())
     }
 
-    /// Takes a network's endpoint from the workers, which close it.
+    /// Takes a network's endpoint from the workers.
     pub fn detach(&self, slot: u32) {
         self.workers.send(|| Command::Detach { slot });
     }
 
-    /// An endpoint broke at one worker: it is of no use to the others either.
+    /// Takes a network's endpoint from all workers and the shortcut, since it broke at one worker.
     pub fn lose(&mut self, slot: u32, entry: &mut Entry) {
         self.demote(entry);
         self.detach(slot);
     }
 
-    /// Leaves to the engine what the shortcut can carry no more: a network whose endpoint has left this network
-    /// namespace, where the NIC's index may be another device's; and one whose endpoint is down, since only the engine
-    /// counts what that does not take.
+    /// Hands networks to the engine that the shortcut can no longer carry: those whose endpoint has left this network
+    /// namespace, where the NIC's index may be another device's; and those whose endpoint is down, since only the
+    /// engine counts the frames that it does not take.
     pub fn check_places(&mut self, changes: &[Change], networks: &mut Networks) {
         let Some(shortcut) = &self.shortcut else { return };
         let affected: Vec<Vni> = if changes.contains(&Change::Lost) {
@@ -55,8 +56,8 @@ impl Gear {
         }
     }
 
-    /// Has the shortcut take over again where the endpoint is up or back again, and where another program has detached
-    /// the endpoint's tc program.
+    /// Queues networks for the shortcut again whose endpoint is up or back again, or whose tc program another program
+    /// has detached.
     pub fn restore_places(&mut self, networks: &mut Networks) {
         let Some(detached) = self.shortcut.as_ref().map(|shortcut| shortcut.detached().collect::<Vec<_>>())
         else {
@@ -79,7 +80,8 @@ impl Gear {
         }
     }
 
-    /// Leaves a network to the engine. False if the programs cannot be told: then it stays as it was, or is dropped.
+    /// Hands a network to the engine. False: the map cannot be changed, so the network stays as it was, or its frames
+    /// are dropped.
     fn demote(&mut self, entry: &mut Entry) -> bool {
         let vni = entry.network.vni;
         if let Some(traffic) = self.shortcut.as_ref().map(|shortcut| shortcut.traffic(vni)) {

@@ -1,7 +1,7 @@
-//! Loads the programs of `ebpf/`, attaches the XDP program to a NIC and fills the maps that all of them share.
+//! Loads the programs of `ebpf/`, attaches the XDP program to a NIC, and fills the maps that all programs share.
 //!
-//! The program lives as long as the [`Xdp`]: its link is a file descriptor and nothing is pinned. However the process
-//! ends, the NIC is the host's again, and VXLAN reaches nobody.
+//! The XDP program is attached as long as the [`Xdp`] lives: its link is a file descriptor, and nothing is pinned.
+//! However the process ends, the NIC is the host's again, and VXLAN from the wire reaches no user.
 
 use crate::gear::tc;
 use crate::port::link::{self, Link, LinkError};
@@ -29,7 +29,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../ebpf/uvn-ebpf.o");
 /// Why the XDP program could not be attached or its maps not changed.
 #[derive(Debug, Error)]
 pub enum XdpError {
-    /// The NIC is not there.
+    /// The NIC does not exist.
     #[error(transparent)]
     Link(#[from] LinkError),
     /// The kernel refused the object.
@@ -38,7 +38,7 @@ pub enum XdpError {
     /// The kernel refused the program.
     #[error("cannot load the XDP program (it needs root, or CAP_BPF and CAP_NET_ADMIN): {0}")]
     Program(#[from] ProgramError),
-    /// Somebody else's XDP program is there.
+    /// Another program is attached to the NIC.
     #[error(
         "another XDP program is attached to {0}: stop its owner, such as another data plane (`bpftool net` shows it)"
     )]
@@ -53,12 +53,12 @@ pub enum XdpError {
         /// The kernel's reason.
         generic: String,
     },
-    /// The program was attached in a way that outlives the process.
+    /// The kernel attached the program without a link, so it outlives the process.
     #[error(
         "the kernel returned no XDP link on {0}; Linux 5.9 and later do. Detach the program: `ip link set {0} xdp off`"
     )]
     NoLink(String),
-    /// More entries than a map holds.
+    /// More entries are needed than the map holds.
     #[error("the XDP program's map {map} holds {limit} entries at most: {need} are needed")]
     Full {
         /// The map.
@@ -78,23 +78,23 @@ pub enum XdpError {
     },
 }
 
-/// Where the program runs.
+/// Where the XDP program runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mode {
     /// In the driver, before the kernel has made an skb.
     Driver,
-    /// In the kernel's stack, after it has made an skb: works with every NIC, and is slow.
+    /// In the kernel's stack, after it has made an skb: possible with every NIC, and slow.
     Generic {
-        /// Why not in the driver.
+        /// Why the driver does not take the program.
         refused: String,
     },
 }
 
 /// The programs and their maps.
 pub struct Xdp {
-    /// Where the program runs, and what detaches it when it is closed. None: the shortcut has the NIC.
+    /// Where the XDP program runs, and its link. None in the shortcut gear.
     attached: Option<(Mode, FdLink)>,
-    /// What stands behind it in generic mode.
+    /// The link of the tc program behind it, in generic mode.
     guard: Option<FdLink>,
     mac: Array<MapData, [u32; 2]>,
     local: Addresses,
@@ -111,11 +111,11 @@ pub struct Xdp {
 type Addresses = HashMap<MapData, [u32; 4], u8>;
 
 impl Xdp {
-    /// Attaches to `nic`, a device of this network namespace: in driver mode, or else in generic mode. VXLAN to the
-    /// UDP port of `settings` is ours from the moment [`Xdp::set_local`] says which addresses are.
+    /// Attaches to `nic`, a device of this network namespace: in driver mode, or else in generic mode. The program
+    /// takes VXLAN to the UDP port of `settings` once [`Xdp::set_local`] has set the addresses.
     ///
     /// # Errors
-    /// No such NIC, no privileges, another XDP program on it, or the kernel refuses both modes.
+    /// The NIC does not exist or has another XDP program, a privilege is missing, or the kernel refuses both modes.
     pub fn attach(nic: &str, settings: &Encapsulation) -> Result<Xdp, XdpError> {
         let device = link::get(nic)?;
         let mut xdp = Xdp::load(device.index, settings, 0)?;
@@ -136,11 +136,11 @@ impl Xdp {
         Ok(xdp)
     }
 
-    /// Makes the maps and programs for the NIC with this index, and attaches none. `engine` is the index of the TAP by
-    /// which the tc program hands frames to the engine.
+    /// Makes the maps and programs for the NIC with this index, without attaching any. `engine` is the index of the TAP
+    /// by which the tc program hands frames to the engine.
     ///
     /// # Errors
-    /// No privileges.
+    /// A privilege is missing, or the kernel refuses.
     pub fn load(index: u32, settings: &Encapsulation, engine: u32) -> Result<Xdp, XdpError> {
         // The object has no BTF to relocate; reading the kernel's would take a while.
         let mut object = EbpfLoader::new()
@@ -166,25 +166,25 @@ impl Xdp {
         })
     }
 
-    /// The other programs of the object, with the maps that they do not share.
+    /// The object's other programs and their own maps.
     pub(crate) fn object(&mut self) -> &mut Ebpf {
         &mut self.object
     }
 
-    /// Where the program runs; None in the shortcut.
+    /// Where the XDP program runs; None in the shortcut gear.
     #[must_use]
     pub fn mode(&self) -> Option<&Mode> {
         Some(&self.attached.as_ref()?.0)
     }
 
-    /// Whether somebody has detached a program that is to stand before the host's stack.
+    /// Whether another program has detached the XDP program or the guard.
     #[must_use]
     pub fn is_detached(&self) -> bool {
         let links = self.attached.iter().map(|(_, link)| link).chain(&self.guard);
         links.into_iter().any(tc::is_detached)
     }
 
-    /// From now on frames to another MAC than this, the NIC's, are another host's.
+    /// Sets the NIC's MAC: frames to another MAC are another host's.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -192,7 +192,7 @@ impl Xdp {
         self.mac.set(0, mac_key(mac), 0).map_err(|source| XdpError::Map { map: "MAC", source })
     }
 
-    /// Makes exactly these destinations ours: VTEP addresses and joined multicast groups.
+    /// Takes frames to exactly these destinations: VTEP addresses and joined multicast groups.
     ///
     /// # Errors
     /// More than [`xdp::LOCAL_ENTRIES`], or the kernel refuses.
@@ -200,7 +200,7 @@ impl Xdp {
         set(&mut self.local, "LOCAL", xdp::LOCAL_ENTRIES, keys(addresses))
     }
 
-    /// Allows exactly these outer sources. One that stays is never missing in between.
+    /// Allows exactly these outer sources. A source that stays is allowed all the time.
     ///
     /// # Errors
     /// More than [`xdp::VTEP_ENTRIES`] addresses or [`xdp::PREFIX_ENTRIES`] prefixes, or the kernel refuses.
@@ -211,7 +211,7 @@ impl Xdp {
         set(&mut self.prefixes, "VTEP_PREFIXES", xdp::PREFIX_ENTRIES, prefixes)
     }
 
-    /// Lets a VNI's frames through, to the engine or to the shortcut. Already there is fine: it is replaced.
+    /// Lets a VNI's frames through, to the engine or to the shortcut. Replaces an existing entry.
     ///
     /// # Errors
     /// More than [`xdp::VNI_ENTRIES`], or the kernel refuses.
@@ -227,7 +227,7 @@ impl Xdp {
         })
     }
 
-    /// Drops a VNI's frames from now on, in both gears and directions. Not there is fine.
+    /// Drops a VNI's frames from now on, in both gears and directions. The VNI may be absent.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -246,10 +246,10 @@ impl Xdp {
         vnis.iter().try_for_each(|vni| unless_missing(self.networks.remove(vni))).map_err(failed)
     }
 
-    /// Hands a queue's frames to this AF_XDP socket, until it is closed.
+    /// Hands a queue's frames to this AF_XDP socket, until the socket is closed.
     ///
     /// # Errors
-    /// `queue` is not below [`xdp::QUEUE_ENTRIES`], or this is no AF_XDP socket bound to a queue.
+    /// `queue` is not below [`xdp::QUEUE_ENTRIES`], or the socket is not an AF_XDP socket bound to a queue.
     pub fn set_socket(&mut self, queue: u32, socket: impl AsRawFd) -> Result<(), XdpError> {
         self.sockets.set(queue, socket, 0).map_err(|source| XdpError::Map { map: "XSKS", source })
     }
@@ -270,20 +270,20 @@ impl Xdp {
         Ok(counters)
     }
 
-    /// VNIs that an allowed VTEP sent to though they are not on this NIC, with the first such VTEP and how many
-    /// frames came since the last call. The most recent [`xdp::UNKNOWN_ENTRIES`] only.
+    /// VNIs without a network on this NIC to which an allowed VTEP sent: the first such VTEP, and the number of frames
+    /// since the last call. Only the most recent [`xdp::UNKNOWN_ENTRIES`].
     ///
     /// # Errors
     /// The kernel refuses.
     pub fn take_unknown(&mut self) -> Result<Vec<(Vni, IpAddr, u64)>, XdpError> {
         let failed = |source| XdpError::Map { map: "UNKNOWN", source };
-        // All keys first: after a removal the kernel would start over.
+        // All keys first: after a removal, the kernel starts from the beginning.
         let vnis: Vec<u32> = self.unknown.keys().collect::<Result<_, _>>().map_err(failed)?;
         let mut taken = Vec::with_capacity(vnis.len());
         for key in vnis {
             let values = match self.unknown.get(&key, 0) {
                 Ok(values) => values,
-                // A newer one took its place meanwhile.
+                // A newer VNI has taken its place meanwhile.
                 Err(MapError::KeyNotFound) => continue,
                 Err(error) => return Err(failed(error)),
             };
@@ -304,7 +304,7 @@ impl Xdp {
     }
 }
 
-/// By which the tc programs know this network namespace. 0: they have no means to.
+/// This network namespace's cookie, for the tc programs. 0: the kernel does not let them read cookies.
 fn netns() -> u64 {
     match is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_get_netns_cookie) {
         Ok(true) => link::netns_cookie().unwrap_or(0),
@@ -312,7 +312,7 @@ fn netns() -> u64 {
     }
 }
 
-/// Driver mode, or else generic mode.
+/// Attaches in driver mode, or else in generic mode.
 fn attach(program: &mut Program, nic: &Link) -> Result<(Mode, FdLink), XdpError> {
     let busy = || XdpError::Busy(nic.name.clone());
     let driver = if nic.kind == Some(InfoKind::Bond) {
@@ -341,13 +341,14 @@ fn attach(program: &mut Program, nic: &Link) -> Result<(Mode, FdLink), XdpError>
     Ok((mode, link))
 }
 
-/// EBUSY: a program in this mode. EEXIST: one in the other mode (net/core/dev.c, dev_xdp_attach).
-/// Has a tc program drop what is ours and has passed XDP on this NIC unseen, until the link is closed.
+/// Attaches a tc program that drops uvn's frames which XDP on this NIC has not seen, until the link is closed.
 fn guard(object: &mut Ebpf, nic: &str) -> Result<FdLink, ProgramError> {
     tc::program(object, "uvn_guard")?.load()?;
     tc::link(tc::program(object, "uvn_guard")?, nic, TcAttachType::Ingress)
 }
 
+/// Whether a program is attached already. EBUSY: in this mode. EEXIST: in the other mode (net/core/dev.c,
+/// dev_xdp_attach).
 fn is_busy(error: &ProgramError) -> bool {
     let ProgramError::SyscallError(error) = error else { return false };
     matches!(error.io_error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
@@ -375,8 +376,8 @@ fn keys(addresses: &[IpAddr]) -> HashSet<[u32; 4]> {
     addresses.iter().map(|&address| Address::from(address).0).collect()
 }
 
-/// A prefix as the key of a map: its length and address, without the host bits, since the kernel compares keys with them
-/// when one is removed.
+/// A prefix as the key of a map: its length, and its address without host bits, which the kernel would compare when a
+/// key is removed.
 #[must_use]
 pub fn prefix_key(cidr: &Cidr) -> (u32, [u32; 4]) {
     let length = match cidr.address {
@@ -423,7 +424,7 @@ impl<K: Pod + Eq + Hash> Set<(u32, K)> for LpmTrie<MapData, K, u8> {
     }
 }
 
-/// Makes `map` hold exactly `wanted`, touching only what differs. Removes first, so that the rest fits.
+/// Makes `map` hold exactly `wanted`, changing only what differs. Removes first, to make room.
 fn set<K: Eq + Hash>(
     map: &mut impl Set<K>,
     name: &'static str,

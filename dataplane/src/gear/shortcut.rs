@@ -1,10 +1,11 @@
-//! The shortcut: a tc program on every endpoint that encapsulates, and one on the NIC that strips and hands over.
-//! They take what they can prove the engine would take, by maps that are filled here from the workers' tables; all else
-//! is the engine's, by the [`slow_path`].
+//! The shortcut: a tc program on every endpoint encapsulates, and one on the NIC strips outer headers and hands frames
+//! to endpoints. They take the frames that the engine provably would accept, by maps that are filled here from the
+//! workers' tables; all others go to the engine, by the [`slow_path`].
 //!
-//! It lives as long as the [`Shortcut`]: its links are file descriptors and nothing is pinned. However the process ends,
-//! the endpoints' frames reach nobody. VXLAN to this port then reaches at most a device of ours that takes no frame: it
-//! is there because the kernel's GRO joins VXLAN frames only where a VXLAN device listens.
+//! The programs are attached as long as the [`Shortcut`] lives: their links are file descriptors, and nothing is
+//! pinned. However the process ends, the endpoints' frames reach nobody. VXLAN to this port then reaches at most the
+//! device for GRO, which takes no frame: it exists because the kernel's GRO joins VXLAN frames only if a VXLAN device
+//! has the port.
 
 mod joining;
 
@@ -31,31 +32,31 @@ use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::Vni;
 use uvn_wire::xdp::{self, Address, Network, Owner, Traffic, mac_key};
 
-/// Why a network or a NIC stays with the engine.
+/// Why the engine alone carries a network or a NIC.
 #[derive(Debug, Error)]
 pub enum Declined {
-    /// It has no endpoint now.
+    /// The network has no endpoint now.
     #[error("its endpoint is lost: {0}")]
     Lost(String),
-    /// Its peers' MACs are not made from their addresses.
+    /// The network learns MACs: its peers' are not made from their addresses.
     #[error("it has learning = true")]
     Learning,
     /// The endpoint is a veth pair, or in another network namespace than the NIC.
     #[error("its endpoint is not a TAP in the NIC's network namespace")]
     Elsewhere,
-    /// The endpoint was moved.
+    /// The endpoint was moved to another network namespace.
     #[error("its endpoint has left the NIC's network namespace")]
     Moved,
-    /// The endpoint takes and sends nothing.
+    /// The endpoint is down.
     #[error("its endpoint is down")]
     Down,
-    /// No room for its counters.
+    /// All places for counters are taken.
     #[error("the shortcut has {} networks already, its limit", xdp::TRAFFIC_ENTRIES)]
     Full,
-    /// The program cannot be attached.
+    /// A tc program cannot be loaded or attached.
     #[error("the kernel does not attach tc programs as links (Linux 6.6 and later do): {0}")]
     Program(#[from] ProgramError),
-    /// The engine cannot have what is left over.
+    /// The TAP for frames that are left to the engine cannot be made.
     #[error(transparent)]
     SlowPath(#[from] SlowPathError),
     /// A map cannot be filled.
@@ -64,7 +65,7 @@ pub enum Declined {
 }
 
 impl Declined {
-    /// Whether it may end without a change of the network: by what others do to the endpoint.
+    /// Whether the reason may end when another program changes the endpoint.
     #[must_use]
     pub fn may_end(&self) -> bool {
         matches!(self, Declined::Elsewhere | Declined::Moved | Declined::Down)
@@ -76,32 +77,32 @@ pub struct Shortcut {
     endpoints: HashMap<MapData, u32, u32>,
     owners: Mirrored<[u32; 4], [u32; 8]>,
     hops: Mirrored<[u32; 2], [u32; 24]>,
-    /// By slot.
+    /// By counter index.
     traffic: PerCpuArray<MapData, [u64; 4]>,
-    /// The networks that it carries.
+    /// The networks that the shortcut carries.
     granted: Known<Vni, Granted>,
-    /// What networks that have gone had.
+    /// The traffic of networks that it carries no longer.
     past: Traffic,
     joining: Joining,
     /// The NIC's index, and that of the slow path's TAP.
     nic: u32,
     slow_path: u32,
-    /// Detach when they are closed.
+    /// The programs on the NIC and the TAP; closing a link detaches its program.
     links: [FdLink; 2],
 }
 
-/// One network's egress.
+/// What the shortcut has for one network.
 struct Granted {
     endpoint: u32,
-    /// Its place among the counters.
+    /// Its counter index.
     slot: u32,
-    /// Detaches when it is closed.
+    /// The program on the endpoint; closing the link detaches it.
     egress: FdLink,
 }
 
 impl Shortcut {
-    /// Attaches to the NIC, for which `xdp` was loaded, and to the slow path's TAP. It carries nothing until networks
-    /// are granted.
+    /// Attaches to the NIC for which `xdp` was loaded, and to the slow path's TAP. Carries nothing until networks are
+    /// granted.
     ///
     /// # Errors
     /// The kernel refuses, or is too old.
@@ -129,12 +130,12 @@ impl Shortcut {
         })
     }
 
-    /// Takes over what a network's endpoint sends, and returns what the other direction needs.
+    /// Attaches to a network's endpoint, and returns the entry for the map of networks, which switches both directions.
     ///
     /// # Errors
     /// See [`Declined`]; nothing has changed.
     pub fn grant(&mut self, xdp: &mut Xdp, entry: &Entry) -> Result<Network, Declined> {
-        // Somebody else's device may have its name by now.
+        // Another device may have the lost endpoint's name.
         if let Some(fault) = &entry.fault {
             return Err(Declined::Lost(fault.clone()));
         }
@@ -173,7 +174,7 @@ impl Shortcut {
             .map_err(|source| XdpError::Map { map: "ENDPOINTS", source })
     }
 
-    /// Lets go of a network that has been taken out of [`Xdp::set_network`]'s map.
+    /// Releases a network that has been removed from [`Xdp::set_network`]'s map.
     pub fn revoke(&mut self, vni: Vni) {
         let traffic = self.traffic(vni);
         let Some(granted) = self.granted.remove(&vni) else { return };
@@ -183,7 +184,7 @@ impl Shortcut {
 
     fn clear(&mut self, vni: Vni, endpoint: u32) {
         if let Err(error) = unless_missing(self.endpoints.remove(&endpoint)) {
-            // It cannot be used: the programs look for the network next.
+            // The entry has no effect: the programs look the network up next.
             tracing::warn!(%vni, %error, "cannot remove an endpoint from the shortcut's map; the entry has no effect");
         }
     }
@@ -191,7 +192,7 @@ impl Shortcut {
     /// Follows the next hops and the VTEPs of new tables.
     ///
     /// # Errors
-    /// A map is full, or the kernel refuses; what is missing there is the engine's.
+    /// A map is full, or the kernel refuses. The engine carries what is missing in the map.
     pub fn follow(&mut self, tables: &Tables) -> Result<(), XdpError> {
         let reachable = |vtep: &IpAddr| {
             !vtep.is_multicast()
@@ -203,28 +204,28 @@ impl Shortcut {
             Some((key, zerocopy::transmute!(hop.outer.hop(key, hop.largest_inner())?)))
         });
         let owners = owners(tables).map(|owner| (owner.overlay.0, zerocopy::transmute!(owner)));
-        // Both, whatever one says: who has gone must be gone from each.
+        // Both maps, even if one fails: a VTEP that is gone must be removed from each.
         let (owners, hops) = (owners.collect(), hops.collect());
         let owners = self.owners.set(owners);
         self.hops.set(hops).and(owners)
     }
 
-    /// Whether it carries a network.
+    /// Whether the shortcut carries a network.
     #[must_use]
     pub fn carries(&self, vni: Vni) -> bool {
         self.granted.contains_key(&vni)
     }
 
-    /// The networks whose endpoint had an index.
+    /// The networks whose endpoint has, or had, this interface index.
     pub fn at(&self, endpoint: u32) -> impl Iterator<Item = Vni> {
         self.granted.iter().filter(move |(_, granted)| granted.endpoint == endpoint).map(|(vni, _)| *vni)
     }
 
-    /// Whether the endpoint of a network that it carries is still where it was, and up. The programs know it by its index,
+    /// Checks that the endpoint of a carried network is still where it was, and up. The programs know it by its index,
     /// which in another network namespace is another device's.
     ///
     /// # Errors
-    /// Why it can be carried no more.
+    /// Why the network can no longer be carried.
     pub fn holds(&self, entry: &Entry) -> Result<(), Declined> {
         let endpoint = self.granted.get(&entry.network.vni).map(|granted| granted.endpoint);
         match place(entry) {
@@ -234,12 +235,12 @@ impl Shortcut {
         }
     }
 
-    /// The networks whose program somebody has detached from the endpoint.
+    /// The networks whose program another program has detached from the endpoint.
     pub fn detached(&self) -> impl Iterator<Item = Vni> {
         self.granted.iter().filter(|(_, granted)| is_detached(&granted.egress)).map(|(vni, _)| *vni)
     }
 
-    /// What somebody has taken from it that it cannot work without; None: nothing.
+    /// What another program has removed that the shortcut cannot work without; None: nothing.
     #[must_use]
     pub fn broken(&self) -> Option<&'static str> {
         let slow_path = link::get(&slow_path::device(self.nic));
@@ -249,24 +250,24 @@ impl Shortcut {
         self.links.iter().any(is_detached).then_some("a tc program was detached")
     }
 
-    /// Puts back what it can work without, if somebody has taken it.
+    /// Restores the device for GRO, if another program has changed it.
     pub fn mend(&mut self) {
         self.joining.mend();
     }
 
-    /// Whether there is a device for GRO.
+    /// Whether the device for GRO exists.
     #[must_use]
     pub fn joins(&self) -> bool {
         self.joining.is_there()
     }
 
-    /// How many networks it carries.
+    /// The number of networks that the shortcut carries.
     #[must_use]
     pub fn networks(&self) -> usize {
         self.granted.len()
     }
 
-    /// What a network had since it was granted.
+    /// A network's traffic since it was granted; zero if the shortcut does not carry it.
     #[must_use]
     pub fn traffic(&self, vni: Vni) -> Traffic {
         let mut sum = Traffic::default();
@@ -277,7 +278,7 @@ impl Shortcut {
         sum
     }
 
-    /// What all networks had.
+    /// The traffic of all networks, of those that are gone as well.
     #[must_use]
     pub fn total(&self) -> Traffic {
         let mut sum = self.past;
@@ -286,17 +287,18 @@ impl Shortcut {
     }
 }
 
-/// The device of a network that the shortcut can serve.
+/// The endpoint's device, if the shortcut can serve it.
 ///
 /// # Errors
-/// Why it cannot serve it.
+/// Why it cannot.
 pub fn place(entry: &Entry) -> Result<Link, Declined> {
     let device = entry.source.device_here().ok_or(Declined::Elsewhere)?;
     let link = link::get(&device).map_err(XdpError::from)?;
     if link.up { Ok(link) } else { Err(Declined::Down) }
 }
 
-/// Whether the kernel takes tc programs as links on a NIC, without which there is no shortcut. Yes if it does not say.
+/// Whether the kernel attaches tc programs as links to a NIC, which the shortcut needs. True if the kernel does not
+/// tell.
 #[must_use]
 pub fn is_possible(nic: &str) -> bool {
     match SchedClassifier::query_tcx(nic, TcAttachType::Ingress) {
@@ -307,7 +309,7 @@ pub fn is_possible(nic: &str) -> bool {
     }
 }
 
-/// The overlay addresses of the VTEPs, and the addresses of VTEPs in use that only a range allows.
+/// The overlay addresses of listed VTEPs; and the addresses of VTEPs in use that only a range allows.
 fn owners(tables: &Tables) -> impl Iterator<Item = Owner> + '_ {
     let vteps: &Vteps = &tables.vteps;
     let ranged = tables.hops.keys().filter(move |vtep| vteps.of_overlay(**vtep) == Some(**vtep));
@@ -324,7 +326,7 @@ fn add(sum: &mut Traffic, traffic: &Traffic) {
     sum.tx_bytes += traffic.tx_bytes;
 }
 
-/// A map and what it holds, so that only what changes is written.
+/// A map and a copy of its content, so that only changes are written.
 struct Mirrored<K: Pod, V: Pod> {
     name: &'static str,
     map: HashMap<MapData, K, V>,
@@ -336,7 +338,7 @@ impl<K: Pod + Eq + Hash, V: Pod + Eq> Mirrored<K, V> {
         Mirrored { name, map, holds: Known::new() }
     }
 
-    /// Makes it hold exactly `wanted`; removes first, whatever then fails.
+    /// Makes the map hold exactly `wanted`. Removes first, so that a failure leaves nothing that must be gone.
     fn set(&mut self, wanted: Known<K, V>) -> Result<(), XdpError> {
         let failed = |source| XdpError::Map { map: self.name, source };
         let gone: Vec<K> = self.holds.keys().filter(|key| !wanted.contains_key(*key)).copied().collect();

@@ -1,17 +1,18 @@
-//! Networks that the shortcut is still to take over from the engine, one at a time and not at once.
+//! The networks that wait for the shortcut to take them over from the engine, one at a time, with pauses.
 //!
-//! For each of them the kernel waits for a grace period of RCU, 10 to 60 ms, under the lock that all changes of devices
-//! need (tcx_entry_sync in include/net/tcx.h, under RTNL). So neither a request nor the devices of the next user shall
-//! come behind many of them.
+//! For each network the kernel waits for a grace period of RCU, 10 to 60 ms, under the lock that all changes of devices
+//! need (tcx_entry_sync in include/net/tcx.h, under RTNL). The pauses keep requests, and the devices of the next user,
+//! from waiting for many of them.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use uvn_wire::vxlan::Vni;
 
-/// Between two of them, and after a network came or went: about what it takes to make a user's devices.
+/// The pause between two networks, and after a network was added or removed: about as long as making a user's devices
+/// takes.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The networks that wait.
+/// The waiting networks.
 #[derive(Debug)]
 pub struct Takeover {
     networks: BTreeSet<Vni>,
@@ -19,35 +20,35 @@ pub struct Takeover {
 }
 
 impl Takeover {
-    /// None.
+    /// No network waits.
     #[must_use]
     pub fn new(now: Instant) -> Takeover {
         Takeover { networks: BTreeSet::new(), due: now }
     }
 
-    /// Adds a network. There already is fine.
+    /// Adds a network, which may be waiting already.
     pub fn add(&mut self, vni: Vni, now: Instant) {
         self.networks.insert(vni);
         self.pause(now);
     }
 
-    /// Drops a network. Not there is fine.
+    /// Removes a network, which need not be waiting.
     pub fn remove(&mut self, vni: Vni, now: Instant) {
         self.networks.remove(&vni);
         self.pause(now);
     }
 
-    /// The next one, which waits no more; None before its time.
+    /// Takes the next network off the queue; None: it is not due yet, or none waits.
     pub fn take(&mut self, now: Instant) -> Option<Vni> {
         if now < self.due { None } else { self.networks.pop_first() }
     }
 
-    /// Leaves the kernel to others for a while.
+    /// Makes the next network due after a pause from `now`.
     pub fn pause(&mut self, now: Instant) {
         self.due = now + PAUSE;
     }
 
-    /// When [`Takeover::take`] has one; None: none waits.
+    /// When [`Takeover::take`] returns a network; None: none waits.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
         (!self.networks.is_empty()).then_some(self.due)

@@ -1,4 +1,4 @@
-//! tc programs as links: they detach when they are closed.
+//! tc programs attached by links: closing a link detaches its program.
 
 use crate::bpf;
 use aya::programs::links::FdLink;
@@ -16,10 +16,10 @@ pub(super) fn program<'a>(
     object.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()
 }
 
-/// Attaches in front of all others: nobody else sees a tenant's frame.
+/// Attaches a program in front of all others, so that no other program sees a tenant's frame.
 ///
 /// # Errors
-/// The kernel takes no tc program as a link, or has no such device.
+/// The kernel does not attach tc programs as links, or the device does not exist.
 pub(super) fn link(
     program: &mut SchedClassifier,
     device: &str,
@@ -30,7 +30,7 @@ pub(super) fn link(
     link.try_into().map_err(|_| ProgramError::NotLoaded)
 }
 
-/// Whether somebody has detached a program. If the kernel does not say: no.
+/// Whether another program has detached it. False if the kernel does not tell.
 pub(super) fn is_detached(link: &FdLink) -> bool {
     link.info().is_ok_and(|link| bpf::is_attached(link.id()).is_ok_and(|attached| !attached))
 }

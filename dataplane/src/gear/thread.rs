@@ -1,7 +1,8 @@
 //! A worker's thread: pinned to its core, woken by its NIC queue, its endpoints and the control thread.
 //!
-//! While there is work it never sleeps. Then it spins for a while, since a sleep and a wake cost more than most waits,
-//! giving way to others on its core; then it sleeps in poll until something happens: an idle node uses no CPU.
+//! While there is work, the thread never sleeps. Then it spins for a while, because sleeping and waking cost more than
+//! most waits, and yields to others on its core. Then it sleeps in poll until something happens, so that an idle node
+//! uses no CPU.
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use hashbrown::HashMap;
@@ -21,7 +22,7 @@ use uvn_engine::worker::{Command, Event, Status, Worker};
 pub struct Settings {
     /// Number of the NIC queue.
     pub queue: usize,
-    /// Core to run on; None leaves it to the scheduler.
+    /// Core to run on; None: the scheduler chooses.
     pub core: Option<usize>,
     /// How long to spin without work before sleeping.
     pub spin: Duration,
@@ -31,7 +32,7 @@ pub struct Settings {
 
 /// A running worker.
 pub struct Handle {
-    /// What may be read while it runs.
+    /// What other threads may read while it runs.
     pub status: Arc<Status>,
     commands: Sender<Command>,
     waker: Waker,
@@ -41,23 +42,23 @@ pub struct Handle {
 impl Handle {
     /// Sends a command and wakes the worker.
     pub fn send(&self, command: Command) {
-        // Neither fails while the thread lives; that it has ended is seen by its heartbeat.
+        // Neither fails while the thread lives. The heartbeat shows if it has ended.
         let _ = self.commands.send(command);
         let _ = self.waker.wake();
     }
 
-    /// Whether it has ended on its own, which it does only after an error that it has logged.
+    /// Whether it has ended by itself: only after an error, which it has logged.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.thread.is_finished()
     }
 
-    /// Only wakes it: its heartbeat must then advance.
+    /// Wakes it without a command: its heartbeat must then advance.
     pub fn wake(&self) {
         let _ = self.waker.wake();
     }
 
-    /// Ends it: what is queued is flushed, its queue and endpoints are dropped. False if it had panicked.
+    /// Ends it: queued frames are flushed, its queue and endpoints are dropped. False: it has panicked.
     #[must_use]
     pub fn stop(self) -> bool {
         self.send(Command::Stop);
@@ -65,10 +66,10 @@ impl Handle {
     }
 }
 
-/// Tells the control thread of events: a channel and what wakes its reader.
+/// Sends events to the control thread: a channel, and what wakes its reader.
 #[derive(Clone)]
 pub struct Notifier {
-    /// Bounded, so that a flood of events costs no memory.
+    /// The channel: bounded, so that a flood of events costs no memory.
     pub events: Sender<Event>,
     /// Wakes the control thread.
     pub waker: Arc<Waker>,
@@ -120,8 +121,8 @@ where
 struct Thread<N: Nic> {
     worker: Worker<N>,
     poll: Poll,
-    /// In the poll only while the thread sleeps: else each arriving batch would go through epoll's wake-up for nothing,
-    /// since the ring is looked at in every turn anyway.
+    /// The queue's descriptor, polled only while the thread sleeps: otherwise each batch would wake epoll for nothing,
+    /// since every turn looks at the ring anyway.
     nic: Option<RawFd>,
     commands: Receiver<Command>,
     /// By slot.
@@ -158,7 +159,7 @@ impl<N: Nic> Thread<N> {
             if worked {
                 busy = now;
             } else if now.saturating_duration_since(busy) < spin {
-                // Give way: on a shared core the other side of the conversation may be waiting for it.
+                // Yields: on a shared core, the other side of the conversation may be waiting for the core.
                 std::thread::yield_now();
             } else {
                 timeout = self.worker.due();
@@ -166,7 +167,7 @@ impl<N: Nic> Thread<N> {
         }
     }
 
-    /// Collects what happened, or sleeps until something does.
+    /// Collects events; sleeps until there is one, for at most `timeout`.
     fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         let asleep = self.nic.filter(|_| timeout != Some(Duration::ZERO));
         if let Some(fd) = asleep {
@@ -183,7 +184,7 @@ impl<N: Nic> Thread<N> {
         }
     }
 
-    /// False at the end.
+    /// Executes a command. False: the worker must end.
     fn obey(&mut self, command: Command) -> bool {
         match command {
             Command::Tables(tables) => self.worker.set_tables(tables),
@@ -215,7 +216,7 @@ impl<N: Nic> Thread<N> {
         true
     }
 
-    /// Before the endpoint goes: its number may be another file's afterwards.
+    /// Stops polling an endpoint, before it is closed and its descriptor is used for another file.
     fn forget(&mut self, slot: u32) {
         if let Some(fd) = self.fds.remove(&slot) {
             let _ = self.poll.registry().deregister(&mut SourceFd(&fd));

@@ -15,7 +15,7 @@ use uvn_engine::worker::{Command, Report};
 /// How long a worker may take to answer. It takes microseconds unless its core is taken from it.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// A worker did not answer in time.
+/// The worker of this queue did not answer within three seconds.
 #[derive(Debug, Error)]
 #[error("the worker of queue {0} has not answered for 3 s; another program may hold its core")]
 pub struct Stuck(pub u32);
@@ -24,9 +24,9 @@ pub struct Stuck(pub u32);
 pub(super) struct Common<'a> {
     pub tables: &'a Arc<Tables>,
     pub notifier: &'a Notifier,
-    /// How long each spins without work.
+    /// How long each spins without work, before it sleeps.
     pub spin: Duration,
-    /// Second 0 of what is learned.
+    /// Second 0 of [`uvn_engine::tables::Learned::seen`].
     pub started: Instant,
 }
 
@@ -36,7 +36,7 @@ struct Worker {
     core: Option<usize>,
 }
 
-/// In the order of the queues.
+/// The workers, in the order of the queues.
 #[derive(Default)]
 pub(super) struct Workers(Vec<Worker>);
 
@@ -95,7 +95,8 @@ impl Workers {
         self.0.iter().any(|worker| worker.handle.has_ended())
     }
 
-    /// How often each has turned, and wakes them: an idle worker turns only when it is woken.
+    /// The number of turns of each worker's loop so far. Wakes the workers, since an idle one turns only when it is
+    /// woken.
     pub fn turns(&self) -> Vec<u64> {
         self.0
             .iter()

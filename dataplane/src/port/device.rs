@@ -1,5 +1,5 @@
-//! Endpoint devices: made here, or handed over as open TAP queues. Workers hold duplicates, so that an endpoint
-//! outlives its workers.
+//! Endpoint devices: made here, or handed over as open TAP queues. Workers hold duplicates of the descriptors, so that
+//! an endpoint outlives its workers.
 
 use crate::port::link::{self, LinkError, Sending};
 use crate::port::tap::{Tap, TapError};
@@ -18,16 +18,16 @@ use uvn_wire::vxlan::Vni;
 /// Why an endpoint could not be made or taken over.
 #[derive(Debug, Error)]
 pub enum DeviceError {
-    /// The TAP.
+    /// The TAP cannot be made or used.
     #[error(transparent)]
     Tap(#[from] TapError),
-    /// The veth pair.
+    /// The veth pair cannot be made.
     #[error(transparent)]
     Veth(#[from] VethError),
-    /// A setting of the device.
+    /// The device cannot be read or set.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The device's network namespace.
+    /// The device's network namespace cannot be entered, or the device is gone from it.
     #[error("network namespace of `{name}`: {source}")]
     Netns {
         /// The device.
@@ -37,7 +37,7 @@ pub enum DeviceError {
     },
 }
 
-/// What a made device shall be.
+/// What to make a device from.
 #[derive(Debug, Clone)]
 pub struct Plan<'a> {
     /// Name, kind and namespace.
@@ -58,26 +58,26 @@ pub struct Plan<'a> {
 
 /// One network's endpoint.
 pub struct EndpointSource {
-    /// The device, if it was made here.
+    /// The device, if it was made here; None: it was handed over.
     made: Option<Device>,
-    /// Its MTU is below the least of IPv6, so it lacks its IPv6 addresses.
+    /// Whether it lacks its IPv6 addresses, because its MTU is below the least of IPv6.
     without_ipv6: bool,
-    /// How often its MAC was set back.
+    /// How often its MAC was restored.
     mended: u32,
-    /// What the device had dropped before.
+    /// Frames that the device had dropped before it was used here.
     dropped: u64,
     parts: Parts,
 }
 
 enum Parts {
     Tap(Vec<Tap>),
-    /// It has one queue only, which all workers share. For more than one worker this is the one lock of the data plane:
-    /// a TAP has none.
+    /// All workers share its one queue. This is the only lock of the data plane, and only contended with more than one
+    /// worker.
     Veth(Arc<Mutex<Veth>>),
 }
 
 impl EndpointSource {
-    /// Makes the device, or takes over a persistent TAP of that name, which a data plane that was killed has left.
+    /// Makes the device, or takes over a persistent TAP of that name, which a killed data plane has left.
     ///
     /// # Errors
     /// The kernel refuses; what had been made is undone.
@@ -97,7 +97,7 @@ impl EndpointSource {
                 Parts::Tap(taps)
             }
             DeviceKind::Veth => {
-                // Ours by its name: the NIC and the VNI. One that is there already was left by a data plane killed.
+                // The name holds the NIC and the VNI, so an existing device is one that a killed data plane has left.
                 let near = format!("v{}-{}", plan.nic, plan.vni);
                 match link::delete(&near) {
                     Ok(()) | Err(LinkError::NotFound(_)) => {}
@@ -127,13 +127,13 @@ impl EndpointSource {
         EndpointSource { dropped: source.sending().dropped, ..source }
     }
 
-    /// An endpoint of no queues.
+    /// An endpoint without queues.
     #[cfg(test)]
     pub(crate) fn none() -> EndpointSource {
         EndpointSource::new(None, Parts::Tap(Vec::new()))
     }
 
-    /// The name of a TAP that is in the caller's network namespace; None for all else.
+    /// The device's name, if it is a TAP in the caller's network namespace.
     #[must_use]
     pub fn device_here(&self) -> Option<String> {
         match &self.parts {
@@ -142,7 +142,7 @@ impl EndpointSource {
         }
     }
 
-    /// Where its device is now, if that can be named.
+    /// The name and namespace where its device is now; None: the namespace has no known path.
     #[must_use]
     pub fn place(&self) -> Option<Place> {
         if let Some(device) = self.device_here() {
@@ -150,7 +150,7 @@ impl EndpointSource {
         }
         let made = self.made.as_ref()?;
         let device = match &self.parts {
-            // Elsewhere, and nobody has said where.
+            // The TAP is in an unknown network namespace.
             Parts::Tap(_) if made.netns.is_none() => return None,
             Parts::Tap(taps) => taps.first()?.name().ok()?,
             Parts::Veth(_) => made.name.clone(),
@@ -158,7 +158,7 @@ impl EndpointSource {
         Some(Place { device, netns: made.netns.clone() })
     }
 
-    /// The device that was made here.
+    /// The device, if it was made here.
     #[must_use]
     pub fn made(&self) -> Option<&Device> {
         self.made.as_ref()
@@ -171,7 +171,7 @@ impl EndpointSource {
     pub fn endpoints(&self, workers: usize) -> Result<Vec<Box<dyn Endpoint>>, DeviceError> {
         match &self.parts {
             Parts::Tap(taps) => {
-                // The kernel hands no flow to a queue that nobody reads.
+                // Queues without a worker are detached, so that the kernel gives them no flow.
                 for (worker, tap) in taps.iter().enumerate() {
                     tap.set_attached(worker < workers).map_err(TapError::Driver)?;
                 }
@@ -195,8 +195,8 @@ impl EndpointSource {
         }
     }
 
-    /// Follows the NIC's MTU; a device that was handed over is its owner's business. Below the least MTU of IPv6 the kernel
-    /// takes its IPv6 addresses away, above it they are added again.
+    /// Sets the device's MTU after the NIC's; a device that was handed over is left to its owner. Below IPv6's least
+    /// MTU the kernel removes the IPv6 addresses; from it on, they are added again.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -215,8 +215,8 @@ impl EndpointSource {
         Ok(())
     }
 
-    /// Sets a MAC back that something else has changed, and returns that one. A device that was handed over is its owner's
-    /// business.
+    /// Restores the MAC if another program has changed it, and returns the changed one. A device that was handed over
+    /// is left to its owner.
     ///
     /// # Errors
     /// The device is gone, or the kernel refuses.
@@ -241,7 +241,7 @@ impl EndpointSource {
         Ok(Some(found))
     }
 
-    /// What is not as it should be with the device, for `show`.
+    /// The device's drawbacks, for `show`.
     pub fn notes(&self) -> impl Iterator<Item = String> {
         let ipv6 = self.without_ipv6.then(|| {
             format!("the NIC's MTU is too small for IPv6, which needs {IPV6_MIN_MTU} on the endpoint: it has no IPv6 address")
@@ -252,8 +252,8 @@ impl EndpointSource {
         ipv6.into_iter().chain(mended)
     }
 
-    /// Whether the device is up, and how many frames of the user were dropped before a worker could read them, since it is
-    /// in use: its queue was full.
+    /// Whether the device is up, and how many frames of the user it has dropped since it is used here, because its
+    /// queue was full.
     #[must_use]
     pub fn sending(&self) -> Sending {
         let now = self.there(link::sending).ok().and_then(Result::ok);
@@ -276,7 +276,7 @@ impl EndpointSource {
         }
     }
 
-    /// Ends it. A device that was made here goes; one that was handed over stays with its owner.
+    /// Ends the endpoint. A device that was made here is deleted; one that was handed over stays.
     pub fn remove(self) {
         let (Some(device), Parts::Tap(taps)) = (&self.made, &self.parts) else { return };
         for tap in taps {
@@ -287,7 +287,7 @@ impl EndpointSource {
     }
 }
 
-/// Opens a TAP with a queue for each worker. In the device's namespace.
+/// Opens a TAP with a queue for each worker. Runs in the device's namespace.
 fn open_tap(plan: &Plan<'_>) -> Result<Vec<Tap>, DeviceError> {
     let queues = plan.workers.min(ENDPOINT_QUEUES);
     let name = plan.device.name.as_str();
@@ -295,7 +295,7 @@ fn open_tap(plan: &Plan<'_>) -> Result<Vec<Tap>, DeviceError> {
         Ok(taps) => return Ok(taps),
         Err(error) => error,
     };
-    // One that is there with one queue cannot get several, nor the other way round. It is ours if it has our MAC.
+    // An existing TAP with one queue cannot get several, nor the other way round. It is ours if it has our MAC.
     let is_shape =
         matches!(&error, TapError::Create { source, .. } if source.raw_os_error() == Some(libc::EINVAL));
     if is_shape && link::get(name).is_ok_and(|link| link.mac == Some(plan.mac)) {
@@ -306,7 +306,7 @@ fn open_tap(plan: &Plan<'_>) -> Result<Vec<Tap>, DeviceError> {
     Err(error.into())
 }
 
-/// MAC, MTU, addresses, up. In the device's namespace.
+/// Sets MAC, MTU and addresses, and sets the device up. Runs in the device's namespace.
 fn set_up(plan: &Plan<'_>) -> Result<(), DeviceError> {
     let name = plan.device.name.as_str();
     link::set_mac(name, plan.mac)?;
@@ -323,7 +323,7 @@ fn set_up(plan: &Plan<'_>) -> Result<(), DeviceError> {
     Ok(add_addresses(name, plan.addresses.iter().filter(|cidr| cidr.address.is_ipv4() || !lacks))?)
 }
 
-/// The overlay has the underlay's addresses and no others.
+/// Keeps the kernel from adding an IPv6 link-local address: the overlay has the underlay's addresses only.
 fn only_these_addresses(name: &str) {
     // IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h). No such file: no IPv6.
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), "1");
@@ -339,7 +339,7 @@ fn add_addresses<'a>(name: &str, addresses: impl Iterator<Item = &'a Cidr>) -> R
     Ok(())
 }
 
-/// Whether there are IPv6 addresses that a device with this MTU cannot have.
+/// Whether one of the addresses is IPv6, and the MTU too small for it.
 fn lacks_ipv6(mtu: usize, addresses: &[Cidr]) -> bool {
     mtu < IPV6_MIN_MTU && addresses.iter().any(|cidr| cidr.address.is_ipv6())
 }
@@ -359,7 +359,7 @@ fn inside<T: Send>(device: &Device, work: impl FnOnce() -> T + Send) -> Result<T
     }
 }
 
-/// An endpoint that another worker reads.
+/// An endpoint for a worker that only writes: another worker reads it.
 struct WriteOnly<E>(E);
 
 impl<E: Endpoint> Endpoint for WriteOnly<E> {
@@ -384,7 +384,7 @@ impl<E: Endpoint> Endpoint for WriteOnly<E> {
     }
 }
 
-/// A veth pair that several workers use.
+/// A veth pair that several workers share.
 struct Shared(Arc<Mutex<Veth>>);
 
 impl Shared {

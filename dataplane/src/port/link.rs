@@ -33,10 +33,10 @@ use uvn_wire::ethernet::Mac;
 /// Why a device could not be read or changed.
 #[derive(Debug, Error)]
 pub enum LinkError {
-    /// No device has this name here.
+    /// No device in this network namespace has this name.
     #[error("no network device named `{0}` in this network namespace")]
     NotFound(String),
-    /// The kernel refused a change.
+    /// The kernel refused to read or change the device.
     #[error("network device `{name}`: cannot {action}: {source}")]
     Refused {
         /// The device.
@@ -51,31 +51,31 @@ pub enum LinkError {
 /// One device, as rtnetlink describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
-    /// Its index in its namespace.
+    /// Its interface index.
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// Its address; None unless it is six bytes long.
+    /// Its MAC; None: its address is not six bytes long.
     pub mac: Option<Mac>,
     /// Its MTU in bytes, without the Ethernet header.
     pub mtu: u32,
-    /// Administratively up.
+    /// Whether it is administratively up.
     pub up: bool,
-    /// Up, and with a carrier.
+    /// Whether it is up and has a carrier.
     pub running: bool,
-    /// Receive queues it was made with; not all need be in use.
+    /// Receive queues that it was made with, used or not.
     pub rx_queues: u32,
     /// ARPHRD_* type: 1 is Ethernet, 32 InfiniBand.
     pub arphrd: u16,
-    /// What kind of virtual device it is; None: none.
+    /// The kind of a virtual device; None: it is not one.
     pub kind: Option<InfoKind>,
 }
 
 /// Sends one rtnetlink request in the calling thread's network namespace and returns what the kernel answers.
 ///
 /// `flags` are added to NLM_F_REQUEST and NLM_F_ACK: NLM_F_DUMP for a list, NLM_F_CREATE and so on for a change.
-/// A dump that the kernel marks as inconsistent (something changed meanwhile) is asked for again, a few times.
-/// Messages that this version of the parser does not understand are logged and left out.
+/// A dump that the kernel marks as inconsistent (something changed meanwhile) is tried again, up to 5 times in all.
+/// Messages that the parser does not understand are logged and left out.
 ///
 /// # Errors
 /// The kernel's refusal with its errno, or a failure of the socket.
@@ -83,13 +83,13 @@ pub fn netlink_request(message: RouteNetlinkMessage, flags: u16) -> io::Result<V
     netlink_exchange(NETLINK_ROUTE, message, flags)
 }
 
-/// The same with any netlink protocol.
+/// [`netlink_request`] for any netlink protocol.
 pub(crate) fn netlink_exchange<M>(protocol: isize, message: M, flags: u16) -> io::Result<Vec<M>>
 where
     M: NetlinkSerializable + NetlinkDeserializable + Clone + fmt::Debug,
 {
     const DUMP_TRIES: u32 = 5;
-    /// The kernel may keep us waiting for others' changes (the RTNL lock), and for nothing else.
+    /// How long the kernel may take: a request waits for other programs' changes (the RTNL lock).
     const PATIENCE: TimeVal = TimeVal::new(60, 0);
 
     let mut socket = Socket::new(protocol)?;
@@ -114,7 +114,7 @@ where
     Err(io::Error::new(io::ErrorKind::Interrupted, "the kernel's tables kept changing while they were read"))
 }
 
-/// Everything up to the end of the answer to request `sequence`; None if the dump was inconsistent.
+/// The messages that answer request `sequence`; None: the dump was inconsistent.
 fn read_answers<M>(socket: &Socket, sequence: u32) -> io::Result<Option<Vec<M>>>
 where
     M: NetlinkDeserializable + fmt::Debug,
@@ -161,7 +161,7 @@ where
     }
 }
 
-/// The first message's length and bytes; None at the end or when the length is impossible.
+/// The first message's length and bytes; None: there is none, or its length is impossible.
 pub(crate) fn split_message(bytes: &[u8]) -> Option<(usize, &[u8])> {
     const HEADER: usize = 16;
     let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
@@ -201,16 +201,16 @@ pub fn at(index: u32) -> Result<Link, LinkError> {
     found.ok_or(LinkError::NotFound(name))
 }
 
-/// How a device's sending stands.
+/// A device's state and its count of frames that it did not send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sending {
     /// Whether it is up.
     pub up: bool,
-    /// Frames dropped instead of sent.
+    /// Frames dropped instead of sent, since the device was made.
     pub dropped: u64,
 }
 
-/// How a device's sending stands.
+/// Reads a device's [`Sending`].
 ///
 /// # Errors
 /// No such device, or the kernel's refusal.
@@ -276,7 +276,7 @@ impl From<LinkMessage> for Link {
     }
 }
 
-/// Sets a device's address. A TAP and a veth take it while up.
+/// Sets a device's MAC. A TAP and a veth accept that while they are up.
 ///
 /// # Errors
 /// No such device, or the kernel's refusal.
@@ -341,10 +341,10 @@ pub fn set_up(name: &str, up: bool) -> Result<(), LinkError> {
     ask(name, action, RouteNetlinkMessage::SetLink(message), 0).map(drop)
 }
 
-/// Attaches an XDP program to a device, in driver mode: it stays until the device goes.
+/// Attaches an XDP program to a device in driver mode, until the device is deleted.
 ///
 /// # Errors
-/// The kernel's refusal. EBUSY: another program is there.
+/// The kernel's refusal. EBUSY: the device has another program.
 pub fn attach_xdp(name: &str, program: BorrowedFd<'_>) -> io::Result<()> {
     /// XDP_FLAGS_UPDATE_IF_NOEXIST and XDP_FLAGS_DRV_MODE (include/uapi/linux/if_link.h).
     const FLAGS: u32 = 1 | 4;
@@ -356,7 +356,7 @@ pub fn attach_xdp(name: &str, program: BorrowedFd<'_>) -> io::Result<()> {
     netlink_request(RouteNetlinkMessage::SetLink(message), 0).map(drop)
 }
 
-/// Deletes a device; a veth's other end goes with it.
+/// Deletes a device, and with a veth its other end.
 ///
 /// # Errors
 /// No such device, or the kernel's refusal.
@@ -366,10 +366,10 @@ pub fn delete(name: &str) -> Result<(), LinkError> {
     ask(name, "delete it", RouteNetlinkMessage::DelLink(message), 0).map(drop)
 }
 
-/// Adds an address with its on-subnet route. An IPv6 address is usable at once: no duplicate detection.
+/// Adds an address and the route to its subnet. An IPv6 address is usable at once: there is no duplicate detection.
 ///
 /// # Errors
-/// No such device, or the kernel's refusal (EEXIST: it is there already).
+/// No such device, or the kernel's refusal (EEXIST: the device has the address).
 pub fn add_address(name: &str, address: IpAddr, prefix: u8) -> Result<(), LinkError> {
     let mut message = AddressMessage::default();
     message.header.family = match address {
@@ -386,7 +386,7 @@ pub fn add_address(name: &str, address: IpAddr, prefix: u8) -> Result<(), LinkEr
     ask(name, "add an address", RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL).map(drop)
 }
 
-/// Makes a veth pair of `name` here and `peer` in `peer_netns`, or here too.
+/// Makes a veth pair: `name` in this network namespace, `peer` in `peer_netns`, or also in this one.
 ///
 /// # Errors
 /// The kernel's refusal (EEXIST: one of the names is taken).
@@ -440,9 +440,10 @@ fn refused(name: &str, action: &'static str, source: io::Error) -> LinkError {
     }
 }
 
-/// Runs `work` in another network namespace (`/run/netns/NAME`, `/proc/PID/ns/net`) and returns what it returns.
+/// Runs `work` in another network namespace (`/run/netns/NAME`, `/proc/PID/ns/net`) and returns its result.
 ///
-/// On a thread of its own, so that the caller's namespace never changes. Sockets and TAPs opened there stay there.
+/// It runs on a thread of its own, so that the caller's namespace never changes. Sockets and TAPs that it opens belong
+/// to the other namespace.
 ///
 /// # Errors
 /// The namespace cannot be opened or entered (CAP_SYS_ADMIN).
@@ -450,7 +451,7 @@ pub fn in_netns<T: Send>(netns: &Path, work: impl FnOnce() -> T + Send) -> io::R
     in_open_netns(File::open(netns)?.as_fd(), work)
 }
 
-/// Like [`in_netns`], with a namespace that is already open.
+/// Like [`in_netns`], with an open namespace.
 ///
 /// # Errors
 /// The namespace cannot be entered (CAP_SYS_ADMIN).

@@ -1,9 +1,9 @@
-//! The smallest XDP program: every frame of a device to one AF_XDP socket, or nowhere. For our end of a veth endpoint.
+//! A small XDP program for our end of a veth endpoint: it hands every frame to one AF_XDP socket, or drops it.
 //!
-//! Five instructions, written out: `ebpf/` holds the NIC's program and its maps, which an endpoint must not carry along.
+//! Its five instructions are written out here, since the object of `ebpf/` would bring the NIC's programs and maps.
 //!
-//! It stays for as long as the device does, by netlink and not by a link of ours: if this process is killed the program
-//! finds no socket and drops. Without it the host's stack would have the tenant's frames.
+//! It is attached by netlink, without a link, and stays as long as the device: if this process is killed, the program
+//! finds no socket and drops. Without it, the tenant's frames would reach the host's stack.
 
 #![allow(unsafe_code, reason = "bpf(2) has no safe interface")]
 
@@ -59,12 +59,12 @@ struct ProgLoad {
     log: u64,
 }
 
-/// Attaches to a device of this network namespace, in driver mode, until the device goes: its frames of queue 0 go to
-/// `socket`, all others and those after the socket's end are dropped.
+/// Attaches to a device of this network namespace, in driver mode, until the device is deleted: frames of queue 0 go to
+/// `socket`; all others, and all after the socket's end, are dropped.
 ///
 /// # Errors
-/// EBUSY: another program is there. ERANGE: the MTU is too large for the driver. EPERM: it needs CAP_BPF and
-/// CAP_NET_ADMIN.
+/// EBUSY: the device has another program. ERANGE: the MTU is too large for the driver. EPERM: CAP_BPF or CAP_NET_ADMIN
+/// is missing.
 pub fn attach(device: &str, socket: RawFd) -> io::Result<()> {
     let create =
         MapCreate { map_type: MAP_TYPE_XSKMAP, key_size: 4, value_size: 4, max_entries: 1, flags: 0 };

@@ -1,5 +1,5 @@
-//! A NIC queue of the engine where the shortcut has the NIC: what the tc program leaves over comes by a TAP, and
-//! what is written to it a second tc program sends out of the NIC. No AF_XDP, and no memory shared with the kernel.
+//! The engine's NIC queue in the shortcut gear: a TAP. A tc program hands it the frames that it leaves to the engine;
+//! another tc program sends what is written to it out of the NIC. No AF_XDP, and no memory shared with the kernel.
 
 use crate::port::link::{self, LinkError};
 use crate::port::tap::{Tap, TapError};
@@ -9,9 +9,9 @@ use thiserror::Error;
 use uvn_engine::port::{Endpoint, Nic, VnetHeader};
 use uvn_wire::ethernet;
 
-/// The longest IP packet that one frame holds, bytes: jumbo frames of every switch.
+/// The longest IP packet that one frame holds, bytes: enough for the jumbo frames of any switch.
 pub const MAX_MTU: usize = 9216;
-/// Frames of a queue. The shortcut leaves few over.
+/// Frames of a queue. The shortcut leaves few frames to the engine.
 const FRAMES: usize = 512;
 
 type Buffer = [u8; MAX_MTU + ethernet::HEADER];
@@ -19,10 +19,10 @@ type Buffer = [u8; MAX_MTU + ethernet::HEADER];
 /// Why the TAP could not be made.
 #[derive(Debug, Error)]
 pub enum SlowPathError {
-    /// The TAP.
+    /// The TAP cannot be opened.
     #[error(transparent)]
     Tap(#[from] TapError),
-    /// A setting of its device.
+    /// Its device cannot be set.
     #[error(transparent)]
     Link(#[from] LinkError),
 }
@@ -33,7 +33,7 @@ pub struct Frame {
     length: usize,
 }
 
-/// One queue.
+/// One queue of the TAP.
 pub struct SlowPath {
     tap: Tap,
     free: Vec<Box<Buffer>>,
@@ -42,27 +42,27 @@ pub struct SlowPath {
     lost: u64,
 }
 
-/// The TAP's name: it goes with its last descriptor.
+/// The name of the TAP for the NIC with this index. The TAP is deleted with its last descriptor.
 #[must_use]
 pub fn device(nic: u32) -> String {
     format!("slow-{nic}")
 }
 
 impl SlowPath {
-    /// Makes the TAP of the NIC with index `nic`, with so many queues, in this network namespace.
+    /// Makes the TAP for the NIC with index `nic`, in this network namespace, and opens its queues.
     ///
     /// # Errors
     /// The kernel refuses.
     pub fn open(nic: u32, queues: usize, batch: usize) -> Result<Vec<SlowPath>, SlowPathError> {
         let name = device(nic);
         let taps = Tap::open(&name, queues)?;
-        // The host's stack has nothing to say here. No such file: no IPv6.
+        // The host's own IPv6 must not send here. Without the file there is no IPv6.
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
         link::set_mtu(&name, MAX_MTU as u32)?;
         link::set_up(&name, true)?;
         taps.into_iter()
             .map(|tap| {
-                // Frames as they are on the wire: cut, and with their checksums.
+                // Frames come as on the wire: cut, and with their checksums.
                 tap.take_plain_frames()?;
                 let free = (0..FRAMES).map(|_| Box::new([0; size_of::<Buffer>()])).collect();
                 Ok(SlowPath { tap, free, queued: Vec::new(), batch, lost: 0 })

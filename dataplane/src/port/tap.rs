@@ -1,4 +1,5 @@
-//! An endpoint through a TAP (Documentation/networking/tuntap.rst): whole super-frames with a virtio-net header.
+//! An endpoint through a TAP (Documentation/networking/tuntap.rst), which passes whole super-frames with a virtio-net
+//! header.
 
 #![allow(unsafe_code, reason = "the TUN ioctls have no safe interface")]
 
@@ -17,13 +18,13 @@ use zerocopy::IntoBytes;
 use crate::port::link;
 use uvn_engine::port::{Endpoint, MAX_PARTS, Offloads, VnetHeader};
 
-/// Ethernet frames, no protocol header of TUN's own, a virtio-net header before each frame.
+/// Flags of every TAP: Ethernet frames, without TUN's own header, each behind a virtio-net header.
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 /// Why a TAP could not be made or taken over.
 #[derive(Debug, Error)]
 pub enum TapError {
-    /// There is no TUN driver, or no right to use it.
+    /// The TUN driver is missing, or may not be used.
     #[error("/dev/net/tun: {0}; it needs the tun module and CAP_NET_ADMIN")]
     Driver(#[source] io::Error),
     /// The kernel refused the device.
@@ -34,10 +35,10 @@ pub enum TapError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// A descriptor handed over is something else.
+    /// A descriptor that was handed over is not such a TAP.
     #[error("the descriptor handed over is not a TAP with IFF_NO_PI and IFF_VNET_HDR")]
     NotATap,
-    /// The device does not do what an endpoint needs.
+    /// The device refuses a setting that an endpoint needs.
     #[error("TAP `{name}`: cannot set {what}: {source}")]
     Setting {
         /// Its name.
@@ -65,7 +66,8 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Makes a TAP in the calling thread's network namespace, or opens a persistent one: one `Tap` for each queue.
+    /// Makes a TAP in the calling thread's network namespace, or opens a persistent one. Returns a `Tap` for each
+    /// queue.
     ///
     /// # Errors
     /// See [`TapError`]; the text names the remedy.
@@ -73,8 +75,8 @@ impl Tap {
         Tap::open_all(name, queues, None)
     }
 
-    /// The same, with its address set before it has more than one queue: as long as it has the kernel's random one, udev
-    /// gives it another (MACAddressPolicy=persistent).
+    /// Like [`Tap::open`], with the MAC set before the TAP has a second queue: udev replaces a random MAC of the kernel
+    /// (MACAddressPolicy=persistent).
     ///
     /// # Errors
     /// As for [`Tap::open`].
@@ -88,7 +90,7 @@ impl Tap {
         if queues > 1 {
             flags |= libc::IFF_MULTI_QUEUE;
         }
-        // `name` may be a pattern such as `tap%d`: the first queue tells what the kernel made of it.
+        // `name` may be a pattern such as `tap%d`: the first request returns the kernel's choice.
         let mut request = link::request(name).map_err(failed)?;
         request.ifr_ifru.ifru_flags = flags as libc::c_short;
         let mut taps = Vec::with_capacity(queues);
@@ -126,7 +128,7 @@ impl Tap {
     /// Takes over a queue of a TAP that another process opened.
     ///
     /// # Errors
-    /// It is no TAP, or one without a virtio-net header, or its device is gone.
+    /// It is not a TAP, or a TAP without a virtio-net header, or its device is gone.
     pub fn from_fd(fd: OwnedFd) -> Result<Tap, TapError> {
         let request = interface(&fd).map_err(|_| TapError::NotATap)?;
         // SAFETY: TUNGETIFF filled in the flags.
@@ -155,7 +157,7 @@ impl Tap {
         let mut length = VnetHeader::LENGTH as libc::c_int;
         // SAFETY: TUNSETVNETHDRSZ reads one int.
         unsafe { ioctl(&fd, libc::TUNSETVNETHDRSZ, &mut length) }.map_err(failed("the virtio-net header"))?;
-        // Segmentation of UDP came with kernel 6.2; an older one refuses the whole request.
+        // Before Linux 6.2 there is no segmentation of UDP, and the kernel refuses the whole request.
         let udp = set_offloads(&fd, TCP | UDP).is_ok();
         if !udp {
             set_offloads(&fd, TCP).map_err(failed("offloads"))?;
@@ -163,7 +165,7 @@ impl Tap {
         Ok(Tap { fd, offloads: Offloads { tcp: true, udp } })
     }
 
-    /// Refuses super-frames and unfinished checksums: the kernel cuts and completes before it hands over.
+    /// Refuses super-frames and unfinished checksums: the kernel cuts and completes frames before it hands them over.
     ///
     /// # Errors
     /// The device is gone.
@@ -175,7 +177,7 @@ impl Tap {
         })
     }
 
-    /// Its device's name now.
+    /// The current name of its device.
     ///
     /// # Errors
     /// EBADFD: the device is gone.
@@ -183,7 +185,7 @@ impl Tap {
         Ok(link::name_of(&interface(&self.fd)?))
     }
 
-    /// Its device's index in the namespace where the device now is.
+    /// Its device's index, in the namespace where the device is now.
     ///
     /// # Errors
     /// The device is gone, or its namespace cannot be entered (CAP_SYS_ADMIN).
@@ -191,7 +193,7 @@ impl Tap {
         self.there(nix::net::if_::if_nametoindex)?.map_err(io::Error::from)
     }
 
-    /// Does `work` with its device's name now, in the namespace where the device now is.
+    /// Does `work` with its device's current name, in the namespace where the device is now.
     ///
     /// # Errors
     /// The device is gone, or its namespace cannot be entered (CAP_SYS_ADMIN).
@@ -214,7 +216,7 @@ impl Tap {
         self.name().ok().filter(|_| same)
     }
 
-    /// Its device's address now.
+    /// The current MAC of its device.
     ///
     /// # Errors
     /// The device is gone.
@@ -230,7 +232,7 @@ impl Tap {
         Ok(mac)
     }
 
-    /// Sets its device's address.
+    /// Sets its device's MAC.
     ///
     /// # Errors
     /// The device is gone, or the kernel's refusal.
@@ -238,7 +240,7 @@ impl Tap {
         set_mac(&self.fd, mac)
     }
 
-    /// The network namespace where its device now is.
+    /// The network namespace where its device is now.
     fn netns(&self) -> io::Result<OwnedFd> {
         // SAFETY: TUNGETDEVNETNS takes no argument and returns a new descriptor.
         let netns = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNGETDEVNETNS) };
@@ -249,7 +251,7 @@ impl Tap {
         Ok(unsafe { OwnedFd::from_raw_fd(netns) })
     }
 
-    /// Whether the kernel uses this queue; one of several.
+    /// Sets whether the kernel uses this queue of a TAP with several.
     ///
     /// # Errors
     /// The device is gone.
@@ -259,13 +261,13 @@ impl Tap {
         request.ifr_ifru.ifru_flags = flag as libc::c_short;
         // SAFETY: TUNSETQUEUE reads one ifreq.
         match unsafe { ioctl(&self.fd, libc::TUNSETQUEUE, &mut request) } {
-            // It is so already.
+            // The queue is in that state already.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
             result => result,
         }
     }
 
-    /// Whether the device outlives its last descriptor.
+    /// Sets whether the device outlives its last descriptor.
     ///
     /// # Errors
     /// The device is gone.
@@ -283,7 +285,7 @@ impl AsFd for Tap {
 
 impl Endpoint for Tap {
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<(VnetHeader, usize)>> {
-        /// Frames that the kernel cannot describe to us (EINVAL) are skipped, but not without end.
+        /// Frames that the kernel cannot describe in a header (EINVAL) are skipped, up to so many in one call.
         const TRIES: usize = 8;
 
         let mut header = VnetHeader::default();
@@ -311,7 +313,7 @@ impl Endpoint for Tap {
             return match writev(&self.fd, vector) {
                 Ok(_) => Ok(true),
                 Err(Errno::EINTR) => continue,
-                // No device behind it any more.
+                // The device is gone.
                 Err(error @ (Errno::EBADFD | Errno::EBADF)) => Err(error.into()),
                 // Full (EAGAIN, ENOBUFS), no memory, set down (EIO), or a frame that the kernel refuses (EINVAL).
                 Err(_) => Ok(false),
@@ -328,7 +330,7 @@ impl Endpoint for Tap {
     }
 }
 
-/// What device and flags a descriptor has; fails for one that is not of the TUN driver.
+/// A descriptor's device and flags; an error if it is not of the TUN driver.
 fn interface(fd: &OwnedFd) -> io::Result<libc::ifreq> {
     /// The TUN driver's character device (Documentation/admin-guide/devices.txt).
     const TUN: (u64, u64) = (10, 200);
@@ -343,7 +345,7 @@ fn interface(fd: &OwnedFd) -> io::Result<libc::ifreq> {
     Ok(request)
 }
 
-/// Sets the address of a queue's device, whatever its name and namespace.
+/// Sets the MAC of a queue's device, whatever its name and namespace.
 fn set_mac(fd: &OwnedFd, mac: Mac) -> io::Result<()> {
     let mut request = link::request("")?;
     // SAFETY: plain integers; all zero is a valid sockaddr.

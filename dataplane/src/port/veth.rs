@@ -1,6 +1,6 @@
-//! An endpoint through a veth pair: our end by AF_XDP, the other end is the user's device.
+//! An endpoint through a veth pair: our end has an AF_XDP socket, the other end is the user's device.
 //!
-//! Frame by frame, no super-frames: slower than a TAP for bulk, quicker for single packets.
+//! It passes single frames, no super-frames: slower than a TAP for bulk traffic, faster for single packets.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -14,9 +14,9 @@ use crate::port::redirect;
 use crate::port::xsk::{Frame, XskConfig, XskError, XskQueue};
 use uvn_engine::port::{Endpoint, Nic, Offloads, State, VnetHeader};
 
-/// UMEM frames of an endpoint: 2 MiB each endpoint, and 256 frames under way each way.
+/// UMEM frames of an endpoint: 2 MiB, for 256 frames under way in each direction.
 const FRAMES: u32 = 512;
-/// Frames taken from the socket at a time.
+/// Frames taken from the socket in one call.
 const BATCH: usize = 64;
 
 /// Why a veth endpoint could not be made.
@@ -50,19 +50,19 @@ pub enum VethError {
 
 /// Our end of a veth pair. Dropping it deletes the pair.
 pub struct Veth {
-    // In this order: the socket goes before its device.
+    // In this order: the socket is closed before its device is deleted.
     queue: XskQueue,
     received: Vec<Frame>,
     /// Received frames in the order of arrival.
     waiting: VecDeque<Frame>,
-    /// The last call of `receive` found nothing.
+    /// Whether the last call of `receive` found nothing.
     idle: bool,
     _pair: Pair,
 }
 
 impl Veth {
-    /// Makes a veth pair of `name` here, which is ours and up, and `user` in `netns` (or here), still down and without
-    /// addresses; both have an MTU of `mtu` bytes.
+    /// Makes a veth pair with an MTU of `mtu` bytes: `name` in this network namespace, our end, which is up; and `user`
+    /// in `netns` (or in this one), still down and without addresses.
     ///
     /// # Errors
     /// See [`VethError`]; the text names the remedy.
@@ -79,7 +79,7 @@ impl Veth {
             Some(path) => link::in_netns(path, prepare).map_err(|source| failed(user, path, source))??,
             None => prepare()?,
         }
-        // The host's own IPv6 must not speak to the user. No such file: it speaks to nobody.
+        // The host's own IPv6 must not send to the user. Without the file there is no IPv6.
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
         link::set_mtu(name, mtu)?;
         link::set_up(name, true)?;
@@ -108,13 +108,13 @@ fn failed(name: &str, path: &Path, source: io::Error) -> VethError {
 impl Endpoint for Veth {
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<(VnetHeader, usize)>> {
         if self.waiting.is_empty() {
-            // Also gives the frames of the last batch back to the kernel.
+            // This also gives the frames of the last batch back to the kernel.
             self.queue.flush();
             self.queue.receive(&mut self.received);
             self.waiting.extend(self.received.drain(..));
         }
         let Some(frame) = self.waiting.pop_front() else {
-            // Called again without a frame: what became readable may be an error.
+            // Called twice in a row without a frame: the socket may be readable because of an error.
             if std::mem::replace(&mut self.idle, true) && self.queue.state() == State::Gone {
                 return Err(io::Error::from_raw_os_error(libc::ENODEV));
             }
@@ -129,7 +129,7 @@ impl Endpoint for Veth {
     }
 
     fn send(&mut self, header: &VnetHeader, parts: &[IoSlice<'_>]) -> io::Result<bool> {
-        // Neither segmentation nor a checksum can be left to this device.
+        // This device can neither cut frames nor compute checksums.
         if header.gso_type != VnetHeader::GSO_NONE || header.flags & VnetHeader::NEEDS_CHECKSUM != 0 {
             return Ok(false);
         }
@@ -172,7 +172,7 @@ struct Pair {
 impl Drop for Pair {
     fn drop(&mut self) {
         match link::delete(&self.name) {
-            // The user's end, and so the pair, may have gone with its namespace.
+            // The pair may have been deleted with the namespace of the user's end.
             Ok(()) | Err(LinkError::NotFound(_)) => {}
             Err(error) => tracing::warn!(%error, "cannot delete a veth pair; it is left behind"),
         }

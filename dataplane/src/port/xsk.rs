@@ -1,8 +1,8 @@
-//! AF_XDP: one NIC queue through a UMEM and four rings of its own (Documentation/networking/af_xdp.rst), by xsk-rs.
+//! AF_XDP: one NIC queue with its own UMEM and four rings (Documentation/networking/af_xdp.rst), by xsk-rs.
 //!
-//! Every frame is in one place: with the kernel (a ring), in one of two free lists, or with the owner of a [`Frame`].
-//! The UMEM's first half serves only to receive, the other only to send: a NIC that does not send cannot stop receipt.
-//! The XDP program that redirects to this socket is attached by others, who put [`Nic::fd`] in its map.
+//! Every frame is in one place: with the kernel (in a ring), in one of two free lists, or with the owner of a
+//! [`Frame`]. The UMEM's first half only receives, the other half only sends, so that a NIC that does not send cannot
+//! stop receipt. The caller attaches the XDP program that redirects to this socket, and puts [`Nic::fd`] into its map.
 
 #![allow(
     unsafe_code,
@@ -20,13 +20,14 @@ use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, Umem};
 pub use open::{XskConfig, XskError};
 use uvn_engine::port::{Nic, State};
 
-/// Bytes per UMEM frame: a page, which every driver takes.
+/// Bytes of a UMEM frame: a page, which every driver supports.
 const FRAME_SIZE: usize = 4096;
-/// The longest IP packet that one frame holds, bytes: the kernel keeps XDP_PACKET_HEADROOM (256) of a received one for
-/// itself (net/xdp/xsk_buff_pool.c), and the Ethernet header comes before it. A NIC's MTU beyond it cannot be used.
+/// The longest IP packet that one frame holds, bytes: the kernel keeps XDP_PACKET_HEADROOM (256 bytes) of a received
+/// frame for itself (net/xdp/xsk_buff_pool.c), and the Ethernet header takes 14. A NIC with a larger MTU cannot be
+/// used.
 pub const MAX_MTU: usize = FRAME_SIZE - 256 - 14;
 
-/// A UMEM frame that its holder owns. Neither Clone nor Copy; one that is dropped is lost until the queue is closed.
+/// A UMEM frame that its holder owns. Neither Clone nor Copy; a dropped frame is lost until the queue is closed.
 #[derive(Debug)]
 pub struct Frame {
     desc: FrameDesc,
@@ -36,7 +37,7 @@ pub struct Frame {
 
 /// One NIC queue.
 pub struct XskQueue {
-    /// Tells this queue's frames from another's.
+    /// Tells this queue's frames from those of another queue.
     id: u32,
     umem: Umem,
     /// Where the UMEM is mapped.
@@ -66,19 +67,19 @@ pub struct XskQueue {
 }
 
 impl XskQueue {
-    /// Frames go between NIC and UMEM without a copy.
+    /// Whether frames go between NIC and UMEM without a copy.
     #[must_use]
     pub fn zero_copy(&self) -> bool {
         self.zero_copy
     }
 
-    /// The UMEM is on huge pages.
+    /// Whether the UMEM is on huge pages.
     #[must_use]
     pub fn huge_pages(&self) -> bool {
         self.huge_pages
     }
 
-    /// Busy polling was asked for, and the kernel has it.
+    /// Whether busy polling was configured, and the kernel supports it.
     #[must_use]
     pub fn busy_poll(&self) -> bool {
         self.busy_poll
@@ -88,7 +89,7 @@ impl XskQueue {
         self.rx.fd().as_raw_fd()
     }
 
-    /// A free frame goes to the list of its half.
+    /// Puts a free frame into the list of its half.
     fn free(&mut self, desc: FrameDesc) {
         let list = if desc.addr() < self.length / 2 { &mut self.refill } else { &mut self.pool };
         list.push(desc);
@@ -135,7 +136,7 @@ impl XskQueue {
         }
     }
 
-    /// Makes the kernel take what is in the TX ring, as far as it does so at once; the rest is for the next flush.
+    /// Makes the kernel send what is in the TX ring, as far as it can at once; the rest waits for the next flush.
     fn kick(&mut self) -> State {
         let mut waiting = self.waiting();
         while waiting > 0 && self.tx.needs_wakeup() {
@@ -155,12 +156,12 @@ impl XskQueue {
         State::Up
     }
 
-    /// Frames in the TX ring that the kernel has not taken.
+    /// The number of frames in the TX ring that the kernel has not taken.
     fn waiting(&mut self) -> u32 {
         self.tx_slots.saturating_sub(self.tx.nb_free_exact())
     }
 
-    /// The bytes from `offset` of the frame, to the end of what it holds or of its room.
+    /// The first `length` bytes of a frame, from the descriptor's address on; none if the frame is another queue's.
     fn at(&self, frame: &Frame, length: usize) -> *mut [u8] {
         let length = if frame.owner == self.id { length } else { 0 };
         let start = std::ptr::with_exposed_provenance_mut::<u8>(self.base + frame.desc.addr());
@@ -168,10 +169,10 @@ impl XskQueue {
     }
 }
 
-/// What an error of a call on the socket says of the queue.
+/// The state of a queue after a call on its socket failed.
 fn state_after(error: Errno) -> State {
     match error {
-        // Bound no more: the device was removed.
+        // The socket is no longer bound: the device was removed.
         Errno::ENXIO | Errno::ENODEV | Errno::EBADF => State::Gone,
         _ => State::Down,
     }
@@ -240,12 +241,12 @@ impl Nic for XskQueue {
         self.produce();
         let state = self.kick();
         if self.busy_poll || self.fill.needs_wakeup() {
-            // Nothing is read: it runs the driver's receive side. What is wrong with the NIC, `state` tells.
+            // Reads nothing, but runs the driver's receive side. Errors of the NIC are in `state`.
             let _ = recv(self.socket(), &mut [], MsgFlags::MSG_DONTWAIT);
         }
         match state {
             State::Up => self.outstanding + self.queued.len(),
-            // They wait in the ring until it is up; nothing is gained by waiting with them.
+            // The frames wait in the ring until the NIC is up; the worker need not wait for them.
             State::Down | State::Gone => 0,
         }
     }

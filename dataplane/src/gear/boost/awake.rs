@@ -1,13 +1,13 @@
-//! Cores that do not go to sleep when they are idle: a request to the kernel (Documentation/power/pm_qos_interface.rst)
-//! that holds while its file is open. To wake up takes a core 1 to 100 us, which each message of a ping-pong pays for.
+//! Keeps idle cores awake, by a request to the kernel (Documentation/power/pm_qos_interface.rst) that holds while its
+//! file is open. A core takes 1 to 100 us to wake up, which delays each message of a ping-pong.
 
 use std::fs::File;
 use std::io::Write;
 
-/// Where it is made.
+/// The file in which the request is made.
 pub const REQUEST: &str = "/dev/cpu_dma_latency";
 
-/// The request, if it is made.
+/// The request: made while `file` is open.
 #[derive(Debug, Default)]
 pub struct Awake {
     file: Option<File>,
@@ -15,20 +15,20 @@ pub struct Awake {
 }
 
 impl Awake {
-    /// Whether it is made.
+    /// Whether cores are kept awake.
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.file.is_some()
     }
 
-    /// Makes it, or takes it back. Where the kernel has no such thing, nothing happens.
+    /// Keeps cores awake from now on, or no longer. Has no effect if the kernel has refused once.
     pub fn hold(&mut self, awake: bool) {
         if !awake || self.refused {
             self.file = None;
             return;
         }
         let made = File::options().write(true).open(REQUEST).and_then(|mut file| {
-            // Microseconds that a core may take to wake up.
+            // The microseconds that a core may take to wake up.
             file.write_all(&0_i32.to_ne_bytes())?;
             Ok(file)
         });

@@ -1,5 +1,5 @@
-//! The NIC's receive processing (NAPI) in kernel threads on the networking cores, while the traffic gains from it: the
-//! shortcut has no use of its own for those cores. Needs Linux 6.8, which tells the threads.
+//! Runs the NIC's receive processing (NAPI) in kernel threads on the workers' cores, which the shortcut does not need.
+//! Needs Linux 6.8, which lists the threads.
 
 #![allow(unsafe_code, reason = "the scheduling of other threads has no safe interface")]
 
@@ -18,16 +18,16 @@ use nix::unistd::Pid;
 use std::io;
 use thiserror::Error;
 
-/// Why a NIC's receive processing stays where it is.
+/// Why a NIC cannot receive in threads.
 #[derive(Debug, Error)]
 pub enum NapiError {
-    /// Somebody has set it.
+    /// Somebody else has switched the threads on.
     #[error("{0} is 1 already: somebody has set it, so it stays")]
     SetByOthers(String),
-    /// /sys is another network namespace's.
+    /// /sys shows another network namespace.
     #[error("{0} belongs to another network namespace")]
     Elsewhere(String),
-    /// A file of /sys.
+    /// A file of /sys cannot be read or written.
     #[error("{path}: {source}")]
     File {
         /// The file.
@@ -35,20 +35,20 @@ pub enum NapiError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// Which threads they are.
+    /// The threads cannot be listed.
     #[error("the kernel does not list the NIC's NAPI threads (Linux 6.8 and later do): {0}")]
     Unknown(io::Error),
-    /// A thread of the kernel.
+    /// A thread cannot be moved to its core.
     #[error("NAPI thread {pid}: {source}")]
     Thread {
-        /// Its number.
+        /// Its thread ID.
         pid: i32,
         /// The kernel's answer.
         source: io::Error,
     },
 }
 
-/// One NIC's. Dropping it puts everything back.
+/// The receive threads of one NIC. Dropping it switches them off.
 #[derive(Debug)]
 pub struct Napi {
     nic: String,
@@ -58,7 +58,7 @@ pub struct Napi {
 }
 
 impl Napi {
-    /// Looks at a NIC, whose receive processing stays as it is for now. Its threads will run on these cores in turn.
+    /// Checks that a NIC can receive in threads, without switching them on. They will run on these cores in turn.
     ///
     /// # Errors
     /// See [`NapiError`].
@@ -67,7 +67,7 @@ impl Napi {
         let mut napi = Napi { nic: link.name.clone(), index: link.index, cores, threads: false };
         let threaded = read(&napi.switch())?;
         if threaded.trim() != "0" {
-            // A data plane that was killed has left its threads on these cores.
+            // A killed data plane has left its threads on exactly these cores.
             let pids = napi.pids()?;
             let left =
                 pids.iter().zip(napi.cores.iter().cycle()).all(|(pid, core)| affinity(*pid) == [*core]);
@@ -85,7 +85,7 @@ impl Napi {
         self.threads
     }
 
-    /// What programs have had on the threads' cores (proc_stat(5)).
+    /// The time that programs have had on the threads' cores, per core (proc_stat(5)).
     #[must_use]
     pub fn programs(&self) -> Programs {
         /// USER_HZ (include/asm-generic/param.h).
@@ -108,7 +108,7 @@ impl Napi {
         format!("/sys/class/net/{}/threaded", self.nic)
     }
 
-    /// Uses the threads from now on, or not.
+    /// Switches the threads on or off.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -140,7 +140,7 @@ impl Drop for Napi {
     }
 }
 
-/// Whether /sys tells of this network namespace.
+/// Checks that /sys shows this network namespace.
 pub(super) fn check_namespace(link: &Link) -> Result<(), NapiError> {
     let index = format!("/sys/class/net/{}/ifindex", link.name);
     if read(&index)?.trim() == link.index.to_string() { Ok(()) } else { Err(NapiError::Elsewhere(index)) }
@@ -155,7 +155,8 @@ fn affinity(pid: i32) -> Vec<usize> {
     (0..CpuSet::count()).filter(|core| set.is_set(*core).unwrap_or(false)).collect()
 }
 
-/// Puts a thread on a core, where it comes before programs unless this process runs in a real-time class: then with it.
+/// Moves a thread to a core, with priority over programs: nice -20, or this process's own real-time class if it has
+/// one.
 fn run_on(pid: i32, core: usize) -> io::Result<()> {
     let mut set = CpuSet::new();
     set.set(core)?;
@@ -174,11 +175,11 @@ fn run_on(pid: i32, core: usize) -> io::Result<()> {
     if refused { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The numbers of a device's NAPI threads, in the order of its queues (Documentation/netlink/specs/netdev.yaml,
+/// The thread IDs of a device's NAPI threads, in the order of its queues (Documentation/netlink/specs/netdev.yaml,
 /// `napi-get`).
 ///
 /// # Errors
-/// The kernel's refusal; it is older than Linux 6.8.
+/// The kernel's refusal, as before Linux 6.8.
 pub fn threads(index: u32) -> io::Result<Vec<i32>> {
     let ask = GenlCtrl {
         cmd: GenlCtrlCmd::GetFamily,

@@ -1,27 +1,28 @@
-//! What pays: tried out on the traffic itself, by turns without and with it.
+//! Finds the boost that pays, by trials on the traffic itself: turns without and with the boost.
 //!
-//! Threads are tried only on cores where no programs run: those would keep them waiting, even for a turn.
+//! Threads are tried only on cores where no programs run: threads would delay programs there, even in a single turn.
 
 use std::time::{Duration, Instant};
 use uvn_api::dataplane::message::Boost;
 
-/// The part of the cores' time that programs may have.
+/// The share of the cores' time that programs may use while threads are tried.
 const PROGRAMS: f64 = 0.25;
-/// How often the traffic is looked at, and how soon at the least: at multiples of it by the wall clock, so that nodes whose
-/// clocks agree begin their trials together. Threads may be worth nothing on one side alone.
+/// How often the traffic is looked at: at multiples of [`LOOK`] by the wall clock, at least [`SOON`] from now. So nodes
+/// whose clocks agree begin their trials together; threads on one side alone may gain nothing.
 const LOOK: Duration = Duration::from_millis(500);
 const SOON: Duration = Duration::from_millis(150);
-/// How long a turn is. The rate of 28 ranks differs by 3 % from turn to turn. Turns begin at multiples of it by the wall
-/// clock, those without anything at even ones: nodes that try at the same time would otherwise spoil each other's turns.
+/// The length of a turn. The rate of 28 ranks differs by 3 % from turn to turn. Turns begin at multiples of it by the
+/// wall clock, those without a boost at even ones: otherwise nodes that try at the same time would spoil each other's
+/// turns.
 const TURN: Duration = Duration::from_millis(60);
-/// Without, with, without, with.
+/// The turns of a trial: without, with, without, with the boost.
 const TURNS: usize = 4;
-/// After a trial, how long its outcome holds; twice as long after each with the same outcome, up to the longest: other
-/// traffic may want something else.
+/// How long the outcome of a trial holds, since traffic changes. Doubled after each trial with the same outcome, up to
+/// the longest.
 const SHORTEST: Duration = Duration::from_secs(10);
 const LONGEST: Duration = Duration::from_secs(80);
 
-/// Packets a second, the greater of both directions, from which a boost is tried. It ends below half of that.
+/// Packets per second, in the direction with more, from which on a boost is tried. It ends below half of that.
 const fn least(boost: Boost) -> f64 {
     match boost {
         Boost::Threads => 20_000.0,
@@ -29,17 +30,17 @@ const fn least(boost: Boost) -> f64 {
     }
 }
 
-/// Whether a boost pays, by the bytes a second of the turns without and with it.
+/// Whether a boost pays, by the bytes per second of each turn.
 fn pays(boost: Boost, rates: [f64; TURNS]) -> bool {
     let [without, with, without_again, with_again] = rates;
     match boost {
         Boost::Threads => with.min(with_again) > 1.05 * without.max(without_again),
-        // It takes power.
+        // It costs power, so it must gain more.
         Boost::Awake => with + with_again > 1.2 * (without + without_again),
     }
 }
 
-/// What a NIC has carried.
+/// A NIC's counters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Load {
     /// Received packets.
@@ -67,16 +68,16 @@ impl Load {
     }
 }
 
-/// Seconds that programs have had on the threads' cores, as part of the cores.
+/// Seconds of core time that programs have had on the threads' cores, averaged over these cores.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Programs {
     /// In their own code.
     pub user: f64,
-    /// In the kernel's, for them; the threads' own time is in this, too.
+    /// In the kernel. Includes the threads' own time.
     pub system: f64,
 }
 
-/// Decides what is done.
+/// Decides which boost is in force.
 #[derive(Debug, Default)]
 pub struct Trial {
     before: Option<(Instant, Load)>,
@@ -84,29 +85,30 @@ pub struct Trial {
     state: State,
 }
 
-/// What was seen of the threads' cores.
+/// The threads' cores at the last look.
 #[derive(Debug)]
 struct Look {
     at: Instant,
     programs: Programs,
-    /// Threads have run there since.
+    /// Whether threads have run there since.
     threads: bool,
 }
 
 #[derive(Debug, Default, PartialEq)]
 enum State {
-    /// Nothing to gain.
+    /// There is too little traffic to boost.
     #[default]
     Quiet,
-    /// Bytes a second of each turn so far, once the first has begun; threads may have failed before.
+    /// A trial. `rates`: bytes per second of each finished turn; None: the first turn has not begun. `without_threads`:
+    /// threads have been tried before, and did not pay.
     Trying { boost: Boost, rates: Option<Vec<f64>>, last: Option<Outcome>, without_threads: bool },
-    /// An outcome holds.
+    /// The outcome of the last trial holds.
     Settled(Outcome),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Outcome {
-    /// What pays, if anything.
+    /// The boost that pays; None: none does.
     boost: Option<Boost>,
     until: Instant,
     holds: Duration,
@@ -127,7 +129,7 @@ impl State {
         State::Trying { boost, rates: None, last, without_threads: false }
     }
 
-    /// What is tried, or in force.
+    /// The boost that is tried or in force.
     fn boost(&self) -> Option<Boost> {
         match self {
             State::Quiet => None,
@@ -136,7 +138,7 @@ impl State {
         }
     }
 
-    /// Packets a second, the greater of both directions, below which there is nothing to gain.
+    /// Packets per second, in the direction with more, below which there is nothing to gain.
     fn least(&self) -> f64 {
         match self {
             State::Quiet => least(Boost::Awake),
@@ -147,8 +149,8 @@ impl State {
 }
 
 impl Trial {
-    /// Takes what the NIC has carried up to now; says what is to be done from now on. `programs` is asked only if it
-    /// matters; None: there can be no threads.
+    /// Takes the NIC's counters, and returns the boost to use from now on. `programs` is called only if it matters; it
+    /// returns None if there can be no threads.
     pub fn step(
         &mut self,
         now: Instant,
@@ -192,7 +194,7 @@ impl Trial {
             State::Settled(outcome) => return outcome.boost,
             State::Trying { rates: rates @ None, .. } => *rates = Some(Vec::new()),
             State::Trying { boost, rates: Some(rates), last, without_threads } => {
-                // The traffic may have begun just before it was first seen: the first turn tells how much it is.
+                // The traffic may have begun just before it was first seen: the first turn shows how much it is.
                 if rates.is_empty() && !*without_threads {
                     *boost = first;
                 }
@@ -215,7 +217,7 @@ impl Trial {
         None
     }
 
-    /// Whether there can be threads, and no programs ran on their cores since this was last asked.
+    /// Whether there can be threads, and programs have hardly used their cores since the last call.
     fn are_cores_free(&mut self, now: Instant, programs: impl FnOnce() -> Option<Programs>) -> bool {
         let Some(programs) = programs() else { return false };
         let look = self.look.replace(Look { at: now, programs, threads: false });
@@ -232,17 +234,17 @@ impl Trial {
         matches!(self.state, State::Trying { .. })
     }
 
-    /// How soon the next step is due, now that it is so long since 1970.
+    /// How soon the next step is due; `time` is the wall clock, since 1970.
     #[must_use]
     pub fn again(&self, time: Duration) -> Duration {
-        // The next time that is so long after a multiple of the period.
+        // The time until `offset` after a multiple of the period, at least `least`.
         let next = |period: Duration, offset: Duration, least: Duration| {
             let past = (time.as_nanos() % period.as_nanos()) as u64;
             let left = (period + offset - Duration::from_nanos(past)).as_nanos() % period.as_nanos();
             let left = Duration::from_nanos(left as u64);
             if left < least { left + period } else { left }
         };
-        // A turn that was begun a little early or late ends with everybody else's.
+        // A turn that began a little early or late ends with those of the other nodes.
         let least = TURN / 4;
         match &self.state {
             State::Trying { rates: Some(rates), .. } if rates.len() % 2 == 0 => next(2 * TURN, TURN, least),

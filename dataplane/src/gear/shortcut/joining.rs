@@ -1,21 +1,21 @@
-//! The device that makes the kernel's GRO join VXLAN frames: it takes none itself.
+//! The device for GRO: a VXLAN device that takes no frame, and makes the kernel's GRO join VXLAN frames to its port.
 
 use crate::port::link::{self, Link, LinkError};
 use netlink_packet_route::link::InfoKind;
 
-/// What its name begins with; the NIC's index follows.
+/// The prefix of its name; the NIC's index follows.
 const GRO: &str = "gro-";
 
-/// One NIC's.
+/// The device for GRO of one NIC.
 pub struct Joining {
     nic: u32,
     port: u16,
-    /// Its index; None: there is none.
+    /// Its interface index; None: it could not be made.
     device: Option<u32>,
 }
 
 impl Joining {
-    /// Has GRO join VXLAN frames to this port. It works without, but slower.
+    /// Makes the device. Without it the shortcut works, but more slowly.
     pub fn open(nic: u32, port: u16) -> Joining {
         clear(nic);
         let mut joining = Joining { nic, port, device: None };
@@ -28,7 +28,7 @@ impl Joining {
         match link::create_deaf_vxlan(&device, port).and_then(|()| link::get(&device)) {
             Ok(link) => self.device = Some(link.index),
             Err(error) => {
-                // It may be there, and not be up.
+                // It may have been made, but not set up.
                 let _ = link::delete(&device);
                 self.device = None;
                 let follows = "GRO joins no frames, unless another VXLAN device has the port";
@@ -37,7 +37,7 @@ impl Joining {
         }
     }
 
-    /// Makes it anew, if somebody has deleted it, renamed it or set it down.
+    /// Makes the device again if another program has deleted it, renamed it or set it down.
     pub fn mend(&mut self) {
         let Some(index) = self.device else { return };
         let (device, found) = (device(self.nic), ours(index));
@@ -54,7 +54,7 @@ impl Joining {
         self.make();
     }
 
-    /// Whether it is there.
+    /// Whether the device was made.
     #[must_use]
     pub fn is_there(&self) -> bool {
         self.device.is_some()
@@ -63,14 +63,14 @@ impl Joining {
 
 impl Drop for Joining {
     fn drop(&mut self) {
-        // By its index: somebody may have renamed it just now.
+        // By its index, since another program may have renamed it.
         if let Some(link) = self.device.and_then(ours) {
             remove(&link.name);
         }
     }
 }
 
-/// The device with this index, which is another's if it is no VXLAN device.
+/// The device with this index; None: it is gone, or the index belongs to a device that is not VXLAN.
 fn ours(index: u32) -> Option<Link> {
     link::at(index).ok().filter(|link| link.kind == Some(InfoKind::Vxlan))
 }
@@ -85,8 +85,8 @@ fn device(nic: u32) -> String {
     format!("{GRO}{nic}")
 }
 
-/// Removes the device for GRO that a data plane of the NIC with index `nic` left when it was killed: in either gear it
-/// would only keep the port from others.
+/// Deletes the device for GRO that a killed data plane of the NIC with index `nic` has left: it would keep the port
+/// from others, in either gear.
 pub fn clear(nic: u32) {
     match link::delete(&device(nic)) {
         Ok(()) | Err(LinkError::NotFound(_)) => {}
@@ -96,8 +96,8 @@ pub fn clear(nic: u32) {
     }
 }
 
-/// The index of the NIC that a device for GRO was made for, by its name; None: it has none of ours. While a data plane
-/// uses it, the [`crate::port::slow_path::device`] of that NIC is there, too.
+/// The index of the NIC that a device for GRO was made for, by the device's name; None: another name. While a data
+/// plane uses it, that NIC's [`crate::port::slow_path::device`] exists, too.
 #[must_use]
 pub fn nic_of_gro(device: &str) -> Option<u32> {
     let digits = device.strip_prefix(GRO)?;

@@ -1,4 +1,4 @@
-//! Settings of devices by ethtool, and the ioctl requests that name one.
+//! Settings of devices by ethtool, and ioctl requests that name a device.
 
 #![allow(unsafe_code, reason = "ethtool has no safe interface")]
 
@@ -6,7 +6,8 @@ use super::{LinkError, get, refused};
 use std::io;
 use std::os::fd::AsRawFd;
 
-/// How many receive queues a device uses (ETHTOOL_GCHANNELS); a driver that does not say uses all it has.
+/// The number of receive queues that a device uses (ETHTOOL_GCHANNELS), at least 1; all that it has if the driver does
+/// not tell.
 ///
 /// # Errors
 /// No such device, or the kernel's refusal.
@@ -34,7 +35,7 @@ pub fn queues(name: &str) -> Result<u32, LinkError> {
     }
 }
 
-/// Whether the kernel joins what a device receives (ETHTOOL_GGRO).
+/// Whether GRO is on for a device, so that the kernel joins the frames that it receives (ETHTOOL_GGRO).
 ///
 /// # Errors
 /// No such device, or the kernel's refusal.
@@ -48,9 +49,9 @@ pub fn joins_frames(name: &str) -> Result<bool, LinkError> {
     Ok(value[1] != 0)
 }
 
-/// Makes a device hand over finished frames: no transmit checksum left to hardware, no TSO, hence no super-frame.
+/// Turns transmit checksums and TSO off, so that a device sends finished frames: no super-frames.
 ///
-/// For the user's end of a veth whose other end is AF_XDP: XDP loses the mark that a checksum is still to be done.
+/// For the user's end of a veth whose other end is AF_XDP: XDP loses the mark that a checksum is yet to be computed.
 ///
 /// # Errors
 /// No such device, or the driver's refusal.
@@ -86,7 +87,7 @@ unsafe fn ethtool<T>(name: &str, command: &mut T) -> io::Result<()> {
     }
 }
 
-/// An empty ioctl request for a device; refuses a name that none can have.
+/// An empty ioctl request for a device; an error if no device can have the name.
 pub(crate) fn request(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: plain integers and a union of them; all zero is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

@@ -1,4 +1,4 @@
-//! Which network namespace this is.
+//! The identity of this network namespace.
 
 #![allow(unsafe_code, reason = "SO_NETNS_COOKIE has no safe interface")]
 
@@ -6,7 +6,7 @@ use std::io;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 
-/// The kernel's number for this network namespace, which no other ever has (Linux 5.14 and later).
+/// The kernel's number of this network namespace, which it never gives to another (Linux 5.14 and later).
 ///
 /// # Errors
 /// The kernel is older.

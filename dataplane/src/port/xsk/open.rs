@@ -24,16 +24,17 @@ pub struct XskConfig {
     pub queue: u32,
     /// UMEM frames of 4 KiB, a power of two from 64 to 65536. One half receives, the other sends.
     pub frames: u32,
-    /// Most frames one [`Nic::receive`] returns.
+    /// Frames that one [`Nic::receive`] returns, at most.
     pub batch: usize,
-    /// Poll the NIC from this thread, for at most so many microseconds a call (SO_BUSY_POLL), not from its interrupt.
+    /// Poll the NIC from this thread instead of its interrupt, for at most so many microseconds a call (SO_BUSY_POLL).
+    /// None: no busy polling.
     pub busy_poll_us: Option<u32>,
 }
 
 /// Why a queue could not be opened.
 #[derive(Debug, Error)]
 pub enum XskError {
-    /// The sizes are not powers of two in the range.
+    /// The number of UMEM frames is not a power of two in the range.
     #[error("{0} UMEM frames: it must be a power of two from 64 to 65536")]
     Frames(u32),
     /// The UMEM could not be made.
@@ -77,7 +78,7 @@ fn hint(error: &io::Error) -> &'static str {
 impl XskQueue {
     /// Opens a queue: zero-copy if the driver has it, else by copy; on huge pages if enough are free.
     ///
-    /// A process that has just died may still hold the queue: for a second it is tried again.
+    /// A process that has just ended may still hold the queue, so a busy queue is tried again for a second.
     ///
     /// # Errors
     /// See [`XskError`]; the text names the remedy.
@@ -140,8 +141,8 @@ impl XskQueue {
         nix::fcntl::fcntl(socket, nix::fcntl::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
         self.zero_copy = is_zero_copy(fd)?;
 
-        // In copy mode frames under way count against SO_SNDBUF, 208 KiB by default: make it the TX half of the UMEM.
-        // Only root may; else the default stays. So with the next one: older kernels do not know it.
+        // In copy mode frames under way count against SO_SNDBUF, 208 KiB by default: it is set to the TX half of the
+        // UMEM. Only root may, else the default stays. The next option is unknown to older kernels.
         let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, (self.length / 2) as u32);
         let _ = set_option(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, self.tx_slots);
 
@@ -155,7 +156,7 @@ impl XskQueue {
     }
 }
 
-/// A UMEM and its frames, and whether it is on huge pages.
+/// Makes a UMEM: returns it, its frames, and whether it is on huge pages.
 fn make_umem(frames: NonZeroU32, ring: QueueSize) -> io::Result<(Umem, Vec<FrameDesc>, bool)> {
     let mut builder = UmemConfig::builder();
     builder.frame_size(FrameSize::new(FRAME_SIZE as u32).map_err(io::Error::other)?);
@@ -169,7 +170,7 @@ fn make_umem(frames: NonZeroU32, ring: QueueSize) -> io::Result<(Umem, Vec<Frame
     Ok((umem, descs, false))
 }
 
-/// Takes every frame's address out of the UMEM's own types, and returns where the UMEM begins.
+/// Exposes the addresses of all frames, and returns where the UMEM begins.
 fn expose(umem: &Umem, descs: &mut [FrameDesc]) -> usize {
     let mut base = 0;
     for desc in descs {
@@ -219,7 +220,7 @@ fn os_error(error: &dyn std::error::Error) -> io::Error {
     errno.map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error)
 }
 
-/// Whether the default huge pages divide `length`, which unmapping needs, and enough of them are free.
+/// Whether `length` is a multiple of the default huge page, as unmapping needs, and enough huge pages are free.
 fn enough_huge_pages(length: usize) -> bool {
     let Ok(text) = std::fs::read_to_string("/proc/meminfo") else { return false };
     let field = |name: &str| -> Option<usize> {
