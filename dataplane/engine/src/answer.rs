@@ -15,7 +15,7 @@ const LONGEST: usize = ethernet::HEADER + ipv6::MIN_MTU;
 /// ICMP quotes as much as fits in 576 bytes (RFC 1812 section 4.3.2.3).
 const ICMP_LENGTH: usize = 576;
 
-/// An answer.
+/// An Ethernet frame for an endpoint.
 #[derive(Debug, Clone)]
 pub struct Frame {
     bytes: Box<[u8; LONGEST]>,
@@ -23,7 +23,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// The Ethernet header, then `parts`.
+    /// Builds a frame: the Ethernet header, then `parts`.
     fn new(destination: Mac, source: Mac, ethertype: u16, parts: &[&[u8]]) -> Frame {
         let mut frame = Frame { bytes: Box::new([0; LONGEST]), length: 0 };
         frame.push(&Ethernet { destination, source, ethertype: ethertype.into() });
@@ -40,22 +40,22 @@ impl Frame {
         self.length += part.len();
     }
 
-    /// Its bytes.
+    /// The frame's bytes, from the Ethernet header on.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.length]
     }
 }
 
-/// The reply to an ARP request: its target is at `mac`.
+/// The reply to an ARP request, which says that the target is at `mac`.
 #[must_use]
 pub fn arp(request: &Arp, mac: Mac) -> Frame {
     let reply = Arp::new(arp::REPLY, (mac, request.target()), (request.sender_mac, request.sender()));
     Frame::new(request.sender_mac, mac, ethertype::ARP, &[reply.as_bytes()])
 }
 
-/// The target of a valid neighbour solicitation (RFC 4861 section 7.1.1), unless it is for duplicate address
-/// detection, which nobody but the owner may answer.
+/// The target of a valid neighbour solicitation (RFC 4861 section 7.1.1). None for duplicate address detection, which
+/// only the address's owner may answer.
 #[must_use]
 pub fn solicited(ip: &Ip<'_>) -> Option<Ipv6Addr> {
     let Network::V6(header) = ip.header else { return None };
@@ -67,8 +67,8 @@ pub fn solicited(ip: &Ip<'_>) -> Option<Ipv6Addr> {
     valid.then(|| solicitation.target())
 }
 
-/// The address that a neighbour advertisement speaks for, as an ARP packet speaks for its sender's. The kernel takes none
-/// in pieces (RFC 6980).
+/// The target of a neighbour advertisement: the address that it claims, as an ARP packet claims its sender's. None for
+/// fragments, which the kernel does not accept (RFC 6980).
 #[must_use]
 pub fn advertised(ip: &Ip<'_>) -> Option<Ipv6Addr> {
     let (message, _) = Neighbour::ref_from_prefix(ip.transport).ok()?;
@@ -76,7 +76,7 @@ pub fn advertised(ip: &Ip<'_>) -> Option<Ipv6Addr> {
     (is_one && ip.fragment == Fragment::None).then(|| message.target())
 }
 
-/// The advertisement that answers a neighbour solicitation from the endpoint with MAC `to`: `target` is at `mac`.
+/// The advertisement that answers a solicitation from the endpoint with MAC `to`, and says that `target` is at `mac`.
 #[must_use]
 pub fn neighbour(solicitation: &Ip<'_>, target: Ipv6Addr, to: Mac, mac: Mac) -> Option<Frame> {
     let IpAddr::V6(asker) = solicitation.source() else { return None };
@@ -98,17 +98,17 @@ pub fn neighbour(solicitation: &Ip<'_>, target: Ipv6Addr, to: Mac, mac: Mac) -> 
     Some(Frame::new(to, mac, ethertype::IPV6, &parts))
 }
 
-/// Why a frame is not sent on.
+/// The ICMP errors that answer a frame which is not sent on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Error {
-    /// "Fragmentation needed" (RFC 1191) or "packet too big" (RFC 4443 section 3.2): what would fit.
+    /// "Fragmentation needed" (RFC 1191) or "packet too big" (RFC 4443 section 3.2), with the MTU, bytes.
     TooBig(usize),
     /// "Host unreachable" (RFC 792) or "address unreachable" (RFC 4443 section 3.1).
     Unreachable,
 }
 
 impl Error {
-    /// Type, code and what follows the checksum, in ICMP.
+    /// Type, code and the word behind the checksum, in ICMP.
     fn v4(self) -> Option<(u8, u8, u32)> {
         /// ICMP_HOST_UNREACH (include/uapi/linux/icmp.h).
         const HOST: u8 = 1;
@@ -130,8 +130,8 @@ impl Error {
     }
 }
 
-/// The ICMP error in the name of the destination, as the kernel's tunnels do it (`iptunnel_pmtud_build_icmp`). None where
-/// the rules forbid an answer: to ICMP errors, to multicast and to later fragments.
+/// The ICMP error, sent in the name of the destination, as the kernel's tunnels do (`iptunnel_pmtud_build_icmp`). None
+/// where an answer is forbidden: to ICMP errors, to multicast and to later fragments.
 #[must_use]
 pub fn error(frame: &[u8], packet: &Packet<'_>, error: Error) -> Option<Frame> {
     let Packet::Ip(ip) = packet else { return None };

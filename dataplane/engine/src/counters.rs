@@ -1,4 +1,4 @@
-//! Counters. Each has one writer, the worker that owns it, so counting is a plain load and store.
+//! Counters. Only the worker that owns a counter writes it, so counting is a plain load and store.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use uvn_api::dataplane::message::Counts;
@@ -64,7 +64,7 @@ verdicts! {
     }
 }
 
-/// Counts on one worker; also used per network and worker.
+/// The counters of one worker, or of one worker and network.
 #[derive(Debug)]
 pub struct Counters {
     /// Inner frames handed to endpoints (each received segment counts).
@@ -91,18 +91,18 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// Counts `frames` lost for one reason.
+    /// Counts `frames` dropped for one reason.
     pub fn dropped(&self, reason: Drop, frames: u64) {
         self.drops[reason as usize].add(frames);
     }
 
-    /// How many frames were dropped for this reason.
+    /// The number of frames dropped for this reason.
     #[must_use]
     pub fn drops(&self, reason: Drop) -> u64 {
         self.drops[reason as usize].get()
     }
 
-    /// Adds what this worker counted.
+    /// Adds these counters to `counts`.
     pub fn add_to(&self, counts: &mut Counts) {
         counts.rx_frames += self.rx_frames.get();
         counts.rx_bytes += self.rx_bytes.get();
@@ -117,17 +117,17 @@ impl Counters {
     }
 }
 
-/// A counter with a single writer: readers may see it late, never torn.
+/// A counter with a single writer. Readers may see an old value, but never a torn one.
 #[derive(Debug, Default)]
 pub struct Count(AtomicU64);
 
 impl Count {
-    /// Adds; only the owning worker may call it.
+    /// Adds to the counter. Only the owning worker may call it.
     pub fn add(&self, value: u64) {
         self.0.store(self.0.load(Relaxed).wrapping_add(value), Relaxed);
     }
 
-    /// The value now.
+    /// The current value.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)

@@ -1,6 +1,6 @@
-//! Verification on receive: a flat list of checks, each with its own [`Drop`] reason.
+//! Verifies received frames: a flat list of checks, each with its own [`Drop`] reason.
 //!
-//! The XDP program only steers; nothing it checked is trusted here.
+//! The XDP program only steers frames; its checks are not trusted here.
 
 use crate::answer;
 use crate::counters::Drop;
@@ -17,27 +17,27 @@ use uvn_wire::udp::{self, Udp};
 use uvn_wire::vxlan::{self, Vxlan};
 use zerocopy::FromBytes;
 
-/// A frame that passed.
+/// A frame that passed all checks.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Received {
     /// The network's slot.
     pub slot: u32,
     /// The sending VTEP.
     pub vtep: IpAddr,
-    /// Where the inner frame lies, Ethernet padding included.
+    /// The inner frame's place in the frame, Ethernet padding included.
     pub inner: Range<usize>,
-    /// The source MAC is not in the network's learned MACs, or behind another VTEP there.
+    /// The source MAC, if it must be learned: it is new, or was behind another VTEP.
     pub learn: Option<Mac>,
-    /// The ECN field that the inner packet must get (RFC 6040 section 4.2), if it is not the one it has.
+    /// The ECN field that the inner packet must get (RFC 6040 section 4.2); None: it keeps its own.
     pub ecn: Option<u8>,
 }
 
-/// A frame that did not, and the network it was for when that is known.
+/// A frame that failed a check.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Rejected {
-    /// Why.
+    /// The check that failed.
     pub reason: Drop,
-    /// The slot of the network to count it for.
+    /// The slot of the network that the drop is counted for; None: not known.
     pub slot: Option<u32>,
 }
 
@@ -68,13 +68,13 @@ pub fn decap(tables: &Tables, frame: &[u8], now: u32) -> Result<Received, Reject
     Ok(Received { slot, vtep: outer.source, inner: start..start + inner.len(), learn, ecn })
 }
 
-/// What the outer headers say.
+/// The outer headers' fields.
 struct Outer<'a> {
     source: IpAddr,
     tos: u8,
     /// After the UDP header, without Ethernet padding.
     payload: &'a [u8],
-    /// Where in the frame the payload begins.
+    /// The payload's offset in the frame.
     offset: usize,
 }
 
@@ -121,7 +121,7 @@ impl<'a> Outer<'a> {
         if source.is_ipv4() && header != ipv4::HEADER {
             return Err(Drop::OuterOptions);
         }
-        // IPv6 has none: its pseudo-header is in the UDP checksum.
+        // IPv6 has no header checksum: the pseudo-header is in the UDP checksum.
         if source.is_ipv4() && !Sum::of(&rest[..header]).is_valid() {
             return Err(Drop::OuterChecksum);
         }
@@ -145,7 +145,7 @@ impl<'a> Outer<'a> {
     }
 }
 
-/// Checks the inner frame: what to learn, and the ECN field to set.
+/// Checks the inner frame. Returns the MAC to learn, and the ECN field to set.
 fn verify(
     tables: &Tables,
     network: &Network,
@@ -195,9 +195,9 @@ fn verify(
     Ok((learn, ecn))
 }
 
-/// Whether the MAC may be behind the VTEP; Some if it has to be learned.
+/// Checks that the MAC may be behind the VTEP. Returns it if it must be learned.
 ///
-/// A MAC made from an address belongs to that VTEP in learning networks too.
+/// A MAC that is made from an address belongs to that VTEP, in learning networks too.
 fn source_mac(network: &Network, vtep: IpAddr, source: Mac, now: u32) -> Result<Option<Mac>, Drop> {
     if source == Mac::of(vtep) && source != network.mac {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! What becomes of a frame that an endpoint sends: the checks on send, and the choice of a destination.
+//! Checks the frames that an endpoint sends, and finds their destination.
 
 use crate::answer;
 use crate::counters::Drop;
@@ -18,14 +18,14 @@ pub enum Route {
     Vtep(IpAddr),
     /// To the network's peers, or its group.
     Flood,
-    /// Back to the sender: we know the answer to its ARP request or neighbour solicitation. The VTEP is the one it
-    /// asks for, which it will want to reach next.
+    /// Back to the sender: this frame answers its ARP request or neighbour solicitation. The VTEP is the one that it
+    /// asks for, and will send to next.
     Answer(answer::Frame, IpAddr),
-    /// Nowhere: the endpoint announces its own address, which needs nobody's consent.
+    /// Nowhere: the endpoint announces its own address, which needs no answer.
     Absorb,
 }
 
-/// A checked frame.
+/// A frame that passed all checks.
 #[derive(Debug)]
 pub struct Outgoing {
     /// Where it goes.
@@ -36,7 +36,7 @@ pub struct Outgoing {
     pub tos: u8,
 }
 
-/// Checks a frame from the endpoint of `network`, of which `packet` is the content, and finds its destination.
+/// Checks a frame from the endpoint of `network`, and finds its destination. `packet` is the parsed `frame`.
 ///
 /// # Errors
 /// The first check that failed.
@@ -70,8 +70,9 @@ pub fn encap(
     Ok(Outgoing { route, source_port: packet::source_port(packet, frame), tos })
 }
 
-/// The source must be the endpoint's own, link-local, or the unspecified address that duplicate address detection
-/// and multicast listener reports come from (RFC 4862 section 5.4.2, RFC 3590); so must what it advertises.
+/// Checks that the source is the endpoint's own, link-local, or the unspecified address that duplicate address
+/// detection and multicast listener reports come from (RFC 4862 section 5.4.2, RFC 3590); and that an advertised
+/// address is its own.
 fn source_ip(network: &Network, ip: &Ip<'_>) -> Result<(), Drop> {
     let source = ip.source();
     let own = network.owns(source)
@@ -93,7 +94,7 @@ fn destination(tables: &Tables, network: &Network, mac: Mac) -> Result<Route, Dr
     }
 }
 
-/// ARP: None to send it on.
+/// Checks an ARP packet. None: it is sent on.
 fn resolve(tables: &Tables, network: &Network, arp: &arp::Arp) -> Result<Option<Route>, Drop> {
     if !arp.is_ipv4() || arp.sender_mac != network.mac {
         return Err(Drop::TxSourceMac);
@@ -112,7 +113,8 @@ fn resolve(tables: &Tables, network: &Network, arp: &arp::Arp) -> Result<Option<
     Ok(Some(Route::Answer(answer::arp(arp, Mac::of(vtep)), vtep)))
 }
 
-/// Neighbour solicitations whose answer is known. Others are flooded: link-local addresses are nobody's to list.
+/// Answers a neighbour solicitation if the answer is known. None: it is flooded, since link-local addresses are in no
+/// list.
 fn neighbour(tables: &Tables, network: &Network, ip: &Ip<'_>) -> Option<Route> {
     if network.learning
         || ip.protocol != protocol::ICMPV6

@@ -1,4 +1,4 @@
-//! A worker's side of all endpoints, by slot: which have something to send, which are to be flushed, which are broken.
+//! A worker's side of all endpoints, by slot: which ones have frames to send, must be flushed, or are broken.
 
 use crate::port::{Endpoint, Offloads, VnetHeader};
 use crate::rotation::{Rotation, Turn};
@@ -6,21 +6,23 @@ use std::io::{self, IoSlice};
 use std::mem;
 use std::time::{Duration, Instant};
 
-/// What an endpoint may send at a turn, in the unit of [`cost`]: 7 small frames or 3 of 1500 bytes, about 10 us by copy.
+/// What an endpoint may send in one turn, in the unit of [`cost`]: 7 small frames or 3 of 1500 bytes, about 10 us in
+/// copy mode.
 const QUANTUM: u32 = 8 << 10;
-/// What handling a frame costs, in bytes: by copy, as much as another 1 KiB or more of payload.
+/// What handling a frame costs, in bytes: in copy mode, as much as 1 KiB or more of payload.
 const FRAME_COST: usize = 1 << 10;
 
-/// MACs of one network that a worker may tell of in one second: a sender who invents them keeps nobody busy.
+/// MACs of one network that a worker reports in one second, at most, so that a sender who invents MACs does little
+/// harm.
 pub const LEARNED_RATE: u32 = 256;
 
-/// What it costs to send `frames` frames of `bytes` bytes together. Users share the NIC and the worker's core alike.
+/// The cost of sending `frames` frames of `bytes` bytes in all: both the NIC's and the core's time are shared fairly.
 #[must_use]
 pub fn cost(frames: usize, bytes: usize) -> i64 {
     (frames * FRAME_COST + bytes) as i64
 }
 
-/// See the module's text.
+/// A worker's endpoints, by slot.
 pub struct Endpoints {
     slots: Vec<Option<Attached>>,
     ready: Rotation,
@@ -36,17 +38,17 @@ impl Default for Endpoints {
 struct Attached {
     endpoint: Box<dyn Endpoint>,
     offloads: Offloads,
-    /// It stands in `Endpoints::unflushed`.
+    /// Whether it is in `Endpoints::unflushed`.
     unflushed: bool,
-    /// It failed for good; the control thread will detach it.
+    /// Whether it has failed for good; the control thread will detach it.
     broken: bool,
     flood: Bucket,
-    /// MACs told of, and in which second.
+    /// The number of MACs reported, and in which second.
     learned: (u32, u32),
 }
 
 impl Endpoints {
-    /// Serves an endpoint, and looks at once whether it has something to send.
+    /// Serves an endpoint, which may have frames to send already.
     pub fn attach(&mut self, slot: u32, endpoint: Box<dyn Endpoint>) {
         self.detach(slot);
         let index = slot as usize;
@@ -71,31 +73,31 @@ impl Endpoints {
         self.slots.get_mut(slot as usize)?.as_mut().filter(|attached| !attached.broken)
     }
 
-    /// Notes that an endpoint may have a frame to send.
+    /// Queues an endpoint that may have a frame to send.
     pub fn set_ready(&mut self, slot: u32) {
         if self.get(slot).is_some() {
             self.ready.add(slot);
         }
     }
 
-    /// How many may have a frame to send.
+    /// The number of endpoints that may have a frame to send.
     #[must_use]
     pub fn ready(&self) -> usize {
         self.ready.waiting()
     }
 
-    /// Begins the next one's turn to send, to be ended by [`Endpoints::end`].
+    /// Begins the next endpoint's turn to send, which ends by [`Endpoints::end`].
     #[must_use]
     pub fn begin(&mut self) -> Option<Turn> {
         self.ready.begin()
     }
 
-    /// Ends a turn: what it [`cost`], and whether there may be more to send.
+    /// Ends a turn, with its [`cost`], and whether there may be more to send.
     pub fn end(&mut self, turn: Turn, cost: i64, more: bool) {
         self.ready.end(turn, cost, more);
     }
 
-    /// See [`Endpoint::receive`]. None also where there is no endpoint, or a broken one.
+    /// See [`Endpoint::receive`]. Also None if there is no endpoint, or a broken one.
     ///
     /// # Errors
     /// The endpoint broke just now; it is used no more.
@@ -106,7 +108,7 @@ impl Endpoints {
         result
     }
 
-    /// See [`Endpoint::send`]. False also where there is no endpoint, or a broken one.
+    /// See [`Endpoint::send`]. Also false if there is no endpoint, or a broken one.
     ///
     /// # Errors
     /// The endpoint broke just now; it is used no more.
@@ -120,7 +122,7 @@ impl Endpoints {
         result
     }
 
-    /// Flushes those that were sent to.
+    /// Flushes the endpoints that were sent to since the last flush.
     pub fn flush(&mut self) {
         for slot in self.unflushed.drain(..) {
             if let Some(Some(attached)) = self.slots.get_mut(slot as usize) {
@@ -130,7 +132,7 @@ impl Endpoints {
         }
     }
 
-    /// Which super-frames the endpoint takes.
+    /// The super-frames that the endpoint takes.
     #[must_use]
     pub fn offloads(&self, slot: u32) -> Offloads {
         match self.slots.get(slot as usize) {
@@ -139,7 +141,7 @@ impl Endpoints {
         }
     }
 
-    /// Whether another MAC of the endpoint's network may be told of in this second.
+    /// Counts a MAC of the endpoint's network in this second. False: [`LEARNED_RATE`] is reached.
     pub fn may_learn(&mut self, slot: u32, second: u32) -> bool {
         let Some(attached) = self.get(slot) else { return false };
         if attached.learned.1 != second {
@@ -149,22 +151,22 @@ impl Endpoints {
         attached.learned.0 <= LEARNED_RATE
     }
 
-    /// Whether the endpoint may flood `frames` frames now, at `rate` frames per second.
+    /// Counts `frames` flooded frames, at `rate` frames per second. False: the endpoint may not flood them now.
     pub fn may_flood(&mut self, slot: u32, now: Instant, rate: u32, frames: usize) -> bool {
         self.get(slot).is_some_and(|attached| attached.flood.take(now, rate, frames))
     }
 }
 
-/// A token bucket: one second's worth of tokens at most.
+/// A token bucket that holds the tokens of one second.
 #[derive(Debug, Default)]
 struct Bucket {
-    /// In billionths, so that no time is lost.
+    /// Tokens in billionths, so that no time is lost.
     tokens: u64,
     filled: Option<Instant>,
 }
 
 impl Bucket {
-    /// Takes `count` tokens if there are as many.
+    /// Takes `count` tokens. False: there are fewer.
     fn take(&mut self, now: Instant, rate: u32, count: usize) -> bool {
         const TOKEN: u64 = 1_000_000_000;
         let elapsed =

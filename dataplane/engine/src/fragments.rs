@@ -1,12 +1,11 @@
-//! Datagrams that come in fragments: each is held until it is whole, so that one which has lost a fragment goes no
-//! further.
+//! Datagrams in fragments: each is held until it is whole, so that a datagram that has lost a fragment goes no further.
 //!
-//! A kernel keeps the rest of such a datagram for 30 seconds, in 4 MiB for all fragmented traffic of the node, the host's
-//! own as well (net.ipv4.ipfrag_time and ipfrag_high_thresh): a user who sends faster than fragments are carried would
-//! fill that up, for everybody. What is held here is bounded, too, and if there is no more room, the network that holds
-//! most loses the datagram that it began first.
+//! A kernel keeps the rest of such a datagram for 30 seconds, in 4 MiB for all fragmented traffic of the node, the
+//! host's own as well (net.ipv4.ipfrag_time and ipfrag_high_thresh): a user who sends faster than fragments are carried
+//! would fill that up for everybody. What is held here is bounded, too: without room, the network that holds most loses
+//! its oldest incomplete datagram.
 //!
-//! Searched one by one: few are incomplete at a time.
+//! Datagrams are searched one by one, since few are incomplete at a time.
 
 use std::mem;
 use std::net::IpAddr;
@@ -14,13 +13,13 @@ use std::ops::Range;
 use uvn_wire::ethernet;
 use uvn_wire::packet::{self, Fragment, Ip, Packet, Piece};
 
-/// Datagrams held at a time.
+/// Datagrams held at a time, at most.
 const DATAGRAMS: usize = 64;
-/// Bytes of all of them, headers included.
+/// Bytes of all held datagrams, headers included, at most.
 const BYTES: usize = 2 << 20;
-/// Bytes of one: the longest datagram in fragments of 64 bytes or more, or a short one in shorter ones.
+/// Bytes of one datagram, at most: the longest one fits in fragments of 64 bytes or more, a short one in shorter ones.
 const LONGEST: usize = 128 << 10;
-/// What a place keeps for the next datagram; a longer one allocates.
+/// Bytes that a place keeps allocated for its next datagram.
 const KEPT: usize = 16 << 10;
 /// Seconds after which a datagram will not become whole: on one subnet fragments follow each other at once.
 const PATIENCE: u32 = 2;
@@ -38,18 +37,19 @@ pub struct Part<'a> {
 struct Datagram {
     slot: u32,
     identification: u32,
-    /// IPv4's; IPv6 has one count for all.
+    /// The protocol in IPv4; 0 in IPv6, where identifications do not depend on it.
     protocol: u8,
     source: IpAddr,
     destination: IpAddr,
 }
 
 impl<'a> Part<'a> {
-    /// None if the frame of a network holds no fragment, or one that is whole by itself (RFC 6946).
+    /// The fragment in a frame of the network in `slot`. None: it is no fragment, or one that is whole by itself (RFC
+    /// 6946).
     #[must_use]
     #[inline]
     pub fn of(slot: u32, frame: &'a [u8]) -> Option<Part<'a>> {
-        // Nearly none gets further.
+        // Nearly no frame gets further.
         if may_be_fragment(frame) { Part::parse(slot, frame) } else { None }
     }
 
@@ -82,16 +82,16 @@ fn may_be_fragment(frame: &[u8]) -> bool {
     }
 }
 
-/// See the module's text.
+/// The held datagrams.
 #[derive(Debug, Default)]
 pub struct Fragments {
     places: Vec<Place>,
     bytes: usize,
-    /// Bytes by slot.
+    /// Held bytes by slot.
     shares: Vec<usize>,
     /// Datagrams begun so far.
     begun: u64,
-    /// Datagrams that are whole and not taken yet.
+    /// The number of datagrams that are whole and not taken yet.
     whole: usize,
 }
 
@@ -99,37 +99,37 @@ pub struct Fragments {
 #[derive(Debug, Default)]
 struct Place {
     datagram: Option<Datagram>,
-    /// [`Fragments::begun`] when it was.
+    /// [`Fragments::begun`] when the datagram was begun.
     number: u64,
     second: u32,
-    /// The frames, one after the other, and what each holds.
+    /// The frames, one after the other; and for each, its range in the datagram and its range in `bytes`.
     bytes: Vec<u8>,
     pieces: Vec<(Range<usize>, Range<usize>)>,
-    /// Bytes of the datagram that are there, where the last of them ends, and where the datagram does.
+    /// How many bytes of the datagram have come, where the last of them ends, and the datagram's length if known.
     covered: usize,
     end: usize,
     length: Option<usize>,
-    /// It is whole: the next fragment to be taken.
+    /// The next fragment to be taken; None: the datagram is not whole.
     next: Option<usize>,
 }
 
-/// What came of a fragment.
+/// The outcome of adding a fragment.
 enum Added {
     Held,
     Whole,
-    /// It is there already.
+    /// The same range is held already.
     Twice,
-    /// It contradicts others, or there is too much of it: no kernel puts the datagram together.
+    /// It contradicts others, or the datagram is too long: no kernel reassembles it.
     Wrong,
 }
 
 impl Fragments {
-    /// Holds a fragment. True if its datagram is whole now, which is to be taken by [`Fragments::next`] before another one
-    /// of its network is added. `lost` gets the slot and number of frames that are held no more, or not at all.
+    /// Holds a fragment. True: its datagram is whole now, and must be taken by [`Fragments::next`] before another
+    /// fragment of its network is added. `lost` gets the slot and number of frames that are dropped.
     pub fn push(&mut self, part: &Part<'_>, second: u32, mut lost: impl FnMut(u32, u64)) -> bool {
         let slot = part.datagram.slot;
         let length = part.frame.len();
-        // A place, and room for the frame. That may cost the datagram itself.
+        // Making room for the frame may drop its own datagram.
         while self.bytes + length > BYTES
             && let Some(index) = self.longest()
         {
@@ -159,7 +159,7 @@ impl Fragments {
         }
     }
 
-    /// The next frame of the datagram of a slot that is whole. None: it is taken, or there is none.
+    /// The next frame of the whole datagram of a slot. None: all frames are taken, or no datagram is whole.
     pub fn next(&mut self, slot: u32) -> Option<&[u8]> {
         let index = self.whole(slot)?;
         let next = self.places[index].next?;
@@ -172,7 +172,7 @@ impl Fragments {
         place.bytes.get(place.pieces[next].1.clone())
     }
 
-    /// Drops what is left of the datagram of a slot that is whole, and says how many frames that were.
+    /// Drops the frames left of the whole datagram of a slot, and returns their number.
     pub fn drop_rest(&mut self, slot: u32) -> u64 {
         let mut left = 0;
         if let Some(index) = self.whole(slot) {
@@ -181,7 +181,7 @@ impl Fragments {
         left
     }
 
-    /// Forgets what has waited for too long.
+    /// Drops datagrams that have not become whole within [`PATIENCE`] seconds.
     pub fn expire(&mut self, second: u32, mut lost: impl FnMut(u32, u64)) {
         for index in 0..self.places.len() {
             let place = &self.places[index];
@@ -191,7 +191,7 @@ impl Fragments {
         }
     }
 
-    /// Forgets a slot.
+    /// Drops the datagrams of a slot, uncounted.
     pub fn forget(&mut self, slot: u32) {
         for index in 0..self.places.len() {
             if self.places[index].datagram.is_some_and(|datagram| datagram.slot == slot) {
@@ -210,11 +210,11 @@ impl Fragments {
         let is_it = |place: &Place| {
             place.next.is_some() && place.datagram.is_some_and(|datagram| datagram.slot == slot)
         };
-        // Nearly always there is none.
+        // Nearly always no datagram is whole.
         if self.whole == 0 { None } else { self.places.iter().position(is_it) }
     }
 
-    /// Where a datagram is, or will be. None if all there are places for are whole.
+    /// The index of a datagram's place, new or old. None: all places hold whole datagrams.
     fn place(&mut self, datagram: &Datagram, second: u32, lost: &mut impl FnMut(u32, u64)) -> Option<usize> {
         let is = |place: &Place| place.next.is_none() && place.datagram.as_ref() == Some(datagram);
         if let Some(index) = self.places.iter().position(is) {
@@ -235,7 +235,7 @@ impl Fragments {
         free
     }
 
-    /// The incomplete datagram that was begun first, of the network that holds most.
+    /// The index of the oldest incomplete datagram of the network that holds most.
     fn longest(&self) -> Option<usize> {
         let share = |datagram: Datagram| self.shares.get(datagram.slot as usize).copied().unwrap_or(0);
         let rank = |place: &Place| Some((share(place.datagram?), u64::MAX - place.number));
@@ -270,7 +270,7 @@ impl Place {
     fn add(&mut self, part: &Part<'_>) -> Added {
         let Piece { offset, length, more, .. } = part.piece;
         let piece = offset..offset + length;
-        // Lengths as the kernel wants them (ip_frag_queue, net/ipv4/ip_fragment.c).
+        // The kernel's rules for lengths (ip_frag_queue, net/ipv4/ip_fragment.c).
         let fits = length > 0 && (!more || length.is_multiple_of(8)) && piece.end <= 65_535;
         let room = self.bytes.len() + part.frame.len() <= LONGEST;
         let end = if more { self.length } else { Some(piece.end) };
@@ -279,7 +279,7 @@ impl Place {
         if !fits || !room || !is_end {
             return Added::Wrong;
         }
-        // In order, nothing can meet.
+        // Fragments in order cannot overlap.
         if piece.start < self.end {
             for (other, _) in &self.pieces {
                 if *other == piece {
@@ -303,7 +303,7 @@ impl Place {
         Added::Held
     }
 
-    /// Makes room, and says how many frames have not been taken.
+    /// Empties the place, and returns how many frames have not been taken.
     fn clear(&mut self) -> usize {
         let left = self.pieces.len() - self.next.unwrap_or(0);
         let (mut bytes, mut pieces) = (mem::take(&mut self.bytes), mem::take(&mut self.pieces));

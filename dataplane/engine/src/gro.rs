@@ -1,9 +1,9 @@
-//! Coalescing: joins the consecutive segments of a flow in one batch of received frames into super-frames, by the rules
-//! of Linux's own GRO, so that cutting them again gives the frames that came.
+//! GRO: joins the consecutive segments of a flow in one batch of received frames into super-frames, by the rules of
+//! Linux's own GRO, so that cutting them again gives the frames that came.
 //!
-//! Frames stay where they are. [`Gro::push`] takes them one by one, [`Gro::flush`] then says what to hand over: a frame
-//! as it is, or a rewritten head and the payloads that follow it. What is handed over keeps the order in which it
-//! began: no frame overtakes another one of its flow. (It may overtake those of other flows.)
+//! Frames are not copied. [`Gro::push`] takes them one by one; [`Gro::flush`] then delivers frames as they are, or a
+//! rewritten head and the payloads that follow it, in the order of their first frames. A frame never overtakes another
+//! one of its flow, but may overtake frames of other flows.
 
 use crate::port::{Offloads, VnetHeader};
 use std::ops::Range;
@@ -16,32 +16,33 @@ use uvn_wire::tcp::{self, Tcp, flag};
 use uvn_wire::udp::{self, Udp};
 use zerocopy::FromBytes;
 
-/// Flows that can take another segment at one time; what comes beyond is not joined. Searched one by one.
+/// Flows that can take another segment at one time, at most; further flows are not joined. They are searched one by
+/// one.
 const OPEN: usize = 32;
-/// Segments in one super-frame: Linux's bound for UDP (UDP_GRO_CNT_MAX, net/ipv4/udp_offload.c), and a bound on the parts
-/// that an endpoint is handed.
+/// Segments in one super-frame, at most: Linux's bound for UDP (UDP_GRO_CNT_MAX, net/ipv4/udp_offload.c), which also
+/// bounds the parts that an endpoint gets.
 const MAX_SEGMENTS: u16 = 64;
-/// The longest IP packet.
+/// The longest IP packet, bytes.
 const MAX_PACKET: usize = 65_535;
-/// The longest head: Ethernet, IPv6 and TCP with all options.
+/// The longest head, bytes: Ethernet, IPv6 and TCP with all options.
 const MAX_HEAD: usize = NETWORK + ipv6::HEADER + tcp::MAX_HEADER;
 
 /// Joins segments within one batch. Reused from batch to batch, so that it stops allocating.
 #[derive(Debug, Default)]
 pub struct Gro {
-    /// What goes out, in this order.
+    /// What will be delivered, in this order.
     entries: Vec<Entry>,
-    /// The flows of this batch that began with a frame which others can join.
+    /// The flows of this batch that began with a frame that others can join.
     flows: Vec<Flow>,
-    /// Payloads of all flows; those of one are linked.
+    /// Payloads of all flows; those of one flow are linked.
     parts: Vec<Part>,
-    /// The flows which still take segments: their keys' tags, and where they are in `flows`.
+    /// The flows that still take segments: the tag of the key, and the index in `flows`.
     open: Vec<(u64, usize)>,
-    /// Where in `open` the last segment went: most often the next one goes there too.
+    /// The index in `open` of the last segment's flow: the next segment most often belongs to it too.
     last: usize,
 }
 
-/// What to hand to an endpoint next.
+/// What to hand over next.
 #[derive(Debug)]
 pub enum Delivery<'a> {
     /// A frame as it came.
@@ -51,7 +52,7 @@ pub enum Delivery<'a> {
         /// The frame, as pushed.
         index: u32,
     },
-    /// Several segments in one.
+    /// Several segments, joined.
     Super(Super<'a>),
 }
 
@@ -78,14 +79,14 @@ struct Part {
     next: Option<usize>,
 }
 
-/// What tells flows apart.
+/// What a flow's frames have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Key {
     ports: (u16, u16),
     network: u32,
     protocol: u8,
     v6: bool,
-    /// An IPv4 address takes the first four bytes. Numbers, because they compare in few instructions.
+    /// The addresses; an IPv4 address is in the first four bytes. As numbers, since they compare in few instructions.
     source: u128,
     destination: u128,
 }
@@ -102,7 +103,7 @@ struct Flow {
     /// Payload of all.
     payload: usize,
     segments: u16,
-    /// All packets so far bore the same identification, which DF allows (RFC 6864 section 4.1).
+    /// Whether all packets so far have the same identification, which DF allows (RFC 6864 section 4.1).
     fixed_identification: bool,
     first_part: usize,
     last_part: usize,
@@ -120,13 +121,13 @@ struct Segment<'a> {
 }
 
 impl Gro {
-    /// Takes the next frame of the batch: inner, verified, for `network`; `packet` is what
-    /// [`uvn_wire::packet::parse`] made of it. `index` is the caller's name for it.
+    /// Takes the next frame of the batch: an inner, verified frame for `network`, and the `packet` that
+    /// [`uvn_wire::packet::parse`] made of it. `index` is the caller's number of the frame.
     #[inline]
     pub fn push(&mut self, network: u32, index: u32, frame: &[u8], packet: &Packet<'_>, offloads: Offloads) {
         if let Packet::Ip(ip) = packet {
             if ip.fragment != Fragment::None {
-                // It can belong to any flow: none of this network may go on around it.
+                // It can belong to any flow, so no flow of this network may take further segments.
                 self.close_network(network);
             } else if let Some(ports) = ip.ports() {
                 return self.push_flow(
@@ -139,7 +140,7 @@ impl Gro {
         self.entries.push(Entry::Single { network, index });
     }
 
-    /// How many frames and super-frames would be delivered now.
+    /// The number of frames and super-frames that [`Gro::flush`] would deliver now.
     #[must_use]
     pub fn deliveries(&self) -> usize {
         self.entries.len()
@@ -167,7 +168,7 @@ impl Gro {
         self.open.clear();
     }
 
-    /// A TCP or UDP frame; `segment` is None if it can join no other.
+    /// Takes a TCP or UDP frame; `segment` is None if it cannot be joined.
     fn push_flow(&mut self, key: Key, index: u32, segment: Option<Segment<'_>>) {
         let position = self.find(&key);
         if let (Some(position), Some(segment)) = (position, segment) {
@@ -194,7 +195,7 @@ impl Gro {
         }
     }
 
-    /// Where in `open` this flow is. The last one is tried first.
+    /// The index of this flow in `open`. The last one is tried first.
     #[inline]
     fn find(&mut self, key: &Key) -> Option<usize> {
         let tag = key.tag();
@@ -235,7 +236,7 @@ impl Key {
         Key { ports, network, protocol: ip.protocol, v6, source, destination }
     }
 
-    /// What tells most flows apart, to be searched fast.
+    /// A hash of the key, for a fast search.
     fn tag(&self) -> u64 {
         let ports = u64::from(self.ports.0) << 16 | u64::from(self.ports.1);
         ports ^ self.source as u64 ^ u64::from(self.network) << 32
@@ -243,8 +244,8 @@ impl Key {
 }
 
 impl<'a> Segment<'a> {
-    /// None for what GRO never joins (inet_gro_receive, tcp_gro_receive, udp_gro_receive_segment): IP options or
-    /// extension headers, TCP without payload or with SYN, RST, URG or CWR, UDP without checksum.
+    /// None for frames that GRO never joins (inet_gro_receive, tcp_gro_receive, udp_gro_receive_segment): with IP
+    /// options or extension headers, TCP without payload or with SYN, RST, URG or CWR, UDP without checksum.
     #[inline]
     fn new(frame: &'a [u8], ip: &'a Ip<'a>, offloads: Offloads) -> Option<Segment<'a>> {
         let (header_length, tcp) = if ip.protocol == protocol::TCP {
@@ -330,7 +331,7 @@ impl Flow {
         }
     }
 
-    /// Whether the segment is the next one and differs from the first only as GSO would make it differ.
+    /// Whether the segment follows, and differs from the first one only as GSO would make it differ.
     #[inline]
     fn accepts(&self, segment: &Segment<'_>) -> bool {
         let total = self.head_length - NETWORK + self.payload + segment.length();
@@ -342,8 +343,8 @@ impl Flow {
             && segment.tcp.is_none_or(|tcp| self.accepts_tcp(tcp, segment.ip))
     }
 
-    /// Same TOS, TTL and DF or class, flow label and hop limit; identifications count up, or stay with DF
-    /// (gro_receive_network_flush, include/net/gro.h).
+    /// Whether TOS, TTL and DF, or class, flow label and hop limit are the same, and identifications count up or, with
+    /// DF, stay (gro_receive_network_flush, include/net/gro.h).
     #[inline]
     fn accepts_network(&self, ip: &Ip<'_>) -> bool {
         match ip.header {
@@ -361,7 +362,8 @@ impl Flow {
         }
     }
 
-    /// Next in sequence; same acknowledgement, window and options; same flags but for FIN and PSH.
+    /// Whether the segment is next in sequence, with the same acknowledgement, window, options, and flags but FIN and
+    /// PSH.
     #[inline]
     fn accepts_tcp(&self, tcp: &Tcp, ip: &Ip<'_>) -> bool {
         let Ok((first, _)) = Tcp::ref_from_prefix(&self.head[self.transport..]) else { return false };
@@ -394,7 +396,7 @@ impl Flow {
         self.last_part = part;
     }
 
-    /// Whether nothing may follow the segment that has just joined.
+    /// Whether no segment may follow the one that has just joined.
     fn is_complete(&self, segment: &Segment<'_>) -> bool {
         self.segments >= MAX_SEGMENTS || segment.length() < self.size || !segment.can_begin()
     }
@@ -428,13 +430,13 @@ impl Flow {
 }
 
 impl Super<'_> {
-    /// The network, as pushed.
+    /// The network that the frames were pushed for.
     #[must_use]
     pub fn network(&self) -> u32 {
         self.flow.key.network
     }
 
-    /// How many frames it stands for.
+    /// The number of joined frames.
     #[must_use]
     pub fn segments(&self) -> usize {
         usize::from(self.flow.segments)
@@ -465,7 +467,7 @@ impl Super<'_> {
         self.flow.head.get(..self.flow.head_length).unwrap_or_default()
     }
 
-    /// Frames, as pushed, and where in each its part of the payload is.
+    /// The frames' indexes, as pushed, and the range of the payload in each.
     pub fn parts(&self) -> impl Iterator<Item = (u32, Range<usize>)> {
         std::iter::successors(self.parts.get(self.flow.first_part), |part| self.parts.get(part.next?))
             .map(|part| (part.index, part.start..part.end))

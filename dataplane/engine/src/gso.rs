@@ -1,7 +1,7 @@
-//! Segmentation: cuts a super-frame of the endpoint into the frames that Linux's own software GSO would send.
+//! GSO: cuts a super-frame of the endpoint into the frames that Linux's own software GSO would send.
 //!
-//! [`Gso::new`] checks what the endpoint says about a frame once and sums the headers; [`Gso::write`] then builds any
-//! segment straight in the caller's buffer: copy the headers, patch the fields that differ, copy and sum the payload.
+//! [`Gso::new`] checks the frame's offload metadata once and sums the headers. [`Gso::write`] then builds any segment
+//! in the caller's buffer: it copies the headers, patches the fields that differ, and copies and sums the payload.
 
 use crate::port::VnetHeader;
 use std::ops::Range;
@@ -15,14 +15,14 @@ use uvn_wire::tcp::{self, Tcp, flag};
 use uvn_wire::udp::{self, Udp};
 use zerocopy::FromBytes;
 
-/// No frame is cut into more segments than this. 64 KiB at the smallest MSS that Linux sends with
-/// (net.ipv4.tcp_min_snd_mss, 48 bytes) are 1365; without a bound one read could cost 65 thousand frames.
+/// Segments of one frame, at most. 64 KiB at Linux's smallest MSS (net.ipv4.tcp_min_snd_mss, 48 bytes) are 1365
+/// segments; without a bound, one read could make 65 thousand frames.
 pub const MAX_SEGMENTS: usize = 2048;
 
 /// The offload metadata and the frame contradict each other. The frame must be dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum BadOffload {
-    /// A type that we never enabled on the endpoint.
+    /// A GSO type that is not enabled on the endpoint.
     #[error("unknown GSO type {0:#x}")]
     Type(u8),
     /// The frame is not an unfragmented packet of the protocol that the GSO type names.
@@ -42,16 +42,16 @@ pub enum BadOffload {
     /// The checksum lies outside the transport header and payload, or is not where the protocol has it.
     #[error("checksum from {start} stored at {start}+{offset} in a frame of {length} bytes")]
     Checksum {
-        /// Where the sum begins.
+        /// The offset at which the sum begins.
         start: u16,
-        /// Where, from there, it is stored.
+        /// The offset of the checksum field from there.
         offset: u16,
-        /// Length of the frame.
+        /// The length of the frame.
         length: usize,
     },
 }
 
-/// One frame of an endpoint and what there is to do before it can leave.
+/// One frame of an endpoint, and the work before it can be sent.
 #[derive(Debug, Clone)]
 pub struct Gso<'a> {
     frame: &'a [u8],
@@ -60,18 +60,18 @@ pub struct Gso<'a> {
 
 #[derive(Debug, Clone)]
 enum Work {
-    /// It goes as it is.
+    /// It is sent as it is.
     Copy,
-    /// Sum from `start` to the end and store at `field`.
+    /// The checksum from `start` to the end is stored at `field`.
     Checksum { start: usize, field: usize },
-    /// Cut it.
+    /// It is cut into segments.
     Segment(Template),
 }
 
 /// What all segments have in common.
 #[derive(Debug, Clone)]
 struct Template {
-    /// Length of all headers, and the payload's offset in the super-frame.
+    /// Length of all headers: the payload's offset in the super-frame.
     headers: usize,
     /// Payload of each segment but the last.
     size: usize,
@@ -82,7 +82,7 @@ struct Template {
     /// Sum of pseudo-header and transport header without what differs: lengths, checksum, and in TCP also the sequence
     /// number, offset and flags.
     sum: Sum,
-    /// Sequence number, and the byte with the data offset and that with the flags.
+    /// TCP: the sequence number, and the bytes with the data offset and the flags.
     tcp: Option<(u32, [u8; 2])>,
 }
 
@@ -108,7 +108,7 @@ impl<'a> Gso<'a> {
         }
         let start = usize::from(header.checksum_start);
         let field = start + usize::from(header.checksum_offset);
-        // The field may hold neither addresses nor ports: they have been verified.
+        // The field must not lie in addresses or ports, which have been verified.
         let allowed = match packet {
             Packet::Ip(ip) if ip.ports().is_some() => ip.offset + 4..=ip.end().saturating_sub(2),
             Packet::Ip(ip) => ip.offset..=ip.end().saturating_sub(2),
@@ -120,7 +120,7 @@ impl<'a> Gso<'a> {
         Ok(Gso { frame, work: Work::Checksum { start, field } })
     }
 
-    /// How many frames come out.
+    /// The number of frames that come out.
     #[must_use]
     pub fn segments(&self) -> usize {
         match &self.work {
@@ -140,7 +140,7 @@ impl<'a> Gso<'a> {
 
     /// Builds segment `index` at the start of `buffer` and returns its length.
     ///
-    /// None if there is no such segment or it does not fit: `buffer` should hold [`Gso::largest`] bytes.
+    /// None: there is no such segment, or it does not fit; `buffer` should hold [`Gso::largest`] bytes.
     #[inline]
     pub fn write(&self, index: usize, buffer: &mut [u8]) -> Option<usize> {
         match &self.work {
@@ -163,7 +163,7 @@ impl<'a> Gso<'a> {
     }
 }
 
-/// The packet, if it is what the GSO type says.
+/// The packet, if it is of the protocol that the GSO type names.
 fn expected<'p, 'a>(kind: u8, packet: &'p Packet<'a>) -> Result<&'p Ip<'a>, BadOffload> {
     let name = match kind {
         VnetHeader::GSO_TCPV4 => "TCP over IPv4",
@@ -185,7 +185,7 @@ fn bad_checksum(header: &VnetHeader, length: usize) -> BadOffload {
 }
 
 impl Template {
-    /// None if one segment suffices: such a frame is none to cut (virtio_net_hdr_to_skb, include/linux/virtio_net.h).
+    /// None: the frame fits in one segment, and is not cut (virtio_net_hdr_to_skb, include/linux/virtio_net.h).
     fn new(header: &VnetHeader, frame: &[u8], ip: &Ip<'_>) -> Result<Option<Template>, BadOffload> {
         let transport = ip.transport;
         let (length, field, tcp) = if ip.protocol == protocol::TCP {
@@ -269,7 +269,7 @@ impl Template {
         Some(length)
     }
 
-    /// Lengths, and in IPv4 identification and header checksum (inet_gso_segment, net/ipv4/af_inet.c).
+    /// Sets the lengths, and in IPv4 identification and header checksum (inet_gso_segment, net/ipv4/af_inet.c).
     #[inline]
     fn patch_network(&self, headers: &mut [u8], index: usize, length: usize) -> Option<()> {
         let network = headers.get_mut(NETWORK..)?;
@@ -291,7 +291,8 @@ impl Template {
         Some(())
     }
 
-    /// CWR on the first segment alone, FIN and PSH on the last alone (tcp_gso_segment, net/ipv4/tcp_offload.c).
+    /// The flags of a segment: CWR only on the first, FIN and PSH only on the last (tcp_gso_segment,
+    /// net/ipv4/tcp_offload.c).
     fn flags(&self, index: usize, flags: u8) -> u8 {
         let flags = if index > 0 { flags & !flag::CWR } else { flags };
         if index + 1 < self.segments { flags & !(flag::FIN | flag::PSH) } else { flags }

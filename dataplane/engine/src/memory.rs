@@ -1,4 +1,4 @@
-//! Ports without a kernel, for tests and benchmarks: the same ownership of frames as AF_XDP, no root, no device.
+//! Ports in memory, for tests and benchmarks: frames are owned as with AF_XDP, without root or a device.
 //!
 //! [`nic`] makes a NIC queue and the [`Wire`] that a test holds in the kernel's place: four rings (fill, rx, tx,
 //! completion) pass frames between the two. [`endpoint`] makes an endpoint and the [`User`] behind it.
@@ -14,25 +14,25 @@ use crossbeam::atomic::AtomicCell;
 use crate::port::{Endpoint, Nic, Offloads, VnetHeader};
 use crate::ring::{Consumer, Producer, ring};
 
-/// Bytes in a frame: what a 4096-byte UMEM frame has after the 256 bytes that XDP keeps.
+/// Bytes of a frame: what is left of a 4096-byte UMEM frame after the 256 bytes that XDP keeps.
 pub const FRAME_ROOM: usize = 3840;
 
-/// Where the rings' cursors begin: the wrap of u32 comes early in every test.
+/// Where the rings' cursors begin, so that they wrap early in every test.
 const RING_START: u32 = u32::MAX - 2;
 
-/// File descriptor in bad state (include/uapi/asm-generic/errno.h): what a TAP says once its device is deleted.
+/// File descriptor in bad state (include/uapi/asm-generic/errno.h): a TAP's error once its device is deleted.
 const EBADFD: i32 = 77;
 
 type Buffer = [u8; FRAME_ROOM];
 
-/// Both ends' view of the frames. A frame's buffer is here while a ring or the pool has it, else in its [`Frame`].
+/// The frames, shared by both ends. A frame's buffer is here while a ring or the pool has it, else in its [`Frame`].
 struct Umem {
     frames: Box<[AtomicCell<Option<Box<Buffer>>>]>,
     held: AtomicU64,
     lost: AtomicU64,
 }
 
-/// A frame that its holder owns. Dropping one loses it, as with AF_XDP: [`Wire::held`] would show it.
+/// A frame that its holder owns. A dropped frame is lost, as with AF_XDP; [`Wire::held`] shows that.
 pub struct Frame {
     address: u32,
     length: u32,
@@ -44,7 +44,7 @@ pub struct MemoryNic {
     umem: Arc<Umem>,
     /// Free frames to send with.
     pool: Vec<u32>,
-    /// Free frames to receive with, to be handed over at the next flush.
+    /// Free frames to receive with, which the next flush hands over.
     refill: Vec<u32>,
     fill: Producer,
     rx: Consumer,
@@ -62,8 +62,8 @@ pub struct Wire {
     completion: Producer,
 }
 
-/// A queue of `frames` frames that receives at most `batch` frames a call. One half of them (rounded up) serves only to
-/// receive, the other only to send, so that neither direction starves the other.
+/// Makes a queue of `frames` frames that receives at most `batch` frames a call. One half of them (rounded up) only
+/// receives, the other only sends, so that neither direction starves the other.
 #[must_use]
 pub fn nic(frames: u32, batch: usize) -> (MemoryNic, Wire) {
     let umem = Arc::new(Umem {
@@ -88,13 +88,13 @@ fn receives(address: u32, frames: u32) -> bool {
     address < frames.div_ceil(2)
 }
 
-/// A frame's number and length in one ring slot.
+/// A ring's descriptor: a frame's number and length.
 fn descriptor(address: u32, length: u32) -> u64 {
     u64::from(length) << 32 | u64::from(address)
 }
 
 impl Umem {
-    /// Makes the caller the frame's owner; None if it already has one, which would be a fault of the rings.
+    /// Makes the caller the frame's owner. None: the frame has an owner, which is an error of the rings.
     fn take(&self, descriptor: u64) -> Option<Frame> {
         let (address, length) = (descriptor as u32, (descriptor >> 32) as u32);
         let buffer = self.frames.get(address as usize)?.take()?;
@@ -195,7 +195,7 @@ impl Nic for MemoryNic {
 }
 
 impl Wire {
-    /// Lets a packet arrive; false, and counted as lost, if no frame is waiting for one or it is too long.
+    /// Lets a packet arrive. False, and counted as lost: no frame waits for one, or it is too long.
     pub fn deliver(&mut self, packet: &[u8]) -> bool {
         let frame = if packet.len() > FRAME_ROOM { None } else { self.fill.pop() };
         let Some(mut frame) = frame.and_then(|address| self.umem.take(address)) else {
@@ -219,8 +219,8 @@ impl Wire {
         fits.then_some(packet)
     }
 
-    /// How many frames a worker holds now: received and not released, or reserved and neither sent nor released.
-    /// Zero between two rounds, or frames leak.
+    /// The number of frames that a worker holds: received and not released, or reserved and neither sent nor released.
+    /// If it is not zero between two rounds, frames leak.
     #[must_use]
     pub fn held(&self) -> u64 {
         self.umem.held.load(Relaxed)
@@ -246,7 +246,7 @@ struct State {
     removed: bool,
 }
 
-/// An endpoint that takes `capacity` frames until they are read, and super-frames as `offloads` says.
+/// Makes an endpoint that holds `capacity` frames until they are read, and takes the super-frames of `offloads`.
 #[must_use]
 pub fn endpoint(capacity: usize, offloads: Offloads) -> (MemoryEndpoint, User) {
     let state = Arc::new(Mutex::new(State {

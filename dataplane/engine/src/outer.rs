@@ -3,10 +3,10 @@
 //! ```text
 //! Ethernet 14 | IPv4 20 or IPv6 40 | UDP 8 | VXLAN 8 | inner Ethernet frame
 //! ```
-//! What each field holds: Ethernet addresses of the NIC and of the next hop; IP addresses of the two VTEPs; TTL and
-//! DSCP as configured, ECN of the inner packet (RFC 6040 section 4.1, normal mode); DF and identification 0, which
-//! RFC 6864 section 4.1 allows only together: a receiver tells fragments apart by the identification; UDP source port from the inner flow (RFC 7348
-//! section 5); UDP checksum zero or computed (RFC 6936 for zero over IPv6); the VNI.
+//! The fields: Ethernet addresses of the NIC and of the next hop; IP addresses of the two VTEPs; TTL and DSCP as
+//! configured, ECN of the inner packet (RFC 6040 section 4.1, normal mode); DF and identification 0, which RFC 6864
+//! section 4.1 allows only together, since a receiver tells fragments apart by the identification; UDP source port from
+//! the inner flow (RFC 7348 section 5); UDP checksum zero or computed (RFC 6936 for zero over IPv6); the VNI.
 
 use std::net::IpAddr;
 use uvn_api::dataplane::config::{Dscp, Encapsulation};
@@ -25,21 +25,21 @@ pub const fn overhead(vtep: IpAddr) -> usize {
     if vtep.is_ipv4() { OVER_IPV4 } else { OVER_IPV6 }
 }
 
-/// The MTU of an endpoint over an underlay with IP MTU `mtu`: the outer headers after Ethernet and the inner Ethernet
-/// header take from it.
+/// The MTU of an endpoint over an underlay with IP MTU `mtu`, bytes: less the outer headers behind Ethernet, and the
+/// inner Ethernet header.
 #[must_use]
 pub const fn endpoint_mtu(mtu: usize, vtep: IpAddr) -> usize {
     mtu.saturating_sub(overhead(vtep))
 }
 
-/// See the module's text.
+/// The outer headers for one VTEP, all but what differs from frame to frame.
 #[derive(Debug, Clone)]
 pub struct Outer {
     bytes: [u8; OVER_IPV6],
     length: usize,
     /// IPv4: the header's sum without total length and TOS. IPv6: unused.
     ip_sum: Sum,
-    /// Pseudo-header of UDP without its length; None if the checksum stays zero.
+    /// The sum of UDP's pseudo-header without its length; None: the checksum stays zero.
     udp_sum: Option<Sum>,
     dscp: Dscp,
 }
@@ -56,8 +56,8 @@ pub struct Patch {
 }
 
 impl Outer {
-    /// The template for frames from our address `source` through the next hop `hop` to the VTEP `destination`.
-    /// Both addresses are of one family; a caller that mixes them gets the destination's with a zero source.
+    /// The template for frames from this node's address `source` through the next hop `hop` to the VTEP `destination`.
+    /// Both addresses must be of one family; otherwise the source is zero.
     #[must_use]
     pub fn new(settings: &Encapsulation, nic: Mac, hop: Mac, source: IpAddr, destination: IpAddr) -> Outer {
         let mut bytes = [0; OVER_IPV6];
@@ -103,8 +103,8 @@ impl Outer {
         self.length
     }
 
-    /// The same for the shortcut, with its key there and the longest inner frame that fits the path; None if the UDP
-    /// checksum has to be computed.
+    /// The template as the shortcut's map holds it: `mac` is its key, `largest` the longest inner frame that fits the
+    /// path. None: the UDP checksum must be computed, which the shortcut cannot do.
     #[must_use]
     pub fn hop(&self, mac: [u32; 2], largest: usize) -> Option<xdp::Hop> {
         if self.udp_sum.is_some() {
@@ -124,8 +124,8 @@ impl Outer {
         })
     }
 
-    /// Writes the headers in front of the `inner` bytes that already stand in `buffer` behind [`Outer::length`], and
-    /// returns the length of the whole. None if the buffer or an IP length field is too short for that.
+    /// Writes the headers to the start of `buffer`, which holds `inner` bytes of the inner frame behind
+    /// [`Outer::length`]. Returns the length of the whole frame. None: the buffer or an IP length field is too short.
     #[must_use]
     pub fn write(&self, buffer: &mut [u8], patch: Patch, inner: usize) -> Option<usize> {
         let total = self.length.checked_add(inner)?;

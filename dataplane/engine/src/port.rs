@@ -1,4 +1,4 @@
-//! The two ends of a worker, as traits, so that the same worker runs over AF_XDP and TAP or in memory.
+//! The two ends of a worker as traits, so that the same worker runs over AF_XDP and TAP, or in memory.
 
 use std::io::{self, IoSlice};
 use std::os::fd::RawFd;
@@ -9,25 +9,25 @@ pub trait Nic {
     /// A buffer that this queue owns. Neither `Clone` nor `Copy`.
     type Frame;
 
-    /// Appends what has arrived, at most one batch, and returns how many frames that was.
+    /// Appends the frames that have arrived, at most one batch, and returns their number.
     fn receive(&mut self, frames: &mut Vec<Self::Frame>) -> usize;
 
     /// The bytes of a received frame.
     fn bytes<'a>(&'a self, frame: &'a Self::Frame) -> &'a [u8];
 
-    /// The bytes of a received frame, to be changed in place.
+    /// The bytes of a received frame, to change them in place.
     fn bytes_mut<'a>(&'a mut self, frame: &'a mut Self::Frame) -> &'a mut [u8];
 
     /// Gives a frame back: a received one after use, or a reserved one that is not sent.
     fn release(&mut self, frame: Self::Frame);
 
-    /// A free frame to build a packet in; None when all are under way.
+    /// A free frame to build a packet in; None: all are in use.
     fn reserve(&mut self) -> Option<Self::Frame>;
 
-    /// How many frames `reserve` would give out now.
+    /// The number of frames that `reserve` can return now.
     fn room(&self) -> usize;
 
-    /// The whole room of a reserved frame.
+    /// All bytes that a reserved frame can hold.
     fn buffer<'a>(&'a mut self, frame: &'a mut Self::Frame) -> &'a mut [u8];
 
     /// Queues the first `length` bytes of a reserved frame. They leave at the next `flush`.
@@ -35,19 +35,19 @@ pub trait Nic {
 
     /// Hands queued frames to the kernel, takes back sent ones and refills the receive side.
     ///
-    /// Returns how many frames the kernel has not yet sent: while there are some the worker must not sleep. None count
+    /// Returns the number of frames that the kernel has not sent yet: until it is zero, the worker must not sleep. Zero
     /// while the NIC is down or gone.
     fn flush(&mut self) -> usize;
 
-    /// What becomes readable when a frame arrives; None for an in-memory queue.
+    /// A descriptor that is readable when a frame has arrived; None for a queue in memory.
     fn fd(&self) -> Option<RawFd>;
 
-    /// Frames that the NIC or kernel lost on this queue since the socket was made (XDP_STATISTICS).
+    /// Frames that the NIC or kernel has lost on this queue since it was opened (of AF_XDP: XDP_STATISTICS).
     fn lost(&self) -> u64 {
         0
     }
 
-    /// What became of the NIC. Costs a system call: for once a second, not once a packet.
+    /// The state of the NIC. Makes a system call, so it is for once a second, not once a packet.
     fn state(&self) -> State {
         State::Up
     }
@@ -60,42 +60,42 @@ pub enum State {
     Up,
     /// The NIC is set down. Frames queued meanwhile leave once it is up again.
     Down,
-    /// The NIC was removed, or the kernel took the queue back: it must be opened anew.
+    /// The NIC was removed, or the kernel took the queue back: the queue must be opened again.
     Gone,
 }
 
-/// One user's device, seen from the engine.
+/// One user's device, as the engine sees it.
 pub trait Endpoint: Send {
-    /// Copies the next frame that the kernel wants to send into `buffer`: its metadata and length.
-    /// None when there is no frame now.
+    /// Copies the next frame that the kernel wants to send into `buffer`, and returns its metadata and length. None:
+    /// there is no frame now.
     ///
     /// # Errors
     /// The device is gone or broken; the worker detaches it.
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<(VnetHeader, usize)>>;
 
-    /// Hands one frame, in parts, to the kernel; false when the endpoint is full or set down, or refuses this frame.
-    /// It may leave only at the next `flush`.
+    /// Hands one frame, in parts, to the kernel; it may leave only at the next `flush`. False: the endpoint is full or
+    /// set down, or refuses this frame.
     ///
     /// # Errors
     /// The device is gone or broken; the worker detaches it.
     fn send(&mut self, header: &VnetHeader, parts: &[IoSlice<'_>]) -> io::Result<bool>;
 
-    /// Pushes out what `send` may have queued: due after each batch.
+    /// Sends what `send` may have queued. Must be called after each batch.
     fn flush(&mut self) {}
 
-    /// Which super-frames `send` takes.
+    /// The super-frames that `send` takes.
     fn offloads(&self) -> Offloads;
 
-    /// What becomes readable when the kernel has a frame to send; None in memory.
+    /// A descriptor that is readable when the kernel has a frame to send; None for an endpoint in memory.
     fn fd(&self) -> Option<RawFd>;
 }
 
-/// What an endpoint takes in one piece.
+/// The super-frames that an endpoint takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Offloads {
-    /// Coalesced TCP over IPv4 and IPv6.
+    /// Joined TCP segments, over IPv4 and IPv6.
     pub tcp: bool,
-    /// Coalesced UDP (kernel 6.2 and later).
+    /// Joined UDP datagrams (Linux 6.2 and later).
     pub udp: bool,
 }
 
@@ -107,18 +107,18 @@ pub struct VnetHeader {
     pub flags: u8,
     /// One of the `GSO_*` values, possibly with [`VnetHeader::GSO_ECN`].
     pub gso_type: u8,
-    /// Length of all headers of a super-frame. A hint: never trusted.
+    /// Length of all headers of a super-frame, bytes. A hint, never trusted.
     pub header_length: u16,
     /// Payload bytes of each segment.
     pub gso_size: u16,
-    /// Where the checksum begins to sum.
+    /// The offset at which the checksum begins to sum.
     pub checksum_start: u16,
-    /// Where, from `checksum_start`, the checksum is stored.
+    /// The offset of the checksum field, from `checksum_start`.
     pub checksum_offset: u16,
 }
 
 impl VnetHeader {
-    /// Its length on the TAP.
+    /// Its length on the TAP, bytes.
     pub const LENGTH: usize = 10;
     /// VIRTIO_NET_HDR_F_NEEDS_CSUM: the checksum field holds the pseudo-header sum only.
     pub const NEEDS_CHECKSUM: u8 = 1;
@@ -134,8 +134,8 @@ impl VnetHeader {
     pub const GSO_ECN: u8 = 0x80;
 }
 
-/// Most parts of one frame in [`Endpoint::send`]; a frame in more is refused.
+/// Parts of one frame in [`Endpoint::send`], at most; a frame with more is refused.
 pub const MAX_PARTS: usize = 65;
 
-/// The largest frame an endpoint hands over: a 64 KiB IP packet and its Ethernet header.
+/// The longest frame that an endpoint hands over, bytes: a 64 KiB IP packet and its Ethernet header.
 pub const MAX_FRAME: usize = 65_535 + uvn_wire::ethernet::HEADER;

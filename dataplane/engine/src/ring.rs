@@ -1,8 +1,8 @@
 //! A single-producer single-consumer ring of descriptors with the cursors of an AF_XDP ring: two free-running u32.
 //!
-//! The producer writes slots, then publishes them all with one store (release); the consumer sees the cursor (acquire)
-//! and so the slots, and whatever was written to the frames that they name. Full and empty follow from the
-//! difference of the cursors, which stays right when they wrap.
+//! The producer writes slots, then publishes them all with one store (release). The consumer reads the cursor
+//! (acquire), and so sees the slots, and what was written to the frames that they name. The difference of the cursors
+//! tells a full or empty ring, also after they wrap.
 
 use super::sync::Ordering::{Acquire, Relaxed, Release};
 use super::sync::{Arc, AtomicU32, AtomicU64};
@@ -23,9 +23,9 @@ impl Shared {
 /// The end that writes descriptors.
 pub struct Producer {
     shared: Arc<Shared>,
-    /// The next slot to write; ahead of `shared.produced` by what is not submitted yet.
+    /// The next slot to write: ahead of `shared.produced` by the descriptors not submitted yet.
     cursor: u32,
-    /// `shared.consumed` when last read.
+    /// `shared.consumed` when it was last read.
     consumed: u32,
 }
 
@@ -34,7 +34,7 @@ pub struct Consumer {
     shared: Arc<Shared>,
     /// The next slot to read.
     cursor: u32,
-    /// `shared.produced` when last read.
+    /// `shared.produced` when it was last read.
     produced: u32,
 }
 
@@ -52,7 +52,7 @@ pub fn ring(capacity: u32, start: u32) -> (Producer, Consumer) {
 }
 
 impl Producer {
-    /// Writes one descriptor, unseen by the consumer until [`submit`](Self::submit); false if the ring is full.
+    /// Writes one descriptor, which the consumer sees after [`submit`](Self::submit). False: the ring is full.
     #[must_use]
     pub fn push(&mut self, descriptor: u64) -> bool {
         let capacity = self.shared.slots.len();
@@ -67,12 +67,12 @@ impl Producer {
         true
     }
 
-    /// Shows the consumer all that was written.
+    /// Publishes all written descriptors.
     pub fn submit(&mut self) {
         self.shared.produced.store(self.cursor, Release);
     }
 
-    /// How many descriptors were written and not yet taken.
+    /// The number of descriptors that are written and not taken.
     #[must_use]
     pub fn under_way(&self) -> u32 {
         self.cursor.wrapping_sub(self.shared.consumed.load(Acquire))
@@ -80,7 +80,7 @@ impl Producer {
 }
 
 impl Consumer {
-    /// Takes the oldest descriptor and frees its slot; None if nothing was submitted.
+    /// Takes the oldest descriptor and frees its slot; None: none is submitted.
     #[must_use]
     pub fn pop(&mut self) -> Option<u64> {
         if self.cursor == self.produced {

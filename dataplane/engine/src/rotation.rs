@@ -1,18 +1,18 @@
-//! Deficit round robin (Shreedhar and Varghese, 1996): whose turn it is among the slots that have something to do.
+//! Deficit round robin (Shreedhar and Varghese, 1996): whose turn it is among the slots with work.
 //!
-//! At each visit a slot gets a quantum of credit and is served while it has some. What it takes beyond that is a debt
-//! that its next quanta pay. So every slot gets the same in the long run, whatever it asks for, and a newcomer waits for
-//! one quantum of each other at most. If all are in debt, nobody waits: the rounds that would pass are taken at once.
+//! At each visit a slot gets a quantum of credit, and is served while it has credit. What it takes beyond that is a
+//! debt, which its next quanta pay. So in the long run every slot gets the same, whatever it asks for, and a newcomer
+//! waits for at most one quantum of each other slot. If all are in debt, the rounds without service are skipped.
 
 use std::collections::VecDeque;
 
-/// See the module's text. Costs and credits are in a unit of the caller's choice.
+/// The slots with work, in turn. Costs and credits are in a unit of the caller's choice.
 #[derive(Debug)]
 pub struct Rotation {
     quantum: i64,
-    /// Those that have something to do, the next one first.
+    /// The slots with work, the next one first.
     order: VecDeque<u32>,
-    /// How many of these, the first ones, had no turn in the last round.
+    /// How many slots at the front of `order` had no turn in the last round.
     early: usize,
     /// Turns so far.
     turns: u64,
@@ -23,9 +23,9 @@ pub struct Rotation {
 struct Share {
     /// Negative: a debt.
     credit: i64,
-    /// It stands in `Rotation::order`.
+    /// Whether it is in `Rotation::order`.
     waiting: bool,
-    /// It had more to do when it was served last.
+    /// Whether it had more work when it was served last.
     backlogged: bool,
     /// [`Rotation::turns`] at the end of its last turn.
     served: u64,
@@ -36,22 +36,21 @@ struct Share {
 pub struct Turn {
     /// The slot.
     pub slot: u32,
-    /// What it may take, at least 1.
+    /// The cost that it may take, at least 1.
     pub credit: i64,
-    /// It had more to do when it was served last.
+    /// Whether it had more work when it was served last.
     pub backlogged: bool,
 }
 
 impl Rotation {
-    /// Nobody has anything to do yet; `quantum` is at least 1.
+    /// No slot has work yet. A `quantum` of 0 counts as 1.
     #[must_use]
     pub fn new(quantum: u32) -> Rotation {
         let quantum = i64::from(quantum.max(1));
         Rotation { quantum, order: VecDeque::new(), early: 0, turns: 0, shares: Vec::new() }
     }
 
-    /// A slot has something to do: it gets its turn after those that wait already, or before those that were served since
-    /// it was.
+    /// Adds a slot with work: behind those that wait already, or before those that have been served since it was.
     pub fn add(&mut self, slot: u32) {
         let index = slot as usize;
         if self.shares.len() <= index {
@@ -69,7 +68,7 @@ impl Rotation {
         }
     }
 
-    /// Forgets a slot, its debt too.
+    /// Forgets a slot and its debt.
     pub fn remove(&mut self, slot: u32) {
         if let Some(position) = self.order.iter().position(|waiting| *waiting == slot) {
             self.order.remove(position);
@@ -80,18 +79,18 @@ impl Rotation {
         }
     }
 
-    /// How many wait for their turn.
+    /// The number of slots that wait.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.order.len()
     }
 
-    /// Those that wait.
+    /// The slots that wait, the next one first.
     pub fn slots(&self) -> impl Iterator<Item = u32> {
         self.order.iter().copied()
     }
 
-    /// Begins the next turn. It ends with [`Rotation::end`]; until then the slot waits no more.
+    /// Begins the next turn, which ends with [`Rotation::end`]; meanwhile the slot does not wait. None: no slot waits.
     #[must_use]
     pub fn begin(&mut self) -> Option<Turn> {
         let mut least = i64::MAX;
@@ -110,7 +109,7 @@ impl Rotation {
         if self.order.is_empty() {
             return None;
         }
-        // All but the last of the rounds in which nobody would be served.
+        // Skips all but the last of the rounds in which no slot would be served.
         let paid = least / self.quantum * self.quantum;
         for &slot in &self.order {
             if let Some(share) = self.shares.get_mut(slot as usize) {
@@ -120,7 +119,7 @@ impl Rotation {
         self.begin()
     }
 
-    /// Ends a turn in which the slot took `cost`. With `more` to do it gets another one.
+    /// Ends a turn in which the slot took `cost`. With `more` work it waits for another turn.
     pub fn end(&mut self, turn: Turn, cost: i64, more: bool) {
         let Some(share) = self.shares.get_mut(turn.slot as usize) else { return };
         self.turns += 1;
@@ -130,7 +129,7 @@ impl Rotation {
         if more {
             self.add(turn.slot);
         } else {
-            // Who had nothing more to do saves up nothing.
+            // A slot without more work does not save credit.
             share.credit = share.credit.min(0);
         }
     }

@@ -1,9 +1,10 @@
-//! What workers look up. Built by the control thread, swapped whole, never changed in place.
+//! What workers look up. The control thread builds the tables and replaces them as a whole; they are never changed in
+//! place.
 //!
-//! Each swap has an epoch; a change is in force once every worker runs with its epoch.
+//! Each replacement has an epoch; a change is in force once every worker runs with its epoch.
 //!
-//! In the usual (deterministic) mode nothing is learned: an endpoint's MAC is made from the address of its VTEP
-//! ([`Mac::of`]), so that the VTEP behind a MAC is computed, and verified on receipt the same way.
+//! Usually nothing is learned: an endpoint's MAC is made from the address of its VTEP ([`Mac::of`]), so the VTEP behind
+//! a MAC is computed, and verified on receipt in the same way.
 
 use crate::counters::Counters;
 use crate::outer::Outer;
@@ -17,40 +18,40 @@ use uvn_api::dataplane::vteps::Vteps;
 use uvn_wire::ethernet::{self, Mac};
 use uvn_wire::vxlan::Vni;
 
-/// Everything a worker needs to know about the world.
+/// Everything that a worker looks up.
 #[derive(Debug, Clone)]
 pub struct Tables {
-    /// Counts swaps.
+    /// The number of this version of the tables.
     pub epoch: u64,
-    /// Outer header settings.
+    /// Settings of the outer headers.
     pub encapsulation: Encapsulation,
-    /// The NIC's MAC; None: not known, and frames to any are taken.
+    /// The NIC's MAC; None: it is not known, and frames to any MAC are taken.
     pub nic: Option<Mac>,
-    /// Outer destinations that are ours: the VTEP addresses and the multicast groups of the networks.
+    /// The outer destinations to take: this node's VTEP addresses, and the networks' multicast groups.
     pub local: Vec<IpAddr>,
-    /// Who may send to us, and which overlay address is whose.
+    /// The VTEPs that may send to this node, and the VTEP of each overlay address.
     pub vteps: Arc<Vteps>,
     /// Next hop of each VTEP or group in use.
     pub hops: Arc<HashMap<IpAddr, Hop>>,
-    /// VTEPs whose next hop does not answer, and when that was last found.
+    /// VTEPs whose next hop does not answer, and when that was last seen.
     pub dead: Arc<HashMap<IpAddr, Instant>>,
-    /// By slot. A slot stays with its network as long as the network lives.
+    /// The networks, by slot. A network keeps its slot as long as it exists.
     pub networks: Vec<Option<Arc<Network>>>,
-    /// Slot of each VNI.
+    /// The slot of each VNI.
     pub slots: HashMap<Vni, u32>,
 }
 
 /// How to reach one VTEP.
 #[derive(Debug, Clone)]
 pub struct Hop {
-    /// The outer headers, ready but for lengths, source port and checksums.
+    /// The outer headers, complete but for lengths, source port and checksums.
     pub outer: Outer,
-    /// IP MTU of the path.
+    /// IP MTU of the path, bytes.
     pub mtu: usize,
 }
 
 impl Hop {
-    /// The longest inner frame that fits the path: the outer Ethernet header does not count.
+    /// The longest inner frame that fits the path, bytes. The path's MTU does not count the outer Ethernet header.
     #[must_use]
     pub fn largest_inner(&self) -> usize {
         (self.mtu + ethernet::HEADER).saturating_sub(self.outer.length())
@@ -66,29 +67,30 @@ pub struct Network {
     pub mac: Mac,
     /// The endpoint's overlay addresses.
     pub addresses: Vec<Cidr>,
-    /// Where broadcast, multicast and unknown frames go: VTEPs, or one multicast group.
+    /// Where broadcast, multicast and unknown frames go: the VTEPs of its peers, or one multicast group.
     pub flood: Vec<IpAddr>,
     /// Flooded frames per second, before replication.
     pub flood_rate: u32,
-    /// Learn MACs, and flood what is unknown.
+    /// Whether MACs are learned, and frames to unknown ones are flooded.
     pub learning: bool,
     /// Learned MACs.
     pub fdb: HashMap<Mac, Arc<Learned>>,
-    /// One per worker.
+    /// The counters of each worker.
     pub counters: Arc<[Counters]>,
 }
 
 /// A learned MAC.
 #[derive(Debug)]
 pub struct Learned {
-    /// The VTEP it was seen behind.
+    /// The VTEP behind which it was seen.
     pub vtep: IpAddr,
-    /// Seconds since the workers' start when it was last seen.
+    /// When it was last seen, in seconds since the workers' start.
     pub seen: AtomicU32,
 }
 
 impl Learned {
-    /// Notes that the MAC was seen at second `now`. Writes only on change, so that workers do not fight for the line.
+    /// Notes that the MAC was seen at second `now`. Writes only a change, so that workers do not contend for the cache
+    /// line.
     pub fn refresh(&self, now: u32) {
         if self.seen.load(Relaxed) != now {
             self.seen.store(now, Relaxed);
@@ -97,7 +99,7 @@ impl Learned {
 }
 
 impl Network {
-    /// A worker's counters. Tables of an earlier set of workers may have none for it.
+    /// A worker's counters; none if the tables were made for fewer workers.
     pub fn counters(&self, worker: usize) -> impl Iterator<Item = &Counters> {
         self.counters.get(worker).into_iter()
     }
@@ -129,7 +131,7 @@ impl Tables {
         self.networks.get(slot as usize)?.as_deref()
     }
 
-    /// The VTEP behind a unicast MAC.
+    /// The VTEP behind a unicast MAC; None: not known.
     #[must_use]
     pub fn vtep_of(&self, network: &Network, mac: Mac) -> Option<IpAddr> {
         if network.learning

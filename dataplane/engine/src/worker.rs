@@ -1,6 +1,6 @@
-//! The worker of one NIC queue: ingress, egress, flush. No lock, no allocation, no log and no clock read per packet.
+//! The worker of one NIC queue: it receives, sends and flushes. No lock, allocation, log or clock read per packet.
 //!
-//! It owns its queue and its side of every endpoint, and learns of changes only between turns ([`Command`]).
+//! It owns its queue and its side of every endpoint, and takes changes ([`Command`]) only between turns.
 
 mod arrivals;
 mod egress;
@@ -27,18 +27,18 @@ use std::time::{Duration, Instant};
 use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::Vni;
 
-/// Frames to receive at a time, and to look through for what GRO can join: that and its head fit [`MAX_PARTS`].
+/// Frames to receive at a time, among which GRO joins segments: so many payloads and a head fit [`MAX_PARTS`].
 pub const BATCH: usize = MAX_PARTS - 1;
-/// Super-frames that are sent in parts at the same time, per worker, and one that is sent at once.
+/// Super-frames of which a worker has sent a part, at most, and one more that is sent at once.
 const BEGUN: usize = 9;
-/// Frames that wait for the next hop of a VTEP, per worker.
+/// Frames of a worker that wait for the next hop of a VTEP, at most.
 const PARKED: usize = 64;
-/// How long they wait.
+/// How long frames wait for a next hop.
 const PARKED_FOR: Duration = Duration::from_secs(3);
 
-/// What the control thread tells a worker. In order.
+/// What the control thread tells a worker, in order.
 pub enum Command {
-    /// Run with these from now on; acknowledged in [`Status::epoch`].
+    /// Use these tables from now on; acknowledged in [`Status::epoch`].
     Tables(Arc<Tables>),
     /// Serve this endpoint as the one of a slot.
     Attach {
@@ -52,9 +52,9 @@ pub enum Command {
         /// The network's slot.
         slot: u32,
     },
-    /// Tell what is measured.
+    /// Send a report.
     Report(Sender<Report>),
-    /// Flush, drop all and end.
+    /// Flush, drop everything and end.
     Stop,
 }
 
@@ -73,14 +73,14 @@ pub enum Event {
         /// Where it is.
         vtep: IpAddr,
     },
-    /// An endpoint is not served any more and can be dropped.
+    /// An endpoint is no longer served and can be dropped.
     Detached {
         /// The network's slot.
         slot: u32,
         /// This worker's side of it.
         endpoint: Box<dyn Endpoint>,
     },
-    /// An endpoint broke; the worker does not use it any more.
+    /// An endpoint broke; the worker no longer uses it.
     EndpointLost {
         /// The network's slot.
         slot: u32,
@@ -92,20 +92,20 @@ pub enum Event {
 /// A worker's measurements.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// Nanoseconds from taking a frame off the NIC to having handed it on: the longest of each turn.
+    /// Nanoseconds from taking a frame off the NIC to having handed it on: the longest time in each turn.
     pub residency: Histogram<u64>,
     /// Frames lost by the NIC queue ([`Nic::lost`]).
     pub lost: u64,
 }
 
-/// What others may read while the worker runs.
+/// What other threads may read while the worker runs.
 #[derive(Debug, Default)]
 pub struct Status {
     /// Epoch of the tables in use.
     pub epoch: AtomicU64,
-    /// Turns of the loop: the heartbeat.
+    /// Turns of the loop so far: the heartbeat.
     pub turns: AtomicU64,
-    /// All networks together.
+    /// The counters of all networks together.
     pub counters: Counters,
 }
 
@@ -124,36 +124,37 @@ pub struct Worker<N: Nic> {
     tables: Arc<Tables>,
     status: Arc<Status>,
     events: Sender<Event>,
-    /// An event was sent since [`Worker::take_told`].
+    /// Whether an event was sent since [`Worker::take_told`].
     told: bool,
     endpoints: Endpoints,
-    /// NIC frames to send with, all in all.
+    /// The number of NIC frames to send with.
     frames: usize,
-    /// Up to three quarters of the NIC frames to receive with, of which there are as many: the NIC needs the others.
+    /// Received frames that wait: at most three quarters of the frames to receive with (as many as to send with), since
+    /// the NIC needs the others.
     arrivals: Arrivals<N::Frame>,
     /// Turns in a row in which `arrivals` had no room for another batch.
     crowded: u32,
     gro: Gro,
-    /// Datagrams that are not whole yet: received, and sent.
+    /// Datagrams that are not whole yet: received ones, and sent ones.
     incoming: Fragments,
     outgoing: Fragments,
-    /// What is being verified or handed over, and where in each frame the inner one lies.
+    /// The frames being verified or handed over, and the place of the inner frame in each.
     batch: Vec<N::Frame>,
     inner: Vec<Range<usize>>,
-    /// What endpoints have begun to send; the next part is for their next turn.
+    /// Super-frames that endpoints have sent in part; the rest waits for their next turns.
     begun: Vec<Begun>,
-    /// Who sent last, and since when nobody else has.
+    /// The slot that sent last, and since when no other slot has.
     sender: (u32, Instant),
-    /// To read into.
+    /// Buffers to read frames into.
     spare: Vec<Box<[u8]>>,
     parked: Vec<Parked>,
-    /// Frames that the kernel had not sent at the last flush.
+    /// The number of frames that the kernel had not sent at the last flush.
     pending: usize,
     /// VTEPs asked for in this second.
     asked: HashSet<IpAddr>,
     /// Senders told in this second that their destination is dead.
     refused: usize,
-    /// What was told of in this second, bounded by [`Endpoints::may_learn`]: slots, MACs, and behind which VTEPs.
+    /// MACs reported in this second, bounded by [`Endpoints::may_learn`]: slot, MAC and VTEP.
     learned: HashSet<(u32, Mac, IpAddr)>,
     started: Instant,
     now: Instant,
@@ -205,7 +206,7 @@ impl<N: Nic> Worker<N> {
         }
     }
 
-    /// What others may read.
+    /// What other threads may read.
     #[must_use]
     pub fn status(&self) -> Arc<Status> {
         self.status.clone()
@@ -217,8 +218,7 @@ impl<N: Nic> Worker<N> {
         &self.nic
     }
 
-    /// Runs with new tables, and tries again what waited for them. What was received under the old ones is handed over
-    /// before.
+    /// Switches to new tables, after handing over what was received under the old ones. Tries parked frames again.
     pub fn set_tables(&mut self, tables: Arc<Tables>) {
         self.hand_over(i64::MAX);
         self.endpoints.flush();
@@ -235,7 +235,7 @@ impl<N: Nic> Worker<N> {
         self.endpoints.attach(slot, endpoint);
     }
 
-    /// Forgets an endpoint. Another thread drops it: the end of a device takes the kernel tens of milliseconds.
+    /// Forgets an endpoint, and hands it to the control thread: the kernel takes tens of milliseconds to end a device.
     pub fn detach(&mut self, slot: u32) {
         self.parked.retain(|parked| parked.slot != slot);
         self.forget_arrivals(slot);
@@ -251,7 +251,7 @@ impl<N: Nic> Worker<N> {
         self.endpoints.set_ready(slot);
     }
 
-    /// What is measured.
+    /// The measurements so far.
     #[must_use]
     pub fn report(&self) -> Report {
         Report { residency: self.residency.clone(), lost: self.nic.lost() }
@@ -262,7 +262,7 @@ impl<N: Nic> Worker<N> {
         mem::take(&mut self.told)
     }
 
-    /// Before the end: gives the kernel some time to send what is queued.
+    /// Before the end, gives the kernel some time to send what is queued.
     pub fn drain(&mut self) {
         for _ in 0..100 {
             if self.nic.flush() == 0 {
@@ -272,11 +272,11 @@ impl<N: Nic> Worker<N> {
         }
     }
 
-    /// How soon [`Worker::turn`] is due even if nothing happens: to reap what the kernel has yet to send, or to give
-    /// up waiting for a next hop or a fragment. None: not at all.
+    /// How soon [`Worker::turn`] is due even if nothing happens: to take back frames that the kernel has yet to send,
+    /// or to give up waiting for a next hop or a fragment. None: only when something happens.
     #[must_use]
     pub fn due(&self) -> Option<Duration> {
-        // The last flush may have made the room that endpoints waited for.
+        // The last flush may have made room that endpoints waited for.
         let may_send = self.endpoints.ready() > 0 && self.nic.room() >= self.frames / 4 * 3;
         let waits = !(self.parked.is_empty() && self.incoming.is_empty() && self.outgoing.is_empty());
         match (self.pending > 0 || may_send, waits) {
@@ -286,7 +286,7 @@ impl<N: Nic> Worker<N> {
         }
     }
 
-    /// Receives and sends for a while, which is short. False if there was nothing to do.
+    /// Receives and sends for a short while. False: there was nothing to do.
     pub fn turn(&mut self, now: Instant) -> bool {
         self.now = now;
         self.tick();
@@ -302,7 +302,7 @@ impl<N: Nic> Worker<N> {
         oldest.is_some() || sent
     }
 
-    /// Once a second: seconds for learned MACs, another chance to tell of them and to ask for next hops, an end to waiting.
+    /// Once a second: new limits on reports of MACs and next hops, and an end to waiting for fragments and next hops.
     fn tick(&mut self) {
         let second = self.now.saturating_duration_since(self.started).as_secs() as u32;
         if second == self.second {
@@ -326,8 +326,8 @@ impl<N: Nic> Worker<N> {
         over.iter().for_each(|parked| self.send_parked(parked));
     }
 
-    /// A full channel loses nothing that matters: frames of an unknown MAC or next hop tell again, and a broken
-    /// endpoint stays unused.
+    /// Sends an event. A full channel loses nothing that matters: later frames with an unknown MAC or next hop cause
+    /// the event again, and a broken endpoint stays unused.
     fn tell(&mut self, event: Event) {
         self.told |= self.events.try_send(event).is_ok();
     }
