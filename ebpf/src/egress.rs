@@ -1,4 +1,4 @@
-//! The shortcut, sending: encapsulates a frame, or a super-frame as a whole, and hands it to the NIC, where the
+//! The shortcut on send: it encapsulates a frame, or a super-frame as a whole, and hands it to the NIC, where the
 //! kernel or the hardware cuts it.
 
 use crate::frame::{Frame, Inner};
@@ -21,7 +21,8 @@ use uvn_wire::vxlan::{OVER_IPV4, OVER_IPV6, UPPER};
 use uvn_wire::xdp::{Hop, Verdict, mac_key};
 use zerocopy::IntoBytes;
 
-/// Where bpf_skb_adjust_room finds the length of the inner Ethernet header (BPF_ADJ_ROOM_ENCAP_L2_SHIFT).
+/// The position of the inner Ethernet header's length in the flags of bpf_skb_adjust_room
+/// (BPF_ADJ_ROOM_ENCAP_L2_SHIFT).
 const L2_SHIFT: u32 = 56;
 const IP: usize = ethernet::HEADER;
 /// Outer headers and the inner Ethernet header.
@@ -29,7 +30,7 @@ const LONGEST: usize = OVER_IPV6 + ethernet::HEADER;
 /// Whole words in which a [`Hop`] holds the outer headers.
 const WORDS: usize = (offset_of!(Hop, length) - offset_of!(Hop, headers)) / size_of::<u64>();
 
-/// Where headers are put together.
+/// Room to build headers in.
 #[map]
 static SCRATCH: PerCpuArray<[u64; LONGEST.div_ceil(size_of::<u64>())]> = PerCpuArray::with_max_entries(1, 0);
 
@@ -60,8 +61,8 @@ pub fn send(ctx: &TcContext) -> i32 {
     }
 }
 
-/// Whether the frame comes from a socket of another network namespace than the NIC's: somebody has moved the endpoint
-/// there, where the NIC's number is another device's, and the control thread does not know yet.
+/// Whether the frame's socket is in another network namespace than the NIC: the endpoint has been moved there, where
+/// the NIC's index is another device's, and the control thread does not know yet.
 #[inline(always)]
 fn is_elsewhere(ctx: &TcContext) -> bool {
     let (here, skb) = (NETNS.load(), ctx.skb.skb);
@@ -69,10 +70,11 @@ fn is_elsewhere(ctx: &TcContext) -> bool {
     here != 0 && unsafe { !(*skb).__bindgen_anon_2.sk.is_null() && bpf_get_netns_cookie(skb.cast()) != here }
 }
 
-/// Whether the sum at `offset` is left to the device (CHECKSUM_PARTIAL). If not, as where the endpoint's checksum offload is
-/// off, the kernel cannot cut the UDP super-frame once it has outer headers (__udp_gso_segment, net/ipv4/udp_offload.c).
+/// Whether the checksum at `offset` is left to the device (CHECKSUM_PARTIAL). If it is not, as with the endpoint's
+/// checksum offload off, the kernel cannot cut the UDP super-frame once it has outer headers (__udp_gso_segment,
+/// net/ipv4/udp_offload.c).
 ///
-/// There is no asking; but a replacement does not touch a sum that is yet to be computed (inet_proto_csum_replace4).
+/// No helper tells that; but a replacement does not touch a sum that is yet to be computed (inet_proto_csum_replace4).
 #[inline(always)]
 fn has_partial_sum(ctx: &TcContext, offset: u32) -> bool {
     let skb = ctx.skb.skb;
@@ -88,12 +90,12 @@ fn has_partial_sum(ctx: &TcContext, offset: u32) -> bool {
     false
 }
 
-/// How far encapsulation came.
+/// How far encapsulation got.
 enum Written {
-    /// The kernel made no room: not in a frame that is encapsulated already or is to be cut into IP fragments. The
-    /// frame is as it was.
+    /// The kernel made no room, as in a frame that is encapsulated already or will be cut into IP fragments. The frame
+    /// is unchanged.
     Nothing,
-    /// There is room, and nothing in it.
+    /// There is room, but no headers are written into it.
     Room,
     All,
 }
@@ -101,22 +103,22 @@ enum Written {
 /// A frame that the engine would send to one VTEP.
 struct Outgoing<'a> {
     vni: u32,
-    /// The network's place among the counters.
+    /// The network's counter index.
     slot: u32,
     hop: &'a Hop,
     ethernet: Ethernet,
     tos: u8,
-    /// Of the whole frame.
+    /// Length of the whole frame, bytes.
     length: u32,
-    /// Up to the transport's payload.
+    /// Length of all headers, up to the transport's payload, bytes.
     headers: u32,
-    /// The transport's payload in each segment; 0: it is not to be cut.
+    /// Bytes of the transport's payload in each segment; 0: the frame is not cut.
     segment: u32,
     is_udp: bool,
 }
 
 impl<'a> Outgoing<'a> {
-    /// None if it is the engine's.
+    /// None: the frame is left to the engine.
     #[inline(always)]
     fn of(skb: &__sk_buff) -> Option<Outgoing<'a>> {
         // SAFETY: an element of the map; see `now`. This one has no key: the network says which endpoint it has.
@@ -149,7 +151,7 @@ impl<'a> Outgoing<'a> {
         Some(Outgoing { vni, slot, hop, ethernet, tos, length, headers, segment, is_udp })
     }
 
-    /// Counts its segments as the engine does. Who built the frame may have left their number out.
+    /// Counts the frame's segments as the engine does. The skb need not hold their number.
     #[inline(always)]
     fn count(&self) {
         let payload = self.length - self.headers;

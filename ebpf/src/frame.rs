@@ -1,4 +1,4 @@
-//! A frame's bytes, and the inner frames that the shortcut takes.
+//! Access to a frame's bytes, and the inner frames that the shortcut takes.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::XdpContext;
@@ -20,7 +20,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// What the driver received.
+    /// The frame that the driver received.
     #[inline(always)]
     pub fn of_xdp(ctx: &XdpContext) -> Frame {
         Frame { start: ctx.data(), end: ctx.data_end() }
@@ -32,7 +32,7 @@ impl Frame {
         Frame { start: skb.data as usize, end: skb.data_end as usize }
     }
 
-    /// The frame as if it had no priority tag, all but its addresses: those stay in front.
+    /// The frame as if it had no priority tag. Its addresses are not moved, and so not in the right place.
     #[inline(always)]
     pub fn untagged(self) -> Frame {
         match self.header::<Tag>(Tag::OFFSET) {
@@ -41,7 +41,7 @@ impl Frame {
         }
     }
 
-    /// How many bytes there are.
+    /// The number of bytes within reach.
     #[inline(always)]
     pub fn length(self) -> usize {
         self.end - self.start
@@ -60,11 +60,11 @@ impl Frame {
     }
 }
 
-/// An inner frame of the plainest kind, which is nearly every one: unicast TCP, UDP or ICMP in an IP packet without
-/// options or extension headers, or a fragment of one, not to the VXLAN port, with lengths that fit.
+/// A plain inner frame, as nearly all are: unicast TCP, UDP or ICMP in an IP packet without options or extension
+/// headers, or a fragment of one, not to the VXLAN port, with lengths that fit.
 ///
-/// What is not so is not judged here: the engine does that. All fragments of a datagram are of one kind, unless the first
-/// one is refused: so they keep their order, and the others are of no use to anybody.
+/// Other frames are left to the engine, which judges them. All fragments of a datagram are alike in this, so they keep
+/// their order, unless the first one is left to the engine and refused: then the others are of no use to anybody.
 pub struct Inner<'a> {
     /// Its Ethernet header.
     pub ethernet: &'a Ethernet,
@@ -72,17 +72,18 @@ pub struct Inner<'a> {
     pub source: Address,
     /// DSCP and ECN.
     pub tos: u8,
-    /// Bytes from the Ethernet header up to the transport's payload, or in a later fragment to its part of that.
+    /// Bytes from the Ethernet header up to the transport's payload; in a later fragment, up to its part of the
+    /// payload.
     pub headers: usize,
-    /// It holds UDP.
+    /// Whether it holds UDP.
     pub is_udp: bool,
-    /// It is a fragment: nobody makes super-frames of them.
+    /// Whether it is a fragment: a super-frame must not be one.
     pub is_fragment: bool,
 }
 
 impl<'a> Inner<'a> {
-    /// The inner frame that begins at `offset` and is `length` bytes long, perhaps beyond the program's reach. None if
-    /// it is the engine's.
+    /// The inner frame that begins at `offset` and is `length` bytes long, perhaps beyond the program's reach. None: it
+    /// is left to the engine.
     #[inline(always)]
     pub fn of(frame: Frame, offset: usize, length: usize, port: u16) -> Option<Inner<'a>> {
         let ethernet = frame.header::<Ethernet>(offset)?;
@@ -109,11 +110,11 @@ impl<'a> Inner<'a> {
     }
 }
 
-/// What an IP header says.
+/// The fields of an IP header.
 struct Packet {
     source: Address,
     tos: u8,
-    /// Of the transport.
+    /// The transport protocol.
     protocol: u8,
     fragment: Fragment,
     /// Length of the header, an IPv6 fragment header's included.
@@ -140,7 +141,7 @@ impl Packet {
     fn ipv6(frame: Frame, at: usize) -> Option<Packet> {
         let ip: &Ipv6 = frame.header(at)?;
         let source = Address::ipv6(ip.source);
-        // The maps take a mapped one for the IPv4 address.
+        // The maps' keys do not tell an IPv4-mapped address from the IPv4 address.
         if ip.version() != 6 || source.is_mapped() {
             return None;
         }
@@ -161,7 +162,7 @@ impl Packet {
         Some(packet)
     }
 
-    /// Length of the transport header at `at`, as far as it is looked at. None if it is the engine's.
+    /// Length of the transport header at `at`, as far as it is looked at. None: the frame is left to the engine.
     #[inline(always)]
     fn transport(&self, frame: Frame, at: usize, port: u16) -> Option<usize> {
         if !matches!(self.protocol, protocol::TCP | protocol::UDP | protocol::ICMP | protocol::ICMPV6) {
@@ -174,13 +175,13 @@ impl Packet {
                 (length >= udp::HEADER).then_some(length)
             }
             protocol::UDP if frame.header::<Udp>(at)?.destination_port.get() == port => None,
-            // The engine answers these itself, and looks at whose address those tell.
+            // The engine answers solicitations itself, and checks the address in advertisements.
             protocol::ICMPV6
                 if matches!(*frame.header::<u8>(at)?, NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT) =>
             {
                 None
             }
-            // The shortest fragment that shows its ports has so many bytes, too.
+            // As many bytes as the shortest fragment that shows its ports.
             _ => Some(udp::HEADER),
         }
     }

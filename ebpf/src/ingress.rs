@@ -1,5 +1,5 @@
-//! The shortcut, receiving. It runs after GRO, so that one frame here may be fifty on the wire: strips the outer
-//! headers and hands what is left to the endpoint.
+//! The shortcut on receipt: it strips the outer headers and hands the inner frame to the endpoint. It runs after GRO,
+//! so one frame here may have been fifty on the wire.
 
 use crate::frame::{Frame, Inner};
 use crate::maps::{ENGINE, IPV6_ZERO_CHECKSUM, NETWORKS, OWNERS, PORT, count, count_traffic, now};
@@ -25,10 +25,11 @@ use uvn_wire::udp;
 use uvn_wire::vxlan::{OVER_IPV4, OVER_IPV6, UPPER};
 use uvn_wire::xdp::{Address, Network, Verdict, mac_key};
 
-/// All headers that are looked at: IPv6 outside and inside, and TCP.
+/// Bytes of all headers that are looked at, at most: IPv6 outside and inside, and TCP.
 const REACH: usize = OVER_IPV6 + ethernet::HEADER + ipv6::HEADER + tcp::HEADER;
 
-/// How often more headers may be asked for: Ethernet, IP, UDP and all up to the inner Ethernet header, IP, transport.
+/// How often more headers may be pulled into reach: Ethernet; IP; UDP and all up to the inner Ethernet header; IP;
+/// transport.
 const LAYERS: usize = 5;
 
 /// The verdict on a frame of the NIC: on to the host's stack, to an endpoint, to the engine, or dropped.
@@ -62,7 +63,7 @@ pub fn receive(ctx: &TcContext) -> i32 {
     }
 }
 
-/// Takes a priority tag off, if there is one. It is beside the frame, and this needs no memory.
+/// Removes a priority tag, if there is one. The tag is not in the frame's bytes, so this needs no memory.
 #[inline(always)]
 fn take_tag(ctx: &TcContext, is_tagged: bool) {
     if is_tagged {
@@ -71,7 +72,7 @@ fn take_tag(ctx: &TcContext, is_tagged: bool) {
     }
 }
 
-/// The verdict on a frame that XDP in generic mode has let pass, or has not seen.
+/// The guard's verdict on a frame that XDP in generic mode has passed or has not seen.
 #[inline(always)]
 pub fn guard(ctx: &TcContext) -> i32 {
     // SAFETY: the kernel's own context.
@@ -83,13 +84,14 @@ pub fn guard(ctx: &TcContext) -> i32 {
     TC_ACT_SHOT
 }
 
-/// Whether a tag names a VLAN. It is not in the frame any more.
+/// Whether the frame has a tag of a VLAN, which the kernel has taken out of its bytes.
 #[inline(always)]
 fn is_of_vlan(skb: &__sk_buff) -> bool {
     skb.vlan_present != 0 && skb.vlan_tci & u32::from(VLAN_ID) != 0
 }
 
-/// The frame, all headers that are looked at within reach. Some drivers leave them in the pages, layer by layer.
+/// The frame, with all headers that are looked at within reach. Some drivers leave headers in the skb's pages, so they
+/// are pulled in layer by layer.
 #[inline(always)]
 fn with_headers(ctx: &TcContext) -> Frame {
     let mut frame = frame_of(ctx);
@@ -111,15 +113,16 @@ fn with_headers(ctx: &TcContext) -> Frame {
     frame
 }
 
-/// The frame as it is now. Through the kernel's own pointer: what is behind it changes.
+/// The frame as it is now: read through the kernel's own pointer, since a pull changes the data pointers.
 #[inline(always)]
 fn frame_of(ctx: &TcContext) -> Frame {
     // SAFETY: the kernel's own context.
     Frame::of_skb(unsafe { &*ctx.skb.skb })
 }
 
-/// How many bytes the headers have that are looked at, as far as those within reach tell. Not a byte of payload: a frame
-/// with payload among its headers is not joined to others in its receiver's queue (skb_try_coalesce, net/core/skbuff.c).
+/// The number of bytes of the headers that are looked at, as far as those within reach tell. No byte of payload: a
+/// frame with payload among its headers is not joined to others in its receiver's queue (skb_try_coalesce,
+/// net/core/skbuff.c).
 #[inline(always)]
 fn headers(frame: Frame) -> usize {
     let Some(ethernet) = frame.header::<Ethernet>(0) else { return ethernet::HEADER };
@@ -159,22 +162,23 @@ fn headers(frame: Frame) -> usize {
 
 /// A frame that the engine would hand to its endpoint.
 struct Incoming {
-    /// The network's place among the counters.
+    /// The network's counter index.
     slot: u32,
     endpoint: u32,
     /// Length of the outer headers.
     outer: usize,
     ethernet: Ethernet,
-    /// The inner packet is IPv4, not IPv6.
+    /// Whether the inner packet is IPv4, not IPv6.
     ipv4: bool,
-    /// The inner TOS of a packet whose ECN field becomes CE.
+    /// The inner TOS, if the ECN field must be set to CE.
     mark: Option<u8>,
     frames: u32,
     bytes: u64,
 }
 
 impl Incoming {
-    /// None if it is the engine's. Its source address belongs to the sending VTEP, so that VTEP is an allowed one.
+    /// None: the frame is left to the engine. The source address must belong to the sending VTEP, so the VTEP is
+    /// allowed.
     #[inline(always)]
     fn of(outer: &Outer, skb: &__sk_buff) -> Option<Incoming> {
         // SAFETY: an element of the map; see `now`.
@@ -190,8 +194,8 @@ impl Incoming {
         }
         let length = skb.len as usize - outer.inner;
         let inner = Inner::of(outer.frame, outer.inner, length, PORT.load())?;
-        // The kernel cuts a UDP super-frame for a socket that takes none, and would look for the outer headers that it
-        // remembers (skb->encapsulation): no program can make it forget them.
+        // The kernel cuts a UDP super-frame for a socket that takes none, and would look for the outer headers, which
+        // it remembers (skb->encapsulation) and no program can make it forget.
         if (inner.is_udp || inner.is_fragment) && skb.gso_size > 0 {
             return None;
         }
@@ -226,7 +230,7 @@ impl Incoming {
         })
     }
 
-    /// Strips the outer headers: their Ethernet header stays, and becomes the inner one.
+    /// Strips the outer headers: the outer Ethernet header stays, and is overwritten with the inner one.
     #[inline(always)]
     fn hand_over(&self, ctx: &TcContext, is_tagged: bool) -> i32 {
         take_tag(ctx, is_tagged);
@@ -238,8 +242,8 @@ impl Incoming {
         // SAFETY: the kernel's own context; what is written is a whole Ethernet header.
         let stripped = marked
             && unsafe { bpf_skb_adjust_room(skb, -(self.outer as i32), ROOM_MAC, flags) } == 0
-            // What the NIC or GRO has verified they count from the outside in: the outer sum goes with its header, as in
-            // udp_rcv (net/ipv4/udp.c). If the inner one was not among them, the receiver's kernel verifies it.
+            // NIC and GRO count verified checksums from the outside in: the outer one is removed with its header, as in
+            // udp_rcv (net/ipv4/udp.c). If the inner one was not counted, the receiver's kernel verifies it.
             && unsafe { bpf_csum_level(skb, u64::from(BPF_CSUM_LEVEL_DEC)) } == 0
             && unsafe { bpf_skb_store_bytes(skb, 0, ethernet, ethernet::HEADER as u32, 0) } == 0;
         if !stripped {
@@ -257,7 +261,7 @@ impl Incoming {
 }
 
 impl Outer {
-    /// Whether plain outer headers have sums that need no payload, and lengths that fill the frame exactly.
+    /// Whether the checksums of plain outer headers need no payload, and their lengths fit the frame exactly.
     #[inline(always)]
     fn fills(&self, length: usize) -> bool {
         let ip = match self.inner {
@@ -288,7 +292,7 @@ impl Outer {
     }
 }
 
-/// Whether the sum of an outer IPv4 header without options is right (RFC 1071).
+/// Whether the checksum of an outer IPv4 header without options is right (RFC 1071).
 #[inline(always)]
 fn is_valid(frame: Frame) -> bool {
     let Some(words) = frame.header::<[[u8; 4]; 5]>(ethernet::HEADER) else { return false };
@@ -299,7 +303,7 @@ fn is_valid(frame: Frame) -> bool {
     (sum & 0xffff) + (sum >> 16) == 0xffff
 }
 
-/// Sets the ECN field of the IP header at `offset` to CE. False if the kernel has no memory for that.
+/// Sets the ECN field of the IP header at `offset` to CE. False: the kernel has no memory for that.
 #[inline(always)]
 fn set_ce(ctx: &TcContext, offset: usize, tos: u8, ipv4: bool) -> bool {
     let store = |offset: usize, bytes: [u8; 2]| {

@@ -1,15 +1,15 @@
-//! What stands before the host's stack on a NIC: the XDP filter of the engine, or the tc programs of the shortcut.
+//! The programs between a NIC and the host's stack: the XDP filter of the engine, or the tc programs of the shortcut.
 //!
-//! VXLAN to one of our VTEP addresses is checked (`outer.rs`) and handed to the engine, or dropped and counted: a
-//! tenant's frame never reaches the host's stack. All else passes as if we were not there. This steers and is not
-//! trusted: the engine's worker checks every frame again.
+//! VXLAN to one of this node's VTEP addresses is checked (`outer.rs`) and handed to the engine, or dropped and counted:
+//! a tenant's frame never reaches the host's stack. All other frames pass unchanged. These checks only steer, and are
+//! not trusted: the engine's worker checks every frame again.
 //!
-//! The shortcut (`egress.rs`, `ingress.rs`) takes those frames of which it can prove in a few steps that the
-//! engine would accept them, and does with them what the engine would. Everything else is left to the engine, which
-//! judges and counts: so this gear drops nothing for what an inner frame holds.
+//! The shortcut (`egress.rs`, `ingress.rs`) takes the frames that the engine provably would accept, by a few checks,
+//! and does with them what the engine would do. It leaves all others to the engine, which judges and counts them: so
+//! this gear drops no frame for its inner frame.
 //!
-//! A VLAN tag that the NIC has already stripped is invisible here: switch `rx-vlan-offload` off where VLANs share
-//! the NIC.
+//! A VLAN tag that the NIC has already stripped is invisible to XDP: switch `rx-vlan-offload` off where VLANs share the
+//! NIC.
 #![no_std]
 #![no_main]
 
@@ -41,7 +41,7 @@ pub fn uvn_xdp(ctx: XdpContext) -> u32 {
         Ok(outer) => match outer.admit() {
             Err(verdict) => verdict,
             Ok(()) if is_tagged && !take_tag(&ctx) => Verdict::BadHeader,
-            // The flags are the verdict where the map has no socket.
+            // The flags are the verdict if the map has no socket.
             Ok(()) => match XSKS.redirect(ctx.rx_queue_index(), u64::from(XDP_DROP)) {
                 Ok(_) => Verdict::Redirected,
                 Err(_) => Verdict::NoSocket,
@@ -56,7 +56,8 @@ pub fn uvn_xdp(ctx: XdpContext) -> u32 {
     }
 }
 
-/// Takes a tag out of the frame: its addresses move up, and the engine need not know of tags.
+/// Removes the tag from the frame by moving the addresses up, so that the engine need not know of tags. False: it
+/// failed.
 #[inline(always)]
 fn take_tag(ctx: &XdpContext) -> bool {
     let Some(addresses) = Frame::of_xdp(ctx).header::<[u8; Tag::OFFSET]>(0).copied() else { return false };
@@ -73,33 +74,33 @@ fn take_tag(ctx: &XdpContext) -> bool {
     true
 }
 
-/// In-kernel gear: every frame of the NIC, after GRO and before the kernel's stack.
+/// Shortcut gear: every frame of the NIC, after GRO and before the kernel's stack.
 #[classifier]
 pub fn uvn_ingress(ctx: TcContext) -> i32 {
     ingress::receive(&ctx)
 }
 
-/// Engine gear with XDP in generic mode, which does not see a frame that its sender's tc program has redirected over a veth
-/// wire (netif_receive_generic_xdp, net/core/dev.c): it must not reach the host's stack.
+/// Engine gear with XDP in generic mode, which does not see a frame that its sender's tc program has redirected over a
+/// veth wire (netif_receive_generic_xdp, net/core/dev.c): such a frame must not reach the host's stack.
 #[classifier]
 pub fn uvn_guard(ctx: TcContext) -> i32 {
     ingress::guard(&ctx)
 }
 
-/// In-kernel gear: what the engine sends, by its TAP.
+/// Shortcut gear: every frame that the engine sends, by its TAP.
 #[classifier]
 pub fn uvn_slow_path(_: TcContext) -> i32 {
     // SAFETY: a helper without pointers.
     unsafe { bpf_redirect(NIC.load(), 0) as i32 }
 }
 
-/// In-kernel gear: every frame that the kernel's stack sends to an endpoint.
+/// Shortcut gear: every frame that the kernel's stack sends to an endpoint.
 #[classifier]
 pub fn uvn_egress(ctx: TcContext) -> i32 {
     egress::send(&ctx)
 }
 
-/// What the kernel asks before it lends GPL-only functions.
+/// The licence, without which the kernel offers no GPL-only functions.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "license")]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,4 +1,4 @@
-//! The outer headers, and who may send to us.
+//! The outer headers, and the check of the VTEP that sent them.
 
 use crate::frame::Frame;
 use crate::maps::{LOCAL, MAC, NETWORKS, PORT, UNKNOWN, VTEP_PREFIXES, VTEPS};
@@ -13,11 +13,11 @@ use uvn_wire::udp::{self, Udp};
 use uvn_wire::vxlan::{self, Vxlan};
 use uvn_wire::xdp::{Address, Unknown, Verdict, mac_key};
 
-/// Where bpf_skb_adjust_room puts or takes them: after the Ethernet header (enum bpf_adj_room_mode,
+/// The mode in which bpf_skb_adjust_room makes or removes room behind the Ethernet header (enum bpf_adj_room_mode,
 /// include/uapi/linux/bpf.h).
 pub const ROOM_MAC: u32 = 1;
 
-/// The outer headers of a frame that is ours.
+/// The outer headers of a VXLAN frame to this node.
 pub struct Outer {
     /// All bytes within reach.
     pub frame: Frame,
@@ -29,23 +29,24 @@ pub struct Outer {
     pub length: u16,
     /// UDP checksum.
     pub checksum: u16,
-    /// Where the inner frame is, from the start of this one.
+    /// The offset of the inner frame, bytes.
     pub inner: usize,
     /// The network.
     pub vni: u32,
-    /// A reserved VXLAN bit is set.
+    /// Whether a reserved VXLAN bit is set.
     pub has_reserved_bits: bool,
-    /// No IPv6 address looks like an IPv4 one to the maps.
+    /// Whether neither address is an IPv4-mapped IPv6 one, which the maps would take for IPv4.
     pub is_plain: bool,
 }
 
 impl Outer {
-    /// The outer headers of a `frame` without its priority tag, if it had one. [`Verdict::Pass`] if it is not ours: a
-    /// VLAN's, IPv6 with extension headers, not UDP to our address and port. Fragments are not, either; a first one that
-    /// would be is [`Verdict::Fragment`].
+    /// Parses the outer headers of a `frame` from which a priority tag has been removed. [`Verdict::Pass`]: the frame
+    /// is not uvn's, since it is a VLAN's, IPv6 with extension headers, a fragment, or not UDP to this node's VTEP
+    /// address and port.
+    /// [`Verdict::Fragment`]: it is the first fragment of a packet to them.
     ///
     /// # Errors
-    /// What becomes of it instead.
+    /// The verdict on a frame that is not taken.
     #[inline(always)]
     pub fn of(frame: Frame) -> Result<Outer, Verdict> {
         let (source, tos, offset, is_plain, udp) = Outer::udp(frame)?;
@@ -123,7 +124,7 @@ impl Outer {
             (true, true) => Ok(()),
             (true, false) => Err(Verdict::UnknownVtep),
             (false, known_vtep) => {
-                // Who may not send to us must not fill the map.
+                // Only allowed VTEPs may fill the map.
                 if known_vtep && self.is_meant_for_us() {
                     self.note_unknown();
                 }
@@ -137,8 +138,8 @@ impl Outer {
         VTEPS.get_ptr(self.source).is_some() || is_in_prefix(self.source)
     }
 
-    /// Whether the inner frame was sent to this node: unicast, or an ARP request for its address. Broadcast and
-    /// multicast go to every node, and call for no network on all of them.
+    /// Whether the inner frame is meant for this node: unicast, or an ARP request for its address. Other broadcast and
+    /// multicast goes to every node, and must not make a network on each.
     #[inline(always)]
     fn is_meant_for_us(&self) -> bool {
         let Some(ethernet) = self.frame.header::<Ethernet>(self.inner) else { return false };
@@ -157,21 +158,22 @@ impl Outer {
         match UNKNOWN.get_ptr_mut(self.vni) {
             // SAFETY: the value of this CPU, which runs one of our programs at a time.
             Some(unknown) => unsafe { (*unknown).count += 1 },
-            // Full means only that it is not noted: the control thread hears of it at the next frame.
+            // If the map is full, the VNI is noted with a later frame.
             None => drop(UNKNOWN.insert(self.vni, Unknown { source: self.source, count: 1 }, 0)),
         }
     }
 }
 
-/// Whether a frame with its addresses in front was sent to this NIC, as the kernel sees it (eth_type_trans).
+/// Whether a frame is addressed to this NIC, by the kernel's rule (eth_type_trans). Its addresses must be in front.
 #[inline(always)]
 pub fn is_for_nic(frame: Frame) -> bool {
     let Some(Ethernet { destination, .. }) = frame.header(0) else { return false };
-    // As long as the NIC's MAC is unknown, nobody else's is known either.
+    // While the NIC's MAC is unknown, every destination counts as its own.
     destination.is_multicast() || MAC.get(0).is_none_or(|mac| *mac == [0; 2] || *mac == mac_key(*destination))
 }
 
-/// Word by word: a prefix's length puts the address off the eight bytes by which the verifier wants the stack aligned.
+/// Whether an allowed prefix contains an address. The key is written word by word: the prefix's length moves the
+/// address off the eight-byte alignment that the verifier wants on the stack.
 #[inline(always)]
 fn is_in_prefix(Address([a, b, c, d]): Address) -> bool {
     let mut key = MaybeUninit::<Key<Address>>::uninit();

@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const HEADER: usize = 28;
 /// Hardware type Ethernet (IANA ARP parameters).
 pub const ETHERNET: u16 = 1;
-/// Operation: who has the target address?
+/// Operation: a request for the target's MAC.
 pub const REQUEST: u16 = 1;
 /// Operation: the answer.
 pub const REPLY: u16 = 2;
@@ -22,9 +22,9 @@ pub struct Arp {
     pub hardware_type: U16,
     /// [`ethertype::IPV4`].
     pub protocol_type: U16,
-    /// 6.
+    /// Bytes of a MAC: 6.
     pub hardware_length: u8,
-    /// 4.
+    /// Bytes of an IPv4 address: 4.
     pub protocol_length: u8,
     /// [`REQUEST`] or [`REPLY`].
     pub operation: U16,
@@ -70,7 +70,7 @@ impl Arp {
         self.sender_ip.into()
     }
 
-    /// The IPv4 address asked for, or the one that is answered.
+    /// The target's IPv4 address: in a request the one asked for, in a reply the asker's.
     #[must_use]
     pub fn target(&self) -> Ipv4Addr {
         self.target_ip.into()

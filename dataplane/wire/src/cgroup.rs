@@ -4,42 +4,44 @@
 use crate::verdicts;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Counts up when a pinned map changes its keys, values or size: `uvnd` then does not take over an older one's maps.
+/// The version of the pinned maps: it must be raised when their keys, values or sizes change, so that `uvnd` does not
+/// take over maps of another layout.
 pub const LAYOUT: u32 = 4;
-/// Networks on a node, by their numbers: a mark names one of them, and 0 is nobody's.
+/// Numbers of networks on a node, of which 0 is no network's.
 pub const NETWORK_ENTRIES: u32 = 16_384;
-/// VRFs and endpoints.
+/// VRFs and endpoints, at most.
 pub const DEVICE_ENTRIES: u32 = 65_536;
-/// Users whose refusals are remembered.
+/// Users whose refusals are remembered, at most.
 pub const REFUSED_ENTRIES: u32 = 1024;
-/// Ranges of policed UIDs.
+/// Ranges of policed UIDs, at most.
 pub const RANGE_ENTRIES: u32 = 64;
-/// Destinations beyond a network, by prefix.
+/// Prefixes of destinations that are not off-subnet, at most.
 pub const DESTINATION_ENTRIES: u32 = 4096;
-/// Programs that listen on a `srun` port.
+/// Programs that may listen on a `srun` port, at most.
 pub const EXECUTABLE_ENTRIES: u32 = 64;
 
-/// Device files that policed users may not open, of one or of many minor numbers.
+/// Entries for device files that policed users may not open, at most.
 pub const DEVICE_FILE_ENTRIES: u32 = 16;
 
 /// A port that users may not take.
 pub const PORT_SERVICE: u8 = 1;
-/// A TCP port on which Slurm's daemons call the user's `srun` back.
+/// A TCP port at which Slurm's daemons call the user's `srun` back.
 pub const PORT_SRUN: u8 = 1 << 1;
 /// A UDP port of VXLAN.
 pub const PORT_VXLAN: u8 = 1 << 2;
 
-/// A destination inside an underlay subnet, or one that is local by nature: only through the own network.
+/// A destination inside an underlay subnet, or one that is local by nature: a user reaches it only through their
+/// network.
 pub const DESTINATION_NEAR: u8 = 1;
-/// A host without uvn: everybody may reach it from the NIC.
+/// A host without uvn: every user may reach it from the NIC.
 pub const DESTINATION_HOST: u8 = 2;
 
-/// A program that listens on a `srun` port: its TCP sockets join the network at bind or connect, not before, since
-/// no unprivileged process can leave it again (net/core/sock.c, sock_bindtoindex_locked). Whoever has code of its own run
-/// inside of one (LD_PRELOAD, ptrace) gains little by it: a socket outside of every network can only answer on a `srun`
-/// port, and that is reached from the cluster's nodes alone.
+/// A program that may listen on a `srun` port: its TCP sockets join the network at bind or connect and not earlier,
+/// since an unprivileged process cannot take them out again (net/core/sock.c, sock_bindtoindex_locked). A user who runs
+/// their own code inside such a program (LD_PRELOAD, ptrace) gains little: a socket outside of every network can only
+/// answer on a `srun` port, which only the cluster's nodes reach.
 ///
-/// By the numbers that the kernel has of the file's inode, which stat(2) does not tell everywhere (overlayfs, btrfs).
+/// The numbers are those of the kernel's inode, which stat(2) does not always return (overlayfs, btrfs).
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, KnownLayout, Immutable,
 )]
@@ -47,13 +49,14 @@ pub const DESTINATION_HOST: u8 = 2;
 pub struct Executable {
     /// `i_ino`.
     pub inode: u64,
-    /// `s_dev` of its file system: the minor number is the lower 20 bits (include/linux/kdev_t.h).
+    /// `s_dev` of its file system: the lower 20 bits are the minor number (include/linux/kdev_t.h).
     pub device: u32,
     /// Fills up to the next word.
     pub padding: u32,
 }
 
-/// The way from a process to its executable: where the kernel has what, in bytes. Its BTF tells. All zero: it has none.
+/// The way from a process to its executable: offsets in the kernel's structures, in bytes, from its BTF. All zero: the
+/// kernel has no BTF.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Way {
@@ -71,7 +74,7 @@ pub struct Way {
     pub s_dev: u32,
 }
 
-/// Where the kernel has what of a Unix socket, in bytes, as [`Way`] says of a process. Its BTF tells.
+/// Offsets in the kernel's structures of a Unix socket, in bytes, from its BTF.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct UnixSocket {
@@ -79,59 +82,59 @@ pub struct UnixSocket {
     pub net: u32,
     /// `net.net_cookie`.
     pub net_cookie: u32,
-    /// `sock.sk_socket`: what user space has of it.
+    /// `sock.sk_socket`: the `struct socket`, which user space has a descriptor of.
     pub socket: u32,
-    /// `socket.sk`: the way back.
+    /// `socket.sk`: back to the `struct sock`.
     pub sock: u32,
     /// `socket.file`.
     pub file: u32,
-    /// `file.f_cred`: what whoever made it was.
+    /// `file.f_cred`: the credentials of the process that made the socket.
     pub f_cred: u32,
     /// `cred.uid`: the real UID, in the initial user namespace.
     pub uid: u32,
-    /// `unix_sock.addr`: null is no name.
+    /// `unix_sock.addr`: null if the socket has no name.
     pub addr: u32,
     /// `unix_address.name.sun_path`: an abstract name begins with a zero.
     pub path: u32,
 }
 
-/// Where the kernel has what of a datagram socket, likewise.
+/// Offsets in the kernel's structures of a datagram socket, in bytes, from its BTF.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Datagram {
-    /// `socket.type`: SOCK_DGRAM?
+    /// `socket.type`, such as SOCK_DGRAM.
     pub kind: u32,
     /// `socket.sk`.
     pub sock: u32,
     /// `sock.__sk_common.skc_family`.
     pub family: u32,
-    /// The byte of `sock.sk_userlocks`, a bit field.
+    /// The byte that holds the bit field `sock.sk_userlocks`.
     pub locks: u32,
-    /// In there, that bind(2) chose the port.
+    /// The bit in that byte that says that bind(2) chose the port.
     pub port_lock: u32,
 }
 
-/// A device file by its numbers. Major number 0: the end of the list.
+/// A device file by its numbers. Major number 0 marks the end of the list.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, KnownLayout, Immutable,
 )]
 #[repr(C)]
 pub struct DeviceFile {
-    /// The driver.
+    /// The driver's number.
     pub major: u32,
-    /// The device, or [`DeviceFile::ANY`].
+    /// The device's number, or [`DeviceFile::ANY`].
     pub minor: u32,
 }
 
 impl DeviceFile {
     /// Every device of the driver.
     pub const ANY: u32 = u32::MAX;
-    /// There is none.
+    /// The end of the list.
     pub const NONE: DeviceFile = DeviceFile { major: 0, minor: 0 };
 }
 
-/// The mark (SO_MARK) of a policed socket, for the packet filter. The kernel copies it to accepted sockets. Programs with
-/// privileges can change it, and then get no packet through: see [`Owner`].
+/// The mark (SO_MARK) of a policed socket, for the packet filter. The kernel copies it to accepted sockets. A
+/// privileged program can change it, but then the socket's packets are dropped: see [`Owner`].
 ///
 /// ```text
 /// 0111 | tag of the network namespace: 12 bits | number of the network: 16 bits      bound to the network's VRF
@@ -143,7 +146,7 @@ impl DeviceFile {
 pub struct Mark(pub u32);
 
 impl Mark {
-    /// The bits that say whether a mark is ours, and of which kind.
+    /// The bits that tell whether a mark is uvn's, and its kind.
     pub const KIND: u32 = 0xf000_0000;
     const BOUND: u32 = 0x7000_0000;
     const UNBOUND: u32 = 0x6000_0000;
@@ -157,14 +160,14 @@ impl Mark {
         Mark(Mark::BOUND | (tag & 0xfff) << 16 | number & 0xffff)
     }
 
-    /// The mark of a socket that will be bound to its network.
+    /// The mark of a socket that will be bound to its network later.
     #[must_use]
     #[inline]
     pub const fn unbound(tag: u32, number: u32) -> Mark {
         Mark(Mark::UNBOUND | (tag & 0xfff) << 16 | number & 0xffff)
     }
 
-    /// Whether a socket with it is policed, by the programs with this tag.
+    /// Whether it marks a socket that the programs with this tag police.
     #[must_use]
     #[inline]
     pub const fn is_ours(self, tag: u32) -> bool {
@@ -172,14 +175,14 @@ impl Mark {
         self.0 & 0xefff_0000 == Mark::UNBOUND | (tag & 0xfff) << 16
     }
 
-    /// Whether a packet with it answers a network in the namespace with this tag.
+    /// Whether it marks a packet that answers a network in the namespace with this tag.
     #[must_use]
     #[inline]
     pub const fn is_answer(self, tag: u32) -> bool {
         self.0 & 0xffff_0000 == Mark::ANSWER | (tag & 0xfff) << 16
     }
 
-    /// Whether the socket is not bound yet.
+    /// Whether it marks a socket that is not bound yet.
     #[must_use]
     #[inline]
     pub const fn is_unbound(self) -> bool {
@@ -194,67 +197,69 @@ impl Mark {
     }
 }
 
-/// The tag of a network namespace in a mark: enough to tell a few apart, as in tests where one kernel is several nodes.
+/// The tag of a network namespace in a mark, 12 bits: enough to tell a few apart, as in tests where one kernel is
+/// several nodes.
 #[must_use]
 pub const fn tag(netns_cookie: u64) -> u32 {
     // Fibonacci hashing: cookies are small numbers in a row.
     (netns_cookie.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as u32
 }
 
-/// UIDs from the first to the last. The first above the last: the end of the ranges.
+/// A range of UIDs. A first UID above the last one marks the end of the ranges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Range {
     /// The first UID.
     pub first: u32,
-    /// The last one.
+    /// The last UID.
     pub last: u32,
 }
 
-/// A network by its number. All zero: there is none.
+/// A network, in an array by its number. All zero: there is none.
 ///
-/// Its UID is compared by all that come here by a number: what a hash map's look-up has found is another key's as soon
-/// as it is replaced (kernel/bpf/memalloc.c reuses elements at once), and a socket may be older than the network.
+/// Each look-up by number must compare the UID: an element that a look-up in a hash map has found may be another key's
+/// as soon as it is replaced (kernel/bpf/memalloc.c reuses elements at once), and a socket may be older than the
+/// network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C, align(8))]
 pub struct Network {
     /// The VRF's name, which SO_BINDTODEVICE wants, NUL-terminated.
     pub name: [u8; 16],
-    /// Whose it is.
+    /// The user's UID.
     pub uid: u32,
     /// The interface index of its VRF.
     pub vrf: u32,
-    /// Not 0: it may reach beyond the underlay's subnets.
+    /// Not 0: the network may reach beyond the underlay's subnets.
     pub off_subnet: u32,
     /// Fills up to the next word.
     pub padding: u32,
 }
 
 impl Network {
-    /// There is none.
+    /// No network.
     pub const NONE: Network = Network { name: [0; 16], uid: 0, vrf: 0, off_subnet: 0, padding: 0 };
 }
 
-/// The value in the map of devices: in one word, so that it is read whole, and with its key, as [`Network`] has.
+/// The value in the map of devices. It is one word, so that it is read at once, and holds its key, as [`Network`] does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Device(pub u64);
 
 impl Device {
-    /// A VRF or endpoint and its VRF, by interface index.
+    /// A VRF or endpoint, and the VRF to which it belongs, by interface index.
     #[must_use]
     #[inline]
     pub const fn new(index: u32, vrf: u32) -> Device {
         Device((vrf as u64) << 32 | index as u64)
     }
 
-    /// The device.
+    /// The device's interface index.
     #[must_use]
     #[inline]
     pub const fn index(self) -> u32 {
         self.0 as u32
     }
 
-    /// The VRF to which it belongs.
+    /// The interface index of the VRF to which it belongs.
     #[must_use]
     #[inline]
     pub const fn vrf(self) -> u32 {
@@ -262,23 +267,23 @@ impl Device {
     }
 }
 
-/// What a policed socket's storage holds, which nobody but the programs can change. Accepted sockets get a copy.
+/// The storage of a policed socket, which only the programs can change. Accepted sockets get a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Owner {
-    /// The mark that it shall have.
+    /// The mark that the socket must have.
     pub mark: Mark,
-    /// Who made it.
+    /// The UID of the user who made it.
     pub uid: u32,
-    /// Not 0: it has sent beyond the underlay's subnets without being connected, and is answered.
+    /// Not 0: the socket has sent beyond the underlay's subnets without being connected, so answers may reach it.
     pub asked: u64,
 }
 
-/// The sockets that a user did not get for want of a network, or would not have got if uvn did more than observe.
+/// The sockets that a user was refused for want of a network, or would be if uvn did not observe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Refused {
-    /// How many.
+    /// The number of sockets.
     pub count: u64,
     /// The name of the last program that asked for one, NUL-terminated.
     pub program: [u8; 16],

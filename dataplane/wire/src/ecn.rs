@@ -14,15 +14,15 @@ pub const CE: u8 = 3;
 /// What decapsulation does with the inner ECN field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decap {
-    /// It stays.
+    /// The field stays as it is.
     Keep,
-    /// It becomes this.
+    /// The field becomes this value.
     Set(u8),
     /// The packet is dropped.
     Drop,
 }
 
-/// RFC 6040 section 4.2, figure 4, for the TOS or traffic class of both headers.
+/// The rule of RFC 6040 section 4.2, figure 4, for the TOS or traffic class of both headers.
 #[must_use]
 #[inline(always)]
 pub const fn decap(outer: u8, inner: u8) -> Decap {

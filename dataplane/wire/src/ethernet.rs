@@ -37,10 +37,10 @@ pub struct Tag {
 }
 
 impl Tag {
-    /// Where it stands in a frame.
+    /// Its offset in a frame, bytes.
     pub const OFFSET: usize = HEADER - 2;
 
-    /// A tag that holds a priority and no VLAN: ID 0, as untagged (IEEE 802.1Q table 9-2).
+    /// Whether it holds a priority and no VLAN: VLAN ID 0, which counts as untagged (IEEE 802.1Q table 9-2).
     #[must_use]
     #[inline(always)]
     pub const fn is_priority(&self) -> bool {
@@ -57,7 +57,7 @@ impl Tag {
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// ff:ff:ff:ff:ff:ff.
+    /// The broadcast address, ff:ff:ff:ff:ff:ff.
     pub const BROADCAST: Mac = Mac([0xff; 6]);
 
     /// The MAC of the endpoint with this address: 02:75 and the four bytes of an IPv4 address, or 02:76 and the last
@@ -74,7 +74,7 @@ impl Mac {
         Mac([0x02, kind, a, b, c, d])
     }
 
-    /// The IPv4 address that this MAC was derived from; None if it was not.
+    /// The IPv4 address that this MAC was made from; None: it was not made from one.
     #[must_use]
     pub const fn ipv4(&self) -> Option<Ipv4Addr> {
         match self.0 {
@@ -83,7 +83,7 @@ impl Mac {
         }
     }
 
-    /// The last four bytes of the IPv6 address that this MAC was derived from; None if it was not.
+    /// The last four bytes of the IPv6 address that this MAC was made from; None: it was not made from one.
     #[must_use]
     pub const fn ipv6_low(&self) -> Option<[u8; 4]> {
         match self.0 {
@@ -92,7 +92,7 @@ impl Mac {
         }
     }
 
-    /// The group bit: multicast and broadcast.
+    /// Whether the group bit is set, as in multicast and broadcast addresses.
     #[must_use]
     pub const fn is_multicast(&self) -> bool {
         self.0[0] & 1 != 0
@@ -112,7 +112,7 @@ impl fmt::Debug for Mac {
     }
 }
 
-/// The text was not six hexadecimal bytes separated by colons.
+/// The text is not six hexadecimal bytes separated by colons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotAMac;
 

@@ -19,7 +19,7 @@ pub mod v6 {
     pub const DESTINATION_UNREACHABLE: u8 = 1;
     /// Packet too big.
     pub const PACKET_TOO_BIG: u8 = 2;
-    /// The first type that is no error message (RFC 4443 section 2.1).
+    /// The first type that is not an error message (RFC 4443 section 2.1).
     pub const INFORMATIONAL: u8 = 128;
     /// Neighbour solicitation.
     pub const NEIGHBOUR_SOLICITATION: u8 = 135;
@@ -27,7 +27,7 @@ pub mod v6 {
     pub const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 }
 
-/// Where every ICMP and ICMPv6 message has its checksum.
+/// The offset of the checksum in every ICMP and ICMPv6 message, bytes.
 pub const CHECKSUM: usize = 2;
 /// Neighbour discovery is valid only with this hop limit (RFC 4861 section 7.1).
 pub const NEIGHBOUR_HOP_LIMIT: u8 = 255;
@@ -62,7 +62,7 @@ pub struct TooBig {
 pub struct Neighbour {
     /// [`v6::NEIGHBOUR_SOLICITATION`] or [`v6::NEIGHBOUR_ADVERTISEMENT`].
     pub kind: u8,
-    /// Zero.
+    /// The code: zero.
     pub code: u8,
     /// Checksum with pseudo-header.
     pub checksum: U16,

@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Length of the header.
 pub const HEADER: usize = 40;
-/// Every IPv6 link carries packets of this length (RFC 8200 section 5).
+/// The packet length that every IPv6 link carries, bytes (RFC 8200 section 5).
 pub const MIN_MTU: usize = 1280;
 
 /// Next headers that are extension headers (RFC 8200 section 4). The rest are [`crate::ipv4::protocol`].
@@ -27,7 +27,7 @@ pub mod extension {
 pub struct Ipv6 {
     /// Version, traffic class and flow label.
     pub version_class_flow: U32,
-    /// Length of what follows this header, extension headers included.
+    /// Length of everything behind this header, extension headers included.
     pub payload_length: U16,
     /// One of [`crate::ipv4::protocol`] or [`extension`].
     pub next_header: u8,
@@ -81,11 +81,11 @@ impl Ipv6 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Fragment {
-    /// What the fragmented packet carries.
+    /// The next header of the fragmented packet, one of [`crate::ipv4::protocol`] or [`extension`].
     pub next_header: u8,
     /// Zero.
     pub reserved: u8,
-    /// Offset in bytes (its low three bits are no part of it), and bit 0: more fragments follow.
+    /// The upper 13 bits are the offset in bytes (a multiple of 8); bit 0: more fragments follow.
     pub offset_more: U16,
     /// Identifies the fragments of one packet.
     pub identification: U32,
@@ -95,7 +95,7 @@ impl Fragment {
     /// Length of the header.
     pub const LENGTH: usize = 8;
 
-    /// Where in the original packet this fragment's bytes begin.
+    /// The offset of this fragment in the original packet, bytes.
     #[must_use]
     pub fn offset(&self) -> u16 {
         self.offset_more.get() & !7

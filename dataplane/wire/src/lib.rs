@@ -1,4 +1,5 @@
-//! Layouts of the headers that uvn reads and writes. No I/O, no allocation, no unsafe: the eBPF programs use it too.
+//! Layouts of the headers that uvn reads and writes. No I/O, no allocation, no unsafe code: the eBPF programs use them
+//! too.
 //!
 //! - [`ethernet`]: MAC addresses, the Ethernet header (IEEE 802.3)
 //! - [`arp`]: ARP for IPv4 (RFC 826)

@@ -1,4 +1,4 @@
-//! Parses an inner Ethernet frame: the one parser that encap, decap, GSO and GRO share.
+//! Parses inner Ethernet frames: the parser that encap, decap, GSO and GRO share.
 
 use crate::arp::Arp;
 use crate::ethernet::{Ethernet, ethertype};
@@ -9,7 +9,7 @@ use core::net::IpAddr;
 use zerocopy::FromBytes;
 use zerocopy::byteorder::network_endian::U16;
 
-/// More extension headers than this in one packet are refused, so that parsing has a bounded cost.
+/// Extension headers of one packet, at most: more are refused, so that the cost of parsing is bounded.
 pub const MAX_EXTENSION_HEADERS: usize = 8;
 
 /// What an untagged Ethernet frame carries.
@@ -28,12 +28,12 @@ pub enum Packet<'a> {
 pub struct Ip<'a> {
     /// The network header.
     pub header: Network<'a>,
-    /// The transport protocol, or the first next-header value that is no known extension header.
-    /// In a later IPv6 fragment: what the fragment header says, which can be an extension header.
+    /// The transport protocol, or the first next-header value that is not a known extension header.
+    /// In a later IPv6 fragment: the fragment header's next header, which can be an extension header.
     pub protocol: u8,
     /// Whether the packet is a fragment.
     pub fragment: Fragment,
-    /// Where in the frame `transport` begins.
+    /// The offset of `transport` in the frame, bytes.
     pub offset: usize,
     /// Transport header and payload, without Ethernet padding; in a later fragment only a part of the payload.
     pub transport: &'a [u8],
@@ -51,16 +51,16 @@ pub enum Network<'a> {
 /// Whether an IP packet is a fragment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fragment {
-    /// It is whole.
+    /// It is not a fragment.
     None,
-    /// It begins with the transport header. An IPv6 atomic fragment (RFC 6946) counts as one.
+    /// It holds the transport header. An IPv6 atomic fragment (RFC 6946) counts as this.
     First,
     /// It holds no transport header.
     Later,
 }
 
 impl Fragment {
-    /// As an IPv4 header says.
+    /// Of an IPv4 header.
     #[must_use]
     #[inline(always)]
     pub fn of_ipv4(header: &Ipv4) -> Fragment {
@@ -71,7 +71,7 @@ impl Fragment {
         }
     }
 
-    /// As an IPv6 fragment header says.
+    /// Of an IPv6 fragment header.
     #[must_use]
     #[inline(always)]
     pub fn of_ipv6(header: &ipv6::Fragment) -> Fragment {
@@ -82,17 +82,17 @@ impl Fragment {
 /// Which part of its datagram a fragment is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
-    /// The same in all fragments of a datagram.
+    /// The identification, the same in all fragments of a datagram.
     pub identification: u32,
-    /// Where in the datagram it begins.
+    /// The offset in the datagram, bytes.
     pub offset: usize,
-    /// How much of it there is.
+    /// The length, bytes.
     pub length: usize,
-    /// It is not the last.
+    /// Whether more fragments follow.
     pub more: bool,
 }
 
-/// A length field contradicts the bytes there are. The variant says in which header.
+/// A length field contradicts the frame's length. The variant names the header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Malformed {
     /// Shorter than an Ethernet header.
@@ -105,7 +105,7 @@ pub enum Malformed {
     Ipv6,
     /// An IPv6 extension header beyond the packet's end, or more than [`MAX_EXTENSION_HEADERS`].
     Extension,
-    /// TCP or UDP with less than 8 bytes, which would hide its ports.
+    /// TCP or UDP with less than 8 bytes, too short for a check of its ports.
     Transport,
 }
 
@@ -215,7 +215,7 @@ impl<'a> Ip<'a> {
         }
     }
 
-    /// Which part of its datagram it is; None if it is no fragment. `frame` is the one that it was parsed from.
+    /// Which part of its datagram it is; None: it is not a fragment. `frame` is the frame that it was parsed from.
     #[must_use]
     #[cold]
     pub fn piece(&self, frame: &[u8]) -> Option<Piece> {
@@ -247,7 +247,7 @@ impl<'a> Ip<'a> {
         }
     }
 
-    /// Where in the frame the packet ends and Ethernet padding may begin.
+    /// The offset in the frame at which the packet ends and Ethernet padding may begin, bytes.
     #[must_use]
     pub const fn end(&self) -> usize {
         self.offset + self.transport.len()
@@ -264,7 +264,8 @@ impl<'a> Ip<'a> {
         Some((ports[0].get(), ports[1].get()))
     }
 
-    /// The shortest TCP or UDP fragment that says where it goes has 8 bytes, which is also IP's fragment unit.
+    /// Refuses TCP and UDP with less than 8 bytes, the unit of IP fragments: a first fragment of 8 bytes holds the
+    /// ports.
     fn with_ports(self) -> Result<Packet<'a>, Malformed> {
         let has_ports =
             self.fragment != Fragment::Later && matches!(self.protocol, protocol::TCP | protocol::UDP);
@@ -294,8 +295,9 @@ impl<'a> Ip<'a> {
 /// The outer UDP source port, 49152 to 65535 (RFC 7348 section 5): a hash of the inner flow, so that the underlay
 /// spreads flows and keeps each in order.
 ///
-/// From addresses, protocol and ports; in fragments from the addresses alone, so that all fragments of a packet go
-/// the same way; in ARP and others from the MAC addresses. `frame` is the one that `packet` was parsed from.
+/// The hash is of addresses, protocol and ports; for fragments of the addresses alone, so that all fragments of a
+/// packet take the same way; for ARP and others of the MAC addresses. `frame` is the frame that `packet` was parsed
+/// from.
 #[must_use]
 #[inline]
 pub fn source_port(packet: &Packet<'_>, frame: &[u8]) -> u16 {
@@ -325,7 +327,7 @@ pub fn source_port(packet: &Packet<'_>, frame: &[u8]) -> u16 {
             None => 0,
         },
     };
-    // The high bits of a product are the well mixed ones.
+    // The high bits of a product are the best mixed ones.
     0xc000 | (hash >> 50) as u16
 }
 

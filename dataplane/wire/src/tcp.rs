@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const HEADER: usize = 20;
 /// Length of the longest header.
 pub const MAX_HEADER: usize = 60;
-/// Where the checksum is, from the header's start.
+/// The offset of the checksum in the header, bytes.
 pub const CHECKSUM: usize = 16;
 
 /// Bits of [`Tcp::flags`].

@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Length of the header.
 pub const HEADER: usize = 8;
-/// Where the checksum is, from the header's start.
+/// The offset of the checksum in the header, bytes.
 pub const CHECKSUM: usize = 6;
 
 /// The header.
@@ -18,7 +18,7 @@ pub struct Udp {
     pub destination_port: U16,
     /// Length of header and payload.
     pub length: U16,
-    /// Checksum with pseudo-header; zero says there is none.
+    /// Checksum with pseudo-header; zero: there is none.
     pub checksum: U16,
 }
 

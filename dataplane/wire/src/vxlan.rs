@@ -10,9 +10,9 @@ pub const PORT: u16 = 4789;
 pub const HEADER: usize = 8;
 /// Length of the UDP and VXLAN headers.
 pub const UPPER: usize = udp::HEADER + HEADER;
-/// Length of all outer headers, Ethernet's included, over IPv4: without options.
+/// Length of all outer headers over IPv4, Ethernet's included, without options.
 pub const OVER_IPV4: usize = ethernet::HEADER + ipv4::HEADER + UPPER;
-/// The same over IPv6.
+/// Length of all outer headers over IPv6, Ethernet's included.
 pub const OVER_IPV6: usize = ethernet::HEADER + ipv6::HEADER + UPPER;
 /// The I flag: the VNI is valid. All other flag bits are reserved.
 pub const FLAG_VNI: u8 = 0x08;
@@ -25,7 +25,7 @@ impl Vni {
     /// The largest VNI, 2^24 - 1.
     pub const MAX: u32 = (1 << 24) - 1;
 
-    /// None if `value` needs more than 24 bits.
+    /// Makes a VNI; None: `value` needs more than 24 bits.
     #[must_use]
     pub const fn new(value: u32) -> Option<Vni> {
         if value <= Self::MAX { Some(Vni(value)) } else { None }
@@ -71,14 +71,14 @@ pub struct Vxlan {
 }
 
 impl Vxlan {
-    /// The header of this network.
+    /// The header of a network's frames.
     #[must_use]
     pub const fn new(vni: Vni) -> Vxlan {
         let [_, a, b, c] = vni.get().to_be_bytes();
         Vxlan { flags: FLAG_VNI, reserved: [0; 3], vni: [a, b, c], reserved_last: 0 }
     }
 
-    /// The VNI; it counts only if [`Vxlan::has_vni`].
+    /// The VNI, which is valid only if [`Vxlan::has_vni`].
     #[must_use]
     pub fn vni(&self) -> Vni {
         self.vni.into()
@@ -90,7 +90,8 @@ impl Vxlan {
         self.flags & FLAG_VNI != 0
     }
 
-    /// Whether any reserved bit is set: RFC 7348 ignores them, Linux drops the packet (drivers/net/vxlan, vxlan_rcv).
+    /// Whether a reserved bit is set. RFC 7348 ignores such bits, Linux drops the packet (drivers/net/vxlan,
+    /// vxlan_rcv).
     #[must_use]
     pub fn has_reserved_bits(&self) -> bool {
         self.flags & !FLAG_VNI != 0 || self.reserved != [0; 3] || self.reserved_last != 0

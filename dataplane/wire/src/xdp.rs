@@ -1,4 +1,4 @@
-//! What the programs of `ebpf/uvn-ebpf.o` and their loader agree on: verdicts, and the keys, values and sizes of the maps.
+//! What the programs of `ebpf/uvn-ebpf.o` and their loader share: verdicts, and the keys, values and sizes of the maps.
 
 use crate::ethernet::Mac;
 use crate::verdicts;
@@ -6,21 +6,21 @@ use crate::vxlan::{self, Vni};
 use core::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Our VTEP addresses and the multicast groups we joined.
+/// VTEP addresses of this node and joined multicast groups, at most.
 pub const LOCAL_ENTRIES: u32 = 64;
-/// Allowed outer sources, one by one.
+/// Single allowed outer sources, at most.
 pub const VTEP_ENTRIES: u32 = 16_384;
-/// Allowed outer sources, by prefix.
+/// Prefixes of allowed outer sources, at most.
 pub const PREFIX_ENTRIES: u32 = 1024;
-/// VNIs on this NIC.
+/// VNIs on this NIC, at most.
 pub const VNI_ENTRIES: u32 = 16_384;
-/// Networks that the shortcut carries; their counters take 32 bytes of every CPU each.
+/// Networks that the shortcut carries, at most: the counters of each take 32 bytes per CPU.
 pub const TRAFFIC_ENTRIES: u32 = 2048;
-/// Overlay addresses of VTEPs.
+/// Overlay addresses of VTEPs, at most.
 pub const OVERLAY_ENTRIES: u32 = 4 * VTEP_ENTRIES;
-/// NIC queues.
+/// NIC queues, at most.
 pub const QUEUE_ENTRIES: u32 = 256;
-/// VNIs that are not on this NIC, most recent.
+/// VNIs that are not on this NIC and are remembered, the most recent ones.
 pub const UNKNOWN_ENTRIES: u32 = 1024;
 
 verdicts! {
@@ -60,13 +60,13 @@ verdicts! {
 }
 
 /// An underlay address as a map key: IPv6, or IPv4-mapped (RFC 4291 section 2.5.5.2), in network byte order.
-/// Words and not bytes, so that the BPF code moves it in four pieces.
+/// Words instead of bytes, so that the BPF code copies it in four pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(transparent)]
 pub struct Address(pub [u32; 4]);
 
 impl Address {
-    /// Bits before the IPv4 address in a mapped one: an IPv4 prefix is this much longer as a key.
+    /// Bits before the IPv4 address in a mapped address: an IPv4 prefix is this much longer as a key.
     pub const IPV4_BITS: u32 = 96;
 
     /// The key of an IPv4 address.
@@ -123,32 +123,33 @@ impl From<Address> for IpAddr {
 
 /// One VNI on this NIC.
 ///
-/// The kernel uses an element that is taken out of a hash map for another key at once, while programs still read it. So
-/// the values hold their keys, in front, where they are written first; the programs read them last.
+/// The kernel reuses an element that is removed from a hash map for another key at once, while programs still read it.
+/// So values begin with their keys, which are written first; the programs read the keys last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Network {
     /// The key.
     pub vni: u32,
-    /// Index of the endpoint's device. 0: the engine alone carries this network.
+    /// Interface index of the endpoint's device. 0: the engine alone carries this network.
     pub endpoint: u32,
     /// The endpoint's MAC, as [`mac_key`].
     pub mac: [u32; 2],
-    /// Its place among the [`Traffic`] counters.
+    /// Its index among the [`Traffic`] counters.
     pub slot: u32,
-    /// The endpoint's overlay addresses, one repeated where there are fewer; what has another source is the engine's.
+    /// The endpoint's overlay addresses; one is repeated if there are fewer. Frames with another source go to the
+    /// engine.
     pub addresses: [Address; Network::ADDRESSES],
 }
 
 impl Network {
-    /// The engine alone carries it.
+    /// The entry of a network that the engine alone carries.
     #[must_use]
     pub const fn engine(vni: Vni) -> Network {
         let addresses = [Address([0; 4]); Network::ADDRESSES];
         Network { vni: vni.get(), endpoint: 0, mac: [0; 2], slot: 0, addresses }
     }
 
-    /// As many addresses does the shortcut know of an endpoint.
+    /// Overlay addresses of an endpoint that the shortcut knows, at most.
     pub const ADDRESSES: usize = 4;
 }
 
@@ -168,13 +169,13 @@ pub struct Owner {
 pub struct Hop {
     /// The key, as in [`Network`]: the MAC of its endpoints, as [`mac_key`].
     pub mac: [u32; 2],
-    /// The outer headers, all but what differs from frame to frame; an IPv4 one's leave the end unused.
+    /// The outer headers, all but what differs from frame to frame; IPv4's do not use the end.
     pub headers: [u8; vxlan::OVER_IPV6],
     /// Fills up to the next word.
     pub padding: [u8; 2],
     /// Length of the headers: [`vxlan::OVER_IPV4`] or [`vxlan::OVER_IPV6`].
     pub length: u32,
-    /// The longest inner frame that fits the path.
+    /// The longest inner frame that fits the path, bytes.
     pub largest: u32,
     /// IPv4: the header's sum (RFC 1071) without total length and TOS, folded.
     pub ip_sum: u32,
@@ -183,11 +184,11 @@ pub struct Hop {
 }
 
 impl Hop {
-    /// Copy the inner DSCP.
+    /// The inner DSCP is copied.
     pub const INHERIT: u32 = u32::MAX;
 }
 
-/// What one CPU counted for a network in the shortcut; as `Counters` of the engine's workers.
+/// What one CPU has counted for a network in the shortcut, as `Counters` of the engine's workers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Traffic {
@@ -201,20 +202,20 @@ pub struct Traffic {
     pub tx_bytes: u64,
 }
 
-/// A MAC as a map key: its bytes, then two zeros.
+/// A MAC as a map key: its bytes, then two zero bytes.
 #[must_use]
 #[inline(always)]
 pub const fn mac_key(Mac([a, b, c, d, e, f]): Mac) -> [u32; 2] {
     [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, 0, 0])]
 }
 
-/// Who sent to a VNI that is not on this NIC, as one CPU saw it. The key is the VNI.
+/// What one CPU has seen of a VNI that is not on this NIC. The key is the VNI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Unknown {
-    /// The outer source of the first such frame, an allowed VTEP. Zero if another CPU saw that frame.
+    /// The outer source of the first such frame, an allowed VTEP. Zero: another CPU saw that frame.
     pub source: Address,
-    /// How many frames this CPU saw, from any allowed VTEP.
+    /// The number of frames that this CPU saw, from any allowed VTEP.
     pub count: u64,
 }
 

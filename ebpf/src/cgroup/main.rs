@@ -1,15 +1,15 @@
-//! The programs that keep every socket of a policed user in his network, whatever process holds it.
+//! The programs that keep every socket of a policed user in their network, whatever process holds it.
 //!
-//! They are attached to the root of the cgroup tree and act on the network namespace of the `uvnd` that loaded them;
-//! a user's own namespaces are left alone. `sock_create` binds a socket to the user's VRF, marks it for the packet filter,
-//! and notes in its storage whose it is, which no process can change; the address hooks check that it is still bound;
-//! `egress` checks where each packet leaves, since some options of a single message bypass the former; `ingress` checks
-//! that what comes out of a network, or answers it, is for a socket of that network.
+//! They are attached to the root of the cgroup tree, and act in the network namespace of the `uvnd` that loaded them; a
+//! user's own namespaces are left alone. `sock_create` binds a socket to the user's VRF, marks it for the packet
+//! filter, and stores its owner, which no process can change. The address hooks check that it is still bound. `egress`
+//! checks by which device each packet leaves, since some options of a single message bypass the address hooks.
+//! `ingress` checks that a packet which comes out of a network, or answers it, is for a socket of that network.
 //!
 //! - [`maps`]: what the programs know, and how it is looked up
-//! - [`process`]: whose process it is, and which program it runs
-//! - [`socket`]: what sockets are made, bound and connected to
-//! - [`packet`]: what leaves and arrives
+//! - [`process`]: the current process's user and program
+//! - [`socket`]: checks when a socket is made, bound, connected, or sends
+//! - [`packet`]: checks on packets that leave by a device or arrive at a socket
 //! - [`unix`], [`disconnect`], [`rdma`]: abstract Unix sockets, sockets that forget their device, RDMA devices
 //! - [`verdict`]: answers and counters
 #![no_std]
@@ -32,7 +32,7 @@ use socket::{address4, address6, bind, call_back, create, name_this_host, send};
 use uvn_wire::cgroup::Verdict;
 use verdict::{answer, note};
 
-/// A new socket: into the user's network with it.
+/// A new socket: binds it to the user's network, or refuses it.
 #[cgroup_sock(sock_create)]
 pub fn uvn_create(ctx: SockContext) -> i32 {
     let Some(uid) = policed(&ctx) else { return 1 };
@@ -43,7 +43,7 @@ pub fn uvn_create(ctx: SockContext) -> i32 {
     answer(created)
 }
 
-/// A local address: still in his network?
+/// bind(2): checks the port, and that the socket is still in the user's network.
 #[cgroup_sock_addr(bind4)]
 pub fn uvn_bind4(ctx: SockAddrContext) -> i32 {
     let Some(uid) = policed(&ctx) else { return 1 };
@@ -57,7 +57,7 @@ pub fn uvn_bind6(ctx: SockAddrContext) -> i32 {
     answer(bind(ctx.sock_addr, uid))
 }
 
-/// A destination: still in his network? TCP fast open comes here, too.
+/// connect(2), and TCP fast open: checks that the socket is still in the user's network.
 #[cgroup_sock_addr(connect4)]
 pub fn uvn_connect4(ctx: SockAddrContext) -> i32 {
     match policed(&ctx) {
@@ -78,7 +78,7 @@ pub fn uvn_connect6(ctx: SockAddrContext) -> i32 {
     }
 }
 
-/// A datagram with a destination or with ancillary data of its own: still in his network?
+/// A datagram with a destination or ancillary data: checks that the socket is still in the user's network.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn uvn_sendmsg4(ctx: SockAddrContext) -> i32 {
     let Some(uid) = policed(&ctx) else { return 1 };
@@ -116,7 +116,7 @@ pub fn uvn_ingress(ctx: SkBuffContext) -> i32 {
     }
 }
 
-/// What the kernel asks before it lends GPL-only functions.
+/// The licence, without which the kernel offers no GPL-only functions.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "license")]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,4 +1,4 @@
-//! What the programs know: the loader's constants, the policy, networks and sockets' owners; and how that is looked up.
+//! What the programs know: the loader's constants, the policy, networks and sockets' owners; and its look-up.
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
@@ -17,7 +17,7 @@ use uvn_wire::xdp::Address;
 /// aya_obj::maps::PinningType::ByName
 const PINNED_BY_NAME: u32 = 1;
 
-/// The loader's network namespace. It sets this.
+/// The cookie of the loader's network namespace. The loader sets it.
 #[unsafe(no_mangle)]
 pub(crate) static NETNS: Global<u64> = Global::new(0);
 
@@ -29,7 +29,7 @@ pub(crate) static TAG: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static OBSERVE: Global<u32> = Global::new(0);
 
-/// Whose slurmctld is. The loader sets it.
+/// The UID that slurmctld runs as. The loader sets it.
 #[unsafe(no_mangle)]
 pub(crate) static SLURM_USER: Global<u32> = Global::new(0);
 
@@ -47,7 +47,7 @@ pub(crate) static POLICED: Array<Range> = Array::with_max_entries(cgroup::RANGE_
 pub(crate) static EXECUTABLES: HashMap<Executable, u8> =
     HashMap::with_max_entries(cgroup::EXECUTABLE_ENTRIES, 0);
 
-/// What is special about a port. Belongs to the policy.
+/// The kinds of each port, by number. Belongs to the policy.
 #[map]
 pub(crate) static PORTS: Array<u8> = Array::with_max_entries(1 << 16, 0);
 
@@ -56,12 +56,12 @@ pub(crate) static PORTS: Array<u8> = Array::with_max_entries(1 << 16, 0);
 pub(crate) static DESTINATIONS: LpmTrie<Address, u8> =
     LpmTrie::with_max_entries(cgroup::DESTINATION_ENTRIES, 0);
 
-/// Who was refused a socket for want of a network. Belongs to the policy.
+/// Users who were refused a socket for want of a network, by UID. Belongs to the policy.
 #[map]
 pub(crate) static REFUSED: LruHashMap<u32, Refused> =
     LruHashMap::with_max_entries(cgroup::REFUSED_ENTRIES, 0);
 
-/// The number of each user's network. Pinned, as are the maps below: they outlive `uvnd`.
+/// The number of each user's network, by UID. This map and those below are pinned, and outlive `uvnd`.
 #[map]
 pub(crate) static BOUND: HashMap<u32, u32> = HashMap::pinned(cgroup::NETWORK_ENTRIES, BPF_F_NO_PREALLOC);
 
@@ -73,7 +73,7 @@ pub(crate) static NETWORKS: Array<Network> = Array::pinned(cgroup::NETWORK_ENTRI
 #[map]
 pub(crate) static DEVICES: HashMap<u32, u64> = HashMap::pinned(cgroup::DEVICE_ENTRIES, BPF_F_NO_PREALLOC);
 
-/// Whose each socket is. `uvnd` makes it: the kernel wants to know the types of its values.
+/// The owner of each socket. `uvnd` makes the map, since the kernel needs the BTF types of its values.
 #[map]
 static OWNERS: Owners = Owners(UnsafeCell::new(bpf_map_def {
     type_: BPF_MAP_TYPE_SK_STORAGE,
@@ -85,7 +85,7 @@ static OWNERS: Owners = Owners(UnsafeCell::new(bpf_map_def {
     pinning: PINNED_BY_NAME,
 }));
 
-/// A map of this kind is nowhere in aya but with BTF.
+/// aya has maps of this kind only with BTF.
 #[repr(transparent)]
 struct Owners(UnsafeCell<bpf_map_def>);
 
@@ -96,10 +96,10 @@ unsafe impl Sync for Owners {}
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Verdict::ALL.len() as u32, 0);
 
-/// How often an element is looked up that another's has come in place of.
+/// How often a look-up is repeated that found another key's element.
 const LOOKS: u32 = 4;
 
-/// The number of the user's network, and that as a whole.
+/// The user's network and its number.
 #[inline(always)]
 pub(crate) fn network_of(uid: u32) -> Result<(u32, Network), Verdict> {
     for _ in 0..LOOKS {
@@ -107,7 +107,7 @@ pub(crate) fn network_of(uid: u32) -> Result<(u32, Network), Verdict> {
         // SAFETY: an element of the map, some user's.
         let number = unsafe { found.read_volatile() };
         let Some(place) = NETWORKS.get_ptr(number) else { continue };
-        // SAFETY: an element of the array. The UID is read last: while it is his, so is what was read before.
+        // SAFETY: an element of the array. The UID is read last: if it is the user's, all that was read before is, too.
         let (network, owner) = unsafe { (place.read_volatile(), (&raw const (*place).uid).read_volatile()) };
         if owner == uid {
             return Ok((number, network));
@@ -116,13 +116,13 @@ pub(crate) fn network_of(uid: u32) -> Result<(u32, Network), Verdict> {
     Err(Verdict::NoNetwork)
 }
 
-/// The network with this number, if it is still this user's.
+/// The network of a socket's owner; None: its number is another user's by now.
 #[inline(always)]
 pub(crate) fn network(owner: Owner) -> Option<&'static Network> {
     NETWORKS.get(owner.mark.number()).filter(|network| network.uid == owner.uid)
 }
 
-/// The VRF of a VRF or endpoint. 0 is nobody's.
+/// The VRF of a VRF or endpoint, by interface index; None: another device. 0 is no VRF.
 #[inline(always)]
 pub(crate) fn vrf_of(device: u32) -> Option<u32> {
     for _ in 0..LOOKS {
@@ -135,7 +135,7 @@ pub(crate) fn vrf_of(device: u32) -> Option<u32> {
     Some(0)
 }
 
-/// Whose a socket is; None: no policed user's.
+/// The owner of a socket; None: it is no policed user's.
 #[inline(always)]
 pub(crate) fn owner(socket: *mut bpf_sock) -> Option<&'static mut Owner> {
     // SAFETY: the verifier knows the socket, and that null is sorted out.
@@ -146,7 +146,7 @@ pub(crate) fn owner(socket: *mut bpf_sock) -> Option<&'static mut Owner> {
     }
 }
 
-/// Notes whose a new socket is; false: there is no memory.
+/// Stores the owner of a new socket. False: the kernel has no memory for that.
 #[inline(always)]
 pub(crate) fn note_owner(socket: *mut bpf_sock, owner: &mut Owner) -> bool {
     let (owner, flags) = (core::ptr::from_mut(owner).cast(), u64::from(BPF_SK_STORAGE_GET_F_CREATE));
@@ -160,8 +160,8 @@ pub(crate) fn is_port(port: u32, kind: u8) -> bool {
     PORTS.get(port).is_some_and(|kinds| kinds & kind != 0)
 }
 
-/// What an address is, if it is not off-subnet. Word by word: a prefix's length puts the address off the eight bytes by
-/// which the verifier wants the stack aligned.
+/// The kind of a destination; None: it is off-subnet. The key is written word by word: the prefix's length moves the
+/// address off the eight-byte alignment that the verifier wants on the stack.
 #[inline(always)]
 pub(crate) fn special(Address([a, b, c, d]): Address) -> Option<u8> {
     let mut key = MaybeUninit::<Key<Address>>::uninit();

@@ -1,4 +1,4 @@
-//! What leaves by a device, and what arrives at a socket.
+//! Checks on packets that leave by a device or arrive at a socket.
 
 use crate::maps::{NETWORKS, TAG, is_port, network, owner, special, vrf_of};
 use crate::socket::{STREAM, TCP, UDP};
@@ -19,7 +19,8 @@ const LISTEN: u32 = 10;
 /// The interface index of `lo` in every network namespace (include/net/net_namespace.h, LOOPBACK_IFINDEX).
 const LO: u32 = 1;
 
-/// The packet's socket and whose it is, if it is a policed user's. An answer to a connection request has its listener.
+/// The packet's socket and its owner; None: it is no policed user's. The answer to a connection request has the
+/// listener as its socket.
 #[inline(always)]
 pub(crate) fn owned(ctx: &SkBuffContext) -> Result<Option<(*mut bpf_sock, Owner)>, Verdict> {
     // SAFETY: the verifier knows the context's fields, and sees that null is sorted out.
@@ -37,9 +38,9 @@ pub(crate) fn owned(ctx: &SkBuffContext) -> Result<Option<(*mut bpf_sock, Owner)
     let mark = Mark(unsafe { (*socket).mark });
     match owner(socket) {
         Some(owner) if owner.mark == mark => Ok(Some((socket, *owner))),
-        // The packet filter goes by the mark.
+        // The packet filter decides by the mark, so a wrong one is refused.
         Some(_) => Err(Verdict::Mark),
-        // The kernel's own, which answers for one that is closed (net/ipv4/ip_output.c, ip_send_unicast_reply).
+        // The kernel's own socket, which answers for a closed one (net/ipv4/ip_output.c, ip_send_unicast_reply).
         None if mark.is_ours(TAG.load()) => {
             let uid = NETWORKS.get(mark.number()).ok_or(Verdict::Outside)?.uid;
             Ok(Some((socket, Owner { mark, uid, asked: 0 })))
@@ -64,13 +65,13 @@ pub(crate) fn leave(ctx: &SkBuffContext, socket: *mut bpf_sock, owner: Owner) ->
     if through.is_some_and(|vrf| vrf != network.vrf) {
         return Err(Verdict::OtherNetwork);
     }
-    // Inside the network only UDP has more to be asked.
+    // Inside the network only UDP is checked further.
     if through.is_some() && kind != UDP {
         return Ok(());
     }
     let packet = Packet::of(ctx, u16::from_be(ethertype as u16)).ok_or(Verdict::Options)?;
     if kind == UDP {
-        // Behind an extension header could be any port.
+        // Behind an extension header, the port cannot be checked.
         if u32::from(packet.protocol) != UDP {
             return Err(Verdict::Options);
         }
@@ -82,7 +83,7 @@ pub(crate) fn leave(ctx: &SkBuffContext, socket: *mut bpf_sock, owner: Owner) ->
     if through.is_some() {
         return Ok(());
     }
-    // A message may have a mark of its own, by which the packet filter chooses whom the answers go to.
+    // A message may have its own mark, by which the packet filter would choose the network that gets the answers.
     // SAFETY: the verifier knows the context's fields.
     if unsafe { (*ctx.skb.skb).mark } != owner.mark.0 {
         return Err(Verdict::Mark);
@@ -92,7 +93,7 @@ pub(crate) fn leave(ctx: &SkBuffContext, socket: *mut bpf_sock, owner: Owner) ->
     Ok(())
 }
 
-/// Has a datagram socket that anybody may send to answered.
+/// Notes that an unconnected datagram socket has sent, so that answers may reach it.
 #[inline(always)]
 fn note_question(socket: *mut bpf_sock, kind: u32) {
     if kind != TCP
@@ -112,8 +113,8 @@ fn is_answering(socket: *mut bpf_sock) -> bool {
     device == 0 && protocol == TCP && is_port(port, cgroup::PORT_SRUN)
 }
 
-/// Whether it did until now: its last packet, a reset, goes out when it has given up its port (net/ipv4/tcp.c, tcp_close and
-/// tcp_disconnect after tcp_set_state). Only the packet still has that.
+/// Whether it did until now, and sends a reset: that leaves after the socket has given up its port (net/ipv4/tcp.c,
+/// tcp_close and tcp_disconnect after tcp_set_state), so the port is read from the packet.
 #[inline(always)]
 fn is_resetting(ctx: &SkBuffContext, socket: *mut bpf_sock, ethertype: u32) -> Result<bool, Verdict> {
     // SAFETY: the verifier knows a socket's fields.
@@ -127,9 +128,10 @@ fn is_resetting(ctx: &SkBuffContext, socket: *mut bpf_sock, ethertype: u32) -> R
     Ok(u32::from(packet.protocol) == TCP && is_port(u32::from(u16::from_be(port)), cgroup::PORT_SRUN))
 }
 
-/// Whether a packet with the mark of a socket of this node comes out of that one's network. Of broadcast and multicast
-/// the kernel delivers a copy to this node that belongs to no socket, past `egress` (net/ipv4/ip_output.c,
-/// ip_mc_output); the mark is on it still. What answers from off-subnet has the mark of what it answers, too.
+/// Checks that a packet with the mark of a socket of this node comes out of that socket's network. The kernel delivers
+/// a copy of broadcast and multicast to this node that belongs to no socket and bypasses `egress`
+/// (net/ipv4/ip_output.c, ip_mc_output), but still has the mark. Answers from off-subnet have the mark of the network
+/// that asked.
 #[inline(always)]
 pub(crate) fn stayed(ctx: &SkBuffContext) -> Result<(), Verdict> {
     // SAFETY: the verifier knows the context's fields.
@@ -140,7 +142,7 @@ pub(crate) fn stayed(ctx: &SkBuffContext) -> Result<(), Verdict> {
     let network = NETWORKS.get(sender.number()).ok_or(Verdict::OtherNetwork)?;
     match vrf_of(device) {
         Some(vrf) if vrf == network.vrf => Ok(()),
-        // The answer of a listener outside of every network.
+        // The sender is a listener outside of every network.
         None if sender.is_unbound() => Ok(()),
         _ => Err(Verdict::OtherNetwork),
     }
@@ -152,7 +154,7 @@ pub(crate) fn arrive(ctx: &SkBuffContext, socket: *mut bpf_sock, owner: Owner) -
     let (from, mark, device) =
         unsafe { ((*ctx.skb.skb).ifindex, Mark((*ctx.skb.skb).mark), (*socket).bound_dev_if) };
     if owner.mark.is_unbound() {
-        // Slurm's daemons are in no network: what comes out of one is a user's.
+        // Slurm's daemons are in no network, so a packet that comes out of one is a user's.
         return match vrf_of(from) {
             None if is_answering(socket) => Ok(()),
             _ => Err(Verdict::Unwanted),
@@ -169,8 +171,8 @@ pub(crate) fn arrive(ctx: &SkBuffContext, socket: *mut bpf_sock, owner: Owner) -
     }
 }
 
-/// Whether a socket can have sent what is answered. The tracker has a flow as soon as a packet with the network's mark
-/// comes to it, and `egress` refuses a wrong mark only then: nothing that listens is reached by way of such a flow.
+/// Whether a socket can have sent the packet that is answered. The tracker makes a flow for any packet with the
+/// network's mark, before `egress` refuses a wrong mark: such a flow must not lead to a socket that listens.
 #[inline(always)]
 fn has_asked(socket: *mut bpf_sock, owner: Owner) -> bool {
     // SAFETY: the verifier knows a socket's fields.
@@ -181,10 +183,10 @@ fn has_asked(socket: *mut bpf_sock, owner: Owner) -> bool {
     }
 }
 
-/// What counts of a packet's network header.
+/// The fields of a packet's network header that are checked.
 struct Packet {
     destination: Address,
-    /// What follows the header.
+    /// The protocol of what follows the header.
     protocol: u8,
     /// Header length, IPv4 options included.
     length: usize,
@@ -217,7 +219,7 @@ impl Packet {
         }
     }
 
-    /// Whether the packet may leave through a device that belongs to no network.
+    /// Checks that the packet may leave by a device that belongs to no network.
     #[inline(always)]
     fn leave_network(
         &self,
@@ -234,7 +236,7 @@ impl Packet {
         if device == LO {
             return Err(Verdict::Near);
         }
-        // A source route or an IPv6 routing header has another destination in the end.
+        // With a source route or an IPv6 routing header, the final destination is another one.
         if self.options || u32::from(self.protocol) != kind {
             return Err(Verdict::Options);
         }

@@ -1,4 +1,4 @@
-//! Whose process it is, and which program it runs.
+//! The current process: its user, and the program that it runs.
 
 use crate::maps::{EXECUTABLES, NETNS, OBSERVE, POLICED, WAY};
 use aya_ebpf::EbpfContext;
@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_get_netns_cookie};
 use aya_ebpf::helpers::{bpf_get_current_uid_gid, bpf_probe_read_kernel};
 use uvn_wire::cgroup::{self, Executable, Way};
 
-/// The current process's real UID, if it is policed in the socket's namespace.
+/// The current process's real UID; None: it is not policed in the socket's network namespace.
 #[inline(always)]
 pub(crate) fn policed(ctx: &impl EbpfContext) -> Option<u32> {
     if !is_here(ctx) {
@@ -43,7 +43,7 @@ pub(crate) fn is_policed(uid: u32) -> bool {
     false
 }
 
-/// Whether sockets are left as they are.
+/// Whether the programs only observe, and leave sockets as they are.
 #[inline(always)]
 pub(crate) fn observes() -> bool {
     OBSERVE.load() != 0
@@ -53,7 +53,7 @@ pub(crate) fn observes() -> bool {
 #[inline(always)]
 pub(crate) fn is_called_back() -> bool {
     let way = WAY.load();
-    // Known when the program is loaded: without a way, nothing that reads the kernel's memory is part of it.
+    // A constant when the program is loaded: without a way, the verifier drops the code that reads the kernel's memory.
     way.mm != 0 && executable(way).is_some_and(|executable| EXECUTABLES.get_ptr(executable).is_some())
 }
 
@@ -68,7 +68,7 @@ pub(crate) fn executable(way: Way) -> Option<Executable> {
     Some(Executable { inode: read(inode, way.i_ino)?, device: read(file_system, way.s_dev)?, padding: 0 })
 }
 
-/// What stands at an offset from a kernel address. What is not there is an error of the helper, not a fault.
+/// Reads a value at an offset from a kernel address. None: the address cannot be read, which does not fault.
 #[inline(always)]
 pub(crate) fn read<T>(base: u64, offset: u32) -> Option<T> {
     // SAFETY: the helper takes any address.

@@ -1,5 +1,5 @@
-//! RDMA devices, by which a process sends past the kernel, and so past every network: where the policy denies them, no
-//! policed user opens one.
+//! RDMA devices, by which a process sends without the kernel, and so outside of every network: if the policy denies
+//! them, policed users cannot open them.
 
 use crate::process::{current_uid, is_policed};
 use crate::verdict::answer;
@@ -8,7 +8,7 @@ use aya_ebpf::maps::Array;
 use aya_ebpf::programs::DeviceContext;
 use uvn_wire::cgroup::{DEVICE_FILE_ENTRIES, DeviceFile, Verdict};
 
-/// The files of those that are denied. Belongs to the policy.
+/// The device files that are denied. Belongs to the policy.
 #[map]
 static DEVICE_FILES: Array<DeviceFile> = Array::with_max_entries(DEVICE_FILE_ENTRIES, 0);
 

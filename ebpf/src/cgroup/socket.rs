@@ -1,4 +1,4 @@
-//! What sockets are made, bound and connected to.
+//! Checks when a socket is made, bound, connected, or sends.
 
 use crate::maps::{SLURM_USER, TAG, is_port, network_of, note_owner, owner, special, vrf_of};
 use crate::process::{current_uid, is_called_back, is_here, observes};
@@ -34,7 +34,7 @@ pub(crate) fn create(socket: *mut bpf_sock, uid: u32) -> Result<(), Verdict> {
     // SAFETY: the verifier knows the context's fields, and which of them may be written.
     let mark = unsafe {
         match (*socket).protocol {
-            // net/ipv4/af_inet.c puts the protocol in place of 0 before it asks us.
+            // net/ipv4/af_inet.c replaces protocol 0 before it runs this program.
             TCP if is_called_back() => Mark::unbound(TAG.load(), number),
             TCP | UDP | UDP_LITE | ICMP | ICMPV6 => {
                 (*socket).bound_dev_if = network.vrf;
@@ -71,8 +71,8 @@ pub(crate) fn bind(ctx: *mut bpf_sock_addr, uid: u32) -> Result<(), Verdict> {
     keep(ctx, socket, number, &network, owner)
 }
 
-/// What listens on a `srun` port is outside of every network: of those who are, Slurm's daemons alone may call it. Of any
-/// protocol with connections, as MPTCP.
+/// Checks a connect of a process that is not policed: a listener on a `srun` port is outside of every network, and only
+/// root and SlurmUser may call it. By any protocol with connections, such as MPTCP.
 #[inline(always)]
 pub(crate) fn call_back(ctx: &SockAddrContext, destination: Address) -> Result<(), Verdict> {
     // SAFETY: the verifier knows the context's fields.
@@ -102,7 +102,8 @@ pub(crate) fn send(ctx: *mut bpf_sock_addr, uid: u32, destination: Address) -> R
     let (device, port) = unsafe { ((*socket).bound_dev_if, (*socket).src_port) };
     let owner = owner(socket);
     if device == 0 && owner.is_none() {
-        // No user made it: a file system's own, in the process that happens to read, or inherited.
+        // The socket is not the user's own: a file system's, used in the process that reads a file, or an inherited
+        // one.
         return match special(destination) {
             Some(cgroup::DESTINATION_HOST) => Ok(()),
             _ => Err(Verdict::Device),
@@ -114,7 +115,7 @@ pub(crate) fn send(ctx: *mut bpf_sock_addr, uid: u32, destination: Address) -> R
     keep(ctx, socket, number, &network, owner)
 }
 
-/// Whether the socket is somebody's, and not bound yet.
+/// Whether the socket is a policed user's, and not bound yet.
 #[inline(always)]
 fn is_outside(socket: *mut bpf_sock, owner: Option<&Owner>) -> bool {
     // SAFETY: the verifier knows a socket's fields.
@@ -122,8 +123,8 @@ fn is_outside(socket: *mut bpf_sock, owner: Option<&Owner>) -> bool {
     device == 0 && owner.is_some_and(|owner| owner.mark.is_unbound())
 }
 
-/// Lets the socket go on if it is in `network`, and puts it there if it is ours and in none: at first use, or after
-/// connect to AF_UNSPEC (net/ipv4/udp.c, __udp_disconnect).
+/// Accepts the socket if it is in `network`, and binds it there if it is the user's and in none: at its first use, or
+/// after connect to AF_UNSPEC (net/ipv4/udp.c, __udp_disconnect).
 #[inline(always)]
 fn keep(
     ctx: *mut bpf_sock_addr,
@@ -167,8 +168,8 @@ fn set_option(
     }
 }
 
-/// 0.0.0.0 is this host: the socket's own address, or loopback. The kernel would take the way there outside of the VRF
-/// (net/ipv4/route.c, ip_route_output_key_hash_rcu).
+/// Replaces the destination 0.0.0.0, which means this host, by the socket's own address or loopback: the kernel would
+/// look up 0.0.0.0 outside of the VRF (net/ipv4/route.c, ip_route_output_key_hash_rcu).
 #[inline(always)]
 pub(crate) fn name_this_host(ctx: *mut bpf_sock_addr) {
     const LOOPBACK: u32 = u32::from_ne_bytes([127, 0, 0, 1]);

@@ -1,8 +1,8 @@
-//! Abstract Unix sockets, which have a name and no file whose mode would say who may reach them: a policed user reaches his
-//! own, and those of all who are not policed. Whose one is, is the real UID of whoever made it, as with IP sockets; a
-//! name counts in its network namespace alone. Sockets with a path, and those without a name, are left alone.
+//! Abstract Unix sockets: they have a name, but no file whose mode decides who may reach them. A policed user reaches
+//! their own, and those of users who are not policed. The owner is the real UID that made the socket, as with IP
+//! sockets. A name is valid in its network namespace only. Sockets with a path or without a name are left alone.
 //!
-//! Refused is ECONNREFUSED, as if nobody listened there: programs know that, and go on to the socket with a path where
+//! A refusal is ECONNREFUSED, as if nobody listened: programs expect that, and then try the socket with a path, if
 //! there is one (libxcb, `_xcb_open`).
 
 use crate::maps::NETNS;
@@ -13,7 +13,7 @@ use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 use uvn_wire::cgroup::{UnixSocket, Verdict};
 
-/// Where the kernel has what of a socket. The loader sets it.
+/// Offsets in the kernel's structures of a Unix socket. The loader sets them.
 #[unsafe(no_mangle)]
 pub static UNIX: Global<UnixSocket> = Global::new(UnixSocket {
     net: 0,
@@ -30,14 +30,15 @@ pub static UNIX: Global<UnixSocket> = Global::new(UnixSocket {
 /// include/uapi/asm-generic/errno.h
 const ECONNREFUSED: i32 = 111;
 
-/// `connect` of a stream or seqpacket socket: of `struct sock`s ours, the listener, and what it will accept.
+/// `connect` of a stream or seqpacket socket. Arguments, each a `struct sock`: the caller's, the listener's, and the
+/// one that will be accepted.
 #[lsm(hook = "unix_stream_connect")]
 pub fn uvn_unix_connect(ctx: LsmContext) -> i32 {
     let listener = ctx.arg(1);
     refusal(reach(UNIX.load(), listener))
 }
 
-/// A datagram, or `connect` of a datagram socket: of `struct socket`s ours and the receiver.
+/// A datagram, or `connect` of a datagram socket. Arguments, each a `struct socket`: the sender's and the receiver's.
 #[lsm(hook = "unix_may_send")]
 pub fn uvn_unix_send(ctx: LsmContext) -> i32 {
     let unix = UNIX.load();
@@ -47,8 +48,8 @@ pub fn uvn_unix_send(ctx: LsmContext) -> i32 {
     }
 }
 
-/// Whether the current process may reach a `struct sock`. The kernel holds the lock by which it would lose its `struct
-/// socket` (net/unix/af_unix.c, unix_release_sock).
+/// Checks that the current process may reach a `struct sock`. The kernel holds the lock under which it would lose its
+/// `struct socket` (net/unix/af_unix.c, unix_release_sock).
 #[inline(always)]
 fn reach(unix: UnixSocket, sock: u64) -> Result<(), Verdict> {
     let uid = current_uid();
@@ -59,7 +60,7 @@ fn reach(unix: UnixSocket, sock: u64) -> Result<(), Verdict> {
         Some(owner) if owner != uid && is_policed(owner) && is_ours(unix, sock) => {
             Err(Verdict::AbstractSocket)
         }
-        // The kernel's own have no file.
+        // Sockets of the kernel itself have no file.
         _ => Ok(()),
     }
 }
@@ -67,11 +68,11 @@ fn reach(unix: UnixSocket, sock: u64) -> Result<(), Verdict> {
 #[inline(always)]
 fn is_abstract(unix: UnixSocket, sock: u64) -> bool {
     let Some(address) = read::<u64>(sock, unix.addr) else { return false };
-    // No address, no byte.
+    // A socket without an address has no name.
     read::<u8>(address, unix.path) == Some(0)
 }
 
-/// The real UID of whoever made it.
+/// The real UID of the process that made it.
 #[inline(always)]
 fn owner(unix: UnixSocket, sock: u64) -> Option<u32> {
     let socket: u64 = read(sock, unix.socket)?;

@@ -1,16 +1,16 @@
-//! Answers to the kernel, and their counters.
+//! The programs' return values, and their counters.
 
 use crate::maps::{COUNTERS, REFUSED};
 use crate::process::observes;
 use aya_ebpf::helpers::bpf_get_current_comm;
 use uvn_wire::cgroup::{Refused, Verdict};
 
-/// Remembers who was refused a socket, for the log: best effort.
+/// Notes that a user was refused a socket, for the log. Updates may be lost.
 #[inline(always)]
 pub(crate) fn note(uid: u32) {
     let program = bpf_get_current_comm().unwrap_or_default();
     match REFUSED.get_ptr_mut(uid) {
-        // SAFETY: some user's element; a count that goes to another is a small lie in a log.
+        // SAFETY: some user's element; a count for the wrong user is only a small error in a log.
         Some(refused) => unsafe {
             (*refused).count += 1;
             (*refused).program = program;
@@ -19,7 +19,7 @@ pub(crate) fn note(uid: u32) {
     }
 }
 
-/// 1: go on. 0: EPERM, or drop.
+/// The return value, after counting: 1: allowed. 0: EPERM, or the packet is dropped.
 #[inline(always)]
 pub(crate) fn answer(result: Result<(), Verdict>) -> i32 {
     match result {
@@ -34,7 +34,7 @@ pub(crate) fn answer(result: Result<(), Verdict>) -> i32 {
 #[inline(always)]
 pub(crate) fn count(verdict: Verdict) {
     if let Some(counter) = COUNTERS.get_ptr_mut(verdict as u32) {
-        // SAFETY: the slot of this CPU; an increment lost to an interrupt is a small lie in a statistic.
+        // SAFETY: the slot of this CPU; an increment lost to an interrupt is only a small error in a statistic.
         unsafe { *counter += 1 };
     }
 }
