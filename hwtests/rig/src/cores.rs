@@ -1,4 +1,4 @@
-//! Which core runs what.
+//! Shares the cores of this machine among nodes, for applications and for networking.
 
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 /// The cores of one node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cores {
-    /// Of the applications.
+    /// The cores of applications.
     pub apps: Vec<usize>,
-    /// Of networking: an engine's worker, or the wire's NAPI thread.
+    /// The core of networking: an engine's worker, or the wire's NAPI thread.
     pub net: usize,
 }
 
@@ -23,13 +23,13 @@ impl Cores {
         split(&cores, nodes)
     }
 
-    /// The same, with networking on the first application core.
+    /// The same cores, with networking on the first application core.
     #[must_use]
     pub fn sharing(&self) -> Cores {
         Cores { apps: self.apps.clone(), net: self.apps.first().copied().unwrap_or(self.net) }
     }
 
-    /// The same, with the networking core for applications as well.
+    /// The same cores, with applications on the networking core as well.
     #[must_use]
     pub fn all(&self) -> Cores {
         let mut apps = self.apps.clone();
@@ -52,9 +52,10 @@ impl Cores {
     }
 }
 
-/// Two cores or more per node: the last are for networking, one each. One per node: that is for both. Fewer: as many
-/// nodes on each, and each stays there. In a real-time class the kernel does not balance: where it may choose, some cores
-/// have six ranks and others two as long as a job lasts, and jobs differ by half.
+/// With two cores or more per node, the last cores are for networking, one per node. With one core per node, it is for
+/// both. With fewer, nodes share cores evenly, and each stays on its core: in a real-time class the kernel does not
+/// balance, so if it may choose, some cores have six ranks and others two as long as a job lasts, and jobs differ by
+/// half.
 fn split(cores: &[usize], nodes: usize) -> Vec<Cores> {
     let count = cores.len();
     let of = |node: usize| {
@@ -71,8 +72,8 @@ fn split(cores: &[usize], nodes: usize) -> Vec<Cores> {
     (0..nodes).map(of).collect()
 }
 
-/// Of a number written in base `base`. Numbers that differ in one digit are then on different cores: on four, all that
-/// talk to each other in a pattern of `patterns.c`.
+/// The sum of a number's digits in base `base`. So nodes whose numbers differ in one digit are on different cores: on
+/// four cores, all nodes that talk to each other in a pattern of `patterns.c`.
 fn digit_sum(mut number: usize, base: usize) -> usize {
     let mut sum = 0;
     while base > 1 && number > 0 {

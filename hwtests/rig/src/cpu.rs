@@ -6,22 +6,22 @@ use serde::{Deserialize, Serialize};
 /// Processor time of the whole system since it started, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct SystemTime {
-    /// Spent on anything: programs, the kernel, interrupts.
+    /// Time in programs, the kernel and interrupts.
     pub busy: f64,
-    /// Spent on nothing.
+    /// Idle time, including waits for disks.
     pub idle: f64,
-    /// Taken by other virtual machines.
+    /// Time taken by other virtual machines.
     pub stolen: f64,
 }
 
 impl SystemTime {
-    /// Now.
+    /// The time until now.
     #[must_use]
     pub fn now() -> SystemTime {
         SystemTime::parse(&std::fs::read_to_string("/proc/stat").unwrap_or_default())
     }
 
-    /// proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal. What guests use is in user and nice.
+    /// Parses proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal. Time of guests is in user and nice.
     fn parse(text: &str) -> SystemTime {
         let line = text.lines().next().unwrap_or_default();
         let ticks: Vec<f64> =
@@ -30,7 +30,7 @@ impl SystemTime {
         SystemTime { busy: sum(&[0, 1, 2, 5, 6]), idle: sum(&[3, 4]), stolen: sum(&[7]) }
     }
 
-    /// What has passed since `earlier`.
+    /// The time since `earlier`.
     #[must_use]
     pub fn since(self, earlier: SystemTime) -> SystemTime {
         SystemTime {
@@ -40,7 +40,7 @@ impl SystemTime {
         }
     }
 
-    /// All of it.
+    /// The sum of all three.
     #[must_use]
     pub fn total(self) -> f64 {
         self.busy + self.idle + self.stolen
@@ -50,23 +50,23 @@ impl SystemTime {
 /// Processor time of one process.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ProcessTime {
-    /// Its parent.
+    /// The process ID of its parent.
     pub parent: i32,
-    /// Seconds of its own, all threads.
+    /// Seconds of all its threads.
     pub own: f64,
     /// Seconds of the children that it has waited for.
     pub children: f64,
 }
 
 impl ProcessTime {
-    /// Up to now; None when there is no such process.
+    /// The time until now; None: the process does not exist.
     #[must_use]
     pub fn of(pid: i32) -> Option<ProcessTime> {
         ProcessTime::parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
     }
 
-    /// proc_pid_stat(5): after the name in parentheses come state, parent, and as 12th to 15th field utime, stime,
-    /// cutime and cstime.
+    /// Parses proc_pid_stat(5): behind the name in parentheses come state, parent, and as 12th to 15th field utime,
+    /// stime, cutime and cstime.
     fn parse(text: &str) -> Option<ProcessTime> {
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
         let ticks = |at: usize| fields.get(at)?.parse::<f64>().ok();

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 /// How long a data plane may take to attach.
 const START: Duration = Duration::from_secs(20);
-/// How long it may take in addition for each of its networks, on busy cores: the kernel's grace period for each that the
-/// shortcut takes over, and the pause before it.
+/// How long each of its networks may take in addition, on busy cores: the kernel's grace period when the shortcut takes
+/// it over, and the pause before that.
 const NETWORK_START: Duration = Duration::from_millis(100);
 /// How long it may take to drain and detach.
 const STOP: Duration = Duration::from_secs(3);
@@ -37,8 +37,8 @@ pub struct Dataplane {
 }
 
 impl Dataplane {
-    /// Starts it at `place` with this configuration, which holds `networks` networks. Its socket, log and configuration
-    /// are `files` with different endings; the socket's line is added here. [`Dataplane::wait`] for it before use.
+    /// Starts it at `place` with this configuration, which has `networks` networks. Its socket, log and configuration
+    /// are `files` with different endings; the `socket` key is added here. Call [`Dataplane::wait`] before use.
     ///
     /// # Errors
     /// A file cannot be written or the program not started.
@@ -58,10 +58,10 @@ impl Dataplane {
         Ok(Dataplane { process, program: program.into(), socket, log, networks })
     }
 
-    /// Waits until it is running with all its networks, each in the gear in which it stays.
+    /// Waits until it runs with all its networks, each in its final gear.
     ///
     /// # Errors
-    /// It ended, or took too long; the end of its log is in the error.
+    /// It has ended, or takes too long. The error has the end of its log.
     pub fn wait(&mut self) -> Result<(), RigError> {
         let patience = START + self.networks * NETWORK_START;
         let end = Instant::now() + patience;
@@ -86,26 +86,26 @@ impl Dataplane {
         }
     }
 
-    /// What `uvn-dataplane show --json` says.
+    /// The output of `uvn-dataplane show --json`.
     ///
     /// # Errors
     /// It does not answer.
     pub fn show(&self) -> Result<Value, ShellError> {
-        // Who waits for it asks again and again; not behind the back of the removal.
+        // Callers that wait ask again and again; they stop once everything is being removed.
         drop(netns::running());
         let mut show = Command::new(&self.program);
         let text = shell::read(show.arg("show").arg("--json").arg("--socket").arg(&self.socket))?;
         Ok(serde_json::from_str(&text).unwrap_or_default())
     }
 
-    /// How it drives the NIC, in one line.
+    /// Gear, state and modes of the NIC, in one line.
     ///
     /// # Errors
     /// It does not answer.
     pub fn summary(&self) -> Result<String, RigError> {
         let show = &self.show()?["show"];
         let text = |name: &str| show[name].as_str().unwrap_or("?").to_owned();
-        // The shortcut has neither.
+        // The shortcut gear has neither.
         let driver = show["xdp"].as_str().map(|mode| {
             let copy = if show["zero_copy"] == true { "zero-copy" } else { "copy" };
             format!(": XDP in {mode} mode, AF_XDP in {copy} mode")
@@ -127,7 +127,7 @@ impl Dataplane {
         self.show().ok()?["show"]["boost"].as_str().map(str::to_owned)
     }
 
-    /// Every drop counter by name, the workers' and the XDP program's; what is zero may be missing.
+    /// Every drop counter of the workers and the XDP program, by name; counters at zero may be missing.
     ///
     /// # Errors
     /// It does not answer.

@@ -1,4 +1,4 @@
-//! Why something failed.
+//! Errors of the rig.
 
 use crate::shell::ShellError;
 use std::io;
@@ -18,7 +18,7 @@ pub enum RigError {
         /// Why it failed.
         source: io::Error,
     },
-    /// An offload is not as it must be.
+    /// An offload of a wire cannot be switched as needed.
     #[error("{device}: {feature} cannot be switched {wanted}; figures from such a wire mean nothing")]
     Offload {
         /// The end of the wire.
@@ -31,31 +31,31 @@ pub enum RigError {
     /// A program on the rig did not do what it should.
     #[error("{what}: {why}")]
     Program {
-        /// Which one.
+        /// The program.
         what: String,
         /// What it did instead.
         why: String,
     },
-    /// Only root may make network namespaces.
-    #[error("this makes network namespaces: run it as root")]
+    /// The process is not root, so it cannot make network namespaces.
+    #[error("cannot make network namespaces: run this as root")]
     NotRoot,
 }
 
 impl RigError {
-    /// For `map_err`: `what` was tried, such as "write FILE".
+    /// Makes an error for `map_err`: `what` was tried, such as "write FILE".
     pub fn io(what: impl Into<String>) -> impl Fn(io::Error) -> RigError {
         let what = what.into();
         move |source| RigError::Io { what: what.clone(), source }
     }
 
-    /// A program that did not do what it should.
+    /// Makes an error about a program that did not do what it should.
     #[must_use]
     pub fn program(what: &str, why: impl ToString) -> RigError {
         RigError::Program { what: what.to_owned(), why: why.to_string() }
     }
 }
 
-/// For `map_err`, where a file was to be written.
+/// Makes an error for `map_err` about a file that was to be written.
 pub fn written(path: &Path) -> impl Fn(io::Error) -> RigError {
     RigError::io(format!("write {}", path.display()))
 }

@@ -1,16 +1,16 @@
-//! The rig that tests, benchmarks and the demo stand on.
+//! The rig of tests, benchmarks and the demo.
 //!
-//! - [`netns`]: network namespaces that never stay behind
+//! - [`netns`]: network namespaces, removed at the end in every case
 //! - [`rig`]: nodes as network namespaces, and the wire between them
 //! - [`wire`]: the offloads of that wire
-//! - [`cores`]: which core runs what
+//! - [`cores`]: the cores of each node
 //! - [`ssh`]: programs on real nodes
 //! - [`dataplane`]: a running `uvn-dataplane`
 //! - [`place`]: where a program runs: a node, and cores of it
 //! - [`process`]: running programs
 //! - [`cpu`]: processor time
 //! - [`shell`]: runs other programs
-//! - [`error`]: why something failed
+//! - [`error`]: errors
 
 pub mod cores;
 pub mod cpu;

@@ -1,7 +1,7 @@
-//! Network namespaces that never stay behind.
+//! Network namespaces that are removed at the end in every case.
 //!
-//! Whatever is made here carries a name with this process's id. So it is found and removed when the [`Namespaces`] are
-//! dropped, on Ctrl-C, and by the next run after a crash.
+//! The name of everything that is made here has this process's ID. So it is found and removed when the [`Namespaces`]
+//! are dropped, on Ctrl-C, and by the next run after a crash.
 
 use crate::cpu::ProcessTime;
 use crate::error::RigError;
@@ -18,14 +18,14 @@ use std::sync::RwLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How every name begins; the process's id follows.
+/// The prefix of every name; the process's ID follows.
 const PREFIX: &str = "uvn-rig-";
-/// The programs that make them; a test program's name goes on.
+/// The programs that make such names; the name of a test program is longer.
 const OWNERS: [&str; 3] = ["xtask", "uvn-bench", "nodes-"];
-/// The same of what test programs make (`dataplane/tests/common/interrupt.rs`).
+/// The prefix of names that test programs make (`dataplane/tests/common/interrupt.rs`).
 const TESTS: &str = "uvn-test-";
 const NETNS: &str = "/run/netns";
-/// Where MPI's ranks share memory, in files with their host's name, which is a namespace's.
+/// The folder in which MPI's ranks share memory, in files with the name of their host, which is a namespace's.
 const SHARED_MEMORY: &str = "/dev/shm";
 
 /// Network namespaces and a folder under one name. Dropping it removes them, with the processes and links in them.
@@ -35,7 +35,7 @@ pub struct Namespaces {
 }
 
 impl Namespaces {
-    /// Makes the folder. `tag` tells apart what one process makes.
+    /// Makes the folder. `tag` tells several of one process apart.
     ///
     /// # Errors
     /// The folder cannot be made.
@@ -104,20 +104,20 @@ pub fn own_inodes() -> Vec<u64> {
     names.filter_map(|name| Some(std::fs::metadata(path(&name)).ok()?.ino())).collect()
 }
 
-/// Held while something is being made; taken for good, for writing, when everything is being removed.
+/// Held for reading while something is being made; held for writing from when everything is being removed to the end.
 static RUNNING: RwLock<()> = RwLock::new(());
 
-/// Waits for ever if the process is being ended by a signal, so that nothing is made behind the back of the removal.
-/// Hold the result while making something that the removal has to find.
+/// Hold the result while making something that must be removed. Blocks for ever if a signal is ending the process, so
+/// that nothing is made after the removal.
 pub fn running() -> impl Sized {
     RUNNING.read().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Checks for root, removes what crashed runs left, and has Ctrl-C (or SIGTERM, SIGHUP) remove all rigs of this process
-/// before it ends.
+/// Checks for root, removes what crashed runs have left, and makes Ctrl-C (or SIGTERM, SIGHUP) remove all rigs of this
+/// process before it ends.
 ///
 /// # Errors
-/// Not root, or signals cannot be caught.
+/// The process is not root, or signals cannot be caught.
 pub fn prepare() -> Result<(), RigError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(RigError::NotRoot);
@@ -126,7 +126,7 @@ pub fn prepare() -> Result<(), RigError> {
     catch_signals()
 }
 
-/// Has Ctrl-C (or SIGTERM, SIGHUP) remove what this process has made before it ends.
+/// Makes Ctrl-C (or SIGTERM, SIGHUP) remove what this process has made before it ends.
 ///
 /// # Errors
 /// Signals cannot be caught.
@@ -139,7 +139,7 @@ pub fn catch_signals() -> Result<(), RigError> {
         let _for_good = RUNNING.write();
         eprintln!("\nstopping: removing namespaces and processes");
         remove_of(PREFIX, std::process::id());
-        // Test programs remove what they made; what one was making just then is left to us.
+        // Test programs remove what they have made; what one was just making is removed here.
         let end = Instant::now() + Duration::from_secs(5);
         while owners(TESTS).into_iter().any(is_alive) && Instant::now() < end {
             thread::sleep(Duration::from_millis(50));
@@ -153,9 +153,9 @@ pub fn catch_signals() -> Result<(), RigError> {
     Ok(())
 }
 
-/// Removes what processes left that are no more.
+/// Removes what processes have left that no longer exist.
 fn sweep() {
-    // Ids are used again: an owner is one of these programs.
+    // IDs are used again, so a process is an owner only if it is one of these programs.
     let is_owner = |pid| program(pid).is_some_and(|name| OWNERS.iter().any(|owner| name.starts_with(owner)));
     for owner in owners(PREFIX).into_iter().filter(|owner| !is_owner(*owner)) {
         remove_of(PREFIX, owner);
@@ -165,7 +165,7 @@ fn sweep() {
     }
 }
 
-/// Process ids in the names of namespaces and folders that begin so.
+/// The process IDs in the names of namespaces and folders with this prefix.
 fn owners(prefix: &str) -> Vec<i32> {
     let mut owners: Vec<i32> = [Path::new(NETNS), &std::env::temp_dir()]
         .into_iter()
@@ -177,7 +177,7 @@ fn owners(prefix: &str) -> Vec<i32> {
     owners
 }
 
-/// The name of a process's program; None if there is no such process.
+/// The name of a process's program; None: the process does not exist.
 fn program(pid: i32) -> Option<String> {
     Some(std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim().into())
 }
@@ -198,7 +198,7 @@ fn remove_of(prefix: &str, owner: impl std::fmt::Display) {
     remove_folders(|name| name.starts_with(&beginning));
 }
 
-/// How a program ends with this result: it says why it failed, unless a signal is ending it anyway.
+/// The exit code for a result. Writes the error, unless a signal is ending the process.
 pub fn exit_code(result: Result<(), impl Display>) -> ExitCode {
     let _unless_stopping = running();
     match result {
@@ -210,8 +210,8 @@ pub fn exit_code(result: Result<(), impl Display>) -> ExitCode {
     }
 }
 
-/// Removes every namespace whose name begins so, with its processes, links and shared memory. Goes on past errors: what
-/// cannot be removed is named.
+/// Removes every namespace whose name begins so, with its processes, links and shared memory. Goes on after an error,
+/// and names what is left behind.
 fn remove(beginning: &str) {
     let namespaces: Vec<String> =
         names_in(Path::new(NETNS)).into_iter().filter(|name| name.starts_with(beginning)).collect();
@@ -226,12 +226,12 @@ fn remove(beginning: &str) {
     remove_entries(Path::new(SHARED_MEMORY), |name| name.contains(beginning));
 }
 
-/// Removes the folders whose name is one of ours.
+/// Removes the temporary folders whose name is `ours`.
 fn remove_folders(ours: impl Fn(&str) -> bool) {
     remove_entries(&std::env::temp_dir(), ours);
 }
 
-/// Removes the files and folders whose name is one of ours. Goes on past errors: what cannot be removed is named.
+/// Removes the files and folders whose name is `ours`. Goes on after an error, and names what is left behind.
 fn remove_entries(directory: &Path, ours: impl Fn(&str) -> bool) {
     for path in names_in(directory).into_iter().filter(|name| ours(name)).map(|name| directory.join(name)) {
         let removed =
@@ -242,8 +242,8 @@ fn remove_entries(directory: &Path, ours: impl Fn(&str) -> bool) {
     }
 }
 
-/// Ends the processes that we have started, and waits for that: the kernel takes seconds to let go of a data plane with
-/// a thousand networks.
+/// Ends the children of this process, and waits for their end: for a data plane with a thousand networks, the kernel
+/// takes seconds.
 fn end_children() {
     const PATIENCE: Duration = Duration::from_secs(30);
     let own = std::process::id() as i32;
@@ -252,7 +252,7 @@ fn end_children() {
         let _already_gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
     let end = Instant::now() + PATIENCE;
-    // An error: there is none left.
+    // An error means that no child is left.
     while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok() && Instant::now() < end {
         thread::sleep(Duration::from_millis(10));
     }
@@ -270,12 +270,12 @@ fn stop_processes(namespaces: &[String]) {
         let mut left = processes();
         for &pid in &left {
             let _already_gone = kill(Pid::from_raw(pid), signal);
-            // One that rests between its turns must wake up to end.
+            // A stopped process must be continued to end.
             let _already_gone = kill(Pid::from_raw(pid), Signal::SIGCONT);
         }
         while !left.is_empty() && Instant::now() < end {
             thread::sleep(Duration::from_millis(20));
-            // A child of ours that has ended is a zombie, in no namespace, until its owner waits for it.
+            // An ended child of this process is a zombie, in no namespace, until its owner waits for it.
             left = processes();
         }
     }

@@ -10,12 +10,13 @@ use std::process::Command;
 pub struct Place {
     /// The node.
     pub host: Host,
-    /// Its cores, as taskset writes them; all of a real node's.
+    /// Its cores, as taskset writes them; a real node's programs run on all cores.
     pub cores: String,
-    /// Where the others reach it.
+    /// The address by which other nodes reach it.
     pub address: IpAddr,
-    /// In real-time class SCHED_RR: where many programs wait by polling on few cores, whoever yields stands behind all
-    /// others. In the usual class he comes back before them, and programs wait milliseconds for their turn.
+    /// Whether programs run in the real-time class SCHED_RR, in which a program that yields is queued behind all
+    /// others. In the usual class it runs again before them, and where many programs poll on few cores, they wait
+    /// milliseconds for their turn.
     pub round_robin: bool,
 }
 
@@ -29,8 +30,8 @@ pub enum Host {
 }
 
 impl Place {
-    /// A command that will run there. In a namespace it keeps its process id: `ip netns exec`, taskset and chrt replace
-    /// themselves.
+    /// A command that will run there. In a namespace its process ID is the child's: `ip netns exec`, taskset and chrt
+    /// replace themselves.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
         match &self.host {
@@ -47,7 +48,7 @@ impl Place {
         }
     }
 
-    /// One of our own probes that will run there; `arguments` begin with its name.
+    /// A probe of this program that will run there; `arguments` begin with its name.
     #[must_use]
     pub fn probe(&self, arguments: &[&str]) -> Command {
         let own = match &self.host {

@@ -11,30 +11,30 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// This program's file. Not by its path: a build may have put another one there since we started.
+/// The file of this program. Not its path: a build may have replaced the file since the start.
 #[must_use]
 pub fn own_program() -> String {
     format!("/proc/{}/exe", std::process::id())
 }
 
-/// A running program whose standard output we read. Dropping it ends it.
+/// A running program whose standard output is read. Dropping it ends the program.
 pub struct Process {
     name: String,
     child: Child,
     lines: Receiver<String>,
-    /// What it writes to standard error, if that is kept from the terminal.
+    /// The program's standard error, if it does not go to the terminal.
     errors: Option<File>,
 }
 
 impl Process {
-    /// Starts it. `name` is for messages.
+    /// Starts a program. `name` is for messages.
     ///
     /// # Errors
     /// It cannot be started.
     pub fn start(name: &str, mut command: Command) -> Result<Process, RigError> {
         let running = netns::running();
         let mut child = command
-            // It ends with us, however we end: who runs elsewhere is ended then.
+            // It ends with this process, however that ends, and so ends what it runs on another node.
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -50,8 +50,8 @@ impl Process {
         Ok(Process { name: name.to_owned(), child, lines, errors: None })
     }
 
-    /// As [`Process::start`]; what it writes to standard error is told only where it fails. For programs that complain
-    /// when they, or those they talk to, are ended.
+    /// Like [`Process::start`], but shows standard error only if the program fails: for programs that complain when
+    /// they, or those they talk to, are ended.
     ///
     /// # Errors
     /// It cannot be started.
@@ -94,7 +94,7 @@ impl Process {
         }
     }
 
-    /// The lines it wrote since we last looked.
+    /// The lines that it has written since the last call.
     #[must_use]
     pub fn new_lines(&self) -> Vec<String> {
         self.lines.try_iter().collect()
@@ -136,7 +136,7 @@ impl Process {
 
     fn failed(&self, why: String) -> RigError {
         let mut errors = [0; 1 << 14];
-        // At an offset: where the program goes on writing stays as it is.
+        // Read at an offset, so that the position at which the program writes does not change.
         let read =
             self.errors.as_ref().and_then(|file| file.read_at(&mut errors, 0).ok()).unwrap_or_default();
         let why = format!("{why}\n{}", String::from_utf8_lossy(&errors[..read]));

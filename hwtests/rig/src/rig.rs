@@ -1,7 +1,7 @@
 //! Nodes as network namespaces, joined by a veth wire (two) or by a switch (more).
 //!
-//! A user's endpoint is in its node's own namespace, as in production, where a VRF keeps it apart. Without one its
-//! addresses must not clash with the node's: it carries overlay addresses of another subnet.
+//! A user's endpoint is in its node's own namespace, as in production, where a VRF keeps it apart. Without a VRF its
+//! addresses must not clash with the node's, so it has overlay addresses of another subnet.
 
 use crate::error::{RigError, written};
 use crate::netns::{Namespaces, ip};
@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::Command;
 
-/// The measured user and the one who disturbs him. Their VNI is their UID.
+/// The UIDs, and VNIs, of the measured user and of the user who disturbs them.
 pub const USERS: [u32; 2] = [1234, 9876];
 /// The namespace that holds the bridge of more than two nodes.
 const SWITCH: &str = "switch";
@@ -48,8 +48,8 @@ impl Rig {
         Ok(rig)
     }
 
-    /// What `ip` shall do to a node's NIC. Neighbours are permanent: others count towards a limit of 1,024
-    /// (net.ipv4.neigh.default.gc_thresh3) that holds for all namespaces together, and above it connections fail.
+    /// Lines for `ip` that set up a node's NIC. Neighbours are permanent: others count towards a limit of 1,024 for all
+    /// namespaces together (net.ipv4.neigh.default.gc_thresh3), above which connections fail.
     fn wiring(&self, node: usize) -> String {
         let ((v4, v6), mac, mtu) = (underlay(node), mac(node), self.mtu);
         let mut wiring = format!(
@@ -62,10 +62,10 @@ impl Rig {
         wiring
     }
 
-    /// Has `ip` or `bridge` execute these lines in a node's namespace.
+    /// Makes `ip` or `bridge` execute these lines in a node's namespace.
     ///
     /// # Errors
-    /// The program failed; it says at which line.
+    /// The program failed; its message has the line.
     pub fn batch(&self, node: usize, program: &str, lines: &str) -> Result<(), RigError> {
         let file = self.directory().join(format!("{}.{program}", short(node)));
         std::fs::write(&file, lines).map_err(written(&file))?;
@@ -101,13 +101,13 @@ impl Rig {
         ip(&["-n", &switch, "link", "set", "br0", "up"])
     }
 
-    /// How many nodes there are.
+    /// The number of nodes.
     #[must_use]
     pub fn nodes(&self) -> usize {
         self.nodes
     }
 
-    /// Bytes of an IP packet on the wire.
+    /// The MTU of the wire, bytes of an IP packet.
     #[must_use]
     pub fn mtu(&self) -> u32 {
         self.mtu

@@ -1,4 +1,4 @@
-//! Runs other programs, and says which one failed.
+//! Runs other programs; errors name the command.
 
 use std::io;
 use std::process::{Command, ExitStatus};
@@ -19,14 +19,14 @@ pub enum ShellError {
     Failed {
         /// The command line.
         command: String,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
-        /// What it wrote to standard error; empty where that went to the terminal.
+        /// Its standard error; empty if that went to the terminal.
         stderr: String,
     },
 }
 
-/// Runs to the end with the terminal's output.
+/// Runs a command to its end, with output to the terminal.
 ///
 /// # Errors
 /// The program cannot be started or fails.
@@ -39,7 +39,7 @@ pub fn run(command: &mut Command) -> Result<(), ShellError> {
     }
 }
 
-/// Runs to the end and returns what it wrote to standard output.
+/// Runs a command to its end, and returns its standard output.
 ///
 /// # Errors
 /// The program cannot be started or fails.

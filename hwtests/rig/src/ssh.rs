@@ -1,7 +1,7 @@
 //! Programs on real nodes, by ssh.
 //!
 //! Each node gets a copy of this program in a folder of its own, over one connection that all later programs share. The
-//! session that made the folder removes it when its standard input ends: when we close it, when we crash, when the
+//! session that made the folder removes it when its standard input ends: when this process closes it or crashes, or the
 //! network fails. In the same way each program there has a [`guard`], which ends it with its standard input.
 
 use crate::error::RigError;
@@ -17,19 +17,20 @@ use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
 
-/// How long a login may take, and how long the farewell.
+/// How long a login may take.
 const LOGIN: Duration = Duration::from_secs(30);
+/// How long the end of a connection may take.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// Our file in a node's folder.
+/// The name of this program in a node's folder.
 const PROGRAM: &str = "uvn-bench";
-/// Makes a folder, says its name, and removes it when standard input ends.
+/// A script that makes a folder, writes its name, and removes it when standard input ends.
 const KEEP: &str = r#"umask 022
 folder=$(mktemp -d "${TMPDIR:-/tmp}/uvn-bench.XXXXXXXX") || exit 1
 trap 'rm -rf "$folder"' EXIT
 trap 'exit 1' HUP INT TERM PIPE
 chmod 755 "$folder" && echo "$folder" && cat > /dev/null"#;
 
-/// An open connection to a node. Dropping it removes what it has made there.
+/// An open connection to a node. Dropping it removes what was made on the node.
 pub struct Node {
     login: Login,
     keeper: Option<Process>,
@@ -38,7 +39,7 @@ pub struct Node {
 /// How to run programs on a node whose connection is open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Login {
-    /// As ssh takes it: `host` or `user@host`.
+    /// The destination as ssh takes it: `host` or `user@host`.
     destination: String,
     /// The file of ssh's options; None: the user's own.
     config: Option<PathBuf>,
@@ -84,7 +85,7 @@ impl Node {
         Ok(())
     }
 
-    /// How to run programs there; `inside` is the command that each is an argument of, empty for none.
+    /// How to run programs there; `inside` is a command that gets each program as its argument, empty for none.
     #[must_use]
     pub fn login(&self, inside: &[String]) -> Login {
         Login { inside: inside.to_vec(), ..self.login.clone() }
@@ -100,7 +101,7 @@ impl Drop for Node {
 }
 
 impl Login {
-    /// Our program's copy on the node.
+    /// The path of this program's copy on the node.
     #[must_use]
     pub fn program(&self) -> String {
         format!("{}/{PROGRAM}", self.folder)
@@ -109,7 +110,7 @@ impl Login {
     /// A command that will run there; arguments may be added. Its process here is ssh.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
-        // ssh joins its arguments with blanks for a shell there. So a program of ours quotes them first.
+        // ssh joins its arguments with blanks for a shell on the node. So this program quotes them first.
         let mut command = Command::new(own_program());
         command.arg("ssh").arg("--socket").arg(&self.socket);
         if let Some(config) = &self.config {
@@ -149,7 +150,7 @@ pub struct Words {
 }
 
 impl Words {
-    /// Does not return unless there is no ssh.
+    /// Returns only if ssh cannot be run.
     #[must_use]
     pub fn become_ssh(self) -> io::Error {
         let Words { socket, config, destination, words } = self;
@@ -159,7 +160,7 @@ impl Words {
     }
 }
 
-/// Runs a program and ends it, and what it has started, with our standard input.
+/// Runs a program, and ends it with all that it has started when standard input ends.
 ///
 /// # Errors
 /// It cannot be started.
@@ -181,7 +182,7 @@ pub fn guard(words: &[String]) -> io::Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
 }
 
-/// Words for a POSIX shell that takes them as they are.
+/// Quotes words for a POSIX shell, so that it takes them unchanged.
 fn quote<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
     let quoted = words.into_iter().map(|word| format!("'{}'", word.replace('\'', r"'\''")));
     quoted.collect::<Vec<_>>().join(" ")

@@ -1,4 +1,4 @@
-//! The offloads of a veth wire: those a NIC would have, set and verified.
+//! Sets the offloads of a veth wire to those that a NIC has, and verifies them.
 
 use crate::error::RigError;
 use crate::shell;
@@ -8,11 +8,11 @@ use std::process::Command;
 /// The underlay NIC's name on every node.
 pub const NIC: &str = "em1";
 
-/// What the wire must not do, by ethtool's names: otherwise 64 KiB frames or unfinished checksums cross it, which no
-/// NIC would send. `tx` is the group of all transmit checksums.
+/// Offloads that must be off, by ethtool's names: with them, 64 KiB frames or unfinished checksums would cross the
+/// wire, which no NIC sends. `tx` is the group of all transmit checksums.
 const OFF: &[&str] =
     &["tso", "gso", "tx", "tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation", "tx-udp-segmentation"];
-/// The same, as `ethtool -k` reports them.
+/// The same offloads, as `ethtool -k` reports them.
 const REPORTED_OFF: &[&str] = &[
     "tcp-segmentation-offload",
     "generic-segmentation-offload",
@@ -23,11 +23,11 @@ const REPORTED_OFF: &[&str] = &[
 ];
 const REPORTED_GRO: &str = "generic-receive-offload";
 
-/// Switches the offloads of one end and checks that they are so: a driver may refuse silently. `gro` is on where a
-/// node receives, as a NIC's driver does, and off in a switch.
+/// Switches the offloads of one end, and checks the result, since a driver may refuse silently. `gro` is on where a
+/// node receives, as in a NIC's driver, and off in a switch.
 ///
 /// # Errors
-/// ethtool failed, or an offload is not what it should be.
+/// ethtool failed, or an offload is not as it should be.
 pub fn set_offloads(netns: &str, device: &str, gro: bool) -> Result<(), RigError> {
     let mut set = Command::new("ip");
     set.args(["netns", "exec", netns, "ethtool", "-K", device]);
@@ -45,10 +45,10 @@ pub fn set_offloads(netns: &str, device: &str, gro: bool) -> Result<(), RigError
     Ok(())
 }
 
-/// What `ethtool -k` says about one end; None: about a device of this machine.
+/// The output of `ethtool -k` for one end of a wire; with None as `netns`, for a device of this machine.
 ///
 /// # Errors
-/// ethtool failed or wrote something else than JSON.
+/// ethtool failed, or its output is not JSON.
 pub fn offloads(netns: Option<&str>, device: &str) -> Result<Value, RigError> {
     let mut ethtool = netns.map_or_else(
         || Command::new("ethtool"),
