@@ -15,14 +15,14 @@ use uvn_rig::shell;
 
 /// Packets of each forgery.
 const COUNT: u64 = 100;
-/// How long a report of a packet may be under way.
+/// How long a report of a packet that must not arrive is waited for.
 const SETTLE: Duration = Duration::from_millis(250);
-/// The same for packets that must arrive or be counted: a busy machine delays them.
+/// How long packets that must arrive or be counted are waited for: a busy machine delays them.
 const LATE: Duration = Duration::from_secs(20);
 
-/// Sends every forgery to node 1 from node 2's own NIC. Prints what was counted, and returns whether each packet was
-/// counted for the right reason and none arrived; a genuine packet sent the same way must arrive. The kernel's VXLAN
-/// gets the same packets, to compare.
+/// Sends every forgery from node 2's own NIC to node 1, and prints what was counted. Returns whether each packet was
+/// counted for the right reason and none arrived; a genuine packet that is sent in the same way must arrive. Kernel
+/// VXLAN gets the same packets, for comparison.
 ///
 /// # Errors
 /// A probe could not be run, or the data plane does not answer.
@@ -37,12 +37,12 @@ pub fn run(uvn: &Rig, kernel: &Rig) -> Result<bool, RigError> {
     Ok(good)
 }
 
-/// The counters of node 1; none where the kernel carries the packets.
+/// The counters of node 1; none if the kernel carries the packets.
 fn counters(rig: &Rig) -> Result<BTreeMap<String, u64>, RigError> {
     rig.dataplanes.first().map_or(Ok(BTreeMap::new()), Dataplane::counters)
 }
 
-/// Sends [`COUNT`] packets, and returns how many came to any user of node 1 and what was counted there.
+/// Sends [`COUNT`] packets, and returns how many reached any user of node 1 and what was counted there.
 fn send(rig: &Rig, forgery: Forgery) -> Result<(u64, BTreeMap<String, u64>), RigError> {
     let before = counters(rig)?;
     let attacker = rig.node_place(1);
@@ -66,7 +66,7 @@ fn send(rig: &Rig, forgery: Forgery) -> Result<(u64, BTreeMap<String, u64>), Rig
         arrived += lines.filter(|line| line.starts_with("arrived")).count() as u64;
         let is_over = match forgery {
             Forgery::Genuine => arrived >= COUNT,
-            // The kernel's VXLAN does not tell.
+            // Kernel VXLAN does not count.
             _ => rig.dataplanes.is_empty() || for_the_reason(forgery, &counted) >= COUNT,
         };
         if is_over || Instant::now() >= end {
@@ -75,12 +75,12 @@ fn send(rig: &Rig, forgery: Forgery) -> Result<(u64, BTreeMap<String, u64>), Rig
     }
 }
 
-/// How many were counted as what they are.
+/// The number of packets that were counted for the right reason.
 fn for_the_reason(forgery: Forgery, counted: &BTreeMap<String, u64>) -> u64 {
     forgery.counters().iter().filter_map(|name| counted.get(*name)).sum()
 }
 
-/// Prints one line; false when it is wrong.
+/// Prints one line. False: it is not as expected.
 fn print(forgery: Forgery, arrived: u64, arrived_by_kernel: u64, counted: &BTreeMap<String, u64>) -> bool {
     let right = match forgery {
         Forgery::Genuine => arrived == COUNT,
@@ -93,7 +93,7 @@ fn print(forgery: Forgery, arrived: u64, arrived_by_kernel: u64, counted: &BTree
     right
 }
 
-/// Has every user's endpoint on node 1 watched for a word.
+/// Starts to watch every user's endpoint on node 1 for a word.
 fn watch(rig: &Rig, word: &str) -> Result<Vec<Process>, RigError> {
     let watch = |user| {
         let watcher = Process::start("probe watch", rig.place(0, user).probe(&["watch", word]))?;

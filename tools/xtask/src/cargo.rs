@@ -1,11 +1,11 @@
-//! The cargo that runs us, and what it builds.
+//! The cargo that runs this program, and what it builds.
 
 use std::path::PathBuf;
 use std::process::Command;
 use uvn_rig::error::RigError;
 use uvn_rig::shell;
 
-/// It, in the workspace.
+/// A call of that cargo, in the workspace.
 #[must_use]
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -13,7 +13,7 @@ pub fn cargo() -> Command {
     cargo
 }
 
-/// Builds the releases of these packages, each a program of that name, and returns the folder they are in.
+/// Builds these packages in release mode, each a program of that name, and returns the folder of the programs.
 ///
 /// # Errors
 /// cargo failed.
@@ -27,7 +27,7 @@ pub fn build_release(packages: &[&str]) -> Result<PathBuf, RigError> {
     Ok(target_directory()?.join("release"))
 }
 
-/// Where cargo puts what it builds.
+/// The folder in which cargo puts what it builds.
 ///
 /// # Errors
 /// cargo failed.

@@ -1,12 +1,12 @@
-//! What runners say in the end.
+//! The closing lines of runners.
 
-/// What a runner says in the end, or why it failed.
+/// A runner's closing line, or why it failed.
 pub type Closing = Result<String, String>;
 
-/// A runner's name, with its kernel if it has one, and what it says in the end.
+/// A runner's name, with its kernel if it has one, and its closing line.
 pub type Closings = Vec<(String, Closing)>;
 
-/// Prints one closing line per runner; false when one failed.
+/// Prints one closing line per runner. False: one failed.
 pub fn conclude(closings: &Closings) -> bool {
     println!();
     for (name, closing) in closings {
@@ -18,7 +18,7 @@ pub fn conclude(closings: &Closings) -> bool {
     closings.iter().all(|(_, closing)| closing.is_ok())
 }
 
-/// Passed, failed, ignored, measured and left out in the closing line of one test program.
+/// The numbers of tests in the closing line of one test program: passed, failed, ignored, measured, filtered out.
 pub fn counted(line: &str) -> Option<[u64; 5]> {
     let rest = line.strip_prefix("test result: ")?.split_once(". ")?.1;
     let numbers = rest.split("; ").map_while(|part| part.split(' ').next()?.parse().ok());

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: two nodes, two users, real data planes, and what comes of it.
+//! `cargo xtask demo`: two nodes, two users and real data planes: who reaches whom, the speed, an attack.
 
 use crate::attack;
 use crate::cargo::build_release;
@@ -14,7 +14,7 @@ use uvn_rig::error::RigError;
 use uvn_rig::netns;
 use uvn_rig::rig::{NIC, USERS};
 
-/// Shows everything; false when something is not as it should be.
+/// Shows everything. False: something is not as expected.
 ///
 /// # Errors
 /// A step could not be done.
@@ -35,7 +35,7 @@ pub fn demo() -> Result<bool, RigError> {
     Ok(good)
 }
 
-/// The part of the demo that is either right or wrong; false when it is wrong.
+/// The part of the demo that has an expected result. False: it is not as expected.
 ///
 /// # Errors
 /// A step could not be done.
@@ -54,7 +54,7 @@ pub fn isolation(program: &Path) -> Result<bool, RigError> {
     Ok(attack::run(&uvn, &Rig::kernel()?)? && reached)
 }
 
-/// Says which core runs what.
+/// Prints which cores run applications, and which run networking.
 fn print_layout(cores: &[Cores]) {
     let nodes: Vec<String> = cores
         .iter()

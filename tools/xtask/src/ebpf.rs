@@ -1,7 +1,7 @@
-//! Rebuilds the objects of `ebpf/`, or checks that they are what their source builds to.
+//! Rebuilds the objects of `ebpf/`, or checks that the committed ones are what their source builds to.
 //!
-//! rustup has no core library for the BPF target, and compiling one needs a nightly. Debian's Rust has it; what is
-//! left to build here is bpf-linker, against the LLVM of that same Rust.
+//! rustup has no core library for the BPF target, and compiling one needs a nightly toolchain. Debian's Rust has it;
+//! only bpf-linker is built here, against the LLVM of that same Rust.
 
 use crate::setup::{self, SetupError};
 use std::ffi::OsString;
@@ -11,20 +11,20 @@ use std::process::Command;
 use std::{env, fs};
 use uvn_rig::shell::{self, ShellError};
 
-/// Debian's, and not the first on the PATH, which is rustup's.
+/// Debian's cargo: the first one on the PATH is rustup's.
 const CARGO: &str = "/usr/bin/cargo";
 const RUSTC: &str = "/usr/bin/rustc";
 
-/// The version decides the object's bytes.
+/// The version of bpf-linker, on which the object's bytes depend.
 const BPF_LINKER: &str = "0.13.0";
 /// The LLVM that Debian's rustc links with.
 const LLVM_PACKAGE: &str = "libllvm22";
 const LLVM_FEATURE: &str = "llvm-22";
 
-/// Why the object could not be built or is not right.
+/// Why the objects cannot be built, or differ.
 #[derive(Debug, thiserror::Error)]
 pub enum EbpfError {
-    /// A package is missing.
+    /// A package cannot be installed.
     #[error(transparent)]
     Setup(#[from] SetupError),
     /// A tool failed.
@@ -41,7 +41,7 @@ pub enum EbpfError {
     /// libLLVM is not where its package should have put it.
     #[error("package {LLVM_PACKAGE} holds no libLLVM.so: Debian's Rust has moved to another LLVM; adapt {}", file!())]
     NoLlvm,
-    /// `--check` failed.
+    /// The committed object is not what its source builds to.
     #[error(
         "{committed} is not what its source builds to: run `cargo xtask ebpf` and commit the result.\n\
          Built here: {built}\n\
@@ -57,13 +57,13 @@ pub enum EbpfError {
     },
 }
 
-/// One per binary of `ebpf/`: the XDP program, the cgroup programs.
+/// The objects, one per binary of `ebpf/`: the XDP and tc programs, and the cgroup programs.
 const OBJECTS: [&str; 2] = ["uvn-ebpf", "uvn-cgroup"];
 
-/// Builds the objects and puts them in their place; with `check` compares them with those there instead.
+/// Builds the objects and replaces the committed ones; with `check`, compares them instead.
 ///
 /// # Errors
-/// Set-up or the build failed, or the objects differ.
+/// The set-up or the build failed, or the objects differ.
 pub fn run(check: bool) -> Result<(), EbpfError> {
     setup::install(&[setup::EBPF])?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -87,7 +87,7 @@ pub fn run(check: bool) -> Result<(), EbpfError> {
     Ok(())
 }
 
-/// Where bpf-linker is; installed below `target` the first time.
+/// The path of bpf-linker, which is installed below `target` the first time.
 fn bpf_linker(target: &Path) -> Result<PathBuf, EbpfError> {
     let root = target.join(format!("bpf-linker-{BPF_LINKER}"));
     let linker = root.join("bin/bpf-linker");
@@ -124,7 +124,7 @@ fn build(root: &Path, target: &Path, linker: &Path) -> Result<PathBuf, EbpfError
         format!("-Clinker={}", linker.display()),
         // Linux 5.1 and later.
         "-Ctarget-cpu=v3".to_owned(),
-        // Every machine that uvn runs on loads unaligned words, and so the verifier allows it for packets.
+        // Every machine that uvn runs on can load unaligned words, so the verifier allows that in packets.
         "-Clink-arg=--cpu-features=+alu32,+allows-misaligned-mem-access".to_owned(),
     ];
     shell::run(

@@ -1,21 +1,21 @@
-//! `cargo xtask guest -- COMMAND`: runs a command as root on a Debian kernel that has what the host's may lack (VRF).
+//! `cargo xtask guest -- COMMAND`: runs a command as root on a Debian kernel, which has what the host's may lack (VRF).
 //!
 //! The guest is a qemu machine whose root is the host's root file system, read-only over 9p, below a tmpfs: what the
-//! command writes is gone with the guest, whatever it deletes is still there on the host. Two folders are not so:
-//! `/guest` is this run's folder on the host (`target/guest/run-PID`), read-write, for what should stay; `/tmp`, `/run`
-//! and `/dev` are the guest's own. The command starts in the caller's directory with a small environment (and the
-//! caller's `RUST_*` and `UVN_*` variables), its output arrives as it is written, its exit code becomes ours.
+//! command writes is gone with the guest, and what it deletes still exists on the host. Exceptions: `/guest` is this
+//! run's folder on the host (`target/guest/run-PID`), read-write, for results; `/tmp`, `/run` and `/dev` are the
+//! guest's own. The command starts in the caller's directory, with a small environment and the caller's `RUST_*` and
+//! `UVN_*` variables. Its output arrives as it is written, and its exit code becomes that of this program.
 //!
 //! - Kernels are Debian's, unpacked below `target/guest` ([`kernel`]) and not installed; `modprobe` works.
 //! - The vmlinux is booted directly (PVH): a bzImage would decompress itself, which takes 5 s without KVM. A small
 //!   initramfs ([`initramfs`]) mounts the root. 5 s to the command in all.
-//! - KVM is used where a guest really boots with it ([`accelerator`]), else qemu's own translation (TCG), in which a
-//!   process start costs 50 ms: let one program do much.
+//! - KVM is used if a guest boots with it ([`accelerator`]), else qemu's own translation (TCG), in which the start of a
+//!   process takes 50 ms: one program should do much.
 //! - With `--systemd`, process 1 is systemd with journald, D-Bus and logind, and the command is a service
 //!   (`guest.service`); what slows the boot is masked. Otherwise process 1 is a shell that runs the command
 //!   (`guest/stage2.sh`).
 //! - cgroup v2 is at /sys/fs/cgroup, bpffs at /sys/fs/bpf, debugfs at /sys/kernel/debug; `lo` is up; there is no NIC.
-//! - What tests start often is in the guest's memory ([`memory`]), as if the command had written it.
+//! - Programs that tests start often are in the guest's memory ([`memory`]), as if the command had written them.
 //! - Any number of guests may run side by side.
 //! - A guest that hangs is examined before it is ended ([`examine`]); the evidence is kept below `target/guest`.
 
@@ -37,7 +37,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use uvn_rig::shell::ShellError;
 
-/// What a guest has and how long it may take.
+/// A guest's hardware, and how long it may run.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Machine {
     /// Series of the Debian kernel
@@ -67,7 +67,7 @@ impl Default for Machine {
     }
 }
 
-/// A guest could not be run to its command's end.
+/// Why a guest's command did not run to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
     /// A program on the host failed.
@@ -81,16 +81,16 @@ pub enum GuestError {
         /// Why it failed.
         source: io::Error,
     },
-    /// The kernel is not what is expected.
+    /// The kernel cannot be unpacked as expected.
     #[error("{0}")]
     Kernel(String),
-    /// Its command has hung, or takes longer than it may.
+    /// The command has hung, or takes too long.
     #[error("{0}; the guest was examined and ended: {path}", path = .1.path.display())]
     Hung(String, Evidence),
-    /// It ended without an exit code: a panic, or a command that powered it off.
+    /// The guest ended without an exit code: by a panic, or because the command powered it off.
     #[error("the guest ended before its command did; the end of its console:\n{0}")]
     Ended(String),
-    /// The same, by qemu's doing.
+    /// The guest ended without an exit code because of an error of qemu.
     #[error("qemu's emulation failed: {0}; the end of the guest's console:\n{1}")]
     Emulation(&'static str, String),
 }
@@ -102,7 +102,7 @@ impl GuestError {
     }
 }
 
-/// The terminal, where a command may write as little as it likes.
+/// Shows output on the terminal; the command may write nothing for as long as it likes.
 struct Terminal {
     minutes: u64,
     end: Instant,
@@ -110,7 +110,7 @@ struct Terminal {
 
 impl Watch for Terminal {
     fn take(&mut self, stream: Stream, bytes: &[u8]) {
-        // Whoever reads us may have gone; the command goes on all the same.
+        // The reader of this program's output may have gone; the command goes on.
         let _gone = match stream {
             Stream::Out => io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()),
             Stream::Err => io::stderr().write_all(bytes),
@@ -123,7 +123,7 @@ impl Watch for Terminal {
     }
 }
 
-/// Runs `command` in a guest with the terminal's output and returns its exit code.
+/// Runs `command` in a guest, with output to the terminal, and returns its exit code.
 ///
 /// # Errors
 /// As [`run`].
@@ -132,8 +132,8 @@ pub fn show(machine: &Machine, command: &[String]) -> Result<i32, GuestError> {
     run(machine, command, &mut Terminal { minutes, end: Instant::now() + Duration::from_secs(minutes * 60) })
 }
 
-/// Runs `command` in a guest, hands its output to `watch` as it arrives, and returns its exit code. A guest that is ended
-/// before its command is examined first.
+/// Runs `command` in a guest, hands its output to `watch` as it arrives, and returns its exit code. If the guest must
+/// be ended before its command, it is examined first.
 ///
 /// # Errors
 /// No kernel, no qemu, a command that `watch` takes for hung, or a guest that crashed.
@@ -180,7 +180,7 @@ pub fn run(machine: &Machine, command: &[String], watch: &mut impl Watch) -> Res
 
 /// The machine without its file systems and streams.
 fn qemu(machine: &Machine, kernel: &Kernel, accelerator: Accelerator) -> Command {
-    // The guest must not outlive us, however we end (Ctrl-C): setpriv asks the kernel to see to it.
+    // The guest must not outlive this process, however that ends (Ctrl-C): setpriv makes the kernel end it.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-nographic", "-no-reboot"]);
     let cores = if machine.icount { 1 } else { machine.cores };
@@ -201,8 +201,8 @@ fn ninep(qemu: &mut Command, tag: &str, path: &Path, read_only: bool) {
     ]);
 }
 
-/// The kernel's command line. On a busy machine an emulated timer may be too late for the kernel's test of it, and the
-/// kernel would panic ("IO-APIC + timer doesn't work").
+/// The kernel's command line. It skips the kernel's test of the timer: on a busy machine an emulated timer may be late,
+/// and the kernel would panic ("IO-APIC + timer doesn't work").
 fn append(machine: &Machine, kernel: &Kernel) -> String {
     // Debian's security modules, and BPF programs.
     let modules = "lsm=landlock,lockdown,yama,loadpin,safesetid,integrity,apparmor,bpf";
@@ -214,8 +214,8 @@ fn append(machine: &Machine, kernel: &Kernel) -> String {
     )
 }
 
-/// What shows in a kernel's last words that no CPU would have done what qemu's translation did. Under load it goes on in the
-/// middle of an instruction that the kernel has just patched (a static key), or in what was there before.
+/// Evidence in a kernel's last words of an error of qemu's translation, which no CPU makes. Under load it goes on in
+/// the middle of an instruction that the kernel has just patched (a static key), or executes the old instruction.
 fn emulation_failed(console: &str) -> Option<&'static str> {
     let (_, oops) = console.split_once("invalid opcode: 0000")?;
     let (_, code) = oops.split_once("Code: ")?;
@@ -235,7 +235,7 @@ fn emulation_failed(console: &str) -> Option<&'static str> {
         .then_some("an invalid opcode in a valid instruction that the kernel patches")
 }
 
-/// Where cargo puts what it builds.
+/// The folder in which cargo puts what it builds.
 fn target_directory() -> Result<PathBuf, GuestError> {
     crate::cargo::target_directory()
         .map_err(|error| GuestError::Kernel(format!("no target directory: {error}")))

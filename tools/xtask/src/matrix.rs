@@ -9,15 +9,15 @@ use uvn_rig::error::RigError;
 use uvn_rig::process::Process;
 use uvn_rig::rig::USERS;
 
-/// How long an answer or a report may be under way that must come: a busy machine delays it.
+/// How long an answer or a report that must come is waited for: a busy machine delays it.
 const LATE: Duration = Duration::from_secs(20);
-/// The same for one that must not come.
+/// How long one that must not come is waited for.
 const SOON: Duration = Duration::from_millis(800);
 
 /// A user's endpoint on a node.
 type Spot = (u32, usize);
 
-/// One pair, one protocol, one IP version.
+/// One attempt: a pair of endpoints, a protocol, an IP version.
 struct Attempt {
     from: Spot,
     to: Spot,
@@ -27,7 +27,7 @@ struct Attempt {
 }
 
 impl Attempt {
-    /// Own network everywhere, others nowhere.
+    /// Whether it should succeed: only in the user's own network.
     fn expected(&self) -> bool {
         self.from.0 == self.to.0
     }
@@ -48,7 +48,7 @@ fn spots() -> Vec<Spot> {
     USERS.into_iter().flat_map(|user| (0..2).map(move |node| (user, node))).collect()
 }
 
-/// Tries everything, prints the table and returns whether all is as it should be.
+/// Tries everything, prints the table, and returns whether all is as expected.
 ///
 /// # Errors
 /// A probe could not be run.
@@ -109,7 +109,7 @@ fn attempts() -> Vec<Attempt> {
     attempts
 }
 
-/// Runs all attempts from one spot at once and returns the words that were answered.
+/// Runs all attempts from one endpoint at once, and returns the words that were answered.
 fn reach(rig: &Rig, from: Spot, attempts: &[Attempt]) -> Result<BTreeSet<String>, RigError> {
     let begin = Instant::now();
     let start = |expected, patience: Duration| {
@@ -121,7 +121,7 @@ fn reach(rig: &Rig, from: Spot, attempts: &[Attempt]) -> Result<BTreeSet<String>
     };
     let mut reached = BTreeSet::new();
     for probe in [start(true, LATE)?, start(false, SOON)?] {
-        // It connects for so long, and waits for an answer as long.
+        // A probe tries to connect for so long, and then waits for an answer for as long.
         reached.extend(words(&probe.finish(3 * LATE)?, "reached "));
     }
     let ways = attempts.iter().filter(|a| a.from == from).count();
@@ -162,7 +162,7 @@ fn print(attempts: &[Attempt], observed: impl Fn(&Attempt) -> bool) -> bool {
     wrong.is_empty()
 }
 
-/// The protocols that get through, over both IP versions; with `4` or `6` where only that one does.
+/// The protocols that get through, with `4` or `6` if only over that IP version.
 fn cell(pair: &[&Attempt], observed: &impl Fn(&Attempt) -> bool) -> String {
     let works = |protocol, v6| pair.iter().any(|a| (a.protocol, a.v6) == (protocol, v6) && observed(a));
     let names: Vec<String> = Protocol::ALL

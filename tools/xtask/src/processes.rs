@@ -1,4 +1,4 @@
-//! What processes of this machine wait for, from /proc: the evidence of a hang.
+//! Shows what processes of this machine wait for, from /proc: the evidence of a hang.
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-/// A process and those it has started, and what each of their threads waits for.
+/// Describes a process and all that descend from it, with what each of their threads waits for.
 #[must_use]
 pub fn describe(root: u32) -> String {
     let mut text = String::new();
@@ -68,7 +68,7 @@ fn parent(pid: u32) -> Option<u32> {
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
-/// The names in a folder that are numbers, in their order.
+/// The names in a folder that are numbers, in ascending order.
 fn numbers(folder: &Path) -> Vec<u32> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut numbers: Vec<u32> =

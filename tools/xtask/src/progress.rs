@@ -1,12 +1,12 @@
-//! Follows the output of test programs: which test runs since when, and whether one, or all of it, has hung.
+//! Follows the output of test programs: which tests run, since when, and whether one of them, or everything, has hung.
 
 use crate::running::{Stream, Watch};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-/// How long a test may take, and how long nothing may be written.
+/// How long a test may take, and how long the programs may write nothing.
 pub const LIMIT: Duration = Duration::from_secs(180);
-/// libtest says so of a test that has run for that long, where tests run side by side.
+/// What libtest writes about a test that has run for that long, if tests run side by side.
 const SLOW: (&str, Duration) = (" has been running for over 60 seconds", Duration::from_secs(60));
 
 /// Tests that may take longer than [`LIMIT`], by the end of their names: each makes some 200 attempts, after much else.
@@ -15,8 +15,8 @@ const LONG: [(&str, Duration); 2] = [
     ("services_of_the_users_systemd_are_inside", Duration::from_secs(600)),
 ];
 
-/// What test programs have written so far. libtest writes `test NAME ... ` before it runs a test if it runs one at a
-/// time, and the whole line after it else.
+/// What test programs have written so far. If tests run one at a time, libtest writes `test NAME ... ` before each
+/// test; otherwise it writes the whole line after the test.
 #[derive(Debug)]
 pub struct Progress {
     lines: Lines,
@@ -33,8 +33,8 @@ impl Progress {
         Progress { lines: Lines::default(), running: Vec::new(), last: now, limit }
     }
 
-    /// Takes a piece of standard output, and returns the lines that are whole with it. The line that ends a test that was
-    /// seen to begin has its time.
+    /// Takes a piece of standard output, and returns the lines that it completes. The line that ends a test gets the
+    /// test's time, if its beginning was seen.
     pub fn take(&mut self, bytes: &[u8], now: Instant) -> Vec<String> {
         self.last = now;
         let lines = self.lines.take(bytes).into_iter().map(|line| self.follow(line, now)).collect();
@@ -46,7 +46,7 @@ impl Progress {
         lines
     }
 
-    /// Something was written elsewhere.
+    /// Notes that something was written elsewhere.
     pub fn heard(&mut self, now: Instant) {
         self.last = now;
     }
@@ -64,7 +64,7 @@ impl Progress {
         line
     }
 
-    /// What has hung, if something has.
+    /// What has hung, as a text; None: nothing has.
     #[must_use]
     pub fn overdue(&self, now: Instant) -> Option<String> {
         let slow = self.running.iter().find_map(|(name, since)| {
@@ -73,7 +73,7 @@ impl Progress {
             let over = now.duration_since(*since) > long;
             over.then(|| format!("{name} has not ended after {} s", now.duration_since(*since).as_secs()))
         });
-        // While a long test runs, nothing else need be written.
+        // While a long test runs, the programs may write nothing.
         let silent = || {
             let seconds = now.duration_since(self.last).as_secs();
             let silent = self.running.is_empty() && now.duration_since(self.last) > self.limit;
@@ -83,17 +83,17 @@ impl Progress {
     }
 }
 
-/// What test programs write, shown by whole lines: several programs may write at once.
+/// Shows what test programs write, by whole lines, since several programs may write at once.
 pub struct Output {
     prefix: String,
     progress: Progress,
     errors: Lines,
-    /// All lines.
+    /// Shows all lines.
     pub text: String,
 }
 
 impl Output {
-    /// Each line is shown behind `prefix`.
+    /// Shows each line behind `prefix`.
     #[must_use]
     pub fn new(prefix: String) -> Output {
         let progress = Progress::new(LIMIT, Instant::now());
@@ -123,17 +123,17 @@ impl Watch for Output {
     }
 }
 
-/// What follows `test ` in a line of libtest's.
+/// The text behind `test ` in a line of libtest's.
 fn test(line: &str) -> Option<&str> {
     line.strip_prefix("test ")
 }
 
-/// A stream's lines.
+/// Cuts a stream into lines.
 #[derive(Debug, Default)]
 pub struct Lines(Vec<u8>);
 
 impl Lines {
-    /// Takes a piece, and returns the lines that are whole with it, without their ends.
+    /// Takes a piece, and returns the lines that it completes, without line ends.
     pub fn take(&mut self, bytes: &[u8]) -> Vec<String> {
         self.0.extend_from_slice(bytes);
         let mut lines = Vec::new();
@@ -145,7 +145,7 @@ impl Lines {
         lines
     }
 
-    /// The line that has begun.
+    /// The last line, which is not complete.
     fn begun(&self) -> Option<&str> {
         std::str::from_utf8(&self.0).ok()
     }

@@ -23,7 +23,7 @@ enum Carrier {
 
 /// Two nodes, ready for traffic. Dropping it removes all of it.
 pub struct Rig {
-    /// One per node; none where the kernel carries the packets. Before the namespaces: they stop first.
+    /// One per node; none if the kernel carries the packets. Before `namespaces`, so that they stop first.
     pub dataplanes: Vec<Dataplane>,
     namespaces: Namespaces,
     carrier: Carrier,
@@ -31,7 +31,7 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Both nodes with a data plane each; `program` is `uvn-dataplane`.
+    /// Makes both nodes, with a data plane each; `program` is `uvn-dataplane`.
     ///
     /// # Errors
     /// A step failed; what was made is removed.
@@ -42,7 +42,7 @@ impl Rig {
         Ok(rig)
     }
 
-    /// Both nodes with the kernel's VXLAN.
+    /// Makes both nodes, with kernel VXLAN.
     ///
     /// # Errors
     /// A step failed; what was made is removed.
@@ -52,7 +52,7 @@ impl Rig {
         Ok(rig)
     }
 
-    /// Both nodes, the wire and an empty namespace per user and node.
+    /// Makes both nodes, the wire, and an empty namespace per user and node.
     fn new(tag: &str, carrier: Carrier) -> Result<Rig, RigError> {
         let namespaces = Namespaces::new(tag)?;
         let rig = Rig { dataplanes: Vec::new(), namespaces, carrier, cores: Cores::of_this_machine(2) };
@@ -129,7 +129,7 @@ impl Rig {
         Dataplane::start(program, &place, &files, &configuration, USERS.len() as u32)
     }
 
-    /// The TOML file of one node.
+    /// The data plane's configuration on one node.
     fn configuration(&self, node: usize, core: usize) -> String {
         let ((v4, v6), (peer4, peer6)) = (ADDRESSES[node], ADDRESSES[1 - node]);
         let mut toml = format!(
@@ -149,7 +149,7 @@ impl Rig {
         toml
     }
 
-    /// A VXLAN device per user and node, made on the wire and moved to the user's namespace.
+    /// Makes a VXLAN device per user and node, on the wire, and moves it to the user's namespace.
     fn add_kernel_vxlan(&self) -> Result<(), RigError> {
         for user in USERS {
             let (vni, device) = (user.to_string(), self.device(user));

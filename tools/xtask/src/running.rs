@@ -1,4 +1,4 @@
-//! A program whose output somebody follows while it runs, and which is ended when they think that it has hung.
+//! Runs a program, hands its output to a watcher, and ends it when the watcher takes it for hung.
 
 use std::io::{self, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -15,12 +15,12 @@ pub enum Stream {
     Err,
 }
 
-/// Whoever follows a program.
+/// A watcher of a running program.
 pub trait Watch {
     /// Takes a piece of its output.
     fn take(&mut self, stream: Stream, bytes: &[u8]);
 
-    /// Why the program is taken for hung, if it is. Asked once a second.
+    /// Why the program is taken for hung; None: it is not. Asked once a second.
     fn overdue(&self) -> Option<String>;
 }
 
@@ -31,10 +31,10 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts it, without standard input.
+    /// Starts a program, without standard input.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The program cannot be started.
     pub fn start(mut command: Command) -> io::Result<Running> {
         let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
@@ -57,16 +57,16 @@ impl Running {
         Ok(Running { child, output })
     }
 
-    /// Its process.
+    /// Its process ID.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Hands on its output until it ends, and returns how; or why it is taken for hung.
+    /// Hands its output to `watch` until it ends, and returns its exit status.
     ///
     /// # Errors
-    /// What `watch` says of it.
+    /// Why `watch` takes it for hung.
     pub fn watch(&mut self, watch: &mut impl Watch) -> Result<io::Result<ExitStatus>, String> {
         loop {
             match self.output.recv_timeout(Duration::from_secs(1)) {

@@ -6,7 +6,7 @@ use uvn_rig::shell::{self, ShellError};
 /// A Debian package and what it is for.
 pub type Package = (&'static str, &'static str);
 
-/// To build the engine.
+/// Packages to build the data plane and `uvnd`.
 pub const BUILD: &[Package] = &[
     ("libc6-dev", "the C library that Rust programs link with"),
     ("gcc", "links Rust programs; compiles libxdp, which xsk-rs carries"),
@@ -18,14 +18,15 @@ pub const BUILD: &[Package] = &[
     ("zlib1g-dev", "libelf needs it"),
 ];
 
-/// To build the eBPF object. Debian's Rust has the BPF target's core library; rustup's would have to compile it.
+/// Packages to build the eBPF objects. Debian's Rust has the BPF target's core library; rustup's would have to compile
+/// it.
 pub const EBPF: &[Package] = &[
     ("rustc-web", "compiles the eBPF programs; brings the LLVM that bpf-linker links with"),
     ("cargo-web", "drives that rustc"),
     ("libstd-rust-web-dev-bpf", "Rust's core library for the BPF target"),
 ];
 
-/// To run the tests that make network namespaces.
+/// Packages to run the tests that make network namespaces.
 pub const TEST: &[Package] = &[
     ("iproute2", "network namespaces and links"),
     ("ethtool", "switches the wire's offloads"),
@@ -34,7 +35,7 @@ pub const TEST: &[Package] = &[
     ("tshark", "decodes what the data plane has sent, and checks every checksum"),
 ];
 
-/// To show and measure.
+/// Packages to run the demo and benchmarks.
 pub const BENCH: &[Package] = &[
     ("iproute2", "network namespaces and links"),
     ("ethtool", "switches the wire's offloads"),
@@ -46,7 +47,7 @@ pub const BENCH: &[Package] = &[
     ("hpcc", "HPL, as an application's proxy"),
 ];
 
-/// To run commands in a guest. The kernels themselves are fetched and unpacked by `guest/kernel.rs`, not installed.
+/// Packages to run commands in a guest. `guest/kernel.rs` fetches and unpacks the kernels, which are not installed.
 pub const GUEST: &[Package] = &[
     ("qemu-system-x86", "runs the guest"),
     ("busybox-static", "makes the guest's root file system"),
@@ -60,7 +61,7 @@ pub const GUEST: &[Package] = &[
     ("libpam-systemd", "sessions of logind"),
 ];
 
-/// What the suites in the guest start.
+/// Packages of programs that the suites in the guest start.
 pub const SUITES: &[Package] = &[
     ("ethtool", "switches the wire's offloads"),
     ("nftables", "uvnd's packet filter"),
@@ -77,27 +78,27 @@ pub const SUITES: &[Package] = &[
     ("libopenmpi-dev", "mpicc, for its program"),
 ];
 
-/// Everything.
+/// All packages.
 pub const ALL: &[&[Package]] = &[BUILD, EBPF, TEST, BENCH, GUEST, SUITES];
 
-/// Set-up failed.
+/// Why the packages cannot be installed.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// No dpkg: not Debian or a descendant.
+    /// There is no dpkg: this is not Debian or a descendant.
     #[error("set-up knows Debian packages only ({0}); install what matches these yourself: {1}")]
     NotDebian(ShellError, String),
-    /// Only root may install.
+    /// The process is not root.
     #[error("run this as root, or install these packages first: {0}")]
     NotRoot(String),
-    /// apt refused.
+    /// apt failed.
     #[error(transparent)]
     Shell(#[from] ShellError),
 }
 
-/// Installs those packages of `groups` that are missing, and says why each is needed. Starts no service.
+/// Installs the packages of `groups` that are missing, and prints why each is needed. Starts no service.
 ///
 /// # Errors
-/// Not a Debian, not root while something is missing, or apt failed.
+/// This is not Debian, the process is not root while a package is missing, or apt failed.
 pub fn install(groups: &[&[Package]]) -> Result<(), SetupError> {
     let mut missing: Vec<Package> = Vec::new();
     for &(package, reason) in groups.iter().copied().flatten() {
@@ -121,18 +122,18 @@ pub fn install(groups: &[&[Package]]) -> Result<(), SetupError> {
 fn is_installed(package: &str) -> Result<bool, SetupError> {
     match shell::read(Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Status}", package])) {
         Ok(status) => Ok(status == "installed"),
-        // Not even known.
+        // dpkg does not know the package.
         Err(ShellError::Failed { .. }) => Ok(false),
         Err(error) => Err(SetupError::NotDebian(error, package.to_owned())),
     }
 }
 
-/// Installs its arguments, and removes nothing: what apt would have to remove is somebody's. While it runs a policy-rc.d
-/// (Debian policy 9.3.3) forbids starting services: they would interfere with the host's. A shell script, because its trap
-/// also cleans up on Ctrl-C.
+/// A script that installs its arguments and removes nothing, since other packages may be needed. While it runs, a
+/// policy-rc.d (Debian policy 9.3.3) forbids starting services, which would interfere with the host's. It is a shell
+/// script because its trap also cleans up on Ctrl-C.
 ///
-/// Debian 12's qemu is 7.2: it has no igb, and cannot be there beside a newer package of qemu's. Its backports have 10, from
-/// the place that apt has Debian 12 from; lists and sources of the machine stay as they are.
+/// Debian 12's qemu is 7.2: it has no igb, and cannot be installed beside a newer package of qemu's. The backports have
+/// 10, from the mirror that apt uses for Debian 12; the machine's lists and sources are not changed.
 const INSTALL: &str = r#"
 set -e
 policy=/usr/sbin/policy-rc.d

@@ -1,5 +1,5 @@
-//! The suites of `hwtests/tests`, run in guests. One file is one suite; each gets a guest of its own, so that none finds
-//! what another left behind. A file whose name ends in `_systemd` gets one with systemd and logind.
+//! Runs the suites of `hwtests/tests` in guests. Each file is a suite and gets a guest of its own, so that no suite
+//! finds what another has left behind. A suite whose name ends in `_systemd` gets a guest with systemd and logind.
 
 use crate::cargo::cargo;
 use crate::closing::{Closing, Closings, conclude, counted};
@@ -16,7 +16,7 @@ use uvn_rig::shell;
 /// A built suite.
 #[derive(Debug, Clone)]
 pub struct Suite {
-    /// Its file's name, without `.rs`.
+    /// The name of its file, without `.rs`.
     pub name: String,
     /// Its test program.
     program: PathBuf,
@@ -24,7 +24,7 @@ pub struct Suite {
     tests: u64,
 }
 
-/// What `cargo xtask suite` runs.
+/// The arguments of `cargo xtask suite`.
 #[derive(Debug, clap::Args)]
 pub struct Choice {
     /// Suites to run: files of hwtests/tests without `.rs`; all if none is named
@@ -36,10 +36,10 @@ pub struct Choice {
     arguments: Vec<String>,
 }
 
-/// Builds and runs the chosen suites, and prints one closing line each; false when one failed.
+/// Builds and runs the chosen suites, and prints one closing line each. False: one failed.
 ///
 /// # Errors
-/// They cannot be built, or there is no such suite.
+/// The suites cannot be built, or a named one does not exist.
 pub fn choose(choice: &Choice) -> Result<bool, String> {
     let mut suites = build()?;
     if let Some(name) = choice.names.iter().find(|name| suites.iter().all(|suite| suite.name != **name)) {
@@ -53,8 +53,8 @@ pub fn choose(choice: &Choice) -> Result<bool, String> {
     Ok(conclude(&closings))
 }
 
-/// What depends on the kernel most, or needs the newer one, with the tests that the older one is enough for: all of it
-/// would take long.
+/// Suites that depend on the kernel most, or need the newer one, each with the tests for which the older kernel is
+/// enough: all suites on both would take long.
 const ON_BOTH: [(&str, &[&str]); 6] = [
     ("escapes", &["engine::"]),
     ("kernel", &[]),
@@ -64,14 +64,14 @@ const ON_BOTH: [(&str, &[&str]); 6] = [
     ("outsiders", &["engine::", "kernel::"]),
 ];
 
-/// They take longest, and begin first: nobody waits for one guest in the end.
+/// The suites that take longest: they begin first, so that no guest is left running alone in the end.
 const LONGEST: [&str; 5] = ["faults", "mixed", "escapes", "slurm", "matrix"];
 
 /// A suite in a guest.
 struct Run {
     suite: Suite,
     machine: Machine,
-    /// For the test program.
+    /// Arguments of the test program.
     arguments: Vec<String>,
 }
 
@@ -96,8 +96,8 @@ pub fn all(suites: &[Suite]) -> Closings {
     run(&runs)
 }
 
-/// Builds the suites and the programs that they run, with the features that they have where all tests of the workspace are
-/// built: with others, every crate would be built once more.
+/// Builds the suites and the programs that they run, with the same features as the tests of the whole workspace: with
+/// other features, every crate would be built once more.
 ///
 /// # Errors
 /// cargo failed.
@@ -134,7 +134,7 @@ pub fn build() -> Result<Vec<Suite>, String> {
     Ok(suites)
 }
 
-/// Runs them, two at once at least, since they often wait, and returns their closing lines in the order given.
+/// Runs them, at least two at once, since they often wait. Returns their closing lines in the given order.
 fn run(runs: &[Run]) -> Closings {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
@@ -170,7 +170,7 @@ fn run_one(run: &Run, name: &str) -> Closing {
     let mut output = Output::new(format!("{name}: "));
     let code = loop {
         match guest::run(&machine, &command, &mut output) {
-            // Once, and told.
+            // Tried once more; the closing line says so.
             Err(error @ GuestError::Emulation(..)) if again.is_empty() => {
                 println!("{name}: AGAIN: {error}");
                 again = " (AGAIN: in a first guest qemu's emulation failed, see above)";
@@ -198,7 +198,7 @@ fn run_one(run: &Run, name: &str) -> Closing {
     if passed + left_out != suite.tests {
         return Err(format!("{line}, but it has {} tests", suite.tests));
     }
-    // It is the newest: what it cannot run, nobody runs.
+    // Tests that the newest kernel cannot run are run nowhere.
     if skipped > 0 && machine.kernel == Series::V6_12 {
         return Err(line);
     }

@@ -11,11 +11,11 @@ use std::time::Instant;
 use uvn_rig::error::RigError;
 use uvn_rig::shell;
 
-/// Runs all of it, going on past failures, and prints one closing line per runner; false when one failed.
+/// Runs everything, also after a failure, and prints one closing line per runner. False: one failed.
 #[must_use]
 pub fn test() -> bool {
     let mut closings = Closings::new();
-    // Lints need no more than what builds; packages that tests need are fetched meanwhile.
+    // Packages that tests need are fetched while lints run, which need only what builds.
     let set_up = thread::spawn(|| setup::install(setup::ALL).map_err(|error| error.to_string()));
     closings.push(timed("format", format));
     closings.push(timed("clippy", clippy));
@@ -49,12 +49,12 @@ fn timed(name: &str, run: impl FnOnce() -> Closing) -> (String, Closing) {
     (name.to_owned(), closing.map(|line| format!("{line} ({} s)", start.elapsed().as_secs())))
 }
 
-/// Runs cargo with the terminal's output.
+/// Runs cargo, with output to the terminal.
 fn run(cargo: &mut Command) -> Result<(), String> {
     shell::run(cargo).map_err(|error| error.to_string())
 }
 
-/// Fails, with the remedy, if rustup has not brought this component.
+/// Fails, with the remedy, if rustup has not installed this component.
 fn need(component: &str) -> Result<(), String> {
     let name = if component == "fmt" { "rustfmt" } else { component };
     let remedy = format!("this Rust has no {name}; `rustup component add {name}` brings it");
@@ -94,7 +94,7 @@ fn clippy() -> Closing {
     Ok("ok: no warnings".into())
 }
 
-/// Links between documentation, private items' too.
+/// Checks the links in the documentation, of private items too.
 fn documentation() -> Closing {
     let mut document = cargo();
     document.args(["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"]);
@@ -104,12 +104,12 @@ fn documentation() -> Closing {
 
 /// Unit, integration, property and corpus tests, and the examples in the documentation.
 fn tests() -> Closing {
-    // First, since a compiler may say nothing for long.
+    // Built first, since a compiler may write nothing for a long time.
     run(&mut cargo_test(&["--workspace", "--no-run"]))?;
     follow(cargo_test(&["--workspace", "--no-fail-fast"]))
 }
 
-/// Guests that hang on purpose are examined and ended.
+/// Checks that guests that hang on purpose are examined and ended.
 fn hangs() -> Closing {
     follow(cargo_test(&["--workspace", "--bin", "xtask", "--", "--ignored", "--test-threads=1"]))
 }
@@ -120,7 +120,7 @@ fn cargo_test(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs test programs, and counts their tests. One that hangs ends all.
+/// Runs test programs, and counts their tests. If one hangs, all are ended.
 fn follow(command: Command) -> Closing {
     let mut running = Running::start(command).map_err(|error| format!("cannot run cargo: {error}"))?;
     let mut output = Output::new(String::new());
@@ -149,7 +149,7 @@ fn object() -> Closing {
     Ok("ok: the committed eBPF object is what its source builds to".into())
 }
 
-/// What `cargo xtask demo` shows, without the figures, on the program that the tests have just built.
+/// Runs the demo without its figures, on the program that the tests have just built.
 fn demo() -> Closing {
     let text = |error: RigError| error.to_string();
     let program = target_directory().map_err(text)?.join("debug/uvn-dataplane");

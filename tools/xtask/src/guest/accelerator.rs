@@ -1,4 +1,5 @@
-//! Whether qemu may use KVM here. That /dev/kvm is there says little: some clouds offer it to kernels of their own only.
+//! Finds out whether qemu can use KVM here. That /dev/kvm exists is not enough: in some clouds it works only for their
+//! own kernels.
 
 use super::GuestError;
 use super::kernel::Kernel;
@@ -6,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a kernel may take to get as far as having no root file system. With KVM it takes a second.
+/// How long a kernel may take until it finds no root file system. With KVM it takes a second.
 const PATIENCE: Duration = Duration::from_secs(8);
 
 /// How the guest's instructions are run.
@@ -16,7 +17,7 @@ pub enum Accelerator {
     Kvm,
     /// Translated by qemu.
     Tcg,
-    /// The same, and the guest's clock counts instructions: a nanosecond each, and none while nothing runs.
+    /// Translated by qemu, with a clock that counts instructions: a nanosecond each, and it stands while nothing runs.
     Icount,
 }
 
@@ -42,7 +43,7 @@ impl Accelerator {
     }
 }
 
-/// KVM if a kernel boots with it. Tried once; the answer is kept in `target`.
+/// KVM if a kernel boots with it. It is tried once; the answer is kept in `target`.
 ///
 /// # Errors
 /// It cannot be written there.
@@ -60,7 +61,7 @@ pub fn choose(kernel: &Kernel, target: &Path) -> Result<Accelerator, GuestError>
     Ok(found)
 }
 
-/// Without a root file system the kernel panics, which ends qemu.
+/// Boots a kernel without a root file system: it panics, which ends qemu.
 fn boots(kernel: &Kernel) -> bool {
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-nodefaults", "-nographic", "-no-reboot", "-machine", "q35", "-m", "512"]);

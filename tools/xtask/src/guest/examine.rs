@@ -1,5 +1,6 @@
-//! Evidence of a guest that hangs, taken before it is ended: what qemu says of its CPUs, what the guest's own examiner
-//! (`examine.sh`) says of its processes and networks, and the stacks that the guest's kernel writes on its console (SysRq).
+//! Collects evidence of a guest that hangs, before it is ended: the state of its CPUs from qemu, of its processes and
+//! networks from the guest's own examiner (`examine.sh`), and the stacks that the guest's kernel writes on its console
+//! (SysRq).
 
 use crate::processes;
 use serde_json::{Value, json};
@@ -12,31 +13,31 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// qemu's monitor answers at once, unless qemu itself hangs.
+/// How long qemu's monitor may take: it answers at once, unless qemu itself hangs.
 const MONITOR: Duration = Duration::from_secs(5);
-/// The guest's examiner starts some hundred programs, 50 ms each in an emulated guest.
+/// How long the guest's examiner may take: it starts some hundred programs, 50 ms each in an emulated guest.
 const GUEST: Duration = Duration::from_secs(60);
-/// The kernel writes the stacks of all tasks to a serial line.
+/// How long the kernel may take to write the stacks of all tasks to a serial line.
 const CONSOLE: Duration = Duration::from_secs(20);
-/// A second without a new line: it has written all.
+/// After so long without a new line, the kernel has written everything.
 const QUIET: Duration = Duration::from_secs(1);
-/// SysRq (Documentation/admin-guide/sysrq.rst): print everything to the console; then backtraces of active CPUs, blocked
-/// tasks, all tasks.
+/// SysRq (Documentation/admin-guide/sysrq.rst): print everything to the console; then backtraces of active CPUs,
+/// blocked tasks, all tasks.
 const SYSRQ: [&str; 4] = ["9", "l", "w", "t"];
 
-/// The two sockets of a guest's qemu by which it is examined. qemu connects to both when it starts.
+/// The two sockets by which a guest is examined. qemu connects to both when it starts.
 pub struct Examiner {
     folder: PathBuf,
     monitor: UnixListener,
     guest: UnixListener,
 }
 
-/// What was found.
+/// The evidence.
 #[derive(Debug)]
 pub struct Evidence {
-    /// The file that has all of it.
+    /// The file with the evidence.
     pub path: PathBuf,
-    /// All of it.
+    /// The file's text.
     pub text: String,
 }
 
@@ -44,14 +45,14 @@ impl Examiner {
     /// Listens in a run's folder.
     ///
     /// # Errors
-    /// The kernel's.
+    /// A socket cannot be made.
     pub fn new(folder: &Path) -> io::Result<Examiner> {
         let listen = |name: &str| UnixListener::bind(short(&File::open(folder)?, name));
         Ok(Examiner { folder: folder.to_owned(), monitor: listen("monitor")?, guest: listen("examine")? })
     }
 
-    /// qemu's arguments. The guest's port is the third of its serial bus, and qemu must run in the folder: a socket's path
-    /// has 108 bytes at most.
+    /// qemu's arguments. The guest's port is the third of its serial bus, and qemu must run in the folder: a socket's
+    /// path has 108 bytes at most.
     pub fn arguments(&self, qemu: &mut Command) {
         qemu.current_dir(&self.folder);
         qemu.args(["-chardev", "socket,id=monitor,path=monitor", "-mon", "chardev=monitor,mode=control"]);
@@ -77,7 +78,7 @@ impl Examiner {
             part(&format!("qemu's monitor: {command}"), answer);
             sleep(Duration::from_millis(500));
         }
-        // Where qemu does not answer, the guest will not.
+        // If qemu does not answer, the guest does not, either.
         let patience = if monitor.is_ok() { GUEST } else { MONITOR };
         part("the guest's processes and networks", self.ask_guest(patience));
         let before = self.console().len();
@@ -129,7 +130,7 @@ impl Examiner {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// What is written behind the first `start` bytes, once nothing more comes.
+    /// The text behind the first `start` bytes, once nothing more is written.
     fn console_since(&self, start: usize) -> String {
         let end = Instant::now() + CONSOLE;
         let mut length = 0;
@@ -144,7 +145,7 @@ impl Examiner {
     }
 }
 
-/// qemu's machine protocol (docs/interop/qmp-spec.rst), by which one can also ask what a person would.
+/// qemu's machine protocol (docs/interop/qmp-spec.rst), through which the commands for people work, too.
 struct Monitor(BufReader<UnixStream>);
 
 impl Monitor {
@@ -164,7 +165,7 @@ impl Monitor {
             if let Some(error) = answer.get("error") {
                 return Err(io::Error::other(error.to_string()));
             }
-            // Its greeting and news of events have no such field.
+            // The greeting and events have no such field.
             if let Some(value) = answer.get_mut("return") {
                 return Ok(value.take());
             }
@@ -172,7 +173,7 @@ impl Monitor {
     }
 }
 
-/// qemu's connection, which it has made long ago.
+/// The connection that qemu has made at its start.
 fn accept(listener: &UnixListener) -> io::Result<UnixStream> {
     listener.set_nonblocking(true)?;
     let (stream, _) = listener.accept()?;
@@ -180,7 +181,7 @@ fn accept(listener: &UnixListener) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-/// A path for a socket in a folder, however long the folder's own is.
+/// A path for a socket in a folder, short enough whatever the length of the folder's own path.
 fn short(folder: &File, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()))
 }

@@ -1,4 +1,4 @@
-//! The archive that the kernel starts from: busybox, the modules that the root file system needs, and `init.sh`.
+//! Makes the archive that the kernel starts from: busybox, the modules that the root file system needs, and `init.sh`.
 
 use super::GuestError;
 use super::kernel::Kernel;
@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use uvn_rig::shell;
 
-/// To reach the root file system and the host. `modprobe` finds what they depend on.
+/// Modules to reach the root file system and the host. `modprobe` finds the modules that these need.
 const MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"];
-/// Its programs are in one static file.
+/// busybox: all programs in one static file.
 const BUSYBOX: &str = "/bin/busybox";
 
 /// Writes the initramfs of `kernel` to `path`.
@@ -53,7 +53,7 @@ fn modules(kernel: &Kernel) -> Result<Vec<PathBuf>, GuestError> {
     Ok(files)
 }
 
-/// busybox does not decompress modules.
+/// Decompresses a module, which busybox cannot do.
 fn unpacked(module: &Path) -> Result<Vec<u8>, GuestError> {
     let failed = GuestError::io(format!("read {}", module.display()));
     if module.extension().is_some_and(|extension| extension == "xz") {

@@ -1,4 +1,4 @@
-//! Debian's kernels, unpacked below `target/guest`: nothing is installed on the host.
+//! Fetches Debian's kernels and unpacks them below `target/guest`: nothing is installed on the host.
 
 use super::GuestError;
 use nix::fcntl::{Flock, FlockArg};
@@ -8,19 +8,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use uvn_rig::shell;
 
-/// A kernel series that Debian 12 has.
+/// A kernel series that Debian 12 offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Series {
     /// Debian 12's own.
     #[value(name = "6.1")]
     V6_1,
-    /// Debian 13's, which Debian 12 has, too.
+    /// Debian 13's, which Debian 12 offers, too.
     #[value(name = "6.12")]
     V6_12,
 }
 
 impl Series {
-    /// As on the command line.
+    /// The name on the command line.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -29,7 +29,7 @@ impl Series {
         }
     }
 
-    /// The package that depends on the newest one.
+    /// The package that depends on the newest kernel of the series.
     fn meta_package(self) -> &'static str {
         match self {
             Series::V6_1 => "linux-image-amd64",
@@ -41,7 +41,7 @@ impl Series {
 /// An unpacked kernel.
 #[derive(Debug)]
 pub struct Kernel {
-    /// What `uname -r` says there.
+    /// Its release, as `uname -r` prints it.
     pub release: String,
     /// The ELF file.
     pub vmlinux: PathBuf,
@@ -65,7 +65,7 @@ impl Kernel {
             let file = File::create(&lock).map_err(GuestError::io(format!("create {}", lock.display())))?;
             let _lock = Flock::lock(file, FlockArg::LockExclusive)
                 .map_err(|(_, errno)| GuestError::io(format!("lock {}", lock.display()))(errno.into()))?;
-            // Another guest may have been first.
+            // Another run may have been faster.
             if !root.exists() {
                 fetch(series, &root)?;
             }
@@ -78,11 +78,11 @@ impl Kernel {
     }
 }
 
-/// Downloads and unpacks; the folder gets its name only when all is there.
+/// Downloads and unpacks a kernel; the folder gets its name only when it is complete.
 fn fetch(series: Series, root: &Path) -> Result<(), GuestError> {
     let package = match package(series) {
         Ok(package) => package,
-        // A fresh machine's apt knows nothing yet.
+        // On a fresh machine, apt has no lists yet.
         Err(_) => {
             shell::run(Command::new("apt-get").args(["-q", "update"]))?;
             package(series)?
@@ -95,7 +95,7 @@ fn fetch(series: Series, root: &Path) -> Result<(), GuestError> {
     let download =
         || shell::read(Command::new("apt-get").args(["-q", "download", &package]).current_dir(&unpacked));
     if download().is_err() {
-        // An old list names a package that is no more.
+        // An old list names a package that no longer exists.
         shell::run(Command::new("apt-get").args(["-q", "update"]))?;
         download()?;
     }
@@ -126,7 +126,7 @@ fn package(series: Series) -> Result<String, GuestError> {
         .ok_or_else(|| GuestError::Kernel(format!("apt does not know {meta}: Debian 12 has it")))
 }
 
-/// Takes the compressed vmlinux out of a bzImage (Documentation/arch/x86/boot.rst: setup_sects, payload_offset,
+/// Extracts the compressed vmlinux from a bzImage (Documentation/arch/x86/boot.rst: setup_sects, payload_offset,
 /// payload_length).
 fn extract(image: &Path, vmlinux: &Path) -> Result<(), GuestError> {
     let bytes = std::fs::read(image).map_err(GuestError::io(format!("read {}", image.display())))?;
@@ -147,7 +147,7 @@ fn extract(image: &Path, vmlinux: &Path) -> Result<(), GuestError> {
         .spawn()
         .map_err(GuestError::io(format!("run {}", unpack[0])))?;
     if let Some(mut input) = child.stdin.take() {
-        // The size that follows the compressed data makes the program complain; the result is checked instead.
+        // The size behind the compressed data makes the program fail; the result is checked instead.
         let _complains = input.write_all(payload);
     }
     let _complains = child.wait();

@@ -1,13 +1,13 @@
-//! Files that a guest has in memory from the start: programs that tests start again and again, and their libraries. A file
-//! of the host takes a dozen round trips to qemu for each start, and qemu may have to wait for a core each time: on a
-//! busy machine that was most of a test's time, and at worst stalled a guest for minutes.
+//! Files that a guest has in memory from the start: programs that tests start again and again, and their libraries. A
+//! file of the host takes a dozen round trips to qemu for each start, each of which may wait for a core: on a busy
+//! machine that was most of a test's time, and at worst stalled a guest for minutes.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use uvn_rig::shell;
 
-/// Programs, some of them only where the machine has them.
+/// The programs; those that the machine does not have are left out.
 const PROGRAMS: [&str; 30] = [
     "cat", "chmod", "chown", "cp", "env", "ethtool", "getent", "grep", "head", "hostname", "id", "ip",
     "kill", "ln", "ls", "mkdir", "mount", "nft", "nsenter", "ping", "ps", "rm", "sh", "sleep", "ss",
@@ -15,7 +15,7 @@ const PROGRAMS: [&str; 30] = [
 ];
 const FOLDERS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// Their paths, and those of the libraries that they and `command` load. Each is the file itself, not a link to it.
+/// The paths of the programs, and of the libraries that they and `command` load. Each is the file itself, not a link.
 #[must_use]
 pub fn files(command: &str) -> BTreeSet<PathBuf> {
     let mut files = BTreeSet::new();
@@ -29,7 +29,8 @@ pub fn files(command: &str) -> BTreeSet<PathBuf> {
     files
 }
 
-/// What the loader says; nothing of what it would not load: a script, a static program, a word that is no path.
+/// The loader's list of libraries; empty for what it does not load: a script, a static program, a word that is not a
+/// path.
 fn libraries(program: &Path) -> Vec<PathBuf> {
     let said = shell::read(Command::new("ldd").arg(program)).unwrap_or_default();
     let words = said.split_whitespace().filter(|word| word.starts_with('/'));

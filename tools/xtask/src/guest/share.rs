@@ -1,10 +1,10 @@
-//! What host and guest both see of a run: the command, its exit code, and what the command leaves.
+//! The folder that host and guest share in a run: the command, its exit code, and what the command leaves.
 
 use super::{GuestError, memory};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What we put into a run's folder.
+/// The files that this program puts into a run's folder.
 const OURS: [&str; 10] = [
     "stage2.sh",
     "systemd.sh",
@@ -20,15 +20,15 @@ const OURS: [&str; 10] = [
 
 /// The folder of a run. Dropping it removes it, unless the command has left something there.
 pub struct Share {
-    /// On the host.
+    /// Its path on the host.
     pub path: PathBuf,
 }
 
 impl Share {
-    /// A folder of its own below `target`, with the command in it.
+    /// Makes a folder below `target`, with the command in it.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The folder cannot be written.
     pub fn new(target: &Path, command: &[String]) -> Result<Share, GuestError> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let (pid, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -52,14 +52,14 @@ impl Share {
         std::fs::write(&path, text).map_err(GuestError::io(format!("write {}", path.display())))
     }
 
-    /// Where to keep the evidence of a hang.
+    /// The path for the evidence of a hang.
     #[must_use]
     pub fn evidence(&self, target: &Path) -> PathBuf {
         let run = self.path.file_name().unwrap_or_default().to_string_lossy();
         target.join(format!("evidence-{run}.txt"))
     }
 
-    /// The end of what the kernel has written on its console.
+    /// The last lines that the kernel has written on its console.
     #[must_use]
     pub fn console(&self) -> String {
         let text = std::fs::read(self.path.join("console.log")).unwrap_or_default();
@@ -78,7 +78,7 @@ impl Drop for Share {
     }
 }
 
-/// Removes what we put into a run's folder, and the folder unless the command left something there.
+/// Removes this program's files from a run's folder, and the folder unless the command has left something there.
 fn clear(folder: &Path) {
     for ours in OURS {
         let _not_there = std::fs::remove_file(folder.join(ours));
@@ -86,7 +86,7 @@ fn clear(folder: &Path) {
     let _not_empty = std::fs::remove_dir(folder);
 }
 
-/// Clears the folders of runs that were killed.
+/// Clears the folders of killed runs.
 fn sweep(target: &Path) {
     for entry in std::fs::read_dir(target).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -114,7 +114,7 @@ fn script(command: &[String]) -> Result<String, GuestError> {
     Ok(script)
 }
 
-/// A word as the shell takes it for one.
+/// Quotes a word for the shell.
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
 }
