@@ -47,7 +47,7 @@ pub enum BindingError {
     /// A file or folder cannot be used.
     #[error("{path}: {source}{}", remedy(path))]
     File {
-        /// Which.
+        /// The file or folder.
         path: PathBuf,
         /// Why not.
         source: io::Error,
@@ -60,7 +60,7 @@ pub enum BindingError {
     Program {
         /// Its name.
         program: &'static str,
-        /// Why.
+        /// The kernel's reason.
         source: ProgramError,
     },
     /// The program is attached without a link, so it cannot be pinned.
@@ -81,7 +81,7 @@ pub enum BindingError {
         map: &'static str,
         /// Its size, set when `ebpf/` is built.
         limit: u32,
-        /// How many entries it would take.
+        /// The number of entries needed.
         need: usize,
     },
     /// A map operation failed.
@@ -89,7 +89,7 @@ pub enum BindingError {
     Map {
         /// The map.
         map: &'static str,
-        /// Why.
+        /// The kernel's reason.
         source: MapError,
     },
 }
@@ -147,7 +147,7 @@ pub struct Binding {
     generation: u32,
     policy: Policy,
     without_unix: Option<String>,
-    /// What the maps hold, by UID.
+    /// The networks in the maps, by UID.
     known: BTreeMap<u32, Devices>,
     maps: Maps,
     /// A map of the current policy's programs.
@@ -177,7 +177,7 @@ pub fn can_police_unix() -> bool {
 /// part of it, as container runtimes make, does not count: the programs would not see processes outside of that part.
 ///
 /// # Errors
-/// It is mounted nowhere.
+/// It is not mounted as a whole.
 pub fn cgroup_root() -> Result<PathBuf, BindingError> {
     let path = Path::new("/proc/self/mountinfo");
     let mounts = fs::read_to_string(path).map_err(file(path))?;
@@ -388,7 +388,7 @@ impl Devices {
 
     fn network(&self, uid: u32) -> Network {
         let mut name = [0; 16];
-        // As network.rs names the VRF: 15 bytes at most.
+        // The name that network.rs gives the VRF: at most 15 bytes.
         for (to, from) in name.iter_mut().zip(format!("uvn{uid}").bytes()) {
             *to = from;
         }

@@ -25,7 +25,7 @@ use uvn_wire::vxlan::Vni;
 pub const SILENCE_S: u32 = 5;
 /// New networks, and users to look up, for one VTEP: at once, and then per second.
 const PER_VTEP: (f64, f64) = (10.0, 2.0);
-/// The same for all VTEPs together.
+/// New networks, and users to look up, for all VTEPs together: at once, and then per second.
 const IN_ALL: (f64, f64) = (20.0, 5.0);
 /// Networks that only peers' traffic holds, at most.
 const MAX_NETWORKS: usize = 1000;

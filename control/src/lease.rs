@@ -23,7 +23,7 @@ use std::time::Duration;
 use thiserror::Error;
 use uvn_api::uvnd::message;
 
-/// What a lease is for.
+/// The kinds of leases, by their holder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -63,7 +63,7 @@ impl From<Kind> for message::Kind {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lease {
-    /// What holds the network.
+    /// The kind of its holder.
     pub kind: Kind,
     /// A name for people: of a session the program (`sshd`), of a job its step (`77.0`), of a peer its VTEP.
     pub name: String,
@@ -176,7 +176,7 @@ impl Leases {
         self.held.iter().map(|(uid, held)| (*uid, held))
     }
 
-    /// How many networks there are.
+    /// The number of networks.
     #[must_use]
     pub fn len(&self) -> usize {
         self.held.len()

@@ -39,7 +39,7 @@ pub enum NetlinkError {
     /// The kernel refused to list something.
     #[error("cannot read {what}: {source}")]
     Read {
-        /// What was asked for.
+        /// What was to be listed.
         what: &'static str,
         /// The kernel's answer.
         source: io::Error,
@@ -47,7 +47,7 @@ pub enum NetlinkError {
     /// The kernel refused a step.
     #[error("{step}: {source}{}", advice.as_ref().map(|advice| format!(": {advice}")).unwrap_or_default())]
     Refused {
-        /// What was to be done.
+        /// The step that failed.
         step: Box<Step>,
         /// The kernel's answer.
         source: io::Error,
@@ -57,7 +57,7 @@ pub enum NetlinkError {
     /// A TAP could not be made.
     #[error("{step}: {source}")]
     Tap {
-        /// What was to be done.
+        /// The step that failed.
         step: Box<Step>,
         /// Why not.
         source: TapError,
@@ -67,7 +67,7 @@ pub enum NetlinkError {
         "{step}: the table has routes that are not uvn's; remove them, and leave this table number to uvn"
     )]
     TableInUse {
-        /// What was to be done.
+        /// The step that failed.
         step: Box<Step>,
         /// The table.
         table: u32,

@@ -27,7 +27,7 @@ const ENTRIES: [&str; 16] = [
 /// How deep files may include each other (PAM_SUBSTACK_MAX_LEVEL of Linux-PAM is 16).
 const DEPTH: u8 = 16;
 
-/// How a line calls uvn.
+/// The ways in which a line calls uvn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// By the module, `pam_uvn.so`.
@@ -43,7 +43,7 @@ pub struct Line {
     pub file: PathBuf,
     /// The line's number, from 1.
     pub number: usize,
-    /// How it calls uvn.
+    /// The way in which it calls uvn.
     pub way: Way,
 }
 

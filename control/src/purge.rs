@@ -32,14 +32,14 @@ const SLURM: [&str; 2] = ["/etc/slurm", "/etc/slurm-llnl"];
 /// Exists if systemd runs (sd_booted(3)).
 const SYSTEMD: &str = "/run/systemd/system";
 
-/// What a purge did.
+/// The result of a purge.
 #[derive(Debug, Default)]
 pub struct Purged {
     /// The steps that were taken, or would be in a dry run.
     pub steps: Vec<String>,
     /// Steps that failed. All others were taken.
     pub errors: Vec<String>,
-    /// What the administrator has to remove.
+    /// Texts about what the administrator has to remove.
     pub warnings: Vec<String>,
 }
 

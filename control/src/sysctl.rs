@@ -196,14 +196,14 @@ fn advertised() -> Vec<String> {
     settings
 }
 
-/// How many flows the connection tracker holds, of all network namespaces, and its limit; None: it is not loaded.
+/// The connection tracker's number of flows, of all network namespaces, and its limit; None: it is not loaded.
 #[must_use]
 pub fn flows() -> Option<(u32, u32)> {
     let number = |name: &str| read(&format!("net/netfilter/nf_conntrack_{name}"))?.parse().ok();
     Some((number("count")?, number("max")?))
 }
 
-/// How many flows one network may have: a sixteenth of the limit, or [`FLOWS`] if that is more, but at most half.
+/// The number of flows that one network may have: a sixteenth of the limit, or [`FLOWS`] if that is more, at most half.
 #[must_use]
 pub fn flows_of_one() -> u32 {
     flows().map_or(FLOWS, |(_, limit)| (limit / 16).max(FLOWS).min(limit / 2))
@@ -221,7 +221,7 @@ fn write(setting: &str, value: &str) -> Result<(), SysctlError> {
     })
 }
 
-/// As sysctl(8) writes it: a dot in a device's name becomes a slash.
+/// A setting as sysctl(8) writes it: a dot in a device's name becomes a slash.
 fn dotted(setting: &str) -> String {
     let swap = |c| match c {
         '/' => '.',

@@ -36,7 +36,7 @@ fn a_full_disk_keeps_the_old_state() {
         }
     };
     assert!(error.contains("state.json: No space left on device"), "{error}");
-    assert!(error.contains("keeps what it held"), "{error}");
+    assert!(error.contains("keeps its previous content"), "{error}");
     assert_eq!(load(&file, 1000).unwrap().leases, before);
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "nothing is left of the attempt");
     umount2(&folder, MntFlags::MNT_DETACH).unwrap();

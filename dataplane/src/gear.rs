@@ -371,7 +371,7 @@ impl Gear {
         self.workers.turns()
     }
 
-    /// What each worker has measured.
+    /// The measurements of each worker.
     ///
     /// # Errors
     /// One does not answer.

@@ -28,7 +28,7 @@ pub struct Entry {
     pub fault: Option<String>,
     /// The counters of each worker, since the workers were started.
     counters: Arc<[Counters]>,
-    /// What earlier workers counted.
+    /// The counts of earlier workers.
     past: Counts,
     learned: HashMap<Mac, Arc<Learned>>,
     /// What workers get of it; None: it must be built again, after a change.

@@ -13,7 +13,7 @@ const FOLDERS: [&str; 4] = ["/usr/bin", "/usr/local/bin", "/opt/slurm/bin", "/us
 /// Slurm's commands that listen for its daemons.
 const NAMES: [&str; 3] = ["srun", "salloc", "sattach"];
 
-/// What the socket programs need to recognise them.
+/// The called-back programs, as the socket programs recognise them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CalledBack {
     /// The way from a process to its executable. All zero: the kernel does not show it.
@@ -70,7 +70,7 @@ impl Executables {
 /// The file of a program, whoever owns it, and its inode and device, which hold while the file is open.
 ///
 /// # Errors
-/// It is not there.
+/// The program does not exist, or the kernel does not show its numbers.
 pub fn identify(path: &Path) -> io::Result<(File, Executable)> {
     // Neither read nor run.
     let open = File::options().read(true).custom_flags(libc::O_PATH).open(path)?;

@@ -9,10 +9,10 @@ use uvn_wire::vxlan::Vni;
 /// Why a UID has no VNI.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum NoVni {
-    /// It is not policed, so it has no network.
+    /// The UID is not policed, so it has no network.
     #[error("UID {0} is not policed: it has no network; see `policed` and `exempt`")]
     NotPoliced(u32),
-    /// It is 2^24 or more, and no range covers it.
+    /// The UID is 2^24 or more, and no range has it.
     #[error("UID {0} is 2^24 or more: a [[vni]] range must give it a VNI")]
     Unmapped(u32),
     /// A range has given the VNI that equals it to another UID.

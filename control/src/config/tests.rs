@@ -168,7 +168,7 @@ fn uids() {
     );
     refused("uids = \"20000000-20000009\"", "uids = 4294967295", &["vni[1].uids: 4294967295"]);
     for wrong in ["0", "16777207", "4294967295"] {
-        refused("first = 70000", &format!("first = {wrong}"), &["vni[1].first: ", "up to 16777215"]);
+        refused("first = 70000", &format!("first = {wrong}"), &["vni[1].first: ", "at 16777215 or below"]);
     }
     refused(
         "first = 70000",
@@ -190,7 +190,7 @@ fn ports() {
     refused("7000]", "6818]", &["service_ports[1]: 6818 overlaps 6817-6819"]);
     refused("port = 4790", "port = 0", &["underlay[1].port: 0"]);
     refused("127.0.0.1:7000", "127.0.0.1:7001", &["relay[1]: ", "users may take", "service_ports"]);
-    refused("127.0.0.1:7000", "10.0.0.1:53", &["relay[1]: ", "no loopback address"]);
+    refused("127.0.0.1:7000", "10.0.0.1:53", &["relay[1]: ", "not a loopback address"]);
     refused("127.0.0.1:7000", "127.0.0.53:53", &["relay[1]: ", "twice"]);
 }
 

@@ -23,10 +23,10 @@ const DEMAND_REST: u32 = 9;
 /// Networks that peers want and that wait to be looked at, at most.
 const MAX_WANTED: usize = 1024;
 
-/// What the end of leases led to.
+/// The result of ending leases.
 #[derive(Debug, Default)]
 pub struct Released {
-    /// How many leases remain.
+    /// The number of leases that remain.
     pub leases: usize,
     /// The steps taken in the kernel.
     pub steps: Vec<Step>,

@@ -27,7 +27,7 @@ impl Holders {
     /// Watches a process, unless it is watched already.
     ///
     /// # Errors
-    /// It has ended (ESRCH), or no descriptor is free.
+    /// The process has ended (ESRCH), or no descriptor is free.
     pub fn watch(&mut self, process: Process) -> io::Result<()> {
         if self.watched.contains_key(&process) {
             return Ok(());

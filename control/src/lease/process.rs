@@ -39,7 +39,7 @@ impl Process {
     /// A pidfd: readable when the process has ended.
     ///
     /// # Errors
-    /// It has ended (ESRCH), or no descriptor is free.
+    /// The process has ended (ESRCH), or no descriptor is free.
     pub fn open(&self) -> io::Result<OwnedFd> {
         // SAFETY: pidfd_open takes two integers, and returns a descriptor or -1.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, self.pid, 0) };

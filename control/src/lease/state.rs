@@ -21,7 +21,7 @@ const VERSION: u32 = 1;
 /// Why the file cannot be used.
 #[derive(Debug, Error)]
 pub enum StateError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read {path}: {source}", path = path.display())]
     Read {
         /// The file.
@@ -29,7 +29,7 @@ pub enum StateError {
         /// The kernel's reason.
         source: io::Error,
     },
-    /// It cannot be replaced; its previous content stays.
+    /// The file cannot be replaced; its previous content stays.
     #[error("cannot write {path}: {source}; the file keeps its previous content", path = path.display())]
     Write {
         /// The file.

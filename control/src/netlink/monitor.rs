@@ -22,7 +22,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
-/// What has changed.
+/// The changes since the last look.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Changes {
     /// Notifications were lost: anything may have changed.

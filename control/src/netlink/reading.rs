@@ -181,7 +181,7 @@ pub fn address_item(message: &AddressMessage, names: &Names) -> Option<Item> {
 pub struct Route {
     /// Its table.
     pub table: u32,
-    /// Where to.
+    /// The destination, perhaps with host bits.
     pub destination: Cidr,
     /// The way, or the first of several; None: one that uvn does not use, such as blackhole.
     pub way: Option<Way>,
@@ -253,7 +253,7 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 pub fn rule(message: &RuleMessage) -> Option<Item> {
     /// RT_TABLE_LOCAL.
     const LOCAL: u32 = 255;
-    /// Where the kernel puts its l3mdev rule with the first VRF (FIB_RULE_PREF_L3MDEV, drivers/net/vrf.c).
+    /// The preference of the kernel's own l3mdev rule (FIB_RULE_PREF_L3MDEV, drivers/net/vrf.c).
     const FIRST_VRF: u32 = 1000;
 
     let (mut priority, mut table) = (0, u32::from(message.header.table));

@@ -19,7 +19,7 @@ pub enum HostlistError {
 /// The names of a list, in order. Ranges keep their leading zeros; several brackets in a name multiply.
 ///
 /// # Errors
-/// It is not a node list, or more than [`MAX_NAMES`].
+/// The text is not a node list, or expands to more than [`MAX_NAMES`].
 pub fn expand(list: &str) -> Result<Vec<String>, HostlistError> {
     let wrong = || HostlistError::Syntax(list.into());
     let mut names = Vec::new();

@@ -13,12 +13,12 @@ const MAX_DEPTH: usize = 8;
 /// Why the nodes of a slurm.conf cannot be listed.
 #[derive(Debug, Error)]
 pub enum SlurmError {
-    /// It cannot be read.
+    /// A file cannot be read.
     #[error("{file}: {source}", file = file.display())]
     Read {
         /// The file.
         file: PathBuf,
-        /// What the kernel says.
+        /// The kernel's reason.
         source: io::Error,
     },
     /// A node list in it cannot be expanded.
@@ -26,10 +26,10 @@ pub enum SlurmError {
     Hostlist {
         /// The file.
         file: PathBuf,
-        /// What is wrong.
+        /// What is wrong with the list.
         source: HostlistError,
     },
-    /// It includes itself, or files too deep.
+    /// Files include each other too deep.
     #[error("{file}: files include each other more than {MAX_DEPTH} deep", file = .0.display())]
     TooDeep(PathBuf),
 }

@@ -101,7 +101,7 @@ pub enum Item {
         ipv4: bool,
         /// Its preference: lower ones come first.
         priority: u32,
-        /// What it does.
+        /// The packets that it selects, and their table.
         kind: RuleKind,
     },
     /// An entry of a VXLAN device's forwarding database.

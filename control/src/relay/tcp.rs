@@ -146,7 +146,7 @@ impl TcpPort {
     }
 }
 
-/// How far copying has come.
+/// The state of copying after a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Progress {
     /// The kernel will report when there is more to do.

@@ -119,7 +119,7 @@ impl Error {
         Some((icmp::v4::DESTINATION_UNREACHABLE, code.0, code.1))
     }
 
-    /// The same in ICMPv6.
+    /// Type, code and the word behind the checksum, in ICMPv6.
     fn v6(self) -> Option<(u8, u8, u32)> {
         /// ICMPV6_DEST_UNREACH and ICMPV6_ADDR_UNREACH (include/uapi/linux/icmpv6.h).
         const ADDRESS: (u8, u8) = (1, 3);

@@ -11,7 +11,7 @@ use uvn_wire::ipv4::protocol;
 use uvn_wire::packet::{self, Ip, Packet};
 use zerocopy::FromBytes;
 
-/// Where a frame goes.
+/// The destination of a frame.
 #[derive(Debug)]
 pub enum Route {
     /// To one VTEP.
@@ -28,7 +28,7 @@ pub enum Route {
 /// A frame that passed all checks.
 #[derive(Debug)]
 pub struct Outgoing {
-    /// Where it goes.
+    /// Its destination.
     pub route: Route,
     /// Outer UDP source port.
     pub source_port: u16,

@@ -30,7 +30,7 @@ const MAX_HEAD: usize = NETWORK + ipv6::HEADER + tcp::MAX_HEADER;
 /// Joins segments within one batch. Reused from batch to batch, so that it stops allocating.
 #[derive(Debug, Default)]
 pub struct Gro {
-    /// What will be delivered, in this order.
+    /// The frames and flows to deliver, in this order.
     entries: Vec<Entry>,
     /// The flows of this batch that began with a frame that others can join.
     flows: Vec<Flow>,
@@ -114,7 +114,7 @@ struct Flow {
 struct Segment<'a> {
     frame: &'a [u8],
     ip: &'a Ip<'a>,
-    /// Where the payload begins in the frame.
+    /// The offset of the payload in the frame.
     payload: usize,
     /// None in UDP.
     tcp: Option<&'a Tcp>,

@@ -70,7 +70,7 @@ pub enum Event {
         vni: Vni,
         /// The MAC.
         mac: Mac,
-        /// Where it is.
+        /// The VTEP behind which it is.
         vtep: IpAddr,
     },
     /// An endpoint is no longer served and can be dropped.
@@ -84,7 +84,7 @@ pub enum Event {
     EndpointLost {
         /// The network's slot.
         slot: u32,
-        /// Why.
+        /// The kernel's reason.
         error: io::Error,
     },
 }

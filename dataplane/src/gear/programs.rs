@@ -65,7 +65,7 @@ pub enum XdpError {
         map: &'static str,
         /// Its size, set when `ebpf/` is built.
         limit: u32,
-        /// How many entries it would take.
+        /// The number of entries needed.
         need: usize,
     },
     /// A map operation failed.
@@ -73,7 +73,7 @@ pub enum XdpError {
     Map {
         /// The map.
         map: &'static str,
-        /// Why.
+        /// The kernel's reason.
         source: MapError,
     },
 }

@@ -77,7 +77,7 @@ pub struct Shortcut {
     endpoints: HashMap<MapData, u32, u32>,
     owners: Mirrored<[u32; 4], [u32; 8]>,
     hops: Mirrored<[u32; 2], [u32; 24]>,
-    /// By counter index.
+    /// The traffic counters, by counter index.
     traffic: PerCpuArray<MapData, [u64; 4]>,
     /// The networks that the shortcut carries.
     granted: Known<Vni, Granted>,
@@ -91,7 +91,7 @@ pub struct Shortcut {
     links: [FdLink; 2],
 }
 
-/// What the shortcut has for one network.
+/// The shortcut's part of one network.
 struct Granted {
     endpoint: u32,
     /// Its counter index.

@@ -60,7 +60,7 @@ impl Takeover {
         self.networks.contains(&vni)
     }
 
-    /// How many wait.
+    /// The number of waiting networks.
     #[must_use]
     pub fn len(&self) -> usize {
         self.networks.len()

@@ -17,7 +17,7 @@ use uvn_engine::port::Nic;
 use uvn_engine::tables::Tables;
 use uvn_engine::worker::{Command, Event, Status, Worker};
 
-/// How a worker runs.
+/// The settings of a worker.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Number of the NIC queue.
@@ -125,7 +125,7 @@ struct Thread<N: Nic> {
     /// since every turn looks at the ring anyway.
     nic: Option<RawFd>,
     commands: Receiver<Command>,
-    /// By slot.
+    /// The endpoints' descriptors, by slot.
     fds: HashMap<u32, RawFd>,
     notifier: Arc<Waker>,
 }
@@ -171,7 +171,7 @@ impl<N: Nic> Thread<N> {
     fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         let asleep = self.nic.filter(|_| timeout != Some(Duration::ZERO));
         if let Some(fd) = asleep {
-            // What has already arrived counts as an event.
+            // Frames that have already arrived count as an event.
             self.poll.registry().register(&mut SourceFd(&fd), NIC, Interest::READABLE)?;
         }
         let result = self.poll.poll(events, timeout);

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 #[error("the worker of queue {0} has not answered for 3 s; another program may hold its core")]
 pub struct Stuck(pub u32);
 
-/// What every worker is started with.
+/// The settings that all workers share.
 pub(super) struct Common<'a> {
     pub tables: &'a Arc<Tables>,
     pub notifier: &'a Notifier,
@@ -117,7 +117,7 @@ impl Workers {
         self.0.iter().map(state).collect()
     }
 
-    /// What each has counted.
+    /// The counts of each worker.
     pub fn counts(&self) -> Vec<Counts> {
         let counted = |worker: &Worker| {
             let mut counts = Counts::default();
@@ -127,7 +127,7 @@ impl Workers {
         self.0.iter().map(counted).collect()
     }
 
-    /// What each has measured.
+    /// The measurements of each worker.
     ///
     /// # Errors
     /// One does not answer.

@@ -37,7 +37,7 @@ pub enum DeviceError {
     },
 }
 
-/// What to make a device from.
+/// The settings of a device to make.
 #[derive(Debug, Clone)]
 pub struct Plan<'a> {
     /// Name, kind and namespace.

@@ -41,7 +41,7 @@ pub enum LinkError {
     Refused {
         /// The device.
         name: String,
-        /// What was asked for.
+        /// The action that failed, behind "cannot".
         action: &'static str,
         /// The kernel's answer.
         source: io::Error,

@@ -43,7 +43,7 @@ pub enum TapError {
     Setting {
         /// Its name.
         name: String,
-        /// What was to be set.
+        /// The setting.
         what: &'static str,
         /// The kernel's answer.
         source: io::Error,

@@ -40,7 +40,7 @@ pub struct XskQueue {
     /// Tells this queue's frames from those of another queue.
     id: u32,
     umem: Umem,
-    /// Where the UMEM is mapped.
+    /// The address at which the UMEM is mapped.
     base: usize,
     length: usize,
     fill: FillQueue,

@@ -159,7 +159,7 @@ fn who_only_observes_refuses_nobody() {
         "{status}"
     );
     assert!(node.uvn(&["check"]).contains("warning: UVN-OBSERVES"));
-    node.wait("a line in the log", PATIENCE, || daemon.log().contains("they would be refused"));
+    node.wait("a line in the log", PATIENCE, || daemon.log().contains("sockets would be refused"));
     // A reboot leaves nobody out, either.
     node.sh("rm -r /sys/fs/bpf/uvn");
     lock_down(node);

@@ -15,7 +15,7 @@ use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
 use super::{FRAME_SIZE, XskQueue};
 use uvn_engine::port::Nic;
 
-/// What a queue is opened with.
+/// The settings of a queue.
 #[derive(Debug, Clone)]
 pub struct XskConfig {
     /// The NIC's name.
