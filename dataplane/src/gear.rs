@@ -85,7 +85,7 @@ pub struct Gear {
     workers: Workers,
     /// Queues of the NIC.
     queues: u32,
-    /// Whether all sockets are zero-copy; None in the shortcut.
+    /// Whether all AF_XDP sockets are zero-copy; None in the shortcut gear.
     zero_copy: Option<bool>,
 }
 
@@ -235,8 +235,8 @@ impl Gear {
         self.queues
     }
 
-    /// Lets a network's frames through, by the engine: the last step of a grant. The shortcut takes it over later, see
-    /// [`Gear::step`].
+    /// Lets a network's frames through to the engine: the last step of a grant. The shortcut takes the network over
+    /// later, in [`Gear::step`].
     ///
     /// # Errors
     /// The map of networks is full, or the kernel refuses.

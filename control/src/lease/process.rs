@@ -84,7 +84,7 @@ pub fn still_of(uid: u32, pid: i32) -> Option<i32> {
     users(|other| other == uid).ok()?.get(&uid).copied()
 }
 
-/// The real UID, by which sockets are bound.
+/// The real UID in /proc/PID/status: sockets are bound by it.
 fn uid_in(status: &str) -> Option<u32> {
     status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
 }

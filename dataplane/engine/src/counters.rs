@@ -51,7 +51,7 @@ verdicts! {
         TxNested = "tx_nested_vxlan" drops,
         /// Sent: does not fit the underlay's MTU; answered with ICMP or ICMPv6 "too big" where it is IP.
         TooBig = "tx_too_big" drops,
-        /// Sent: nobody is known behind the destination MAC.
+        /// Sent: no VTEP is known for the destination MAC.
         NoDestination = "tx_no_destination" drops,
         /// Sent: the kernel has no route to the VTEP, or its neighbour does not answer.
         NoNextHop = "tx_no_next_hop" drops,

@@ -158,7 +158,7 @@ impl EndpointSource {
         Some(Place { device, netns: made.netns.clone() })
     }
 
-    /// The device, if it was made here.
+    /// The device, if it was made here; None: it was handed over.
     #[must_use]
     pub fn made(&self) -> Option<&Device> {
         self.made.as_ref()

@@ -110,13 +110,14 @@ impl Tap {
                 set_mac(&fd, mac).map_err(failed)?;
             }
             if taps.is_empty() {
-                // Nothing waits in one: what its ring does not take is lost. For a TAP of several queues `mq` makes 256.
+                // Nothing waits in one: what its ring does not take is lost. For a TAP of several queues `mq` makes
+                // 256.
                 let name = link::name_of(&request);
                 if let Err(error) = link::without_qdisc(&name) {
                     tracing::warn!(%error, "the kernel makes queueing disciplines for it, at 6 MiB");
                 }
             }
-            // Without an owner anybody may attach a queue of his own (drivers/net/tun.c, tun_not_capable).
+            // Without an owner, any user may attach a queue (drivers/net/tun.c, tun_not_capable).
             let owner = nix::unistd::geteuid().as_raw();
             // SAFETY: TUNSETOWNER takes a number.
             unsafe { ioctl_value(&fd, libc::TUNSETOWNER, owner.into()) }.map_err(failed)?;

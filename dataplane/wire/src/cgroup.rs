@@ -290,10 +290,10 @@ pub struct Refused {
 }
 
 verdicts! {
-    /// What the programs did with a socket or a packet. The value is its index in the counters. Packets that pass are not
+    /// What the programs did with a socket or a packet. The value is its counter's index. Packets that pass are not
     /// counted.
     pub enum Verdict {
-        /// A policed user's socket was put into his network.
+        /// A policed user's socket was put into their network.
         Bound = "bound" passes,
         /// Socket refused: the user has no network here.
         NoNetwork = "no_network" drops,
@@ -303,7 +303,7 @@ verdicts! {
         Device = "device" drops,
         /// Bind refused: a service port.
         ServicePort = "service_port" drops,
-        /// Connect or send refused: the socket is outside of every network to listen on a `srun` port.
+        /// Connect or send refused: the socket is outside of every network, to listen on a `srun` port.
         Released = "released" drops,
         /// Packet dropped: its socket's network is gone, or the socket left it.
         Outside = "outside" drops,
@@ -317,14 +317,14 @@ verdicts! {
         OffSubnet = "off_subnet" drops,
         /// Packet dropped: leaving the network with source routing or other header options.
         Options = "options" drops,
-        /// Packet dropped: for a socket outside of every network, or an answer to one that has not asked.
+        /// Packet dropped: it is for a socket outside of every network, or answers a socket that has not asked.
         Unwanted = "unwanted" drops,
-        /// Packet dropped: a program with privileges has changed its mark, or its socket's.
+        /// Packet dropped: a privileged program has changed its mark, or its socket's.
         Mark = "mark" drops,
-        /// Socket refused: the kernel had no memory to note whose it is.
+        /// Socket refused: the kernel had no memory for its [`Owner`].
         NoMemory = "no_memory" drops,
-        /// Bind refused: a `srun` port, and the program is none that Slurm's daemons call back. Connect refused: a `srun` port, by
-        /// none of those.
+        /// Bind refused: a `srun` port, and the program is none that Slurm's daemons call back. Connect refused: a
+        /// `srun` port, and the process is not root's or SlurmUser's.
         SrunPort = "srun_port" drops,
         /// Connect or send refused: another user's abstract Unix socket.
         AbstractSocket = "abstract_socket" drops,

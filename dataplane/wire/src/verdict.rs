@@ -1,7 +1,8 @@
-//! Lists of verdicts: one definition makes the enum, the order of its counters, their names, and which of them are losses.
+//! Lists of verdicts: one definition makes the enum, the order of its counters, their names, and which of them are
+//! losses.
 
-/// Makes an enum of verdicts. Each variant has its name in statistics, and `drops` or `passes`: whether the frame, packet
-/// or socket went no further. The value of a variant is its index in the counters.
+/// Makes an enum of verdicts. Each variant has its name in statistics, and `drops` or `passes`: whether the frame,
+/// packet or socket went no further. The value of a variant is its index in the counters.
 #[macro_export]
 macro_rules! verdicts {
     (

@@ -24,9 +24,9 @@ pub const QUEUE_ENTRIES: u32 = 256;
 pub const UNKNOWN_ENTRIES: u32 = 1024;
 
 verdicts! {
-    /// What a program did with a frame. The value is its index in the counters.
+    /// What a program did with a frame. The value is its counter's index.
     pub enum Verdict {
-        /// Not ours: the kernel has it.
+        /// Not uvn's: passed to the kernel.
         Pass = "xdp_pass" passes,
         /// Handed to the engine: to the queue's AF_XDP socket, or in the shortcut to its TAP.
         Redirected = "xdp_redirected" passes,
@@ -40,21 +40,22 @@ verdicts! {
         UnknownVtep = "xdp_unknown_vtep" drops,
         /// Dropped: the queue has no AF_XDP socket.
         NoSocket = "xdp_no_socket" drops,
-        /// Shortcut, received: verified, stripped of its outer headers and handed to its endpoint, as a super-frame
-        /// perhaps.
+        /// Shortcut gear, received: verified, stripped of its outer headers and handed to its endpoint, perhaps as a
+        /// super-frame.
         Stripped = "tc_stripped" passes,
-        /// Shortcut, sent: encapsulated and handed to the NIC, as a super-frame perhaps.
+        /// Shortcut gear, sent: encapsulated and handed to the NIC, perhaps as a super-frame.
         Encapsulated = "tc_encapsulated" passes,
-        /// Shortcut: dropped, for the kernel had no memory to change its headers.
+        /// Shortcut gear, dropped: the kernel had no memory to change its headers.
         NoMemory = "tc_no_memory" drops,
-        /// Dropped: to our address, and to the MAC of another host.
+        /// Dropped: to a VTEP address of this node, but to the MAC of another host.
         OtherHost = "xdp_other_host" drops,
-        /// Dropped: outer headers that no VXLAN sender writes: IPv4 options, or a priority tag (VLAN ID 0) behind another.
+        /// Dropped: outer headers that no VXLAN sender writes: IPv4 options, or a priority tag (VLAN ID 0) behind
+        /// another.
         BadHeader = "xdp_bad_header" drops,
-        /// Engine: dropped, for XDP in generic mode has not seen it.
+        /// Engine gear, dropped: XDP in generic mode has not seen it.
         Unseen = "tc_unseen" drops,
-        /// Passed: the first fragment of a packet to our address and port. The kernel puts it together, and nobody takes it.
-        /// Later fragments show no port: they count as [`Verdict::Pass`].
+        /// Passed: the first fragment of a packet to our address and port. The kernel puts it together, and nobody
+        /// takes it. Later fragments show no port: they count as [`Verdict::Pass`].
         Fragment = "xdp_fragment" passes,
     }
 }

@@ -79,7 +79,8 @@ fn format() -> Closing {
 fn clippy() -> Closing {
     need("clippy")?;
     let target = target_directory().map_err(|error| error.to_string())?;
-    // The eBPF programs as programs of this machine: they have no tests. The fuzz targets without libFuzzer, which is C++.
+    // The eBPF programs are linted as programs of this machine, and have no tests; the fuzz targets without libFuzzer,
+    // which is C++.
     let workspaces = [
         ("", &["--all-targets"][..]),
         ("ebpf/", &["--bins"]),
