@@ -59,7 +59,7 @@ impl From<Kind> for message::Kind {
     }
 }
 
-/// A reason for a network to be there. Two equal ones are one.
+/// A reason for a network to exist. Equal leases count once.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lease {

@@ -154,7 +154,7 @@ impl Networks {
         taken
     }
 
-    /// Whose network lacks something, and what remains of others'.
+    /// Records a fault for each network that lacks something, and a finding for what could not be deleted.
     fn blame(&mut self, wanted: &[Item], networks: &[(u32, Vec<Item>)], refused: &[Refused]) {
         let reason = |step: &Step| {
             let refused = refused.iter().find(|refused| refused.step == *step)?;
