@@ -288,7 +288,7 @@ impl Service {
         // A bound, so that requests are not kept waiting.
         for event in self.events.clone().try_iter().take(EVENT_ROOM) {
             match event {
-                Event::Resolve(vtep) => {
+                Event::Resolve { vtep, .. } => {
                     if self.vteps.allows(vtep) {
                         self.hops_changed |= self.underlay.resolve(vtep, now);
                     }

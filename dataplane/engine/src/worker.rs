@@ -5,6 +5,7 @@
 mod arrivals;
 mod egress;
 mod ingress;
+mod parking;
 
 use crate::counters::{Counters, Drop};
 use crate::endpoints::Endpoints;
@@ -17,6 +18,7 @@ use crossbeam::channel::Sender;
 use egress::Begun;
 use hashbrown::HashSet;
 use hdrhistogram::Histogram;
+use parking::Parking;
 use std::io;
 use std::mem;
 use std::net::IpAddr;
@@ -31,9 +33,7 @@ use uvn_wire::vxlan::Vni;
 pub const BATCH: usize = MAX_PARTS - 1;
 /// Super-frames of which a worker has sent a part, at most, and one more that is sent at once.
 const BEGUN: usize = 9;
-/// Frames of a worker that wait for the next hop of a VTEP, at most.
-const PARKED: usize = 64;
-/// How long frames wait for a next hop.
+/// How long frames wait for the next hop of a VTEP.
 const PARKED_FOR: Duration = Duration::from_secs(3);
 
 /// What the control thread tells a worker, in order.
@@ -60,8 +60,13 @@ pub enum Command {
 
 /// What a worker tells the control thread.
 pub enum Event {
-    /// Frames wait for the next hop of this VTEP.
-    Resolve(IpAddr),
+    /// Frames of a network wait for the next hop of a VTEP.
+    Resolve {
+        /// The network: each has its own share of what is asked for.
+        vni: Vni,
+        /// The VTEP.
+        vtep: IpAddr,
+    },
     /// A MAC was seen for the first time, or behind another VTEP than before.
     Learned {
         /// The network's slot.
@@ -112,6 +117,7 @@ pub struct Status {
 /// A frame that waits for a next hop.
 struct Parked {
     slot: u32,
+    vtep: IpAddr,
     header: VnetHeader,
     frame: Vec<u8>,
     since: Instant,
@@ -147,13 +153,9 @@ pub struct Worker<N: Nic> {
     sender: (u32, Instant),
     /// Buffers to read frames into.
     spare: Vec<Box<[u8]>>,
-    parked: Vec<Parked>,
+    parking: Parking,
     /// The number of frames that the kernel had not sent at the last flush.
     pending: usize,
-    /// VTEPs asked for in this second.
-    asked: HashSet<IpAddr>,
-    /// Senders told in this second that their destination is dead.
-    refused: usize,
     /// MACs reported in this second, bounded by [`Endpoints::may_learn`]: slot, MAC and VTEP.
     learned: HashSet<(u32, Mac, IpAddr)>,
     started: Instant,
@@ -194,10 +196,8 @@ impl<N: Nic> Worker<N> {
             begun: Vec::new(),
             sender: (0, started),
             spare: vec![vec![0; MAX_FRAME].into(); BEGUN],
-            parked: Vec::new(),
+            parking: Parking::default(),
             pending: 0,
-            asked: HashSet::new(),
-            refused: 0,
             learned: HashSet::new(),
             started,
             now: started,
@@ -222,10 +222,12 @@ impl<N: Nic> Worker<N> {
     pub fn set_tables(&mut self, tables: Arc<Tables>) {
         self.hand_over(i64::MAX);
         self.endpoints.flush();
-        self.tables = tables;
+        let before = mem::replace(&mut self.tables, tables);
         self.status.epoch.store(self.tables.epoch, Release);
-        for parked in mem::take(&mut self.parked) {
-            self.send_parked(&parked);
+        let (hops, dead) = (&self.tables.hops, &self.tables.dead);
+        if !(Arc::ptr_eq(&before.hops, hops) && Arc::ptr_eq(&before.dead, dead)) {
+            self.parking.forget_answered(&self.tables);
+            self.send_settled();
         }
     }
 
@@ -237,7 +239,7 @@ impl<N: Nic> Worker<N> {
 
     /// Forgets an endpoint, and hands it to the control thread: the kernel takes tens of milliseconds to end a device.
     pub fn detach(&mut self, slot: u32) {
-        self.parked.retain(|parked| parked.slot != slot);
+        self.parking.forget(slot);
         self.forget_arrivals(slot);
         self.incoming.forget(slot);
         self.forget_begun(slot);
@@ -278,8 +280,8 @@ impl<N: Nic> Worker<N> {
     pub fn due(&self) -> Option<Duration> {
         // The last flush may have made room that endpoints waited for.
         let may_send = self.endpoints.ready() > 0 && self.nic.room() >= self.frames / 4 * 3;
-        let waits = !(self.parked.is_empty() && self.incoming.is_empty() && self.outgoing.is_empty());
-        match (self.pending > 0 || may_send, waits) {
+        let waits = !(self.parking.is_empty() && self.incoming.is_empty() && self.outgoing.is_empty());
+        match (self.pending > 0 || may_send || self.parking.has_unsaid(), waits) {
             (true, _) => Some(Duration::from_millis(1)),
             (false, true) => Some(Duration::from_secs(1)),
             (false, false) => None,
@@ -293,6 +295,7 @@ impl<N: Nic> Worker<N> {
         self.receive();
         let oldest = self.hand_over(ingress::TURN);
         let sent = self.egress();
+        self.say_unsaid();
         self.endpoints.flush();
         self.pending = self.nic.flush();
         if let Some(since) = oldest {
@@ -309,9 +312,8 @@ impl<N: Nic> Worker<N> {
             return;
         }
         self.second = second;
-        self.asked.clear();
+        self.parking.tick();
         self.learned.clear();
-        self.refused = 0;
         let (tables, status, queue) = (&self.tables, &self.status, self.queue);
         for (fragments, reason) in
             [(&mut self.incoming, Drop::RxFragment), (&mut self.outgoing, Drop::TxFragment)]
@@ -320,10 +322,7 @@ impl<N: Nic> Worker<N> {
                 count_drop(status, tables.by_slot(slot), queue, reason, frames);
             });
         }
-        let now = self.now;
-        let is_over = |parked: &mut Parked| now.saturating_duration_since(parked.since) >= PARKED_FOR;
-        let over: Vec<Parked> = self.parked.extract_if(.., is_over).collect();
-        over.iter().for_each(|parked| self.send_parked(parked));
+        self.send_settled();
     }
 
     /// Sends an event. A full channel loses nothing that matters: later frames with an unknown MAC or next hop cause

@@ -265,10 +265,14 @@ fn nobody_answers_for_the_dead() {
         arp_request(Mac::of(A), Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 3)),
         solicitation(Mac::of(A), a6, c6),
     ];
+    let outer = Outer::new(&node.tables.encapsulation, Mac([2; 6]), Mac([4; 6]), A, C);
+    node.tables.hops = Arc::new([(C, Hop { outer, mtu: 1500 })].into_iter().collect());
+    node.set_dead(&[]);
     for question in &questions {
         node.send(question);
-        assert!(node.answer().is_some(), "nothing is known against it");
+        assert!(node.answer().is_some(), "it answers");
     }
+    node.tables.hops = Arc::default();
     node.set_dead(&[(C, node.now)]);
     for question in &questions {
         node.send(question);

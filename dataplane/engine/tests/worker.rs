@@ -300,38 +300,6 @@ fn arp_and_neighbour_discovery_are_answered() {
 }
 
 #[test]
-fn unknown_next_hops_are_asked_for_and_the_frame_waits() {
-    let mut node = Node::new(tables(network()));
-    let frame = udp((Mac::of(A), Mac::of(C)), (A, 1), (C, 1), 0, b"x");
-    assert!(node.send(&frame).is_empty());
-    assert!(node.send(&frame).is_empty());
-    assert!(matches!(node.events.try_recv(), Ok(Event::Resolve(C))));
-    assert!(node.events.try_recv().is_err(), "asked once a second");
-
-    let mut tables = (*node.tables).clone();
-    let outer = Outer::new(&tables.encapsulation, Mac([2; 6]), Mac([4; 6]), A, C);
-    tables.epoch = 2;
-    tables.hops = Arc::new([(C, Hop { outer, mtu: 1500 })].into_iter().collect());
-    node.worker.set_tables(Arc::new(tables));
-    node.turn();
-    let sent: Vec<_> = std::iter::from_fn(|| node.wire.sent()).collect();
-    assert_eq!(sent.len(), 2);
-    assert_eq!(sent[0][50..], frame);
-    assert_eq!(node.worker.status().epoch.load(std::sync::atomic::Ordering::Acquire), 2);
-}
-
-#[test]
-fn frames_do_not_wait_for_ever() {
-    let mut node = Node::new(tables(network()));
-    assert!(node.send(&udp((Mac::of(A), Mac::of(C)), (A, 1), (C, 1), 0, b"x")).is_empty());
-    assert_eq!(node.worker.due(), Some(Duration::from_secs(1)));
-    node.now += Duration::from_secs(4);
-    node.turn();
-    assert_eq!(node.worker.due(), None);
-    node.assert_dropped(Drop::NoNextHop);
-}
-
-#[test]
 fn broadcast_is_replicated_and_limited() {
     let mut peers = tables(network());
     let outer = Outer::new(&peers.encapsulation, Mac([2; 6]), Mac([4; 6]), A, C);

@@ -1,6 +1,7 @@
 //! From the endpoints to the NIC: check, find the way, cut, encapsulate.
 
-use super::{Event, PARKED, PARKED_FOR, Parked, Worker, count_drop};
+use super::parking::{has_room, is_hopeless};
+use super::{Event, Parked, Worker, count_drop};
 use crate::answer;
 use crate::counters::Drop;
 use crate::encap::{Outgoing, Route, encap};
@@ -214,7 +215,8 @@ impl<N: Nic> Worker<N> {
             (Ok(outgoing), Ok(gso)) => match &outgoing.route {
                 Route::Absorb => Ok(all),
                 Route::Answer(answer, vtep) => {
-                    self.answer_for(slot, &tables, network, answer, *vtep).map(|()| all)
+                    let parked = Parked { slot, vtep: *vtep, header, frame: Vec::new(), since };
+                    self.answer_for(&tables, network, answer, parked, frame).map(|()| all)
                 }
                 Route::Flood => self
                     .flood(slot, &tables, network, &outgoing, &gso, part)
@@ -229,13 +231,14 @@ impl<N: Nic> Worker<N> {
                         }
                         result
                     }
-                    None if self.is_hopeless(&tables, *vtep, since) => {
+                    None if is_hopeless(&tables, *vtep, since, self.now) => {
                         self.unreachable(slot, network, frame, &packet);
                         Err(Drop::NoNextHop)
                     }
                     None => {
-                        self.ask(*vtep);
-                        let waits = part.from == 0 && self.park(slot, header, frame, since);
+                        self.ask(slot, network, *vtep);
+                        let parked = Parked { slot, vtep: *vtep, header, frame: Vec::new(), since };
+                        let waits = part.from == 0 && self.parking.park(parked, frame);
                         if waits { Ok(all) } else { Err(Drop::NoNextHop) }
                     }
                 },
@@ -255,32 +258,37 @@ impl<N: Nic> Worker<N> {
         progress
     }
 
-    /// Answers for the VTEP that an endpoint asks for.
+    /// Answers for the VTEP that an endpoint asks for, when it is found.
     fn answer_for(
         &mut self,
-        slot: u32,
         tables: &Tables,
         network: &Network,
         answer: &answer::Frame,
-        vtep: IpAddr,
+        parked: Parked,
+        frame: &[u8],
     ) -> Result<(), Drop> {
-        if !tables.hops.contains_key(&vtep) {
-            self.ask(vtep);
+        let (slot, vtep) = (parked.slot, parked.vtep);
+        if tables.hops.contains_key(&vtep) {
+            self.answer(slot, network, answer);
+            return Ok(());
         }
-        // Nobody answers for the dead: so the sender's kernel finds out, and says so.
-        if tables.dead.contains_key(&vtep) {
+        // Nobody answers for who does not answer: so the sender's kernel finds out, and says so.
+        if is_hopeless(tables, vtep, parked.since, self.now) {
             return Err(Drop::NoNextHop);
         }
-        self.answer(slot, network, answer);
-        Ok(())
+        self.ask(slot, network, vtep);
+        let waits = !tables.dead.contains_key(&vtep) && self.parking.park(parked, frame);
+        if waits { Ok(()) } else { Err(Drop::NoNextHop) }
     }
 
-    /// Sends a frame that has waited for new tables, or long enough.
-    pub(super) fn send_parked(&mut self, parked: &Parked) {
-        let progress = self.send(parked.slot, parked.header, &parked.frame, parked.since, Part::ALL);
-        if let Some((_, left)) = progress.next {
-            let network = self.tables.by_slot(parked.slot);
-            count_drop(&self.status, network, self.queue, Drop::NicFull, left as u64);
+    /// Sends frames that have waited long enough, or for these tables.
+    pub(super) fn send_settled(&mut self) {
+        for parked in self.parking.take(&self.tables, self.now) {
+            let progress = self.send(parked.slot, parked.header, &parked.frame, parked.since, Part::ALL);
+            if let Some((_, left)) = progress.next {
+                let network = self.tables.by_slot(parked.slot);
+                count_drop(&self.status, network, self.queue, Drop::NicFull, left as u64);
+            }
         }
     }
 
@@ -355,7 +363,7 @@ impl<N: Nic> Worker<N> {
                     self.transmit(network, hop, outgoing, gso, range)
                 }
                 None => {
-                    self.ask(*vtep);
+                    self.ask(slot, network, *vtep);
                     Err(Drop::NoNextHop)
                 }
             };
@@ -372,31 +380,28 @@ impl<N: Nic> Worker<N> {
     }
 
     /// Asks the control thread for a next hop, once a second at most.
-    fn ask(&mut self, vtep: IpAddr) {
-        if self.asked.len() < PARKED && self.asked.insert(vtep) {
-            self.tell(Event::Resolve(vtep));
+    fn ask(&mut self, slot: u32, network: &Network, vtep: IpAddr) {
+        if !self.parking.may_ask(slot, vtep) {
+            return;
+        }
+        let vni = network.vni;
+        if !self.parking.has_unsaid() && has_room(&self.events) {
+            self.tell(Event::Resolve { vni, vtep });
+        } else {
+            self.parking.ask_later(vni, vtep);
         }
     }
 
-    /// Keeps a frame until the next tables. False if there is no room, or it has waited long enough.
-    fn park(&mut self, slot: u32, header: VnetHeader, frame: &[u8], since: Instant) -> bool {
-        let fits = self.parked.len() < PARKED && self.now.saturating_duration_since(since) < PARKED_FOR;
-        if fits {
-            self.parked.push(Parked { slot, header, frame: frame.to_vec(), since });
+    /// Asks what the channel had no room for.
+    pub(super) fn say_unsaid(&mut self) {
+        while let Some((vni, vtep)) = self.parking.take_unsaid(&self.events) {
+            self.tell(Event::Resolve { vni, vtep });
         }
-        fits
-    }
-
-    /// Whether there is no more to wait for: the frame has waited, or the VTEP has just failed to answer.
-    fn is_hopeless(&self, tables: &Tables, vtep: IpAddr, since: Instant) -> bool {
-        let recent = |then: Instant| self.now.saturating_duration_since(then) < PARKED_FOR;
-        !recent(since) || tables.dead.get(&vtep).is_some_and(|failed| recent(*failed))
     }
 
     /// Tells the sender of a frame that its destination is dead, as a kernel tells whose neighbour does not answer.
     fn unreachable(&mut self, slot: u32, network: &Network, frame: &[u8], packet: &Packet<'_>) {
-        if self.refused < PARKED {
-            self.refused += 1;
+        if self.parking.may_refuse(slot) {
             self.refuse(slot, network, frame, packet, answer::Error::Unreachable);
         }
     }

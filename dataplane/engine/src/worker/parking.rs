@@ -1,0 +1,146 @@
+//! What waits for next hops: frames, and the VTEPs that the control thread is asked for. Each network has room of its own,
+//! so that one who scans a subnet fills nobody else's.
+
+use super::{PARKED_FOR, Parked};
+use crate::tables::Tables;
+use crossbeam::channel::Sender;
+use hashbrown::{HashMap, HashSet};
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::time::Instant;
+use uvn_wire::vxlan::Vni;
+
+/// Bytes of frames that a network may have waiting, which is what a kernel lets wait for one neighbour (unres_qlen_bytes):
+/// the ARP requests of a job that starts on a thousand nodes.
+const ROOM: usize = 256 << 10;
+/// What a frame costs besides its length.
+const FRAME_COST: usize = 128;
+/// All networks together; beyond that, what each may have nevertheless.
+const ROOM_OF_ALL: usize = 4 << 20;
+const LEAST_ROOM: usize = 8 << 10;
+/// Unanswered VTEPs that a network asks for in a second.
+const ASKED: usize = 1024;
+/// Senders of a network told in a second that their destination is dead.
+const REFUSED: usize = 64;
+
+/// See the module's text.
+#[derive(Default)]
+pub(super) struct Parking {
+    networks: HashMap<u32, Waiting>,
+    bytes: usize,
+    /// Asked for, and the channel had no room yet.
+    unsaid: VecDeque<(Vni, IpAddr)>,
+}
+
+/// A network's.
+#[derive(Default)]
+struct Waiting {
+    frames: Vec<Parked>,
+    bytes: usize,
+    /// VTEPs asked for in this second.
+    asked: HashSet<IpAddr>,
+    /// Senders told in this second.
+    refused: usize,
+}
+
+impl Parking {
+    /// Keeps a frame, whose bytes are in `frame`. False: there is no room.
+    pub fn park(&mut self, parked: Parked, frame: &[u8]) -> bool {
+        let waiting = self.networks.entry(parked.slot).or_default();
+        let cost = cost(frame);
+        let room = if self.bytes + cost <= ROOM_OF_ALL { ROOM } else { LEAST_ROOM };
+        let fits = waiting.bytes + cost <= room;
+        if fits {
+            waiting.bytes += cost;
+            self.bytes += cost;
+            waiting.frames.push(Parked { frame: frame.to_vec(), ..parked });
+        }
+        fits
+    }
+
+    /// Takes out the frames that wait no more: their VTEP answers, or does not, or they have waited long enough.
+    pub fn take(&mut self, tables: &Tables, now: Instant) -> Vec<Parked> {
+        let mut taken = Vec::new();
+        for waiting in self.networks.values_mut() {
+            let settled = |parked: &mut Parked| {
+                tables.hops.contains_key(&parked.vtep) || is_hopeless(tables, parked.vtep, parked.since, now)
+            };
+            let before = taken.len();
+            taken.extend(waiting.frames.extract_if(.., settled));
+            let bytes = taken[before..].iter().map(|parked| cost(&parked.frame)).sum::<usize>();
+            waiting.bytes -= bytes;
+            self.bytes -= bytes;
+        }
+        taken
+    }
+
+    /// Whether a network shall ask for a VTEP: once a second, and not for too many that do not answer.
+    pub fn may_ask(&mut self, slot: u32, vtep: IpAddr) -> bool {
+        let asked = &mut self.networks.entry(slot).or_default().asked;
+        asked.len() < ASKED && asked.insert(vtep)
+    }
+
+    /// Those that are known now make room for others.
+    pub fn forget_answered(&mut self, tables: &Tables) {
+        for waiting in self.networks.values_mut() {
+            waiting.asked.retain(|vtep| !tables.hops.contains_key(vtep));
+        }
+    }
+
+    /// Whether one more sender of a network is told that his destination is dead.
+    pub fn may_refuse(&mut self, slot: u32) -> bool {
+        let refused = &mut self.networks.entry(slot).or_default().refused;
+        *refused += 1;
+        *refused <= REFUSED
+    }
+
+    /// Notes what is to be asked when the channel has room.
+    pub fn ask_later(&mut self, network: Vni, vtep: IpAddr) {
+        self.unsaid.push_back((network, vtep));
+    }
+
+    /// What can be asked now.
+    pub fn take_unsaid<T>(&mut self, events: &Sender<T>) -> Option<(Vni, IpAddr)> {
+        if self.has_unsaid() && has_room(events) { self.unsaid.pop_front() } else { None }
+    }
+
+    /// Whether something is to be asked.
+    pub fn has_unsaid(&self) -> bool {
+        !self.unsaid.is_empty()
+    }
+
+    /// Once a second.
+    pub fn tick(&mut self) {
+        self.unsaid.clear();
+        self.networks.retain(|_, waiting| {
+            waiting.asked.clear();
+            waiting.refused = 0;
+            !waiting.frames.is_empty()
+        });
+    }
+
+    /// Forgets a network.
+    pub fn forget(&mut self, slot: u32) {
+        self.bytes -= self.networks.remove(&slot).map_or(0, |waiting| waiting.bytes);
+    }
+
+    /// Whether no frame waits.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+}
+
+/// Half of the channel is for what is said but once.
+pub(super) fn has_room<T>(events: &Sender<T>) -> bool {
+    events.capacity().is_none_or(|capacity| events.len() < capacity / 2)
+}
+
+/// Whether there is no more to wait for: the frame has waited, or the VTEP has just failed to answer.
+pub(super) fn is_hopeless(tables: &Tables, vtep: IpAddr, since: Instant, now: Instant) -> bool {
+    let recent = |then: Instant| now.saturating_duration_since(then) < PARKED_FOR;
+    !recent(since) || tables.dead.get(&vtep).is_some_and(|failed| recent(*failed))
+}
+
+fn cost(frame: &[u8]) -> usize {
+    frame.len() + FRAME_COST
+}
