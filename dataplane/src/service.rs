@@ -217,7 +217,8 @@ impl Service {
         let mut tick = Instant::now() + TICK;
         loop {
             let busy = self.control.as_ref().is_some_and(Control::has_work);
-            let due = self.gear.as_ref().and_then(Gear::due).map_or(tick, |due| due.min(tick));
+            let due = [self.gear.as_ref().and_then(Gear::due), self.underlay.due()];
+            let due = due.into_iter().flatten().fold(tick, Instant::min);
             let wait = if busy { Duration::ZERO } else { due.saturating_duration_since(Instant::now()) };
             match self.poll.poll(&mut events, Some(wait)) {
                 Err(source) if source.kind() != io::ErrorKind::Interrupted => {
@@ -263,6 +264,7 @@ impl Service {
                 tick = now + TICK;
                 self.tick(now);
             }
+            self.hops_changed |= self.underlay.serve(now);
             self.publish();
         }
     }
@@ -288,9 +290,9 @@ impl Service {
         // A bound, so that requests are not kept waiting.
         for event in self.events.clone().try_iter().take(EVENT_ROOM) {
             match event {
-                Event::Resolve { vtep, .. } => {
+                Event::Resolve { vni, vtep } => {
                     if self.vteps.allows(vtep) {
-                        self.hops_changed |= self.underlay.resolve(vtep, now);
+                        self.underlay.ask(vni, vtep, now);
                     }
                 }
                 Event::Learned { slot, vni, mac, vtep } => {

@@ -2,27 +2,47 @@
 //!
 //! The kernel resolves neighbours and routes as for its own traffic; this only asks it to, and follows what it says.
 //! A VTEP without an answer has no hop: workers count its frames and ask again.
+//!
+//! Tenants choose destinations, and how many. So a turn of the control thread looks up a bounded number of VTEPs, those
+//! that networks ask for by turns ([`asks`]); the others of thousands follow in the next turns, those in use first.
 
+mod asks;
+pub mod kernel;
 pub mod rivals;
 pub mod route;
+mod vteps;
 
+use self::asks::Asks;
+use self::kernel::{Kernel, Netlink};
 use self::route::{Change, Neighbour, Route};
+use self::vteps::{Vteps, Wanted};
 use socket2::{Domain, InterfaceIndexOrAddress, Socket, Type};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 use uvn_wire::ethernet::Mac;
+use uvn_wire::vxlan::Vni;
 
 /// How often a neighbour that nobody has checked is checked. The kernel itself would wait for traffic of its own.
 const RECHECK: Duration = Duration::from_secs(30);
 /// The least time between two tries for one VTEP: what the kernel takes to give up is three such.
 const RETRY: Duration = Duration::from_secs(1);
 /// After this long without an answer a VTEP that no network lists is forgotten.
-const FORGET: Duration = Duration::from_secs(60);
-/// New VTEPs that are looked up in a second, and VTEPs that are looked after at all. Tenants choose destinations within the allowed ranges: this bounds what that costs.
-const NEW_PER_SECOND: u32 = 1024;
+const FORGET: Duration = Duration::from_secs(10);
+/// VTEPs that are looked after at all.
 const MAX_WANTED: usize = 65_536;
+/// VTEPs looked up in one turn of the control thread, of those that workers ask for, and of the others: ten
+/// microseconds each.
+const LOOK_UPS: usize = 64;
+/// Neighbours that the kernel is told to ask in a second without any worker's asking: it tells of each answer, and has room
+/// for few that do not answer.
+const PROBES: usize = 512;
+/// Workers hear of the dead no sooner than this after the last time: somebody who scans a subnet finds many.
+const DEATHS: Duration = Duration::from_millis(100);
+/// RT_TABLE_DEFAULT, _MAIN and _LOCAL (include/uapi/linux/rtnetlink.h), which the kernel's own rules name.
+const USUAL_TABLES: [u32; 3] = [253, 254, 255];
 
 /// The next hop to a VTEP or multicast group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,34 +91,33 @@ fn group_mac(group: IpAddr) -> Mac {
     }
 }
 
-/// A VTEP that is looked after.
-#[derive(Debug, Default)]
-struct Wanted {
-    route: Option<Route>,
-    hop: Option<NextHop>,
-    /// When its neighbour last failed to answer; None: it has answered since, or nobody knows.
-    failed: Option<Instant>,
-    /// When the kernel was last told to ask for its neighbour.
-    probed: Option<Instant>,
-    /// When a worker last asked for it.
-    asked: Option<Instant>,
-}
-
 /// The underlay as seen from one NIC.
 #[derive(Debug, Default)]
-pub struct Underlay {
+pub struct Underlay<K = Netlink> {
+    kernel: K,
     /// None while the NIC is absent.
     nic: Option<Nic>,
-    wanted: BTreeMap<IpAddr, Wanted>,
+    vteps: Vteps,
     /// VTEPs that networks list: never forgotten.
     listed: BTreeSet<IpAddr>,
     /// Joined multicast groups; membership lasts as long as the socket.
     groups: BTreeMap<IpAddr, Option<Socket>>,
     neighbours: HashMap<IpAddr, Neighbour>,
-    /// A route has changed since the last tick.
-    routes_changed: bool,
-    /// VTEPs that workers asked for first since the last tick.
-    new: u32,
+    /// What workers ask for.
+    asks: Asks,
+    /// VTEPs to be looked up without that.
+    due: VecDeque<IpAddr>,
+    /// Neighbours to be asked without that, and how many more may be in this second.
+    unasked: VecDeque<IpAddr>,
+    probes: usize,
+    /// Tables in which a route has changed since the last tick.
+    changed_tables: BTreeSet<u32>,
+    /// All routes may have changed since then, or anything at all.
+    rules_changed: bool,
+    lost: bool,
+    /// A neighbour has failed to answer; and when such was told last.
+    has_died: bool,
+    told: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,21 +126,27 @@ struct Nic {
     mtu: usize,
 }
 
-impl Underlay {
+impl<K: Kernel> Underlay<K> {
     /// Sets the NIC's index and the MTU that can be used on it; None: it is gone. On a change everything is looked up
     /// anew.
     pub fn set_nic(&mut self, nic: Option<(u32, usize)>) {
         let nic = nic.map(|(index, mtu)| Nic { index, mtu });
-        if nic != self.nic {
-            self.nic = nic;
-            for (group, membership) in &mut self.groups {
-                *membership = nic.and_then(|nic| join(*group, nic.index));
-            }
-            self.resync();
+        if nic == self.nic {
+            return;
         }
+        let is_other = nic.map(|nic| nic.index) != self.nic.map(|nic| nic.index);
+        self.nic = nic;
+        self.probes = PROBES;
+        for (group, membership) in &mut self.groups {
+            *membership = nic.and_then(|nic| join(*group, nic.index));
+        }
+        if is_other {
+            self.addresses().into_iter().for_each(|vtep| self.vteps.set_route(vtep, None));
+        }
+        self.resync();
     }
 
-    /// Sets which VTEPs and multicast groups the networks list. New ones are looked up at once.
+    /// Sets which VTEPs and multicast groups the networks list. New ones are looked up in the next turns.
     pub fn set_listed(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
         let (groups, vteps): (BTreeSet<_>, BTreeSet<_>) =
             addresses.into_iter().partition(|address| address.is_multicast());
@@ -130,95 +155,126 @@ impl Underlay {
             let nic = self.nic;
             self.groups.entry(group).or_insert_with(|| nic.and_then(|nic| join(group, nic.index)));
         }
-        let gone: Vec<IpAddr> = self.listed.difference(&vteps).copied().collect();
-        for address in gone {
+        for gone in self.listed.difference(&vteps) {
             // If workers still send there they will ask.
-            self.wanted.remove(&address);
+            self.vteps.remove(*gone);
         }
-        let new: Vec<IpAddr> = vteps.difference(&self.listed).copied().collect();
+        for new in vteps.difference(&self.listed) {
+            self.vteps.add(*new);
+            self.due.push_back(*new);
+        }
         self.listed = vteps;
-        for address in new {
-            self.wanted.entry(address).or_default();
-            self.look_up(address);
-        }
     }
 
-    /// A worker has frames for this VTEP and knows no next hop. True if the hops changed.
-    pub fn resolve(&mut self, address: IpAddr, now: Instant) -> bool {
-        if address.is_multicast() {
-            return false;
+    /// A worker has frames of a network for this VTEP and knows no next hop. It is looked up when it is the network's turn:
+    /// see [`Underlay::serve`].
+    pub fn ask(&mut self, network: Vni, address: IpAddr, now: Instant) {
+        if !address.is_multicast() {
+            self.asks.add(network, address, now);
         }
-        if !self.wanted.contains_key(&address) {
-            if self.new >= NEW_PER_SECOND || self.wanted.len() >= MAX_WANTED {
-                return false;
-            }
-            self.new += 1;
-        }
-        let wanted = self.wanted.entry(address).or_default();
-        let before = wanted.hop;
-        if wanted.asked.is_some_and(|asked| now.saturating_duration_since(asked) < RETRY) {
-            return false;
-        }
-        wanted.asked = Some(now);
-        self.look_up(address);
-        self.wanted.get(&address).is_some_and(|wanted| wanted.hop != before)
     }
 
     /// Follows the kernel's notifications. True if the hops may have changed.
     pub fn follow(&mut self, changes: &[Change]) -> bool {
         let mut changed = false;
+        let here = self.nic.map(|nic| nic.index);
         for change in changes {
             match *change {
-                Change::Neighbour { index, address, neighbour }
-                    if self.nic.is_some_and(|nic| nic.index == index) =>
-                {
+                Change::Neighbour { index, address, neighbour } if here == Some(index) => {
                     changed |= self.learn(address, neighbour);
                 }
-                Change::Routes => self.routes_changed = true,
-                Change::Lost => {
-                    tracing::warn!("rtnetlink notifications were lost; looking everything up again");
-                    self.resync();
-                    changed = true;
+                // No way by another device is one of ours.
+                Change::Route { table, device } if device.is_none() || device == here => {
+                    self.changed_tables.insert(table);
                 }
-                Change::Neighbour { .. } | Change::Link(_) | Change::Gone(_) | Change::Addresses => {}
+                Change::Rules => self.rules_changed = true,
+                Change::Lost => self.lost = true,
+                Change::Neighbour { .. }
+                | Change::Route { .. }
+                | Change::Link(_)
+                | Change::Gone(_)
+                | Change::Addresses => {}
             }
         }
         changed
     }
 
+    /// A turn's share of what is to be looked up and asked. True if the hops changed, or others are dead.
+    pub fn serve(&mut self, now: Instant) -> bool {
+        let mut changed = false;
+        for _ in 0..LOOK_UPS {
+            let Some((network, vtep)) = self.asks.next(now) else { break };
+            changed |= self.answer(network, vtep, now);
+        }
+        for _ in 0..LOOK_UPS {
+            let Some(vtep) = self.due.pop_front() else { break };
+            let before = self.hop(vtep);
+            if let Decision::Ask(via) = self.look_up(vtep) {
+                self.unasked.push_back(via);
+            }
+            changed |= self.hop(vtep) != before;
+        }
+        while self.probes > 0
+            && let Some(via) = self.unasked.pop_front()
+        {
+            self.probes -= 1;
+            self.probe(via, now);
+        }
+        let may_tell = self.told.is_none_or(|told| now.saturating_duration_since(told) >= DEATHS);
+        if self.has_died && may_tell {
+            self.has_died = false;
+            self.told = Some(now);
+            changed = true;
+        }
+        changed
+    }
+
+    /// When [`Underlay::serve`] is due; None: not before something happens.
+    pub fn due(&self) -> Option<Instant> {
+        let has_probes = self.probes > 0 && !self.unasked.is_empty();
+        if self.asks.has_work() || !self.due.is_empty() || has_probes {
+            return Some(Instant::now());
+        }
+        let deaths = self.told.filter(|_| self.has_died).map(|told| told + DEATHS);
+        [self.asks.due(), deaths].into_iter().flatten().min()
+    }
+
     /// Once a second: follows route changes, has stale neighbours checked, forgets. True if the hops may have changed.
     pub fn tick(&mut self, now: Instant) -> bool {
-        self.new = 0;
-        let changed = self.routes_changed;
-        if self.routes_changed {
-            self.routes_changed = false;
-            self.look_up_all();
+        self.probes = PROBES;
+        let lost = self.lost;
+        if self.lost {
+            tracing::warn!("rtnetlink notifications were lost; looking everything up again");
+            self.resync();
+        } else if self.routes_changed() {
+            self.due = self.in_use_first();
         }
-        let Some(nic) = self.nic else { return changed };
+        let Some(nic) = self.nic else { return lost };
         let mut stale = BTreeSet::new();
-        for wanted in self.wanted.values_mut() {
+        for wanted in self.vteps.values_mut() {
             let due = wanted.probed.is_none_or(|probed| now.saturating_duration_since(probed) >= RECHECK);
-            if let Decision::Recheck(_, via) = decide(wanted.route, &self.neighbours, nic.mtu)
-                && due
+            if due
+                && stale.len() < self.probes
+                && let Decision::Recheck(_, via) = decide(wanted.route(), &self.neighbours, nic.mtu)
             {
                 wanted.probed = Some(now);
                 stale.insert(via);
             }
         }
-        for via in stale {
-            probe(via, nic.index);
-        }
-        let listed = &self.listed;
-        self.wanted.retain(|address, wanted| {
+        self.probes -= stale.len();
+        stale.into_iter().for_each(|via| self.probe(via, now));
+        let is_over = |(vtep, wanted): &(&IpAddr, &Wanted)| {
             let idle = wanted.asked.is_none_or(|asked| now.saturating_duration_since(asked) >= FORGET);
-            wanted.hop.is_some() || listed.contains(address) || !idle
-        });
-        changed
+            wanted.hop.is_none() && idle && !self.listed.contains(vtep)
+        };
+        let over: Vec<IpAddr> = self.vteps.iter().filter(is_over).map(|(vtep, _)| *vtep).collect();
+        over.into_iter().for_each(|vtep| self.vteps.remove(vtep));
+        lost
     }
 
     /// Every VTEP and group that can be sent to.
     pub fn hops(&self) -> impl Iterator<Item = (IpAddr, NextHop)> {
-        let vteps = self.wanted.iter().filter_map(|(address, wanted)| Some((*address, wanted.hop?)));
+        let vteps = self.vteps.iter().filter_map(|(address, wanted)| Some((*address, wanted.hop?)));
         let mtu = self.nic.map(|nic| nic.mtu);
         let groups = self
             .groups
@@ -229,12 +285,12 @@ impl Underlay {
 
     /// Every VTEP whose next hop does not answer, and when that was last found.
     pub fn dead(&self) -> impl Iterator<Item = (IpAddr, Instant)> {
-        self.wanted.iter().filter_map(|(address, wanted)| Some((*address, wanted.failed?)))
+        self.vteps.iter().filter_map(|(address, wanted)| Some((*address, wanted.failed?)))
     }
 
     /// Every VTEP looked after, with its hop if there is one.
     pub fn wanted(&self) -> impl Iterator<Item = (IpAddr, Option<NextHop>)> {
-        self.wanted.iter().map(|(address, wanted)| (*address, wanted.hop))
+        self.vteps.iter().map(|(address, wanted)| (*address, wanted.hop))
     }
 
     /// The joined multicast groups.
@@ -242,85 +298,128 @@ impl Underlay {
         self.groups.keys().copied()
     }
 
-    /// Reads the kernel's tables afresh.
+    /// Reads the neighbours afresh. Routes are taken for what they were until their turn comes.
     fn resync(&mut self) {
+        (self.lost, self.rules_changed) = (false, false);
+        self.changed_tables.clear();
         self.neighbours.clear();
         if let Some(nic) = self.nic {
-            match route::neighbours(nic.index) {
+            match self.kernel.neighbours(nic.index) {
                 Ok(known) => self.neighbours.extend(known),
                 Err(error) => tracing::error!(%error, "cannot read the neighbours"),
             }
         }
-        self.look_up_all();
-    }
-
-    fn look_up_all(&mut self) {
-        let all: Vec<IpAddr> = self.wanted.keys().copied().collect();
-        for address in all {
-            self.look_up(address);
+        for vtep in self.addresses() {
+            self.update(vtep);
         }
+        self.due = self.in_use_first();
     }
 
-    /// Looks up one VTEP's route, and has its neighbour asked if need be.
-    fn look_up(&mut self, address: IpAddr) {
-        let route = self.nic.and_then(|nic| {
-            route::look_up(address, nic.index).unwrap_or_else(|error| {
+    /// Whether a route that counts may have changed since this was asked last.
+    fn routes_changed(&mut self) -> bool {
+        let tables = std::mem::take(&mut self.changed_tables);
+        if std::mem::take(&mut self.rules_changed) || USUAL_TABLES.iter().any(|usual| tables.contains(usual))
+        {
+            return true;
+        }
+        // A VRF's table changes with each network, and is nobody else's.
+        !tables.is_empty()
+            && self.kernel.tables().map_or_else(
+                |error| {
+                    tracing::error!(%error, "cannot read the routing rules");
+                    true
+                },
+                |used| !used.is_disjoint(&tables),
+            )
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        self.vteps.iter().map(|(vtep, _)| *vtep).collect()
+    }
+
+    /// All VTEPs: those that workers have asked for, the last first, then those that are only listed.
+    fn in_use_first(&self) -> VecDeque<IpAddr> {
+        let mut all = self.addresses();
+        all.sort_by_key(|vtep| Reverse(self.vteps.get(vtep).and_then(|wanted| wanted.asked)));
+        all.into()
+    }
+
+    fn hop(&self, vtep: IpAddr) -> Option<NextHop> {
+        self.vteps.get(&vtep)?.hop
+    }
+
+    /// Looks up what a network asks for. True if the hop changed.
+    fn answer(&mut self, network: Vni, vtep: IpAddr, now: Instant) -> bool {
+        if self.vteps.get(&vtep).is_none() && self.vteps.len() >= MAX_WANTED {
+            return false;
+        }
+        let wanted = self.vteps.add(vtep);
+        if wanted.asked.is_some_and(|asked| now.saturating_duration_since(asked) < RETRY) {
+            return false;
+        }
+        wanted.asked = Some(now);
+        if wanted.hop.is_some() {
+            return false;
+        }
+        if let Decision::Ask(via) = self.look_up(vtep) {
+            self.asks.hold(network, via, now);
+            self.probe(via, now);
+        }
+        self.hop(vtep).is_some()
+    }
+
+    /// Looks up one VTEP's route, and sets its hop.
+    fn look_up(&mut self, address: IpAddr) -> Decision {
+        let (nic, kernel) = (self.nic, &mut self.kernel);
+        let route = nic.and_then(|nic| {
+            kernel.look_up(address, nic.index).unwrap_or_else(|error| {
                 tracing::error!(vtep = %address, %error, "cannot look up the route");
                 None
             })
         });
-        if let Some(wanted) = self.wanted.get_mut(&address) {
-            wanted.route = route;
-        }
-        self.settle(address);
+        self.vteps.set_route(address, route);
+        self.update(address)
     }
 
-    /// Takes over a neighbour's state. True if a hop changed, or failed to answer once more.
+    /// Takes over a neighbour's state. True if a hop changed.
     fn learn(&mut self, address: IpAddr, neighbour: Option<Neighbour>) -> bool {
-        let affected: Vec<IpAddr> = self
-            .wanted
-            .iter()
-            .filter(|(_, wanted)| wanted.route.is_some_and(|route| route.via == address))
-            .map(|(vtep, _)| *vtep)
-            .collect();
+        let affected = self.vteps.behind(&address);
+        // The kernel clears away what its own traffic does not use. It may still be there: ask, unless only workers have
+        // asked for it, and in vain: they will again.
+        let is_wanted = |vtep: &IpAddr| self.listed.contains(vtep) || self.hop(*vtep).is_some();
+        if neighbour.is_none() && affected.iter().any(is_wanted) {
+            self.unasked.push_back(address);
+        }
         match (neighbour, self.neighbours.get_mut(&address)) {
-            // The kernel clears away what its own traffic does not use. It may still be there: ask.
             (None, Some(Neighbour::Known { stale, .. })) if !affected.is_empty() => *stale = true,
             (None, _) => drop(self.neighbours.remove(&address)),
             (Some(neighbour), _) => drop(self.neighbours.insert(address, neighbour)),
         }
-        let forgotten = neighbour.is_none();
+        let failed = neighbour == Some(Neighbour::Failed);
+        if failed || matches!(neighbour, Some(Neighbour::Known { .. })) {
+            self.asks.release(address);
+        }
         let mut changed = false;
-        for (count, vtep) in affected.into_iter().enumerate() {
-            let before = self.wanted.get(&vtep).and_then(|wanted| wanted.hop);
-            if forgotten
-                && count == 0
-                && let Some(nic) = self.nic
-            {
-                probe(address, nic.index);
-            }
+        for vtep in affected {
+            let before = self.hop(vtep);
             // An unanswered neighbour is not asked again at once: the kernel has just given up.
             self.update(vtep);
-            let Some(wanted) = self.wanted.get_mut(&vtep) else { continue };
-            let failed = neighbour == Some(Neighbour::Failed);
-            if failed {
+            changed |= self.hop(vtep) != before;
+            if let Some(wanted) = self.vteps.get_mut(&vtep).filter(|_| failed) {
                 wanted.failed = Some(Instant::now());
+                self.has_died = true;
             }
-            changed |= failed || wanted.hop != before;
         }
         changed
     }
 
     /// Sets the hop from what is known; returns what is to be done.
     fn update(&mut self, address: IpAddr) -> Decision {
-        let Some(nic) = self.nic else {
-            if let Some(wanted) = self.wanted.get_mut(&address) {
-                wanted.hop = None;
-            }
-            return Decision::Unreachable;
+        let Some(wanted) = self.vteps.get_mut(&address) else { return Decision::Unreachable };
+        let decision = match self.nic {
+            Some(nic) => decide(wanted.route(), &self.neighbours, nic.mtu),
+            None => Decision::Unreachable,
         };
-        let Some(wanted) = self.wanted.get_mut(&address) else { return Decision::Unreachable };
-        let decision = decide(wanted.route, &self.neighbours, nic.mtu);
         let hop = match decision {
             Decision::Hop(hop) | Decision::Recheck(hop, _) => Some(hop),
             Decision::Ask(_) | Decision::Unreachable => None,
@@ -335,21 +434,17 @@ impl Underlay {
         decision
     }
 
-    /// Sets the hop from what is known, and has the neighbour asked if need be.
-    fn settle(&mut self, address: IpAddr) {
-        let decision = self.update(address);
-        if let (Decision::Recheck(_, via) | Decision::Ask(via), Some(nic)) = (decision, self.nic) {
-            probe(via, nic.index);
-            if let Some(wanted) = self.wanted.get_mut(&address) {
-                wanted.probed = Some(Instant::now());
+    /// Has a neighbour asked.
+    fn probe(&mut self, neighbour: IpAddr, now: Instant) {
+        let Some(nic) = self.nic else { return };
+        if let Err(error) = self.kernel.probe(neighbour, nic.index) {
+            tracing::debug!(%neighbour, %error, "the kernel will not ask for it");
+        }
+        for vtep in self.vteps.behind(&neighbour) {
+            if let Some(wanted) = self.vteps.get_mut(&vtep) {
+                wanted.probed = Some(now);
             }
         }
-    }
-}
-
-fn probe(address: IpAddr, index: u32) {
-    if let Err(error) = route::probe(address, index) {
-        tracing::debug!(neighbour = %address, %error, "the kernel will not ask for it");
     }
 }
 

@@ -101,6 +101,11 @@ impl Service {
         }
         let before = std::mem::replace(&mut self.link, link);
         let mtu = self.nic_mtu();
+        if let Some(index) = self.link.as_ref().map(|link| link.index)
+            && let Err(error) = self.notifications.narrow(index)
+        {
+            tracing::warn!(%error, "the kernel tells of users' neighbours, too");
+        }
         // Nothing can be sent by one that is down: whoever tries shall be told.
         let in_use = self.link.as_ref().filter(|link| link.up);
         self.underlay.set_nic(in_use.map(|link| (link.index, mtu)));

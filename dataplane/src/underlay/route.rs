@@ -1,17 +1,20 @@
 //! The kernel's routes and neighbours, by rtnetlink: look-ups, and the notifications that say when to look again.
 
 use crate::port::link::{netlink_request, split_message};
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType, RouteVia,
 };
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce};
 use nix::sys::socket::{MsgFlags, recv, setsockopt};
+use socket2::{SockFilter, SockRef};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
@@ -55,7 +58,14 @@ pub enum Change {
         neighbour: Option<Neighbour>,
     },
     /// Some route.
-    Routes,
+    Route {
+        /// The table it is in.
+        table: u32,
+        /// Index of the device that it leads to; None: several, none, or it is not known.
+        device: Option<u32>,
+    },
+    /// The rules that say which tables are looked at.
+    Rules,
     /// The device with this index: it is new, or something about it.
     Link(u32),
     /// Some device's addresses.
@@ -144,13 +154,36 @@ fn read_route(message: &RouteMessage, address: IpAddr, index: u32) -> Option<Rou
     (device == Some(index)).then_some(route)
 }
 
+/// The routing tables that rules name: in a table that none of them does, such as a VRF's, no next hop is looked up.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn tables() -> io::Result<BTreeSet<u32>> {
+    let mut tables = BTreeSet::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut dump = RuleMessage::default();
+        dump.header.family = family;
+        for answer in netlink_request(RouteNetlinkMessage::GetRule(dump), NLM_F_DUMP)? {
+            let RouteNetlinkMessage::NewRule(rule) = answer else { continue };
+            let wide = rule.attributes.iter().find_map(|attribute| match attribute {
+                RuleAttribute::Table(table) => Some(*table),
+                _ => None,
+            });
+            tables.insert(wide.unwrap_or(rule.header.table.into()));
+        }
+    }
+    Ok(tables)
+}
+
 /// Every neighbour on the device `index`.
 ///
 /// # Errors
 /// The kernel's refusal.
 pub fn neighbours(index: u32) -> io::Result<Vec<(IpAddr, Neighbour)>> {
-    let dump = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
-    let answers = netlink_request(dump, NLM_F_DUMP)?;
+    let mut dump = NeighbourMessage::default();
+    // Those of users' endpoints may be a hundred times as many.
+    dump.attributes.push(NeighbourAttribute::IfIndex(index));
+    let answers = netlink_request(RouteNetlinkMessage::GetNeighbour(dump), NLM_F_DUMP)?;
     let known = answers.iter().filter_map(|answer| match answer {
         RouteNetlinkMessage::NewNeighbour(message) if message.header.ifindex == index => {
             Some((address_of(message)?, read_neighbour(message)))
@@ -211,9 +244,9 @@ impl Notifications {
     /// # Errors
     /// The kernel's refusal.
     pub fn subscribe() -> io::Result<Notifications> {
-        /// rtnetlink groups (include/uapi/linux/rtnetlink.h): RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE,
-        /// _IPV6_IFADDR, _IPV6_ROUTE.
-        const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+        /// rtnetlink groups (include/uapi/linux/rtnetlink.h): RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE,
+        /// _IPV6_IFADDR, _IPV6_ROUTE, _IPV6_RULE.
+        const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
         /// What ten thousand neighbours send, more or less. If some are lost, all are asked again, and that is as many.
         const BUFFER: usize = 8 << 20;
 
@@ -226,6 +259,36 @@ impl Notifications {
         }
         socket.set_non_blocking(true)?;
         Ok(Notifications { socket, buffer: vec![0; 64 << 10] })
+    }
+
+    /// From now on, of neighbours only those on the device `index`. Those on users' endpoints are as many as users make
+    /// them: the kernel does not even queue them here.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn narrow(&self, index: u32) -> io::Result<()> {
+        /// Classic BPF (include/uapi/linux/filter.h): load a half or a whole word, compare, return.
+        const HALF: u16 = 0x28;
+        const WORD: u16 = 0x20;
+        const IS: u16 = 0x15;
+        const RETURN: u16 = 0x06;
+        /// Offsets of nlmsg_type, and of ndm_ifindex behind the header of 16 bytes.
+        const TYPE: u32 = 4;
+        const INDEX: u32 = 20;
+        /// RTM_NEWNEIGH and RTM_DELNEIGH (include/uapi/linux/rtnetlink.h).
+        const NEW: u16 = 28;
+        const DEL: u16 = 29;
+        // A filter loads what is in network order; netlink is in the host's.
+        let filter = [
+            SockFilter::new(HALF, 0, 0, TYPE),
+            SockFilter::new(IS, 1, 0, NEW.to_be().into()),
+            SockFilter::new(IS, 0, 2, DEL.to_be().into()),
+            SockFilter::new(WORD, 0, 0, INDEX),
+            SockFilter::new(IS, 0, 1, index.to_be()),
+            SockFilter::new(RETURN, 0, 0, u32::MAX),
+            SockFilter::new(RETURN, 0, 0, 0),
+        ];
+        SockRef::from(&self.socket).attach_filter(&filter)
     }
 
     /// Everything that has come.
@@ -260,11 +323,15 @@ fn read_changes(mut bytes: &[u8], changes: &mut Vec<Change>) {
     while let Some((length, this)) = split_message(bytes) {
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(this) else { continue };
+        let replaces = message.header.flags & NLM_F_REPLACE != 0;
         let NetlinkPayload::InnerMessage(message) = message.payload else { continue };
         let change = match message {
             RouteNetlinkMessage::NewNeighbour(message) => neighbour_change(&message, true),
             RouteNetlinkMessage::DelNeighbour(message) => neighbour_change(&message, false),
-            RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => Some(Change::Routes),
+            RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
+                Some(route_change(&message, replaces))
+            }
+            RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => Some(Change::Rules),
             RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
                 Some(Change::Addresses)
             }
@@ -275,6 +342,20 @@ fn read_changes(mut bytes: &[u8], changes: &mut Vec<Change>) {
         // A burst of routes or links is one change.
         changes.extend(change.filter(|change| changes.last() != Some(change)));
     }
+}
+
+/// A route that replaces another does not say what device that one led to.
+fn route_change(message: &RouteMessage, replaces: bool) -> Change {
+    let mut table = u32::from(message.header.table);
+    let mut device = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(wide) => table = *wide,
+            RouteAttribute::Oif(index) if !replaces => device = Some(*index),
+            _ => {}
+        }
+    }
+    Change::Route { table, device }
 }
 
 fn neighbour_change(message: &NeighbourMessage, present: bool) -> Option<Change> {
@@ -361,13 +442,16 @@ mod tests {
             message.serialize(&mut bytes);
             bytes
         };
-        let mut bytes = packet(RouteNetlinkMessage::NewRoute(RouteMessage::default()));
+        let wide = vec![RouteAttribute::Table(70_000), RouteAttribute::Oif(NIC)];
+        let mut bytes = packet(RouteNetlinkMessage::NewRoute(route(RouteType::Unicast, wide.clone())));
+        bytes.extend(packet(RouteNetlinkMessage::DelRoute(route(RouteType::Unicast, wide))));
         bytes.extend(packet(RouteNetlinkMessage::DelRoute(RouteMessage::default())));
         bytes.extend(packet(RouteNetlinkMessage::DelNeighbour(neighbour(NeighbourState::Failed, None))));
         let mut changes = Vec::new();
         read_changes(&bytes, &mut changes);
         let gone = Change::Neighbour { index: NIC, address: [10, 0, 0, 2].into(), neighbour: None };
-        assert_eq!(changes, [Change::Routes, gone]);
+        let there = Change::Route { table: 70_000, device: Some(NIC) };
+        assert_eq!(changes, [there, Change::Route { table: 0, device: None }, gone]);
         for length in 0..bytes.len() {
             read_changes(&bytes[..length], &mut Vec::new());
         }

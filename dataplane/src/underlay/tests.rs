@@ -39,18 +39,62 @@ fn multicast_macs() {
     assert_eq!(group_mac("ff05::1:203:405".parse().unwrap()), Mac([0x33, 0x33, 2, 3, 4, 5]));
 }
 
-/// An underlay with one VTEP whose route is known, on a device that the kernel does not have.
-fn with_route(via: IpAddr) -> Underlay {
-    let nic = Some(Nic { index: u32::MAX >> 1, mtu: 1500 });
-    let mut underlay = Underlay { nic, ..Underlay::default() };
-    let route = Some(Route { via, mtu: None });
-    underlay.wanted.insert(PEER, Wanted { route, ..Wanted::default() });
-    underlay.listed.insert(PEER);
+const NIC: Nic = Nic { index: 3, mtu: 1500 };
+
+/// A kernel to which every VTEP is a neighbour, or is behind a router, and that notes what it is asked.
+#[derive(Default)]
+struct Noted {
+    router: Option<IpAddr>,
+    looked_up: Vec<IpAddr>,
+    probed: Vec<IpAddr>,
+    tables: BTreeSet<u32>,
+}
+
+impl Kernel for Noted {
+    fn look_up(&mut self, address: IpAddr, _: u32) -> io::Result<Option<Route>> {
+        self.looked_up.push(address);
+        Ok(Some(Route { via: self.router.unwrap_or(address), mtu: None }))
+    }
+
+    fn neighbours(&mut self, _: u32) -> io::Result<Vec<(IpAddr, Neighbour)>> {
+        Ok(Vec::new())
+    }
+
+    fn probe(&mut self, address: IpAddr, _: u32) -> io::Result<()> {
+        self.probed.push(address);
+        Ok(())
+    }
+
+    fn tables(&mut self) -> io::Result<BTreeSet<u32>> {
+        Ok(self.tables.clone())
+    }
+}
+
+fn network(number: u32) -> Vni {
+    Vni::new(number).unwrap()
+}
+
+/// The VTEP of a large subnet with this number.
+fn vtep(number: u32) -> IpAddr {
+    IpAddr::V4((0x0a09_0000 + number).into())
+}
+
+/// An underlay on the NIC, with a first second's probes.
+fn empty() -> Underlay<Noted> {
+    Underlay { nic: Some(NIC), probes: PROBES, ..Underlay::default() }
+}
+
+/// An underlay with one VTEP whose route is known.
+fn with_route(via: IpAddr) -> Underlay<Noted> {
+    let mut underlay = empty();
+    underlay.kernel.router = Some(via).filter(|via| *via != PEER);
+    underlay.set_listed([PEER]);
+    underlay.serve(Instant::now());
     underlay
 }
 
 fn change(address: IpAddr, neighbour: Option<Neighbour>) -> [Change; 1] {
-    [Change::Neighbour { index: u32::MAX >> 1, address, neighbour }]
+    [Change::Neighbour { index: NIC.index, address, neighbour }]
 }
 
 #[test]
@@ -82,11 +126,11 @@ fn a_neighbour_that_the_kernel_cleared_away_is_used_until_it_fails_to_answer() {
 
 #[test]
 fn who_is_not_listed_and_does_not_answer_is_forgotten() {
-    let mut underlay = Underlay::default();
+    let mut underlay = empty();
     let start = Instant::now();
-    assert!(!underlay.resolve(ROUTER, start));
+    underlay.ask(network(1), ROUTER, start);
+    assert!(!underlay.serve(start));
     assert_eq!(underlay.wanted().collect::<Vec<_>>(), [(ROUTER, None)]);
-    underlay.nic = Some(Nic { index: u32::MAX >> 1, mtu: 1500 });
     underlay.tick(start + FORGET / 2);
     assert_eq!(underlay.wanted().count(), 1);
     underlay.tick(start + FORGET);
@@ -100,14 +144,159 @@ fn who_is_not_listed_and_does_not_answer_is_forgotten() {
 fn the_dead_are_known_until_they_answer() {
     let mut underlay = with_route(ROUTER);
     let failed = change(ROUTER, Some(Neighbour::Failed));
-    let dead = |underlay: &Underlay| underlay.dead().map(|(vtep, _)| vtep).collect::<Vec<_>>();
+    let dead = |underlay: &Underlay<Noted>| underlay.dead().map(|(vtep, _)| vtep).collect::<Vec<_>>();
     assert!(dead(&underlay).is_empty());
-    assert!(underlay.follow(&failed));
+    let start = Instant::now();
+    underlay.follow(&failed);
+    assert!(underlay.serve(start));
     assert_eq!(dead(&underlay), [PEER]);
     assert!(!underlay.follow(&change(ROUTER, Some(Neighbour::Unanswered))), "asked again");
     assert!(!underlay.follow(&change(ROUTER, None)), "forgotten by the kernel");
     assert_eq!(dead(&underlay), [PEER]);
-    assert!(underlay.follow(&failed), "who waits shall know");
+    underlay.follow(&failed);
+    assert!(!underlay.serve(start), "just told of others");
+    assert_eq!(underlay.due(), Some(start + DEATHS));
+    assert!(underlay.serve(start + DEATHS), "who waits shall know");
     assert!(underlay.follow(&change(ROUTER, Some(KNOWN))));
     assert!(dead(&underlay).is_empty());
+}
+
+/// One network asks for all of a /16, again and again, as fast as it can.
+#[test]
+fn a_scan_of_a_subnet_keeps_no_other_network_waiting() {
+    let mut underlay = empty();
+    let start = Instant::now();
+    let mut now = start;
+    while now < start + Duration::from_secs(10) {
+        (1..0xfff0).for_each(|number| underlay.ask(network(1), vtep(number), now));
+        underlay.serve(now);
+        now += Duration::from_millis(500);
+    }
+    let scanned = underlay.kernel.probed.len();
+    assert!((64..=64 * 11).contains(&scanned), "{scanned} in ten seconds");
+    assert!(underlay.wanted().count() <= scanned);
+    // Each of many others finds his node in the next turn; the last of them, too.
+    for other in 2..34 {
+        underlay.ask(network(other), vtep(0x1_0000 + other), now);
+    }
+    underlay.serve(now);
+    for other in 2..34 {
+        assert!(underlay.kernel.probed.contains(&vtep(0x1_0000 + other)), "{other}");
+    }
+    let found = vtep(0x1_0002);
+    assert!(underlay.follow(&change(found, Some(KNOWN))));
+    assert_eq!(underlay.hops().collect::<Vec<_>>(), [(found, hop(MAC, 1500))]);
+}
+
+/// Nodes that are there make room for the next at once: a job that starts on thousands waits for none of its own.
+#[test]
+fn who_answers_makes_room() {
+    let mut underlay = empty();
+    let now = Instant::now();
+    (0..2000).for_each(|number| underlay.ask(network(1), vtep(number), now));
+    let mut turns = 0;
+    while underlay.hops().count() < 2000 {
+        turns += 1;
+        assert!(turns <= 2000 / LOOK_UPS + 1);
+        assert!(underlay.due().is_some());
+        underlay.serve(now);
+        for address in std::mem::take(&mut underlay.kernel.probed) {
+            underlay.follow(&change(address, Some(KNOWN)));
+        }
+    }
+    assert_eq!(underlay.due(), None);
+}
+
+#[test]
+fn questions_that_nobody_waits_for_any_more_are_forgotten() {
+    let mut underlay = empty();
+    let start = Instant::now();
+    (0..200).for_each(|number| underlay.ask(network(1), vtep(number), start));
+    underlay.serve(start);
+    assert_eq!(underlay.due(), Some(start + Duration::from_secs(1)), "when there is room again");
+    underlay.serve(start + Duration::from_secs(4));
+    assert_eq!(underlay.kernel.probed.len(), 64);
+    assert_eq!(underlay.due(), None);
+}
+
+/// An underlay with ten thousand nodes, of which the last is in use.
+fn crowded(start: Instant) -> Underlay<Noted> {
+    let mut underlay = empty();
+    underlay.set_listed((0..10_000).map(vtep));
+    while underlay.due().is_some() {
+        underlay.serve(start);
+        underlay.probes = PROBES;
+    }
+    underlay.ask(network(1), vtep(9_999), start);
+    underlay.serve(start);
+    underlay.follow(&(0..10_000).flat_map(|number| change(vtep(number), Some(KNOWN))).collect::<Vec<_>>());
+    assert_eq!(underlay.hops().count(), 10_000);
+    (underlay.kernel.looked_up, underlay.kernel.probed) = (Vec::new(), Vec::new());
+    underlay
+}
+
+#[test]
+fn when_notifications_are_lost_a_turn_looks_up_few_and_those_in_use_first() {
+    let mut now = Instant::now();
+    let mut underlay = crowded(now);
+    underlay.follow(&[Change::Lost]);
+    now += Duration::from_secs(1);
+    assert!(underlay.tick(now), "the neighbours are read at once");
+    assert!(underlay.kernel.looked_up.is_empty());
+    underlay.serve(now);
+    assert_eq!(underlay.kernel.looked_up.len(), LOOK_UPS);
+    assert_eq!(underlay.kernel.looked_up[0], vtep(9_999));
+    // A new question is in time nevertheless.
+    underlay.ask(network(1), vtep(20_000), now);
+    underlay.serve(now);
+    assert!(underlay.kernel.looked_up.contains(&vtep(20_000)));
+    let mut seconds = 1;
+    while underlay.kernel.probed.len() < 10_000 {
+        while underlay.due().is_some_and(|due| due <= Instant::now()) {
+            underlay.serve(now);
+        }
+        assert!(underlay.kernel.probed.len() <= seconds * PROBES + 1, "neighbours asked in a second");
+        now += Duration::from_secs(1);
+        seconds += 1;
+        underlay.tick(now);
+    }
+    assert_eq!(underlay.kernel.looked_up.len(), 10_001, "each once");
+}
+
+#[test]
+fn routes_that_lead_elsewhere_are_not_looked_at() {
+    let start = Instant::now();
+    let mut underlay = crowded(start);
+    let route = |table, device| [Change::Route { table, device }];
+    underlay.kernel.tables = BTreeSet::from([253, 254, 255, 100]);
+    for others in [route(254, Some(NIC.index + 1)), route(1_966_080_000, Some(NIC.index)), route(70, None)] {
+        underlay.follow(&others);
+        underlay.tick(start);
+        assert_eq!(underlay.due(), None, "{others:?}");
+    }
+    for ours in
+        [&route(254, Some(NIC.index)), &route(100, Some(NIC.index)), &route(255, None), &[Change::Rules]]
+    {
+        underlay.follow(ours);
+        underlay.tick(start);
+        assert!(underlay.due().is_some(), "{ours:?}");
+        while underlay.due().is_some() {
+            underlay.serve(start);
+        }
+    }
+    assert_eq!(underlay.hops().count(), 10_000, "nobody is cut off meanwhile");
+}
+
+#[test]
+fn thousands_that_nobody_has_checked_are_checked_by_and_by() {
+    let start = Instant::now();
+    let mut underlay = crowded(start);
+    let stale = Neighbour::Known { mac: MAC, stale: true };
+    underlay.follow(&(0..10_000).flat_map(|number| change(vtep(number), Some(stale))).collect::<Vec<_>>());
+    for second in 0..40 {
+        underlay.tick(start + RECHECK + Duration::from_secs(second));
+        assert!(underlay.kernel.probed.len() <= (second as usize + 1) * PROBES);
+    }
+    let all: BTreeSet<&IpAddr> = underlay.kernel.probed.iter().collect();
+    assert_eq!(all.len(), 10_000);
 }

@@ -1,0 +1,137 @@
+//! Who asks for which next hop: a queue per network, served in turns, so that one who scans a subnet waits for himself.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+use uvn_wire::vxlan::Vni;
+
+/// Neighbours that are being asked for a network at the same time. One that is there answers within milliseconds and makes
+/// room for the next; so this is what silent ones cost: as many broadcasts a second, and three times as many entries of the
+/// kernel's, which asks three times.
+const AT_ONCE: usize = 64;
+/// How long one that does not answer takes up room.
+const HOLD: Duration = Duration::from_secs(1);
+/// VTEPs of a network that wait for their turn, and for how long: nobody holds a frame for them any more then.
+const WAITING: usize = 4096;
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The questions of all networks.
+#[derive(Debug, Default)]
+pub struct Asks {
+    networks: HashMap<Vni, Queue>,
+    /// Whose turn it is: networks that have something waiting, and room.
+    turns: VecDeque<Vni>,
+    /// Neighbours that are being asked, for whom and since when; and the same in order of time, with some that have answered.
+    held: HashMap<IpAddr, (Vni, Instant)>,
+    since: VecDeque<(Instant, IpAddr)>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<(Instant, IpAddr)>,
+    /// What is in it.
+    known: HashSet<IpAddr>,
+    held: usize,
+    /// It is among the turns.
+    has_turn: bool,
+}
+
+impl Queue {
+    /// The next that somebody still waits for.
+    fn pop(&mut self, now: Instant) -> Option<IpAddr> {
+        while let Some((since, vtep)) = self.waiting.pop_front() {
+            self.known.remove(&vtep);
+            if now.saturating_duration_since(since) < PATIENCE {
+                return Some(vtep);
+            }
+        }
+        None
+    }
+}
+
+impl Asks {
+    /// A network asks for a VTEP. What finds no room is forgotten: the network's own frames ask again.
+    pub fn add(&mut self, network: Vni, vtep: IpAddr, now: Instant) {
+        let queue = self.networks.entry(network).or_default();
+        if queue.waiting.len() < WAITING && queue.known.insert(vtep) {
+            queue.waiting.push_back((now, vtep));
+        }
+        self.give_turn(network);
+    }
+
+    /// The next VTEP in turn, and whose it is.
+    pub fn next(&mut self, now: Instant) -> Option<(Vni, IpAddr)> {
+        self.expire(now);
+        while let Some(network) = self.turns.pop_front() {
+            let Some(queue) = self.networks.get_mut(&network) else { continue };
+            queue.has_turn = false;
+            if queue.held < AT_ONCE
+                && let Some(vtep) = queue.pop(now)
+            {
+                self.give_turn(network);
+                return Some((network, vtep));
+            }
+            self.forget_idle(network);
+        }
+        None
+    }
+
+    /// A neighbour is being asked for a network.
+    pub fn hold(&mut self, network: Vni, neighbour: IpAddr, now: Instant) {
+        if self.held.contains_key(&neighbour) {
+            return;
+        }
+        self.held.insert(neighbour, (network, now));
+        self.since.push_back((now, neighbour));
+        self.networks.entry(network).or_default().held += 1;
+    }
+
+    /// A neighbour has answered, or will not.
+    pub fn release(&mut self, neighbour: IpAddr) {
+        let Some((network, _)) = self.held.remove(&neighbour) else { return };
+        if let Some(queue) = self.networks.get_mut(&network) {
+            queue.held = queue.held.saturating_sub(1);
+        }
+        self.give_turn(network);
+        self.forget_idle(network);
+    }
+
+    /// Whether somebody has a turn, and room.
+    pub fn has_work(&self) -> bool {
+        let has_room = |network| self.networks.get(network).is_some_and(|queue: &Queue| queue.held < AT_ONCE);
+        self.turns.iter().any(has_room)
+    }
+
+    /// When the next that waits for room has it.
+    pub fn due(&self) -> Option<Instant> {
+        let waits = self.networks.values().any(|queue| !queue.waiting.is_empty());
+        self.since.front().filter(|_| waits).map(|(since, _)| *since + HOLD)
+    }
+
+    fn give_turn(&mut self, network: Vni) {
+        let Some(queue) = self.networks.get_mut(&network) else { return };
+        if !queue.has_turn && queue.held < AT_ONCE && !queue.waiting.is_empty() {
+            queue.has_turn = true;
+            self.turns.push_back(network);
+        }
+    }
+
+    fn forget_idle(&mut self, network: Vni) {
+        let is_idle = |queue: &Queue| queue.held == 0 && queue.waiting.is_empty();
+        if self.networks.get(&network).is_some_and(is_idle) {
+            self.networks.remove(&network);
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        while let Some((since, neighbour)) = self.since.front().copied()
+            && now.saturating_duration_since(since) >= HOLD
+        {
+            self.since.pop_front();
+            // It may have answered and been asked again since.
+            if self.held.get(&neighbour).is_some_and(|(_, held)| *held == since) {
+                self.release(neighbour);
+            }
+        }
+    }
+}
