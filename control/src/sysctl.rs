@@ -6,9 +6,12 @@
 //! | `net.mptcp.enabled` = 0 | the kernel makes the sockets of subflows itself, and no program binds them |
 //! | `net.ipv4.conf.DEVICE.forwarding` = 1 | replies from off-subnet come in by DEVICE and are forwarded into a VRF |
 //! | `net.ipv6.conf.all.forwarding` = 1 | the same; IPv6 has no such switch for one device |
+//! | `net.{ipv4,ipv6}.neigh.default.gc_thresh{2,3}` at least what fits the memory | see [`neighbours`] |
 //! | `net.ipv6.conf.DEVICE.accept_ra` = 2 where it was 1 | with 1, forwarding turns router advertisements off |
 //!
 //! The packet filter drops all other packets that would be forwarded because of these settings: see [`opened`].
+
+mod neighbours;
 
 use crate::network::Node;
 use serde::{Deserialize, Serialize};
@@ -96,8 +99,9 @@ pub fn apply(node: &Node, record: &Path) -> Result<(), SysctlError> {
             continue;
         };
         if is != ours {
-            if !entries.iter().any(|entry| entry.setting == setting) {
-                entries.push(Entry { setting: setting.clone(), before: is, ours: ours.clone() });
+            match entries.iter_mut().find(|entry| entry.setting == setting) {
+                Some(entry) => entry.ours.clone_from(&ours),
+                None => entries.push(Entry { setting: setting.clone(), before: is, ours: ours.clone() }),
             }
             wrong.push((setting, ours));
         }
@@ -155,6 +159,12 @@ fn wanted(node: &Node) -> Vec<(String, String)> {
     let set = |setting: &str, value: &str| (setting.to_owned(), value.to_owned());
     let mut wanted: Vec<_> = L3MDEV.iter().map(|setting| set(setting, "1")).collect();
     wanted.push(set(MPTCP, "0"));
+    // Whoever has set more keeps it.
+    let is_less = |(setting, ours): &(String, u32)| {
+        read(setting).and_then(|is| is.parse::<u32>().ok()).is_some_and(|is| is < *ours)
+    };
+    let tables = neighbours::wanted().into_iter().filter(is_less);
+    wanted.extend(tables.map(|(setting, ours)| (setting, ours.to_string())));
     wanted.extend(devices(node).into_iter().map(|device| set(&forwarding_v4(device), "1")));
     if forwards_v6(node) {
         // Before forwarding, which otherwise deletes the routes of advertisements (rt6_purge_dflt_routers).
@@ -210,15 +220,20 @@ pub fn flows_of_one() -> u32 {
 }
 
 fn read(setting: &str) -> Option<String> {
-    Some(fs::read_to_string(Path::new(ROOT).join(setting)).ok()?.trim().to_owned())
+    let text = neighbours::there(setting, || fs::read_to_string(path(setting))).ok()?;
+    Some(text.trim().to_owned())
 }
 
 fn write(setting: &str, value: &str) -> Result<(), SysctlError> {
-    fs::write(Path::new(ROOT).join(setting), value).map_err(|source| SysctlError::Set {
+    neighbours::there(setting, || fs::write(path(setting), value)).map_err(|source| SysctlError::Set {
         setting: dotted(setting),
         value: value.into(),
         source,
     })
+}
+
+fn path(setting: &str) -> PathBuf {
+    Path::new(ROOT).join(setting)
 }
 
 /// A setting as sysctl(8) writes it: a dot in a device's name becomes a slash.

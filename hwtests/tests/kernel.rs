@@ -311,6 +311,47 @@ fn a_crash_after_any_step_is_repaired() {
     });
 }
 
+/// Tables that the whole machine has once: they get room for each user's neighbours, also by a node in a namespace of its
+/// own, and at the end what they had.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn tables_of_neighbours_have_room() {
+    let cluster = Cluster::new(Layout { nodes: 1, nics: &["em1"] });
+    let text = config(&cluster);
+    let file = |v, number| format!("/proc/sys/net/ipv{v}/neigh/default/gc_thresh{number}");
+    let set = |limits: [u32; 2]| {
+        for (number, limit) in [2, 3].into_iter().zip(limits) {
+            [4, 6].into_iter().for_each(|v| std::fs::write(file(v, number), limit.to_string()).unwrap());
+        }
+    };
+    let limits = || {
+        [4, 6].map(|v| {
+            [2, 3].map(|number| std::fs::read_to_string(file(v, number)).unwrap().trim().parse().unwrap())
+        })
+    };
+    let record = Path::new(sysctl::RECORD);
+    let before: [[u32; 2]; 2] = limits();
+    set([512, 1024]);
+    let apply = || sysctl::apply(&Control::open(&text).facts, record).unwrap();
+    cluster.nodes[0].within(apply);
+    let raised = limits();
+    assert!(raised.iter().flatten().all(|limit| *limit >= 8192), "{raised:?}");
+    assert_eq!(cluster.nodes[0].within(|| sysctl::check(&Control::open(&text).facts)), Vec::<String>::new());
+    set([512, 1024]);
+    let complaints = cluster.nodes[0].within(|| sysctl::check(&Control::open(&text).facts)).join(", ");
+    assert!(complaints.contains("net.ipv4.neigh.default.gc_thresh3 is 1024, not"), "{complaints}");
+    cluster.nodes[0].within(apply);
+    assert_eq!(limits(), raised);
+    let restore = || cluster.nodes[0].within(|| sysctl::restore(record)).unwrap();
+    restore();
+    assert_eq!(limits(), [[512, 1024]; 2]);
+    set([3_000_000, 4_000_000]);
+    cluster.nodes[0].within(apply);
+    assert_eq!(limits(), [[3_000_000, 4_000_000]; 2]);
+    restore();
+    set(before[0]);
+}
+
 /// News without those of devices: the kernel may tell late that a link has come up, whatever else happens meanwhile.
 fn apart_from_devices(changes: Changes) -> Changes {
     Changes { node: false, uids: BTreeSet::new(), ..changes }
