@@ -268,3 +268,78 @@ fn one_users_flows_leave_room_for_others() {
     std::fs::write(LIMIT, before.trim()).unwrap();
     daemon.assert_alive();
 }
+
+/// Has a node's NIC in a subnet of 65,536 addresses, of which it has the same as before.
+fn widen(node: &Node) {
+    let address = node.nics()[0].v4;
+    node.ip(&format!(
+        "addr del {address}/24 dev em1\naddr add {address}/16 dev em1\nroute add default via 10.0.0.254"
+    ));
+}
+
+/// One user tries all addresses of the subnet, again and again, with as many sockets as he likes. Others find their nodes,
+/// known and new ones, root finds his hosts and is answered, and the kernel has room for all.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn one_users_scan_of_the_subnet_cuts_off_nobody() {
+    let cluster = Cluster::new(Layout { nodes: 3, ..Layout::default() });
+    cluster.nodes.iter().for_each(widen);
+    let listed = cluster.config("auto", "");
+    let (underlays, _) = listed.split_once("[peers]").unwrap();
+    let config = underlays.replace("10.0.0.0/24", "10.0.0.0/16") + "[peers]\nrange = [\"10.0.0.0/16\"]\n";
+    let mut daemons: Vec<Daemon> = cluster.nodes.iter().map(|node| node.uvnd(&config)).collect();
+    cluster.attach(&[ALICE, BOB]);
+    let [here, known, new] = &cluster.nodes[..] else { panic!("three nodes") };
+    let service = ["tcp:0.0.0.0:5000".to_owned()];
+    let _servers = [known, new].map(|node| node.serve(ALICE, node.name(), &service));
+    let _storage = Server::start(&cluster.storage, 0, "storage", &service);
+    let at = |address: IpAddr| format!("tcp:{address}:5000");
+    let answer = |uid, target: String| {
+        here.reach(uid, "me", std::slice::from_ref(&target)).remove(&target).unwrap().unwrap()
+    };
+    let engine = || {
+        let status: Value = serde_json::from_str(&here.uvn(&["status", "--json"])).unwrap();
+        status["nics"][0]["engine"]["process"].as_i64().unwrap()
+    };
+    let overflows = || here.sh("dmesg | grep -c 'neighbor table overflow' || true");
+    assert_eq!(answer(ALICE, at(known.addresses()[0])), "n2");
+    let before = (engine(), overflows());
+    let (done, tried) = (AtomicBool::new(false), AtomicU64::new(0));
+    let scan = || {
+        for first in (0x0a00_1000_u32..0x0a00_f000).step_by(64).cycle() {
+            // What waits for a neighbour counts against its socket.
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_nonblocking(true).unwrap();
+            for address in first..first + 64 {
+                let _unreachable = socket.send_to(b"x", (std::net::Ipv4Addr::from(address), 9));
+                tried.fetch_add(1, Ordering::Relaxed);
+            }
+            if done.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| as_user(here, BOB, scan));
+        let _end = End(&done);
+        here.wait("a scan", PATIENCE, || tried.load(Ordering::Relaxed) > 0xe000);
+        assert_eq!(answer(ALICE, at(known.addresses()[0])), "n2");
+        assert_eq!(answer(ALICE, at(new.addresses()[0])), "n3", "first contact");
+        here.sh("ip neigh flush dev em1 to 10.0.0.200");
+        assert_eq!(answer(0, at(cluster.storage_address().0)), "storage");
+        attach(here, 4321);
+        assert_eq!((engine(), overflows()), before);
+    });
+    here.uvn(&["detach", "--all", "4321"]);
+    approve(here);
+    daemons.iter_mut().for_each(Daemon::assert_alive);
+}
+
+/// Ends a flood, also when the test fails.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
