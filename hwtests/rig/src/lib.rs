@@ -10,7 +10,7 @@
 //! - [`process`]: running programs
 //! - [`cpu`]: processor time
 //! - [`shell`]: runs other programs
-//! - [`error`]: errors
+//! - [`error`]: why something failed
 
 pub mod cores;
 pub mod cpu;
