@@ -139,7 +139,7 @@ fn parse(bytes: &[u8], slots: u32) -> Result<Leases, String> {
     // The version is read alone first: a file of another version may have other fields.
     let Versioned { version } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     if version != VERSION {
-        return Err(format!("its version is {version}, and this uvnd reads {VERSION}"));
+        return Err(format!("it has version {version}, and this uvnd reads version {VERSION}"));
     }
     let state: State = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let mut leases = Leases::new(slots);
