@@ -232,7 +232,7 @@ impl Binding {
     /// know.
     ///
     /// # Errors
-    /// Nothing is pinned there, others than root could change it, or the kernel refuses.
+    /// Nothing is pinned there, users other than root could change it, or the kernel refuses.
     pub fn pinned(pins: &Path) -> Result<(bool, BTreeMap<u32, Devices>), BindingError> {
         let state = pins::state(pins);
         pins::verify(pins)?;

@@ -36,7 +36,7 @@ impl Networks {
             && let Some(pid) = process::still_of(uid, pid)
             && let Err(error) = self.attach(uid, &Claim::Session { pid }, false)
         {
-            tracing::error!(uid, pid, %error, "this user's processes have no network, and will be refused sockets");
+            tracing::error!(uid, pid, %error, "no network for this user's processes: sockets will be refused");
         }
         if self.newcomers.is_empty() {
             self.enforce();
