@@ -65,7 +65,7 @@ fn scan(sections: &'static str) {
             let socket = PacketSocket::new(node, "bob");
             for number in (0..0x8000).cycle() {
                 socket.try_send(&arp_request(Mac::of(V4[0]), BOB, (SCANNED + number).into()));
-                if sent.fetch_add(1, Relaxed) == u64::MAX / 2 {
+                if sent.fetch_add(1, Relaxed) >= u64::MAX / 2 {
                     return;
                 }
             }
