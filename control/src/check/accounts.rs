@@ -73,16 +73,18 @@ fn with_shell(line: &str) -> Option<(u32, String)> {
 
 /// What a group decides is decided as if nobody were in it; of a denied one, as if everybody were.
 fn unknown_groups(config: &Config) -> Option<Finding> {
-    let lists = [&config.off_subnet.allow_groups, &config.off_subnet.deny_groups];
-    let unknown = lists.into_iter().flatten().filter(|group| !group.exists()).map(Group::to_string);
+    let unknown = |groups: &[Group]| -> Vec<String> {
+        groups.iter().filter(|group| !group.exists()).map(Group::to_string).collect()
+    };
+    let denied = unknown(&config.off_subnet.deny_groups);
     let admins = config.admins.iter().filter(|_| config.admins != default_admins());
-    let unknown: Vec<String> = unknown.chain(admins.filter(|name| gid(name).is_none()).cloned()).collect();
-    (!unknown.is_empty()).then(|| {
-        let what = format!(
-            "no such group: {}; until `deny_groups` are known, nobody reaches off-subnet",
-            few(&unknown)
-        );
-        Finding::fault(Id::Group, what, "correct [off_subnet], or mend the user database")
+    let admins = admins.filter(|name| gid(name).is_none()).cloned().collect();
+    let all = [unknown(&config.off_subnet.allow_groups), denied.clone(), admins].concat();
+    (!all.is_empty()).then(|| {
+        let follows =
+            if denied.is_empty() { "" } else { "; nobody reaches off-subnet until `deny_groups` exist" };
+        let what = format!("no such group: {}{follows}", few(&all));
+        Finding::fault(Id::Group, what, "correct [off_subnet] or `admins`, or mend the user database")
     })
 }
 
@@ -124,7 +126,7 @@ mod tests {
         let config: Config =
             toml_file::parse(&text).unwrap_or_else(|(line, broken)| panic!("{line}: {broken}"));
         let found = unknown_groups(&config).map(|finding| finding.what).unwrap_or_default();
-        assert!(found.starts_with("no such group: no-such-group;"), "{found}");
+        assert!(found.starts_with("no such group: no-such-group"), "{found}");
     }
 
     #[test]
