@@ -489,7 +489,7 @@ fn what_is_not_ours_is_left_alone_and_named() {
         let error = control.netlink.apply(&Step::Create(create(&control.network(ALICE, 0)))).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "create VRF uvn1234 (table 1966080000): File exists (os error 17): a device of this name is there, and is \
+            "create VRF uvn1234 (table 1966080000): File exists (os error 17): a device of this name exists and is \
              not uvn's; remove or rename it"
         );
         let error = control.netlink.apply(&Step::Create(create(&control.network(2000, 9)))).unwrap_err();
