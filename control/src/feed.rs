@@ -27,7 +27,7 @@ use supervise::is_quiet;
 use thiserror::Error;
 use uvn_api::dataplane::client::{Client, ClientError};
 use uvn_api::dataplane::message::{
-    self, ENDPOINT_FULL, Gear, NetworkState, Reply, Request, UnknownVni, XdpMode,
+    self, ENDPOINT_FULL, ENDPOINT_QUEUES, Gear, NetworkState, Reply, Request, UnknownVni, XdpMode,
 };
 use uvn_api::uvnd::status::DataPlane;
 use uvn_dataplane::port::tap::TapError;
@@ -222,7 +222,9 @@ impl Feed {
     pub fn follow(&mut self, nic: Nic, others: Others) {
         let restart = (nic.vteps().first(), nic.port, nic.gear, &nic.name)
             != (self.nic.vteps().first(), self.nic.port, self.nic.gear, &self.nic.name);
-        let told = |nic: &Nic| (nic.addresses.clone(), nic.group, nic.queues, nic.flood_rate);
+        let told = |nic: &Nic| {
+            (nic.addresses.clone(), nic.group, nic.queues.min(ENDPOINT_QUEUES as u32), nic.flood_rate)
+        };
         let renew = told(&nic) != told(&self.nic);
         let allow = others != self.others;
         self.nic = nic;

@@ -8,7 +8,9 @@
 
 use crate::binding::policy::{policy, slurm_user};
 use crate::binding::{self, Binding, BindingError, CalledBack, Policy};
-use crate::config::{Config, default_policed};
+use crate::config::{Config, Mode, default_policed};
+use crate::lease::process;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -33,6 +35,18 @@ pub fn hold() -> Result<(), BindingError> {
         |config| policy(&config, &CalledBack::default(), slurm_user(&config), false),
     );
     Binding::attach(&binding::cgroup_root()?, pins, &Policy { observe: false, ..policy }).map(drop)
+}
+
+/// Policed users with processes, each with a PID; none if uvn observes, or has enforced here before.
+#[must_use]
+pub fn newcomers(config: &Config) -> BTreeMap<u32, i32> {
+    if config.mode == Mode::Observe || Path::new(LAST).exists() {
+        return BTreeMap::new();
+    }
+    process::users(|uid| config.is_policed(uid)).unwrap_or_else(|error| {
+        tracing::error!(%error, "cannot list processes; users without a network are refused at once");
+        BTreeMap::new()
+    })
 }
 
 /// Saves the configuration in force as [`LAST`], for the next start.

@@ -275,13 +275,12 @@ impl Gear {
     /// Boosts the traffic as it needs, and has the shortcut take over the next waiting network when it is time and no
     /// request waits.
     pub fn step(&mut self, networks: &Networks, requests_wait: bool) {
-        let now = Instant::now();
-        if !requests_wait && let Some(vni) = self.takeover.take(now) {
+        if !requests_wait && let Some(vni) = self.takeover.take(Instant::now()) {
             self.take_over(vni, networks);
             self.takeover.pause(Instant::now());
         }
         if let Some(booster) = &mut self.booster {
-            booster.follow(now);
+            booster.follow(Instant::now());
         }
     }
 

@@ -124,7 +124,7 @@ impl Entry {
             mac: self.mac,
             addresses: self.network.addresses.clone(),
             flood: self.flood().filter(|to| to.is_multicast() || vteps.allows(*to)).collect(),
-            flood_rate: self.network.flood_rate,
+            flood_rate: self.network.flood_rate.div_ceil(self.source.readers(self.counters.len())),
             learning: self.network.learning,
             fdb: self.learned.clone(),
             counters: self.counters.clone(),
@@ -365,6 +365,16 @@ mod tests {
         assert!(networks.age(116));
         let (tables, _) = networks.tables(&allowed("10.0.0.0/24"));
         assert_eq!(tables[0].as_ref().unwrap().fdb.keys().collect::<Vec<_>>(), [&mac(1)]);
+    }
+
+    /// Workers that do not read the endpoint take no share of it.
+    #[test]
+    fn a_network_floods_at_its_rate_whatever_the_number_of_workers() {
+        let mut networks = Networks::default();
+        networks.insert(entry(5));
+        networks.set_workers(64);
+        let (tables, _) = networks.tables(&allowed("10.0.0.0/24"));
+        assert_eq!(tables[0].as_ref().unwrap().flood_rate, 1000);
     }
 
     #[test]

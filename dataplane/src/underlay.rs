@@ -12,7 +12,7 @@ pub mod rivals;
 pub mod route;
 mod vteps;
 
-use self::asks::Asks;
+use self::asks::{Asks, Once};
 use self::kernel::{Kernel, Netlink};
 use self::route::{Change, Neighbour, Route};
 use self::vteps::{Vteps, Wanted};
@@ -108,7 +108,7 @@ pub struct Underlay<K = Netlink> {
     /// VTEPs to be looked up without that.
     due: VecDeque<IpAddr>,
     /// Neighbours to be asked without that, and how many more may be in this second.
-    unasked: VecDeque<IpAddr>,
+    unasked: Once,
     probes: usize,
     /// Tables in which a route has changed since the last tick.
     changed_tables: BTreeSet<u32>,
@@ -210,12 +210,12 @@ impl<K: Kernel> Underlay<K> {
             let Some(vtep) = self.due.pop_front() else { break };
             let before = self.hop(vtep);
             if let Decision::Ask(via) = self.look_up(vtep) {
-                self.unasked.push_back(via);
+                self.unasked.push(via);
             }
             changed |= self.hop(vtep) != before;
         }
         while self.probes > 0
-            && let Some(via) = self.unasked.pop_front()
+            && let Some(via) = self.unasked.pop()
         {
             self.probes -= 1;
             self.probe(via, now);
@@ -323,14 +323,14 @@ impl<K: Kernel> Underlay<K> {
             return true;
         }
         // A VRF's table changes with each network, and is nobody else's.
-        !tables.is_empty()
-            && self.kernel.tables().map_or_else(
-                |error| {
-                    tracing::error!(%error, "cannot read the routing rules");
-                    true
-                },
-                |used| !used.is_disjoint(&tables),
-            )
+        let (Some(nic), false) = (self.nic, tables.is_empty()) else { return false };
+        self.kernel.tables(nic.index).map_or_else(
+            |error| {
+                tracing::error!(%error, "cannot read the routing rules");
+                true
+            },
+            |used| used.is_none_or(|used| !used.is_disjoint(&tables)),
+        )
     }
 
     fn addresses(&self) -> Vec<IpAddr> {
@@ -350,8 +350,11 @@ impl<K: Kernel> Underlay<K> {
 
     /// Looks up what a network asks for. True if the hop changed.
     fn answer(&mut self, network: Vni, vtep: IpAddr, now: Instant) -> bool {
-        if self.vteps.get(&vtep).is_none() && self.vteps.len() >= MAX_WANTED {
-            return false;
+        if self.vteps.get(&vtep).is_none() {
+            if self.vteps.len() >= MAX_WANTED {
+                self.vteps.make_room(&self.listed);
+            }
+            self.vteps.add(vtep).network = Some(network);
         }
         let wanted = self.vteps.add(vtep);
         if wanted.asked.is_some_and(|asked| now.saturating_duration_since(asked) < RETRY) {
@@ -361,9 +364,14 @@ impl<K: Kernel> Underlay<K> {
         if wanted.hop.is_some() {
             return false;
         }
-        if let Decision::Ask(via) = self.look_up(vtep) {
-            self.asks.hold(network, via, now);
-            self.probe(via, now);
+        match self.look_up(vtep) {
+            Decision::Ask(via) => {
+                if self.asks.hold(network, via, now) {
+                    self.probe(via, now);
+                }
+            }
+            Decision::Unreachable => drop(self.asks.hold(network, vtep, now)),
+            Decision::Hop(_) | Decision::Recheck(..) => {}
         }
         self.hop(vtep).is_some()
     }
@@ -388,7 +396,7 @@ impl<K: Kernel> Underlay<K> {
         // asked for it, and in vain: they will again.
         let is_wanted = |vtep: &IpAddr| self.listed.contains(vtep) || self.hop(*vtep).is_some();
         if neighbour.is_none() && affected.iter().any(is_wanted) {
-            self.unasked.push_back(address);
+            self.unasked.push(address);
         }
         match (neighbour, self.neighbours.get_mut(&address)) {
             (None, Some(Neighbour::Known { stale, .. })) if !affected.is_empty() => *stale = true,

@@ -13,7 +13,7 @@ use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use uvn_api::dataplane::message::{ENDPOINT_QUEUES, State, Summary, XdpMode};
+use uvn_api::dataplane::message::{ENDPOINT_QUEUES, Reply, Request, State, Summary, XdpMode};
 use uvn_dataplane::port::tap::Tap;
 
 #[test]
@@ -262,6 +262,29 @@ fn the_engine_has_a_worker_for_each_of_many_queues() {
         assert_eq!(carries_with(&mut rig, queues).workers.len(), queues);
         rig.end(Signal::SIGTERM);
     }
+}
+
+/// Four workers read an endpoint; with eight, the next network's are the other four.
+#[test]
+fn networks_are_read_by_workers_in_turn() {
+    let mut rig = Rig::new("turn");
+    carries_with(&mut rig, 8);
+    let client = rig.client();
+    let taps = rig.user_here.run(|| Tap::open("tap1", ENDPOINT_QUEUES)).unwrap();
+    rig.user_here.ip("link set tap1 up");
+    rig.user_here.ip("addr add 10.9.0.1/24 dev tap1");
+    let fds: Vec<_> = taps.iter().map(AsFd::as_fd).collect();
+    let sent = || {
+        let Reply::Counters { workers, .. } = client.ask(&Request::Counters, &[]).unwrap() else { panic!() };
+        workers.iter().map(|counts| counts.tx_frames + counts.drops.values().sum::<u64>()).collect::<Vec<_>>()
+    };
+    let before = sent();
+    client.add_network(&uvn(77), &fds).unwrap();
+    // Its address is not the endpoint's, so nothing answers.
+    let ping = rig.user_here.command("ping").args(["-c", "1", "-W", "1", "10.9.0.2"]).output().unwrap();
+    assert!(!ping.status.success());
+    let after = sent();
+    assert!(after[4..].iter().sum::<u64>() > before[4..].iter().sum(), "{before:?} {after:?}");
 }
 
 #[test]

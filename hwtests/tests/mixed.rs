@@ -105,7 +105,7 @@ fn assert_nobody(answers: &BTreeMap<String, Answer>) {
 fn carrier(node: &Node, nic: &str) -> (String, String) {
     let state = status(node, nic);
     let text = |key: &str| state[key].as_str().unwrap().to_owned();
-    (text("path"), text("reason"))
+    (text("carrier"), text("reason"))
 }
 
 /// The process of a NIC's data plane.
@@ -223,7 +223,7 @@ fn nodes_find_each_other_by_a_group() {
 fn two_nics_with_a_data_path_each() {
     let site = Site::new(&["em1", "em2"], [&["auto", "kernel"], &["engine", "engine"]]);
     let node = site.cluster.pair()[0];
-    assert_eq!(carrier(node, "em1"), ("engine".into(), "Ethernet".into()));
+    assert_eq!(carrier(node, "em1"), ("data_plane".into(), "Ethernet".into()));
     assert_eq!(carrier(node, "em2"), ("kernel".into(), "configured: path = \"kernel\"".into()));
     site.cluster.attach(&[ALICE, BOB]);
     let device = |nic: u8| node.sh(&format!("ip -d link show uvn{ALICE}.{nic}"));
@@ -264,7 +264,7 @@ fn ipoib_gets_kernel_vxlan() {
     let underlay = "[[underlay]]\nnic = \"ib0\"\nsubnets = [\"10.9.0.0/24\"]\nport = 4790\n[peers]";
     let mut daemon = node.uvnd(&cluster.config("auto", "").replace("[peers]", underlay));
     assert_eq!(carrier(node, "ib0"), ("kernel".into(), "InfiniBand: no AF_XDP on IPoIB".into()));
-    assert_eq!(carrier(node, "em1").0, "engine");
+    assert_eq!(carrier(node, "em1").0, "data_plane");
     node.uvn(&["attach", &ALICE.to_string()]);
     let device = node.sh(&format!("ip -d link show uvn{ALICE}.1"));
     assert!(

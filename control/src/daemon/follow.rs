@@ -1,10 +1,10 @@
 //! Follows changes: of the node, of the configuration, of time.
 
 use super::networks::{ASK, Networks, called_back, items};
-use super::newcomers::newcomers;
 use crate::binding::policy::{policy, slurm_user};
 use crate::binding::{self, Binding};
 use crate::config::Config;
+use crate::lockdown;
 use crate::netlink::Changes;
 use crate::network::{Network, Nic};
 use crate::peers;
@@ -161,7 +161,7 @@ impl Networks {
         }
         self.hold_programs();
         let srun = called_back(&config);
-        let newcomers = newcomers(&config);
+        let newcomers = lockdown::newcomers(&config);
         let slurm_user = slurm_user(&config);
         let new = policy(&config, &srun.known, slurm_user, !newcomers.is_empty());
         if new != *self.binding.policy() {

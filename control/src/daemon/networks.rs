@@ -5,7 +5,6 @@
 //! or refused.
 
 use super::holders::Holders;
-use super::newcomers::newcomers;
 use super::refused::Refusals;
 use crate::binding::policy::{policy, slurm_user};
 use crate::binding::{self, Binding, BindingError, Devices, Executables, Policy};
@@ -186,7 +185,7 @@ impl Networks {
         }
         let node = netlink.node(&config)?;
         let srun = called_back(&config);
-        let newcomers = newcomers(&config);
+        let newcomers = lockdown::newcomers(&config);
         let slurm_user = slurm_user(&config);
         let policy = policy(&config, &srun.known, slurm_user, !newcomers.is_empty());
         let binding = Binding::attach(&binding::cgroup_root()?, Path::new(binding::PINS), &policy)?;

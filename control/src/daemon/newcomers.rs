@@ -2,24 +2,10 @@
 //! refused sockets until then.
 
 use super::networks::Networks;
-use crate::config::{Config, Mode};
+use crate::config::Mode;
 use crate::lease::{Held, process};
-use crate::lockdown::LAST;
-use std::collections::BTreeMap;
-use std::path::Path;
 use uvn_api::uvnd::finding::Id;
 use uvn_api::uvnd::message::Claim;
-
-/// Policed users with processes, each with a PID; none if uvn observes, or has enforced here before.
-pub(super) fn newcomers(config: &Config) -> BTreeMap<u32, i32> {
-    if config.mode == Mode::Observe || Path::new(LAST).exists() {
-        return BTreeMap::new();
-    }
-    process::users(|uid| config.is_policed(uid)).unwrap_or_else(|error| {
-        tracing::error!(%error, "cannot list processes; users without a network are refused at once");
-        BTreeMap::new()
-    })
-}
 
 impl Networks {
     /// Whether nobody is refused sockets: by the configuration, or because newcomers still wait for networks.

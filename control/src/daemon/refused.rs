@@ -1,6 +1,6 @@
 //! Logs users who are refused sockets for want of a network, or would be: a line for each user, at most once a minute.
 
-use super::networks::Networks;
+use crate::binding::Binding;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use uvn_api::uvnd::status::Refused;
@@ -36,29 +36,19 @@ impl Refusals {
         news.sort_by_key(|one| std::cmp::Reverse(one.count));
         news
     }
-}
 
-impl Networks {
-    /// The users with the most refusals.
-    pub(super) fn refused(&self) -> Vec<Refused> {
-        let of = |(uid, (count, program))| Refused { uid, count, program };
-        let mut refused: Vec<Refused> = self.binding.refused().into_iter().map(of).collect();
-        refused.sort_by_key(|one| std::cmp::Reverse(one.count));
-        refused.truncate(NAMED);
-        refused
+    /// Whether new ones may be logged.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        now >= self.next
     }
 
     /// Logs new refusals.
-    pub(super) fn tell_refused(&mut self, now: Instant) {
-        if now < self.refusals.next {
-            return;
-        }
-        let news = self.refusals.news(&self.refused());
+    pub(super) fn tell(&mut self, refused: &[Refused], observes: bool, now: Instant) {
+        let news = self.news(refused);
         if news.is_empty() {
             return;
         }
-        self.refusals.next = now + EVERY;
-        let observes = self.observes();
+        self.next = now + EVERY;
         for Refused { uid, count, program } in news {
             if observes {
                 tracing::info!(
@@ -77,6 +67,15 @@ impl Networks {
             }
         }
     }
+}
+
+/// The users with the most refusals.
+pub(super) fn most(binding: &Binding) -> Vec<Refused> {
+    let of = |(uid, (count, program))| Refused { uid, count, program };
+    let mut refused: Vec<Refused> = binding.refused().into_iter().map(of).collect();
+    refused.sort_by_key(|one| std::cmp::Reverse(one.count));
+    refused.truncate(NAMED);
+    refused
 }
 
 #[cfg(test)]

@@ -2,10 +2,12 @@
 
 use super::networks::Networks;
 use super::page::{Page, shown};
+use super::refused;
 use crate::config::Mode;
 use crate::feed::Feed;
 use crate::netlink;
 use crate::network::{DataPath, Nic};
+use std::time::Instant;
 use uvn_api::uvnd::finding::{Finding, Id};
 use uvn_api::uvnd::message::Place;
 use uvn_api::uvnd::status::{Carrier, DataPlane, NicState, Status};
@@ -20,6 +22,14 @@ const MODULES: &str = "boot with the list of /sys/kernel/security/lsm and `bpf`:
 const AGAIN: &str = "mend that; uvnd tries again by itself within half a minute";
 
 impl Networks {
+    /// Logs users who were refused sockets since the last time.
+    pub(super) fn tell_refused(&mut self, now: Instant) {
+        if self.refusals.is_due(now) {
+            let observes = self.observes();
+            self.refusals.tell(&refused::most(&self.binding), observes, now);
+        }
+    }
+
     /// A page of `uvn status`: as much as a packet holds.
     pub(super) fn status(&mut self, from: Place) -> Status {
         let head = Status {
@@ -30,7 +40,7 @@ impl Networks {
             leases: self.leases.iter().map(|(_, held)| held.leases.len()).sum(),
             verdicts: self.verdicts(),
             observes: self.observes(),
-            refused: self.refused(),
+            refused: refused::most(&self.binding),
             ..Status::default()
         };
         let mut page = Page::new(head);

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 use uvn_api::dataplane::client::ClientError;
 use uvn_api::dataplane::config::{self, Peers, Vtep};
-use uvn_api::dataplane::message::{ENDPOINT_QUEUES, NetworkState, Reply, Request, Summary};
+use uvn_api::dataplane::message::{ENDPOINT_QUEUES, MAX_FDS, NetworkState, Reply, Request, Summary};
 use uvn_api::protocol::Code;
 use uvn_dataplane::port::tap::{Tap, TapError};
 use uvn_wire::vxlan::Vni;
@@ -171,8 +171,9 @@ impl Feed {
         let index =
             || netlink::index(device).map_err(|source| TapError::Create { name: device.into(), source });
         let before = index()?;
-        // As many as the device was made for.
-        let queues = (self.nic.queues as usize).clamp(1, ENDPOINT_QUEUES);
+        // One for each queue is what 0.1.0 wants: it has as many workers.
+        let most = if client.is_older() { MAX_FDS } else { ENDPOINT_QUEUES };
+        let queues = (self.nic.queues as usize).clamp(1, most);
         let taps = Tap::open(device, queues)?;
         if index()? != before {
             return Err(TapError::Create { name: device.into(), source: Errno::ENODEV.into() }.into());

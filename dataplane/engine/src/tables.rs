@@ -69,7 +69,7 @@ pub struct Network {
     pub addresses: Vec<Cidr>,
     /// Where broadcast, multicast and unknown frames go: the VTEPs of its peers, or one multicast group.
     pub flood: Vec<IpAddr>,
-    /// Flooded frames per second, before replication.
+    /// Flooded frames per second of each worker that reads the endpoint, before replication.
     pub flood_rate: u32,
     /// Whether MACs are learned, and frames to unknown ones are flooded.
     pub learning: bool,

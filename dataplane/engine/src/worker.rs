@@ -281,7 +281,8 @@ impl<N: Nic> Worker<N> {
         // The last flush may have made room that endpoints waited for.
         let may_send = self.endpoints.ready() > 0 && self.nic.room() >= self.frames / 4 * 3;
         let waits = !(self.parking.is_empty() && self.incoming.is_empty() && self.outgoing.is_empty());
-        match (self.pending > 0 || may_send || self.parking.has_unsaid(), waits) {
+        match (self.pending > 0 || may_send || self.parking.has_unsaid() || self.parking.has_settled(), waits)
+        {
             (true, _) => Some(Duration::from_millis(1)),
             (false, true) => Some(Duration::from_secs(1)),
             (false, false) => None,
@@ -296,6 +297,9 @@ impl<N: Nic> Worker<N> {
         let oldest = self.hand_over(ingress::TURN);
         let sent = self.egress();
         self.say_unsaid();
+        if self.parking.has_settled() {
+            self.send_settled();
+        }
         self.endpoints.flush();
         self.pending = self.nic.flush();
         if let Some(since) = oldest {
@@ -323,6 +327,12 @@ impl<N: Nic> Worker<N> {
             });
         }
         self.send_settled();
+        let tables = self.tables.clone();
+        for (slot, vtep) in self.parking.vteps(&tables, self.now) {
+            if let Some(network) = tables.by_slot(slot) {
+                self.ask(slot, network, vtep);
+            }
+        }
     }
 
     /// Sends an event. A full channel loses nothing that matters: later frames with an unknown MAC or next hop cause

@@ -215,10 +215,26 @@ fn a_scan_of_a_subnet_leaves_room_for_others() {
     node.find(&[C]);
     assert!(node.answer(ALICE).is_some());
     assert_eq!(std::iter::from_fn(|| node.wire.sent()).count(), 1);
-    // Nothing is kept for long.
+    // Nothing is kept for long, nor let go of in one turn.
     node.now += Duration::from_secs(4);
-    node.turn();
+    let turns = (0..100).take_while(|_| {
+        node.turn();
+        node.worker.due().is_some()
+    });
+    assert!((1..50).contains(&turns.count()));
     assert_eq!(node.worker.due(), None);
+}
+
+#[test]
+fn what_waits_is_asked_for_again() {
+    let mut node = Node::new();
+    node.send(ALICE, &datagram(C));
+    assert_eq!(node.asked(), [(1234, C)]);
+    node.turn();
+    assert!(node.asked().is_empty());
+    node.now += Duration::from_secs(1);
+    node.turn();
+    assert_eq!(node.asked(), [(1234, C)]);
 }
 
 /// The control thread is busy, and bob has more questions than the channel has room.

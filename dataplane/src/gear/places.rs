@@ -8,6 +8,7 @@ use crate::networks::{Entry, Networks};
 use crate::port::device::DeviceError;
 use crate::underlay::route::Change;
 use std::time::Instant;
+use uvn_api::dataplane::message::ENDPOINT_QUEUES;
 use uvn_engine::worker::Command;
 use uvn_wire::vxlan::Vni;
 
@@ -17,7 +18,11 @@ impl Gear {
     /// # Errors
     /// No more file descriptors, or the device is gone.
     pub fn attach(&self, slot: u32, entry: &Entry) -> Result<(), DeviceError> {
-        self.workers.attach(slot, entry.source.endpoints(self.workers.len())?);
+        let mut endpoints = entry.source.endpoints(self.workers.len())?;
+        // Where there are more workers than queues, others read the next network's.
+        let first = slot as usize * ENDPOINT_QUEUES % endpoints.len().max(1);
+        endpoints.rotate_right(first);
+        self.workers.attach(slot, endpoints);
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! A NIC's workers: one for each of its queues.
+//! A NIC's workers: one for each of its queues; beside the shortcut up to four.
 
 use crate::gear::thread::{self, Handle, Notifier, Settings};
 use crossbeam::channel::unbounded;

@@ -164,6 +164,16 @@ impl EndpointSource {
         self.made.as_ref()
     }
 
+    /// How many of so many workers read the endpoint: at least one.
+    #[must_use]
+    pub fn readers(&self, workers: usize) -> u32 {
+        let queues = match &self.parts {
+            Parts::Tap(taps) => taps.len(),
+            Parts::Veth(_) => 1,
+        };
+        queues.min(workers).max(1) as u32
+    }
+
     /// Each worker's side: every queue is read by one worker, and every worker can write.
     ///
     /// # Errors

@@ -307,7 +307,7 @@ pub fn without_qdisc(name: &str) -> Result<(), LinkError> {
 
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.into()));
-    let answers = ask(name, "look-up", RouteNetlinkMessage::GetLink(message), 0)?;
+    let answers = ask(name, "look it up", RouteNetlinkMessage::GetLink(message), 0)?;
     let found = answers.into_iter().find_map(|answer| match answer {
         RouteNetlinkMessage::NewLink(link) => Some(link),
         _ => None,
@@ -323,7 +323,7 @@ pub fn without_qdisc(name: &str) -> Result<(), LinkError> {
     message.header.parent = TcHandle::ROOT;
     message.attributes.push(TcAttribute::Kind(NONE.into()));
     let change = RouteNetlinkMessage::NewQueueDiscipline(message);
-    ask(name, "taking its queueing discipline", change, NLM_F_CREATE | NLM_F_REPLACE).map(drop)
+    ask(name, "take its queueing discipline away", change, NLM_F_CREATE | NLM_F_REPLACE).map(drop)
 }
 
 /// Sets a device up or down.

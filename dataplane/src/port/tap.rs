@@ -114,7 +114,7 @@ impl Tap {
                 // 256.
                 let name = link::name_of(&request);
                 if let Err(error) = link::without_qdisc(&name) {
-                    tracing::warn!(%error, "the kernel makes queueing disciplines for it, at 6 MiB");
+                    tracing::warn!(%error, "the kernel makes queueing disciplines for it: 6 MiB if it has several queues");
                 }
             }
             // Without an owner, any user may attach a queue (drivers/net/tun.c, tun_not_capable).

@@ -77,7 +77,7 @@ impl Service {
             self.close_nic();
         }
         self.set_link(link);
-        let count = self.count_queues();
+        let count = self.gear.as_ref().and_then(|_| self.count_queues());
         if let Some(gear) = &mut self.gear {
             gear.mend();
             let nic = self.config.nic.as_str();
@@ -175,7 +175,10 @@ impl Service {
             self.fault = None;
             return;
         }
-        let Some(count) = self.count_queues() else { return };
+        let Some(count) = self.count_queues() else {
+            self.fault = Some("its queues cannot be counted".into());
+            return;
+        };
         // The networks of these tables are those of earlier workers, of another number perhaps.
         let tables =
             Arc::new(Tables { networks: Vec::new(), slots: HashMap::new(), ..(*self.tables).clone() });

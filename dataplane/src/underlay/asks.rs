@@ -15,6 +15,31 @@ const HOLD: Duration = Duration::from_secs(1);
 const WAITING: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// A queue in which each address stands once.
+#[derive(Debug, Default)]
+pub struct Once {
+    queue: VecDeque<IpAddr>,
+    known: HashSet<IpAddr>,
+}
+
+impl Once {
+    pub fn push(&mut self, address: IpAddr) {
+        if self.known.insert(address) {
+            self.queue.push_back(address);
+        }
+    }
+
+    pub fn pop(&mut self) -> Option<IpAddr> {
+        let address = self.queue.pop_front()?;
+        self.known.remove(&address);
+        Some(address)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+}
+
 /// The questions of all networks.
 #[derive(Debug, Default)]
 pub struct Asks {
@@ -76,14 +101,15 @@ impl Asks {
         None
     }
 
-    /// A neighbour is being asked for a network.
-    pub fn hold(&mut self, network: Vni, neighbour: IpAddr, now: Instant) {
+    /// A neighbour is to be asked for a network. False: it is being asked.
+    pub fn hold(&mut self, network: Vni, neighbour: IpAddr, now: Instant) -> bool {
         if self.held.contains_key(&neighbour) {
-            return;
+            return false;
         }
         self.held.insert(neighbour, (network, now));
         self.since.push_back((now, neighbour));
         self.networks.entry(network).or_default().held += 1;
+        true
     }
 
     /// A neighbour has answered, or will not.

@@ -26,7 +26,7 @@ pub trait Kernel {
     ///
     /// # Errors
     /// The kernel's refusal.
-    fn tables(&mut self) -> io::Result<BTreeSet<u32>>;
+    fn tables(&mut self, index: u32) -> io::Result<Option<BTreeSet<u32>>>;
 }
 
 /// The kernel itself.
@@ -46,7 +46,7 @@ impl Kernel for Netlink {
         route::probe(address, index)
     }
 
-    fn tables(&mut self) -> io::Result<BTreeSet<u32>> {
-        route::tables()
+    fn tables(&mut self, index: u32) -> io::Result<Option<BTreeSet<u32>>> {
+        route::tables(index)
     }
 }

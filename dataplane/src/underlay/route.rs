@@ -2,6 +2,7 @@
 
 use crate::port::link::{netlink_request, split_message};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -154,11 +155,23 @@ fn read_route(message: &RouteMessage, address: IpAddr, index: u32) -> Option<Rou
     (device == Some(index)).then_some(route)
 }
 
-/// The routing tables that rules name: in a table that none of them does, such as a VRF's, no next hop is looked up.
+/// The routing tables in which next hops on the device `index` are looked up: those that rules name, not those of users' VRFs.
+/// None: any, since the device is in a VRF, perhaps.
 ///
 /// # Errors
 /// The kernel's refusal.
-pub fn tables() -> io::Result<BTreeSet<u32>> {
+pub fn tables(index: u32) -> io::Result<Option<BTreeSet<u32>>> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    let has_master = |answer: &RouteNetlinkMessage| match answer {
+        RouteNetlinkMessage::NewLink(link) => {
+            link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::Controller(_)))
+        }
+        _ => false,
+    };
+    if netlink_request(RouteNetlinkMessage::GetLink(message), 0)?.iter().any(has_master) {
+        return Ok(None);
+    }
     let mut tables = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut dump = RuleMessage::default();
@@ -172,7 +185,7 @@ pub fn tables() -> io::Result<BTreeSet<u32>> {
             tables.insert(wide.unwrap_or(rule.header.table.into()));
         }
     }
-    Ok(tables)
+    Ok(Some(tables))
 }
 
 /// Every neighbour on the device `index`.

@@ -48,6 +48,7 @@ struct Noted {
     looked_up: Vec<IpAddr>,
     probed: Vec<IpAddr>,
     tables: BTreeSet<u32>,
+    is_in_vrf: bool,
 }
 
 impl Kernel for Noted {
@@ -65,8 +66,8 @@ impl Kernel for Noted {
         Ok(())
     }
 
-    fn tables(&mut self) -> io::Result<BTreeSet<u32>> {
-        Ok(self.tables.clone())
+    fn tables(&mut self, _: u32) -> io::Result<Option<BTreeSet<u32>>> {
+        Ok((!self.is_in_vrf).then(|| self.tables.clone()))
     }
 }
 
@@ -299,4 +300,56 @@ fn thousands_that_nobody_has_checked_are_checked_by_and_by() {
     }
     let all: BTreeSet<&IpAddr> = underlay.kernel.probed.iter().collect();
     assert_eq!(all.len(), 10_000);
+}
+
+#[test]
+fn a_silent_router_is_asked_once_for_all_behind_it() {
+    let start = Instant::now();
+    let mut underlay = empty();
+    underlay.kernel.router = Some(ROUTER);
+    underlay.set_listed((0..10_000).map(vtep));
+    (0..1_000).for_each(|number| underlay.ask(network(1), vtep(number), start));
+    while underlay.due().is_some_and(|due| due <= Instant::now()) {
+        underlay.serve(start);
+    }
+    let probes = underlay.kernel.probed.len();
+    assert!(probes <= 10_000_usize.div_ceil(LOOK_UPS) + 1, "{probes}");
+    assert_eq!(underlay.hops().count(), 0);
+    underlay.follow(&change(ROUTER, Some(KNOWN)));
+    assert_eq!(underlay.hops().count(), 10_000);
+}
+
+#[test]
+fn a_network_that_asks_for_all_addresses_leaves_room_for_others() {
+    let start = Instant::now();
+    let mut underlay = empty();
+    underlay.kernel.router = Some(ROUTER);
+    underlay.set_listed([PEER]);
+    underlay.follow(&change(ROUTER, Some(KNOWN)));
+    underlay.ask(network(2), vtep(200_000), start);
+    for number in 0..2 * MAX_WANTED as u32 {
+        underlay.ask(network(1), vtep(number), start);
+        if number % 64 == 0 {
+            underlay.serve(start);
+        }
+        assert!(underlay.vteps.len() <= MAX_WANTED);
+    }
+    underlay.ask(network(2), vtep(200_001), start);
+    while underlay.due().is_some_and(|due| due <= Instant::now()) {
+        underlay.serve(start);
+    }
+    let reached: BTreeSet<IpAddr> = underlay.hops().map(|(vtep, _)| vtep).collect();
+    for there in [PEER, vtep(200_000), vtep(200_001)] {
+        assert!(reached.contains(&there), "{there}");
+    }
+}
+
+#[test]
+fn on_a_nic_in_a_vrf_every_table_counts() {
+    let start = Instant::now();
+    let mut underlay = crowded(start);
+    underlay.kernel.is_in_vrf = true;
+    underlay.follow(&[Change::Route { table: 1_966_080_000, device: Some(NIC.index) }]);
+    underlay.tick(start);
+    assert!(underlay.due().is_some());
 }

@@ -5,6 +5,7 @@ use super::route::Route;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::Instant;
+use uvn_wire::vxlan::Vni;
 
 /// A VTEP that is looked after.
 #[derive(Debug, Default)]
@@ -18,6 +19,8 @@ pub(super) struct Wanted {
     pub(super) probed: Option<Instant>,
     /// When a worker last asked for it.
     pub(super) asked: Option<Instant>,
+    /// The network that asked first; None: networks list it.
+    pub(super) network: Option<Vni>,
 }
 
 impl Wanted {
@@ -73,6 +76,20 @@ impl Vteps {
                 self.behind.entry(via).or_default().insert(vtep);
             }
         }
+    }
+
+    /// Removes the older half of what the network with the most asked for. What it still sends to it asks for again.
+    pub(super) fn make_room(&mut self, listed: &BTreeSet<IpAddr>) {
+        let mut of: HashMap<Vni, Vec<(Option<Instant>, IpAddr)>> = HashMap::new();
+        for (vtep, wanted) in self.all.iter().filter(|(vtep, _)| !listed.contains(vtep)) {
+            if let Some(network) = wanted.network {
+                of.entry(network).or_default().push((wanted.asked, *vtep));
+            }
+        }
+        let Some(mut most) = of.into_values().max_by_key(Vec::len) else { return };
+        most.sort_unstable();
+        most.truncate(most.len().div_ceil(2));
+        most.into_iter().for_each(|(_, vtep)| self.remove(vtep));
     }
 
     pub(super) fn remove(&mut self, vtep: IpAddr) {

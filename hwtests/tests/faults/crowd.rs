@@ -299,7 +299,7 @@ fn one_users_scan_of_the_subnet_cuts_off_nobody() {
     };
     let engine = || {
         let status: Value = serde_json::from_str(&here.uvn(&["status", "--json"])).unwrap();
-        status["nics"][0]["engine"]["process"].as_i64().unwrap()
+        status["nics"][0]["data_plane"]["process"].as_i64().unwrap()
     };
     let overflows = || here.sh("dmesg | grep -c 'neighbor table overflow' || true");
     assert_eq!(answer(ALICE, at(known.addresses()[0])), "n2");

@@ -20,7 +20,7 @@ fn jumbo_frames_need_the_shortcut_or_the_kernel() {
         assert_whole_frames(&site);
         return site.conclude();
     }
-    assert_eq!((path.as_str(), reason.contains("MTU 9000")), ("engine", true), "{reason}");
+    assert_eq!((path.as_str(), reason.contains("MTU 9000")), ("data_plane", true), "{reason}");
     site.assert_connected();
     [here, there].into_iter().for_each(|node| path::assert_used(node, "shortcut"));
     assert_whole_frames(&site);

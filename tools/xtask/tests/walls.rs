@@ -118,8 +118,8 @@ fn module(folder: &Path, file: &Path) -> Vec<String> {
     parts
 }
 
-/// Every path below `crate` that a text names, groups in braces taken apart.
-fn named(text: &str) -> BTreeSet<Vec<String>> {
+/// Every path below `crate`, or by `super`, that the text of a module names, groups in braces taken apart.
+fn named(own: &[String], text: &str) -> BTreeSet<Vec<String>> {
     let mut paths = BTreeSet::new();
     let code: String = text
         .lines()
@@ -128,6 +128,11 @@ fn named(text: &str) -> BTreeSet<Vec<String>> {
         .collect();
     for rest in code.split("crate::").skip(1) {
         expand(rest, Vec::new(), &mut paths);
+    }
+    if let Some((_, parent)) = own.split_last() {
+        for rest in code.split("use super::").skip(1) {
+            expand(rest, parent.to_vec(), &mut paths);
+        }
     }
     paths
 }
@@ -168,7 +173,7 @@ fn imports(folder: &Path) -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
         .iter()
         .map(|(own, text)| {
             let taken =
-                named(text).iter().filter_map(file_of).filter(|other| !own.starts_with(other)).collect();
+                named(own, text).iter().filter_map(file_of).filter(|other| !own.starts_with(other)).collect();
             (own.clone(), taken)
         })
         .collect()
@@ -210,9 +215,10 @@ fn no_circles_between_files() {
 
 #[test]
 fn groups_in_braces_are_taken_apart() {
-    let text = "use crate::a::{self, b::{C, d}, E};\nuse crate::f;\n// crate::not\nlet x = crate::g::h();";
-    let paths: Vec<String> = named(text).iter().map(|path| path.join("::")).collect();
-    assert_eq!(paths, ["a::E", "a::b::C", "a::b::d", "a::self", "f", "g::h"]);
+    let text = "use crate::a::{self, b::{C, d}, E};\nuse crate::f;\nuse super::z::W;\n// crate::not\nlet x = crate::g::h();";
+    let paths: Vec<String> =
+        named(&["x".into(), "y".into()], text).iter().map(|path| path.join("::")).collect();
+    assert_eq!(paths, ["a::E", "a::b::C", "a::b::d", "a::self", "f", "g::h", "x::z::W"]);
     let way = |from: &str, to: &str| (vec![from.to_owned()], BTreeSet::from([vec![to.to_owned()]]));
     assert_eq!(
         circle(&BTreeMap::from([way("a", "b"), way("b", "c"), way("c", "b")])).map(|way| way.len()),

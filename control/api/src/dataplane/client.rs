@@ -80,6 +80,12 @@ impl Client {
         Ok(Client { connection: self.connection.older()? })
     }
 
+    /// Whether it is known to be of uvn 0.1.0.
+    #[must_use]
+    pub fn is_older(&self) -> bool {
+        self.connection.is_older()
+    }
+
     /// The data plane's process: who called listen(2) on the socket.
     ///
     /// # Errors

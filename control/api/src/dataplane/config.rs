@@ -136,7 +136,7 @@ pub struct Vtep {
     pub overlay: Vec<IpAddr>,
 }
 
-/// Worker threads: one per NIC queue.
+/// Worker threads: one per NIC queue, or up to four beside the shortcut.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Workers {

@@ -171,7 +171,7 @@ pub struct Summary {
     /// What speeds the traffic up now.
     #[serde(default, alias = "measure", deserialize_with = "known")]
     pub boost: Option<Boost>,
-    /// One per NIC queue.
+    /// One per NIC queue, or up to four beside the shortcut.
     pub workers: Vec<WorkerState>,
     /// Epoch of the newest tables.
     pub epoch: u64,
@@ -209,7 +209,7 @@ pub enum Boost {
 /// One worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerState {
-    /// Its NIC queue.
+    /// Its number; the NIC queue that it has in the engine gear.
     pub queue: usize,
     /// Its core; None: not pinned.
     pub core: Option<usize>,

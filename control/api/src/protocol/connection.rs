@@ -117,6 +117,12 @@ impl Connection {
         seqpacket::peer(self.as_fd())
     }
 
+    /// Whether the other side is known to be of uvn 0.1.0.
+    #[must_use]
+    pub fn is_older(&self) -> bool {
+        self.current().schema == 0
+    }
+
     fn current(&self) -> &Connection {
         self.older.get().map_or(self, |older| older)
     }

@@ -138,7 +138,7 @@ pub struct DataPlane {
     pub shortcut: usize,
     /// Networks that the engine carries until the shortcut takes them over.
     pub waiting: usize,
-    /// Its worker threads, one per NIC queue.
+    /// Its worker threads, one per NIC queue, or up to four beside the shortcut.
     pub workers: usize,
     /// Networks that it carries.
     pub networks: usize,

@@ -114,6 +114,7 @@ fn an_old_data_plane_gets_the_descriptors_of_a_network() {
     let (reader, writer) = io::pipe().unwrap();
     assert_eq!(client.add_network(&network, &[reader.as_fd(), writer.as_fd()]).unwrap(), 3);
     assert_eq!(client.remove_network(5).unwrap(), 3);
+    assert!(client.is_older());
     drop(client);
     let asked: Vec<usize> = server.end().into_iter().map(|(_, fds)| fds).collect();
     assert_eq!(asked, [2, 0]);

@@ -340,7 +340,7 @@ impl<N: Nic> Worker<N> {
         part: Part,
     ) -> Result<usize, Drop> {
         let segments = gso.segments();
-        let rate = network.flood_rate.div_ceil((network.counters.len() as u32).max(1));
+        let rate = network.flood_rate;
         if part.from == 0 && !self.endpoints.may_flood(slot, self.now, rate, segments) {
             return Err(Drop::FloodLimit);
         }
@@ -380,7 +380,7 @@ impl<N: Nic> Worker<N> {
     }
 
     /// Asks the control thread for a next hop, once a second at most.
-    fn ask(&mut self, slot: u32, network: &Network, vtep: IpAddr) {
+    pub(super) fn ask(&mut self, slot: u32, network: &Network, vtep: IpAddr) {
         if !self.parking.may_ask(slot, vtep) {
             return;
         }

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 use uvn_wire::vxlan::Vni;
 
-/// Bytes of frames that a network may have waiting, which is what a kernel lets wait for one neighbour (unres_qlen_bytes):
+/// Bytes of frames that a network may have waiting, about what a kernel lets wait for one neighbour (unres_qlen_bytes):
 /// the ARP requests of a job that starts on a thousand nodes.
 const ROOM: usize = 256 << 10;
 /// What a frame costs besides its length.
@@ -18,6 +18,8 @@ const FRAME_COST: usize = 128;
 /// All networks together; beyond that, what each may have nevertheless.
 const ROOM_OF_ALL: usize = 4 << 20;
 const LEAST_ROOM: usize = 8 << 10;
+/// Frames that are sent in one go when their VTEP answers.
+const AT_ONCE: usize = 256;
 /// Unanswered VTEPs that a network asks for in a second.
 const ASKED: usize = 1024;
 /// Senders of a network told in a second that their destination is dead.
@@ -28,6 +30,8 @@ const REFUSED: usize = 64;
 pub(super) struct Parking {
     networks: HashMap<u32, Waiting>,
     bytes: usize,
+    /// See [`Parking::has_settled`].
+    has_settled: bool,
     /// Asked for, and the channel had no room yet.
     unsaid: VecDeque<(Vni, IpAddr)>,
 }
@@ -58,12 +62,18 @@ impl Parking {
         fits
     }
 
-    /// Takes out the frames that wait no more: their VTEP answers, or does not, or they have waited long enough.
+    /// Takes out frames that wait no more: their VTEP answers, or does not, or they have waited long enough. As many as a
+    /// turn may send; [`Parking::has_settled`] tells of more.
     pub fn take(&mut self, tables: &Tables, now: Instant) -> Vec<Parked> {
         let mut taken = Vec::new();
         for waiting in self.networks.values_mut() {
+            let mut left = AT_ONCE.saturating_sub(taken.len());
             let settled = |parked: &mut Parked| {
-                tables.hops.contains_key(&parked.vtep) || is_hopeless(tables, parked.vtep, parked.since, now)
+                let is_it = left > 0
+                    && (tables.hops.contains_key(&parked.vtep)
+                        || is_hopeless(tables, parked.vtep, parked.since, now));
+                left -= usize::from(is_it);
+                is_it
             };
             let before = taken.len();
             taken.extend(waiting.frames.extract_if(.., settled));
@@ -71,7 +81,27 @@ impl Parking {
             waiting.bytes -= bytes;
             self.bytes -= bytes;
         }
+        self.has_settled = taken.len() == AT_ONCE;
         taken
+    }
+
+    /// Whether there may be more to take.
+    pub fn has_settled(&self) -> bool {
+        self.has_settled
+    }
+
+    /// Every VTEP that frames go on waiting for, with the slot of their network.
+    pub fn vteps(&self, tables: &Tables, now: Instant) -> Vec<(u32, IpAddr)> {
+        let of = |(slot, waiting): (&u32, &Waiting)| {
+            let is_open = |parked: &&Parked| {
+                !tables.hops.contains_key(&parked.vtep)
+                    && !is_hopeless(tables, parked.vtep, parked.since, now)
+            };
+            let vteps: HashSet<IpAddr> =
+                waiting.frames.iter().filter(is_open).map(|parked| parked.vtep).collect();
+            vteps.into_iter().map(|vtep| (*slot, vtep)).collect::<Vec<_>>()
+        };
+        self.networks.iter().flat_map(of).collect()
     }
 
     /// Whether a network shall ask for a VTEP: once a second, and not for too many that do not answer.
