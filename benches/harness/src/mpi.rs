@@ -1,7 +1,7 @@
 //! MPI jobs: Open MPI over TCP between the measured user's endpoints, its daemons on the underlay.
 //!
 //! All nodes are this machine, with more ranks than cores, and Open MPI waits by polling. So ranks yield, and
-//! [`Place::round_robin`](uvn_rig::process::Place) makes that hand the core on at once.
+//! [`Place::round_robin`](uvn_rig::place::Place) makes that hand the core on at once.
 
 use crate::contender::Setup;
 use crate::metric::{Label, Metric, Values, X, size};

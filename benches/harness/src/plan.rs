@@ -31,7 +31,7 @@ pub struct Section {
     pub mtu: u32,
     /// Networks on each node. If these are several numbers, each contender takes part with each: [`crate::crowd`].
     pub networks: Vec<usize>,
-    /// Everything runs in turns: [`Place::round_robin`](uvn_rig::process::Place).
+    /// Everything runs in turns: [`Place::round_robin`](uvn_rig::place::Place).
     pub round_robin: bool,
     /// Who.
     pub contenders: Vec<Contender>,
