@@ -3,7 +3,7 @@
 //! - [`config`]: one NIC's data plane, as its file and `add_network` describe it
 //! - [`vteps`]: the allowed VTEPs of a configuration, indexed
 //! - [`message`]: requests and answers
-//! - [`client`]: the asking end
+//! - [`client`]: a blocking client
 
 pub mod client;
 pub mod config;

@@ -6,19 +6,20 @@ use std::ffi::{CStr, CString, c_char, c_int};
 use std::io;
 use std::mem::MaybeUninit;
 
-/// An entry of the user database with its strings fits in it: the largest LDAP groups have some 100,000 members.
+/// Buffer for an entry of the user database with its strings, bytes: the largest LDAP groups have some 100,000 members.
 const ENTRY: usize = 4 << 20;
-/// Groups of one user at most (limits.h, NGROUPS_MAX).
+/// The most groups of one user (limits.h, NGROUPS_MAX).
 const GROUPS: usize = 1 << 16;
 
-/// Whether a user is in one of these groups. What the database does not know, or does not tell, is no membership.
+/// Whether a user is in one of these groups. If the database does not know the user or group, or does not answer, the
+/// user is in none.
 #[must_use]
 pub fn is_member(uid: u32, groups: &[String]) -> bool {
     let wanted: Vec<u32> = groups.iter().filter_map(|name| gid(name)).collect();
     !wanted.is_empty() && of_user(uid).is_ok_and(|member| member.iter().any(|gid| wanted.contains(gid)))
 }
 
-/// The GID of a group.
+/// The GID of a group; None: the database does not know it, or does not answer.
 #[must_use]
 pub fn gid(name: &str) -> Option<u32> {
     let name = CString::new(name).ok()?;
@@ -35,7 +36,7 @@ pub fn gid(name: &str) -> Option<u32> {
     Some(unsafe { entry.assume_init_ref() }.gr_gid)
 }
 
-/// All GIDs of a user; of one without an entry in the user database, none.
+/// All GIDs of a user; none if the user has no entry in the user database.
 ///
 /// # Errors
 /// The database cannot be asked.

@@ -1,4 +1,4 @@
-//! What the daemons, those that ask them and the plugins agree on. Nothing here touches a network device.
+//! The parts that the daemons, their clients and the plugins share. Nothing here touches a network device.
 //!
 //! sshd and slurmstepd load the first half as root, so it stays small:
 //!
@@ -11,7 +11,7 @@
 //! - [`dataplane`]: the protocol and the configuration of the data plane
 //! - [`server`]: the listening end of either protocol
 //! - [`toml_file`]: how a configuration file is read
-//! - [`daemon`]: what a daemon tells the service manager, and asks the kernel for
+//! - [`daemon`]: calls of a daemon to the service manager and the kernel
 
 pub mod groups;
 pub mod protocol;

@@ -5,11 +5,11 @@
 //!
 //! `schema` numbers the messages that a side knows, so that each side works with the version before and the one after:
 //!
-//! - A request without it is of uvn 0.1.0 (schema 0), and gets an answer as 0.1.0 wrote them, without it.
+//! - A request without it is from uvn 0.1.0 (schema 0), and is answered in the form of 0.1.0, without it.
 //! - 0.1.0 refuses a request with it; [`Connection`] then asks again without it.
 //! - An answer's unknown fields are ignored, and an unknown word of an enum is read as unknown.
-//! - A request's unknown fields are a mistake and refused, unless its schema is higher than ours. What must not be ignored
-//!   is therefore a request of its own, which an older peer refuses.
+//! - A request's unknown fields are a mistake and refused, unless its schema is higher than ours. A setting that must
+//!   not be ignored is therefore a request of its own, which an older peer refuses.
 
 mod additions;
 mod connection;
@@ -23,19 +23,19 @@ use serde_json::Value;
 use std::error::Error;
 use std::fmt;
 
-/// The one version that this build speaks.
+/// The only protocol version that this build speaks.
 pub const VERSION: u32 = 1;
-/// The messages of this build, of both protocols: one more whenever a release changes them.
+/// The schema of this build, for both protocols: it grows by one with each release that changes the messages.
 pub const SCHEMA: u32 = 1;
-/// The longest packet, either way.
+/// The longest packet in either direction, bytes.
 pub const MAX_BYTES: usize = 64 << 10;
 
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// For programs.
+    /// Its kind, for programs.
     pub code: Code,
-    /// For people: the thing and the remedy.
+    /// Its text, for people: the thing and the remedy.
     pub message: String,
 }
 
@@ -43,15 +43,15 @@ pub struct Failure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
-    /// Not a request of this protocol.
+    /// The packet is not a request of this protocol.
     Malformed,
-    /// Another protocol version.
+    /// The packet is of another protocol version.
     Version,
     /// A value is not allowed.
     Invalid,
-    /// It is there already.
+    /// The thing exists already.
     Exists,
-    /// There is no such thing.
+    /// The thing does not exist.
     NotFound,
     /// The kernel refused, or a worker does not answer.
     Failed,
@@ -69,7 +69,7 @@ impl fmt::Display for Failure {
 impl Error for Failure {}
 
 impl Failure {
-    /// One failure.
+    /// A failure of this kind.
     pub fn new(code: Code, message: impl Into<String>) -> Failure {
         Failure { code, message: message.into() }
     }
@@ -111,13 +111,13 @@ fn is_unsaid(schema: &u32) -> bool {
     *schema == 0
 }
 
-/// The schema that a packet says; 0: none, as in uvn 0.1.0.
+/// The schema that a packet gives; 0: it gives none, as in uvn 0.1.0.
 #[must_use]
 pub fn schema_of(bytes: &[u8]) -> u32 {
     serde_json::from_slice(bytes).map_or(0, |Versioned { schema, .. }| schema)
 }
 
-/// Reads a request. Pure, and for any bytes.
+/// Reads a request. Pure; it takes any bytes.
 ///
 /// # Errors
 /// [`Code::Malformed`] or [`Code::Version`].
@@ -131,7 +131,7 @@ pub fn parse_request<R: DeserializeOwned>(bytes: &[u8]) -> Result<R, Failure> {
     asked.map(|asked| asked.request).map_err(malformed)
 }
 
-/// The packet of a request. Schema 0 stays unsaid: for a peer of uvn 0.1.0.
+/// The packet of a request. Schema 0 is left out, for a peer of uvn 0.1.0.
 ///
 /// # Errors
 /// [`Code::Invalid`] if it is longer than [`MAX_BYTES`].
@@ -152,15 +152,15 @@ pub fn parse_answer<A: DeserializeOwned>(bytes: &[u8]) -> Result<A, Failure> {
     }
 }
 
-/// Whether an answer is that of uvn 0.1.0 to a request that says a schema.
+/// Whether an answer is that of uvn 0.1.0 to a request with a schema.
 fn refuses_schema(bytes: &[u8]) -> bool {
     let answer = serde_json::from_slice::<Answered<IgnoredAny>>(bytes);
     let Ok(Answered { schema: 0, reply: None, error: Some(failure), .. }) = answer else { return false };
     failure.code == Code::Malformed
 }
 
-/// The packet that answers a request; a reply that is too long becomes a failure that says so. Schema 0 stays unsaid: to a
-/// request that says none.
+/// The packet that answers a request; a reply that is too long becomes a failure that says so. Schema 0 is left out:
+/// the request had none.
 #[must_use]
 pub fn answer_packet<A: Serialize>(answer: Result<A, Failure>, schema: u32) -> Vec<u8> {
     let answered = |reply: Option<A>, error| bounded(&Answered { version: VERSION, schema, reply, error });
@@ -171,20 +171,20 @@ pub fn answer_packet<A: Serialize>(answer: Result<A, Failure>, schema: u32) -> V
     packet.or_else(|failure| answered(None, Some(failure))).unwrap_or_default()
 }
 
-/// What is left of a packet, bytes.
+/// The room that is left in a packet, bytes.
 #[derive(Debug, Clone)]
 pub struct Room(usize);
 
 impl Room {
-    /// For what stands around the content.
+    /// The room for the fields around the content, bytes.
     const AROUND: usize = 256;
 
-    /// All of it, but for what else it holds.
+    /// The room of a whole packet that already holds `content`.
     pub fn beside<T: Serialize>(content: &T) -> Room {
         Room((MAX_BYTES - Room::AROUND).saturating_sub(length(content)))
     }
 
-    /// Whether an item, and a comma, still fits; it takes that room then.
+    /// Whether an item, and a comma, still fits. If so, it takes that room.
     pub fn takes<T: Serialize>(&mut self, item: &T) -> bool {
         let left = self.0.checked_sub(length(item).saturating_add(1));
         self.0 = left.unwrap_or(self.0);
@@ -196,13 +196,13 @@ fn length<T: Serialize>(item: &T) -> usize {
     serde_json::to_vec(item).map_or(usize::MAX, |bytes| bytes.len())
 }
 
-/// How many of `items` fit one packet.
+/// The number of `items` that fit one packet.
 pub fn fitting<T: Serialize>(items: impl IntoIterator<Item = T>) -> usize {
     let mut room = Room::beside(&"");
     items.into_iter().take_while(|item| room.takes(item)).count()
 }
 
-/// The schema of a packet.
+/// Checks the length and the protocol version of a packet. Returns its schema.
 fn check_version(bytes: &[u8]) -> Result<u32, Failure> {
     if bytes.len() > MAX_BYTES {
         return Err(Failure::new(Code::Malformed, format!("more than {MAX_BYTES} bytes")));

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// SCM_MAX_FD (include/net/scm.h): the kernel passes no more in one packet.
 const SCM_MAX_FD: usize = 253;
-/// Room for a header and that many descriptors.
+/// Room for a header and that many descriptors, bytes.
 const CONTROL: usize = 16 + SCM_MAX_FD * size_of::<RawFd>() + 8;
 
 /// Control data, aligned as `struct cmsghdr` needs it.
@@ -25,7 +25,7 @@ struct Control([u8; CONTROL]);
 /// A received packet.
 #[derive(Debug)]
 pub struct Packet {
-    /// How many bytes of the buffer it fills; 0 also when the other side has closed the connection.
+    /// The number of bytes in the buffer; 0 also when the other side has closed the connection.
     pub length: usize,
     /// The descriptors that came with it, close-on-exec.
     pub fds: Vec<OwnedFd>,
@@ -33,10 +33,10 @@ pub struct Packet {
     pub cut: bool,
 }
 
-/// Connects to whoever listens at `path`. That, and what is sent or received from then on, takes no longer than `patience`.
+/// Connects to the listener at `path`. That, and each later send or receive, takes no longer than `patience`.
 ///
 /// # Errors
-/// WouldBlock when that has ended; otherwise the kernel's.
+/// WouldBlock once that has passed; otherwise the kernel's refusal.
 pub fn connect(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
     let start = Instant::now();
     let address = address(path)?;
@@ -57,13 +57,13 @@ pub fn connect(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// A socket's name in the file system (unix(7)).
+/// The address of a socket in the file system (unix(7)).
 fn address(path: &Path) -> io::Result<libc::sockaddr_un> {
     // SAFETY: a sockaddr_un of zeros is valid.
     let mut address: libc::sockaddr_un = unsafe { zeroed() };
     address.sun_family = libc::AF_UNIX as libc::sa_family_t;
     let bytes = path.as_os_str().as_bytes();
-    // The last byte stays zero. An empty name, or one that begins with zero, is none of a file.
+    // The last byte stays zero. An empty name, or one that begins with zero, names no file.
     if bytes.len() >= address.sun_path.len() || bytes.first().is_none_or(|byte| *byte == 0) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -73,7 +73,7 @@ fn address(path: &Path) -> io::Result<libc::sockaddr_un> {
     Ok(address)
 }
 
-/// Bounds waits on a socket (socket(7)); zero would be for ever.
+/// Bounds each wait on a socket (socket(7)), at least to 1 ms: zero would mean for ever.
 fn bound(socket: BorrowedFd<'_>, option: libc::c_int, time: Duration) -> io::Result<()> {
     let time = time.max(Duration::from_millis(1));
     let time = libc::timeval {
@@ -88,10 +88,10 @@ fn bound(socket: BorrowedFd<'_>, option: libc::c_int, time: Duration) -> io::Res
     if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The process at the other end: of a client's socket, who called listen(2).
+/// The PID of the other end; on a client's socket, of the process that called listen(2).
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's refusal.
 pub fn peer(socket: BorrowedFd<'_>) -> io::Result<i32> {
     let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut length = size_of_val(&peer) as libc::socklen_t;
@@ -108,17 +108,17 @@ pub fn peer(socket: BorrowedFd<'_>) -> io::Result<i32> {
     if status == 0 { Ok(peer.pid) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Whether this process acts as root.
+/// Whether this process has root's effective UID.
 #[must_use]
 pub fn is_root() -> bool {
     // SAFETY: geteuid(2) takes nothing and cannot fail.
     unsafe { libc::geteuid() == 0 }
 }
 
-/// Receives one packet; never waits if `wait` is false.
+/// Receives one packet; does not wait if `wait` is false.
 ///
 /// # Errors
-/// WouldBlock without a packet; otherwise the kernel's.
+/// WouldBlock without a packet; otherwise the kernel's refusal.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: bool) -> io::Result<Packet> {
     let mut control = Control([0; CONTROL]);
     let mut parts = [IoSliceMut::new(buffer)];
@@ -164,10 +164,11 @@ fn take_fds(header: &libc::msghdr) -> Vec<OwnedFd> {
     fds
 }
 
-/// Sends one packet with descriptors; never waits if `wait` is false.
+/// Sends one packet with descriptors; does not wait if `wait` is false.
 ///
 /// # Errors
-/// WouldBlock when the other side does not read; InvalidInput for more than 253 descriptors; otherwise the kernel's.
+/// WouldBlock if the other side does not read; InvalidInput for more than 253 descriptors; otherwise the kernel's
+/// refusal.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>], wait: bool) -> io::Result<()> {
     if fds.len() > SCM_MAX_FD {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));

@@ -1,6 +1,6 @@
 //! A control socket's listening end: one request at a time, bounded in every way.
 //!
-//! Whatever a peer does costs it its connection, never the service its pace: nothing here waits.
+//! Nothing here waits: a peer that misbehaves loses its connection, and never slows the service down.
 
 mod owner;
 
@@ -24,40 +24,41 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
-/// Connections at a time, of all users but root together and of each, with his subordinate UIDs: a program needs one.
+/// The most connections at a time: of all users but root together, and of each user with their subordinate UIDs. A
+/// program needs one.
 const MAX_OTHERS: usize = 256;
 const MAX_EACH: usize = 4;
-/// Connections taken in one turn, refused ones included: whoever connects faster than they are refused would keep the
-/// service in that loop for ever.
+/// The most connections accepted in one turn, refused ones included. Without it, a peer that connects faster than it is
+/// refused would keep the service in that loop for ever.
 const ACCEPTS: usize = 16;
 
-/// Who may connect, and how much of it there may be.
+/// The limits of a control socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Others than root, too: what [`Incoming::peer`] may ask is for the service to decide.
+    /// Whether users other than root may connect, too. The service decides what each [`Incoming::peer`] may ask.
     pub everyone: bool,
-    /// Root's connections at a time.
+    /// The most connections of root at a time.
     pub connections: usize,
-    /// File descriptors beside one request.
+    /// The most file descriptors beside one request.
     pub fds: usize,
 }
 
-/// Who asks, by SO_PEERCRED (unix(7)): as it was when the connection was made.
+/// The process that asks, by SO_PEERCRED (unix(7)): as it was when the connection was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
     /// The effective UID.
     pub uid: u32,
-    /// The process; 0 if it is in another PID namespace.
+    /// The PID; 0 if the process is in another PID namespace.
     pub pid: i32,
 }
 
-/// Why the control socket could not be made.
+/// Why the control socket cannot be made.
 #[derive(Debug, Error)]
 pub enum ControlError {
     /// Another process answers there.
     #[error("{path} is answered by another process: stop it, or give this one another socket", path = .0.display())]
     InUse(PathBuf),
-    /// Something that is no socket stands there.
+    /// The path is taken by something that is no socket.
     #[error("{path} is not a socket: remove it, or give another one", path = .0.display())]
     NotASocket(PathBuf),
     /// The kernel refused.
@@ -75,9 +76,9 @@ pub struct Control<R> {
     path: PathBuf,
     listener: OwnedFd,
     registry: Registry,
-    /// Connections may wait at the listener.
+    /// Whether connections may wait at the listener.
     waiting: bool,
-    /// Connection `i` has token `first` + 1 + i; the listener has `first`.
+    /// The listener has token `first`; connection `i` has `first` + 1 + i.
     first: usize,
     limits: Limits,
     connections: Vec<Option<Connection>>,
@@ -91,7 +92,7 @@ pub struct Control<R> {
 struct Connection {
     socket: OwnedFd,
     peer: Peer,
-    /// Who is responsible for it.
+    /// UID of the user who is responsible for it.
     owner: u32,
     /// Schema of its last request.
     schema: u32,
@@ -100,23 +101,24 @@ struct Connection {
 /// A request to be answered by [`Control::answer`].
 #[derive(Debug)]
 pub struct Incoming<R> {
-    /// The connection it came by.
+    /// The connection by which it came.
     pub connection: usize,
-    /// Who asks.
+    /// The process that asks.
     pub peer: Peer,
-    /// Which messages the peer knows; 0: those of uvn 0.1.0.
+    /// The schema of the messages that the peer knows; 0: those of uvn 0.1.0.
     pub schema: u32,
-    /// What is asked.
+    /// What the peer asks.
     pub request: R,
-    /// The descriptors beside it.
+    /// The descriptors that came with it.
     pub fds: Vec<OwnedFd>,
 }
 
 impl<R: DeserializeOwned> Control<R> {
-    /// Listens at `path`; a socket that nobody answers any more is replaced. Tokens from `first` on are its own.
+    /// Listens at `path`; a socket at which nobody answers any more is replaced. All tokens from `first` on are its
+    /// own.
     ///
     /// # Errors
-    /// Another process is there, the path is taken by something else, or the kernel refuses.
+    /// Another process listens there, the path is taken by something that is no socket, or the kernel refuses.
     pub fn listen(
         path: &Path,
         registry: &Registry,
@@ -130,7 +132,7 @@ impl<R: DeserializeOwned> Control<R> {
             .map_err(|errno| refused(errno.into()))?;
         let address = UnixAddr::new(path).map_err(|errno| refused(errno.into()))?;
         bind(listener.as_raw_fd(), &address).map_err(|errno| refused(errno.into()))?;
-        // SO_PEERCRED is what keeps others out; this only says so to them.
+        // SO_PEERCRED keeps others out; the mode only shows them that.
         let mode = if limits.everyone { 0o666 } else { 0o600 };
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(refused)?;
         listen(&listener, Backlog::MAXALLOWABLE).map_err(|errno| refused(errno.into()))?;
@@ -152,7 +154,7 @@ impl<R: DeserializeOwned> Control<R> {
         })
     }
 
-    /// Notes that mio reported one of our tokens.
+    /// Notes that mio has reported one of this socket's tokens.
     pub fn ready(&mut self, token: Token) {
         match token.0.checked_sub(self.first) {
             Some(0) => self.waiting = true,
@@ -163,13 +165,13 @@ impl<R: DeserializeOwned> Control<R> {
         }
     }
 
-    /// Whether [`Control::take`] is worth a try.
+    /// Whether [`Control::take`] may have a request.
     #[must_use]
     pub fn has_work(&self) -> bool {
         self.waiting || !self.readable.is_empty()
     }
 
-    /// The next request of any connection, in turn. Of the connections that wait, it takes a few.
+    /// The next request, of the connections by turns. First accepts up to [`ACCEPTS`] of the connections that wait.
     pub fn take(&mut self) -> Option<Incoming<R>> {
         if self.waiting {
             self.waiting = self.accept();
@@ -204,7 +206,7 @@ impl<R: DeserializeOwned> Control<R> {
             };
             match parsed {
                 Ok(request) => {
-                    // It may have more; the others come first.
+                    // The connection may have more packets; the others come first.
                     self.readable.push_back(connection);
                     return Some(Incoming { connection, peer, schema, request, fds: packet.fds });
                 }
@@ -218,8 +220,8 @@ impl<R: DeserializeOwned> Control<R> {
         None
     }
 
-    /// Answers a request, and says our schema to a peer that said its own. A peer that leaves no room for the answer loses
-    /// its connection.
+    /// Answers a request, with our schema if the peer gave its own. A peer that leaves no room for the answer loses its
+    /// connection.
     pub fn answer<A: Serialize>(&mut self, connection: usize, answer: Result<A, Failure>) {
         let Some(Some(Connection { socket, schema, .. })) = self.connections.get(connection) else { return };
         let packet = answer_packet(answer, if *schema > 0 { SCHEMA } else { 0 });
@@ -228,7 +230,7 @@ impl<R: DeserializeOwned> Control<R> {
         }
     }
 
-    /// Takes up to [`ACCEPTS`] connections; whether there may be more.
+    /// Accepts up to [`ACCEPTS`] connections. True: more may wait.
     fn accept(&mut self) -> bool {
         for _ in 0..ACCEPTS {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -237,7 +239,7 @@ impl<R: DeserializeOwned> Control<R> {
                 Err(nix::Error::EAGAIN) => return false,
                 Err(nix::Error::EINTR | nix::Error::ECONNABORTED) => {}
                 Err(error) => {
-                    // Out of descriptors: the peers wait, and the next one that comes makes us try again.
+                    // No descriptor is free: the peers wait, and the next connection causes another try.
                     self.turned_away.count(None, error.desc());
                     return false;
                 }
@@ -269,7 +271,7 @@ impl<R: DeserializeOwned> Control<R> {
         }
     }
 
-    /// Who is responsible for one more connection of `peer`, if it is allowed.
+    /// UID of the user who is responsible for one more connection of `peer`, if it is allowed.
     fn admit(&self, peer: Peer) -> Result<u32, &'static str> {
         let count = |counts: &dyn Fn(&Connection) -> bool| {
             self.connections.iter().flatten().filter(|connection| counts(connection)).count()
@@ -290,25 +292,25 @@ impl<R: DeserializeOwned> Control<R> {
         if own < MAX_EACH { Ok(owner) } else { Err("too many") }
     }
 
-    /// Dropping the descriptor also takes it out of mio's poll.
+    /// Closes a connection: dropping its descriptor also takes it out of mio's poll.
     fn close(&mut self, connection: usize, reason: &str) {
         let Some(place) = self.connections.get_mut(connection) else { return };
         self.turned_away.count(place.take().map(|closed| closed.peer.uid), reason);
     }
 }
 
-/// Connections that were refused or dropped: a line a second in the log, however many they are.
+/// Connections that were refused or dropped: one line a second in the log, however many they are.
 #[derive(Debug, Default)]
 struct TurnedAway {
     total: u64,
     told: u64,
     at: Option<Instant>,
-    /// The last one: whose, and why.
+    /// The user of the last one, if known, and why it was refused or dropped.
     last: (Option<u32>, String),
 }
 
 impl TurnedAway {
-    /// Between two lines.
+    /// The least time between two lines.
     const PAUSE: Duration = Duration::from_secs(1);
 
     fn count(&mut self, uid: Option<u32>, reason: &str) {
@@ -343,7 +345,7 @@ fn own(fd: std::os::fd::RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// Removes what a process that was killed has left.
+/// Removes the socket that a killed process has left.
 fn remove_stale(path: &Path) -> Result<(), ControlError> {
     let refused = |source: io::Error| ControlError::Refused { path: path.into(), source };
     let metadata = match fs::symlink_metadata(path) {
@@ -356,7 +358,7 @@ fn remove_stale(path: &Path) -> Result<(), ControlError> {
     if !metadata.file_type().is_socket() {
         return Err(ControlError::NotASocket(path.into()));
     }
-    // Non-blocking: a live one with a full backlog answers EAGAIN.
+    // Non-blocking: a live listener with a full backlog answers EAGAIN.
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let probe = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)
         .map_err(|errno| refused(errno.into()))?;

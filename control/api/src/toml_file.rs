@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use toml::de::{DeTable, DeValue};
 
-/// What a file's text is parsed into.
+/// The type that a file's text is parsed into.
 pub trait TomlFile: DeserializeOwned {
-    /// What a key may hold, such as `network[2].addresses[0]`. None: its error says all there is to say.
+    /// The values that a key such as `network[2].addresses[0]` may have, in words. None: the error says all.
     fn allowed(key: &str) -> Option<&'static str>;
 
-    /// Checks every rule that the types alone do not hold.
+    /// Checks every rule that the types alone do not enforce.
     ///
     /// # Errors
     /// The first key that breaks one.
@@ -26,32 +26,32 @@ pub trait TomlFile: DeserializeOwned {
 /// Why a file is refused.
 #[derive(Debug, Error)]
 pub enum ConfigError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("{file}: {source}", file = file.display())]
     Read {
         /// The file.
         file: PathBuf,
-        /// What the kernel says.
+        /// The kernel's reason.
         source: io::Error,
     },
-    /// A line of it is wrong.
+    /// A line of the file is wrong.
     #[error("{file}:{line}: {broken}", file = file.display())]
     Line {
         /// The file.
         file: PathBuf,
         /// Its line, counted from 1.
         line: usize,
-        /// What is wrong there.
+        /// The problem with it.
         broken: Broken,
     },
 }
 
-/// What is wrong with a line.
+/// The problem with a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Broken {
-    /// The value of a key.
+    /// The value of a key is not allowed.
     Value(Invalid),
-    /// It is not TOML.
+    /// The text is not TOML.
     Syntax(String),
 }
 
@@ -67,11 +67,11 @@ impl fmt::Display for Broken {
 /// A value that is not allowed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub struct Invalid {
-    /// The key with its way there, such as `network[2].addresses[0]`.
+    /// The key with its path, such as `network[2].addresses[0]`.
     pub key: String,
-    /// What is wrong with it.
+    /// The problem with its value.
     pub problem: String,
-    /// What is allowed; see [`Invalid::explained`].
+    /// The allowed values; see [`Invalid::explained`].
     pub allowed: Option<&'static str>,
 }
 
@@ -86,18 +86,18 @@ impl fmt::Display for Invalid {
 }
 
 impl Invalid {
-    /// A key with what is wrong with it.
+    /// A value of `key` that is not allowed.
     pub fn new(key: impl Into<String>, problem: impl Into<String>) -> Invalid {
         Invalid { key: key.into(), problem: problem.into(), allowed: None }
     }
 
-    /// The same, for a key that stands in `table`.
+    /// The same, for a key in `table`.
     #[must_use]
     pub fn within(self, table: &str) -> Invalid {
         Invalid { key: format!("{table}.{}", self.key), ..self }
     }
 
-    /// The same, with what is allowed.
+    /// The same, with the allowed values of its key.
     #[must_use]
     pub fn explained(self, allowed: fn(&str) -> Option<&'static str>) -> Invalid {
         Invalid { allowed: allowed(&self.key), ..self }
@@ -141,7 +141,7 @@ pub fn parse<T: TomlFile>(text: &str) -> Result<T, (usize, Broken)> {
 /// Checks that a number lies in a range.
 ///
 /// # Errors
-/// It does not.
+/// The number is outside of it.
 pub fn within(key: &str, value: u64, range: RangeInclusive<u64>) -> Result<(), Invalid> {
     if range.contains(&value) { Ok(()) } else { Err(Invalid::new(key, value.to_string())) }
 }
@@ -149,7 +149,7 @@ pub fn within(key: &str, value: u64, range: RangeInclusive<u64>) -> Result<(), I
 /// Checks that an address can be a host's own.
 ///
 /// # Errors
-/// It is a group, unspecified, loopback, broadcast or an IPv4 one in IPv6 notation.
+/// The address is multicast, unspecified, loopback, broadcast or an IPv4-mapped IPv6 address.
 pub fn unicast(key: &str, address: IpAddr) -> Result<(), Invalid> {
     let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
     // IPv4-mapped addresses never travel (RFC 4291 section 2.5.5.2): they would name an IPv4 VTEP twice.
@@ -160,10 +160,10 @@ pub fn unicast(key: &str, address: IpAddr) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Checks that no entry of an array is there twice.
+/// Checks that no entry of an array is listed twice.
 ///
 /// # Errors
-/// The second of two equal ones.
+/// The second of two equal entries.
 pub fn each_once<T: Eq + Hash + fmt::Display>(
     key: &str,
     values: impl Iterator<Item = T>,
@@ -180,7 +180,7 @@ pub fn each_once<T: Eq + Hash + fmt::Display>(
 /// Checks that a path is absolute, and short enough for a socket.
 ///
 /// # Errors
-/// It is not.
+/// The path is relative, or too long.
 pub fn absolute(key: &str, path: &Path) -> Result<(), Invalid> {
     // struct sockaddr_un has 108 bytes for the path and its final zero.
     if path.is_absolute() && path.as_os_str().len() <= 107 {
@@ -192,7 +192,7 @@ pub fn absolute(key: &str, path: &Path) -> Result<(), Invalid> {
 /// Checks the name of a network device by the kernel's own rule (net/core/dev.c, dev_valid_name).
 ///
 /// # Errors
-/// It is not allowed.
+/// The name is not allowed.
 pub fn device_name(key: &str, name: &str) -> Result<(), Invalid> {
     let wrong = |byte: u8| byte == b'/' || byte == b':' || byte.is_ascii_whitespace() || byte == 0;
     if (1..=15).contains(&name.len()) && name != "." && name != ".." && !name.bytes().any(wrong) {
@@ -201,7 +201,7 @@ pub fn device_name(key: &str, name: &str) -> Result<(), Invalid> {
     Err(Invalid::new(key, format!("`{name}`")))
 }
 
-/// Where the value of `path` stands in the file; its nearest table if the key is missing.
+/// The place of the value of `path` in the file; that of its nearest table if the key is missing.
 fn span_of(root: &DeTable<'_>, path: &str) -> Option<Range<usize>> {
     let mut steps = path.split(['.', '[', ']']).filter(|step| !step.is_empty());
     let (name, mut value) = root.get_key_value(steps.next()?)?;

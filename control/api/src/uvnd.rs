@@ -1,9 +1,9 @@
 //! The protocol of `uvnd`.
 //!
 //! - [`message`]: requests and answers
-//! - [`client`]: the asking end
-//! - [`policed`]: who needs a network, and what becomes of a login or job where `uvnd` does not answer
-//! - [`status`], [`finding`]: how a node is doing, and what is wrong with it
+//! - [`client`]: a blocking client
+//! - [`policed`]: the users who need a network, and what becomes of a login or job if `uvnd` does not answer
+//! - [`status`], [`finding`]: the state of a node, and what is wrong with it
 //! - [`older`]: answers as uvn 0.1.0 reads them
 
 pub mod client;

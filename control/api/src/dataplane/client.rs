@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
 
-/// Longer than a data plane takes to give up on a worker.
+/// How long an answer may take: longer than a data plane takes to give up on a worker.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a request got no reply.
 #[derive(Debug, Error)]
 pub enum ClientError {
-    /// Nobody answers there.
+    /// No data plane answers at this path.
     #[error("no data plane answers at {path}: {source}", path = path.display())]
     Connect {
         /// The socket.
@@ -23,16 +23,16 @@ pub enum ClientError {
         /// The kernel's reason.
         source: io::Error,
     },
-    /// The connection broke.
+    /// The connection broke, or no answer came in time.
     #[error("the data plane does not answer: {0}")]
     Lost(#[from] io::Error),
-    /// It answered that it could not do it.
+    /// The data plane answered with a failure.
     #[error(transparent)]
     Refused(#[from] Failure),
-    /// It answered something else than was asked.
+    /// The answer is not of the request's kind.
     #[error("the data plane's answer does not fit the request")]
     Mismatch,
-    /// It wants [`Client::older`]; [`Client::ask`] does that itself.
+    /// The data plane is of uvn 0.1.0 and needs [`Client::older`]; [`Client::ask`] does that itself.
     #[error("the data plane is of uvn 0.1.0")]
     Older,
 }
@@ -47,14 +47,14 @@ impl From<AskError> for ClientError {
     }
 }
 
-/// One connection.
+/// A connection to a data plane's control socket.
 #[derive(Debug)]
 pub struct Client {
     connection: Connection,
 }
 
 impl Client {
-    /// Connects to a data plane. It may take 10 seconds to answer a request.
+    /// Connects to a data plane, which may take 10 seconds to answer a request.
     ///
     /// # Errors
     /// Nobody listens at `path`.
@@ -65,7 +65,7 @@ impl Client {
     /// Connects to a data plane that may take `patience` to answer a request.
     ///
     /// # Errors
-    /// Nobody listens at `path`, or nobody takes the connection in that time.
+    /// Nobody listens at `path`, or the connection is not accepted in that time.
     pub fn connect_for(path: &Path, patience: Duration) -> Result<Client, ClientError> {
         let connection = Connection::open(path, patience)
             .map_err(|source| ClientError::Connect { path: path.into(), source })?;
@@ -75,35 +75,35 @@ impl Client {
     /// Connects again, to a data plane of uvn 0.1.0.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's refusal.
     pub fn older(&self) -> io::Result<Client> {
         Ok(Client { connection: self.connection.older()? })
     }
 
-    /// Whether it is known to be of uvn 0.1.0.
+    /// Whether the data plane is known to be of uvn 0.1.0.
     #[must_use]
     pub fn is_older(&self) -> bool {
         self.connection.is_older()
     }
 
-    /// The data plane's process: who called listen(2) on the socket.
+    /// The PID of the data plane: of the process that called listen(2) on the socket.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's refusal.
     pub fn process(&self) -> io::Result<i32> {
         self.connection.process()
     }
 
-    /// Sends a request and waits for its reply. After [`ClientError::Lost`] the connection is of no use any more: the
-    /// reply may come later.
+    /// Sends a request and waits for its reply. After [`ClientError::Lost`] the connection is useless: the reply may
+    /// still come later.
     ///
     /// # Errors
-    /// The connection broke, nobody answered in time, or the request failed there.
+    /// The connection broke, no answer came in time, or the data plane answered with a failure.
     pub fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, ClientError> {
         Ok(self.connection.ask(request, fds)?)
     }
 
-    /// Sends a request. Each needs its [`Client::receive`] before the next.
+    /// Sends a request. Its reply must be taken by [`Client::receive`] before the next request.
     ///
     /// # Errors
     /// The connection broke, or the request does not fit a packet.
@@ -146,7 +146,7 @@ impl Client {
         }
     }
 
-    /// Every network.
+    /// All networks, asked for page by page.
     ///
     /// # Errors
     /// As for [`Client::ask`].
@@ -164,7 +164,7 @@ impl Client {
         Ok(all)
     }
 
-    /// Every VTEP that was looked up.
+    /// All VTEPs that have been looked up, asked for page by page.
     ///
     /// # Errors
     /// As for [`Client::ask`].

@@ -22,18 +22,18 @@ pub struct Config {
     pub nic: String,
     /// This node's VTEP addresses on it: at most one IPv4 and one IPv6.
     pub vtep: Vec<IpAddr>,
-    /// Which gear carries what needs no decision.
+    /// The gear that carries the frames that need no decision.
     #[serde(default)]
     pub path: Path,
-    /// Where the control socket is made. None: no control socket.
+    /// The path of the control socket. None: no control socket.
     pub socket: Option<PathBuf>,
-    /// How frames are encapsulated.
+    /// The outer headers.
     #[serde(default)]
     pub encapsulation: Encapsulation,
-    /// Who may send to us.
+    /// The VTEPs that may send to this node.
     #[serde(default)]
     pub peers: Peers,
-    /// The worker threads.
+    /// The settings of the worker threads.
     #[serde(default)]
     pub workers: Workers,
     /// Networks that exist from the start; others come over the control socket.
@@ -51,16 +51,17 @@ impl Config {
     }
 }
 
-/// Which gear carries the frames that need no decision; all others are the engine's.
+/// The gear that carries the frames that need no decision; the engine carries all others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Path {
-    /// The in-kernel gear where the kernel and the settings allow it, or else the engine.
+    /// The shortcut gear if the kernel and the settings allow it, else the engine gear.
     #[default]
     Auto,
-    /// The engine: workers between AF_XDP sockets and endpoints.
+    /// The engine gear: workers between AF_XDP sockets and endpoints.
     Engine,
-    /// The in-kernel gear, or the NIC is not put to use: tc programs on the endpoints and on the NIC.
+    /// The shortcut gear: tc programs on the endpoints and on the NIC. If it is not possible, the NIC is not put to
+    /// use.
     Shortcut,
 }
 
@@ -76,18 +77,18 @@ pub struct Encapsulation {
     pub dscp: Dscp,
     /// Compute the outer UDP checksum over IPv4. Off is RFC 7348's default; some NICs coalesce only with it.
     pub checksum: bool,
-    /// The same over IPv6, where on is the default and a received zero is refused while it is on, as Linux does
-    /// (`udp6zerocsumtx`, `udp6zerocsumrx`).
+    /// Compute the outer UDP checksum over IPv6. On is the default; while it is on, a received zero is refused, as
+    /// Linux does (`udp6zerocsumtx`, `udp6zerocsumrx`).
     pub ipv6_checksum: bool,
     /// Drop frames with a reserved VXLAN bit set, as Linux does; off ignores them, as RFC 7348 says.
     pub strict_flags: bool,
 }
 
-/// See [`Encapsulation::dscp`].
+/// The outer DSCP: a fixed value, or the inner packet's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(untagged, expecting = "dscp is \"inherit\" or a number from 0 to 63")]
 pub enum Dscp {
-    /// This value, 0 to 63.
+    /// A fixed value, 0 to 63.
     Fixed(u8),
     /// Copy the inner DSCP.
     Inherit(Inherit),
@@ -114,11 +115,11 @@ impl Default for Encapsulation {
     }
 }
 
-/// Which VTEPs are valid outer sources.
+/// The VTEPs that are valid outer sources.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Peers {
-    /// Single VTEPs, and the overlay addresses that live there when those are not the VTEP address alone.
+    /// Single VTEPs, with the overlay addresses of their endpoints unless those are the VTEP address alone.
     pub vtep: Vec<Vtep>,
     /// Whole ranges, such as `10.0.0.0/16`. An IPv6 range must be /96 or longer, since an endpoint's MAC holds the
     /// last four bytes of its VTEP.
@@ -142,13 +143,13 @@ pub struct Vtep {
 pub struct Workers {
     /// The core of each queue's worker. Empty: cores of the NIC's NUMA node, counted down from the last.
     pub cores: Vec<usize>,
-    /// How long an idle worker spins before it sleeps, microseconds. Longer than a round trip through both nodes, or
-    /// every message of a ping-pong pays for waking two workers up.
+    /// How long an idle worker spins before it sleeps, microseconds. It should exceed a round trip through both nodes:
+    /// otherwise every message of a ping-pong pays for waking two workers.
     pub spin_us: u32,
     /// SO_BUSY_POLL of the AF_XDP sockets, microseconds; 0 is off.
     pub busy_poll_us: u32,
-    /// UMEM frames per queue (4 KiB each), a power of two from 256 to 65536. More of them ride out longer bursts, but
-    /// stay in no cache: the kernel cycles through all.
+    /// UMEM frames per queue (4 KiB each), a power of two from 256 to 65536. More frames absorb longer bursts, but fit
+    /// into no cache: the kernel cycles through all of them.
     pub frames: u32,
 }
 
@@ -196,10 +197,11 @@ pub struct Network {
 pub struct Device {
     /// Its name, at most 15 bytes.
     pub name: String,
-    /// What it is.
+    /// Its kind; TAP if not given.
     #[serde(default)]
     pub kind: DeviceKind,
-    /// Network namespace (a file, such as `/run/netns/u1234`) to make it in. None: the data plane's own.
+    /// The file of the network namespace to make it in, such as `/run/netns/u1234`. None: the data plane's own
+    /// namespace.
     #[serde(default)]
     pub netns: Option<PathBuf>,
 }
@@ -236,7 +238,7 @@ pub struct Cidr {
 }
 
 impl Cidr {
-    /// Without the address's bits beyond the prefix.
+    /// The subnet: the address without the bits beyond the prefix.
     #[must_use]
     pub fn subnet(self) -> Cidr {
         let prefix = u32::from(self.prefix);

@@ -1,4 +1,4 @@
-//! What is said over the data plane's control socket, as [`crate::protocol`] packs it.
+//! The requests and answers on the data plane's control socket, as [`crate::protocol`] packs them.
 //!
 //! An endpoint's file descriptors travel beside `add_network` by SCM_RIGHTS.
 
@@ -18,15 +18,15 @@ use uvn_wire::xdp::Traffic;
 
 /// The most file descriptors beside one request.
 pub const MAX_FDS: usize = 64;
-/// TAP queues of an endpoint at most, however many workers there are. A TAP of several queues costs the kernel 240 KiB, and 10 KiB
-/// more for each queue.
+/// The most TAP queues of an endpoint, whatever the number of workers. A TAP of several queues takes 240 KiB of kernel
+/// memory, and 10 KiB more for each queue.
 pub const ENDPOINT_QUEUES: usize = 4;
 
-/// What can be asked.
+/// The requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// Is the control thread alive? [`Reply::Pong`].
+    /// Asks whether the control thread is alive. [`Reply::Pong`].
     Ping,
     /// Adds a network: with a `device` to make, or with TAP descriptors beside the packet, one for each of its queues.
     /// [`Reply::Done`] once every worker carries it.
@@ -40,55 +40,56 @@ pub enum Request {
     SetPeers {
         /// Its VNI.
         vni: u32,
-        /// All of them. More than one packet holds: use a multicast group.
+        /// All of them. If they do not fit one packet, the network needs a multicast group.
         peers: Vec<IpAddr>,
     },
-    /// Changes the allowed VTEPs: first `remove`, then `add`. What is to go and is not there is no error.
+    /// Changes the allowed VTEPs: first `remove`, then `add`. Removing one that is not there is no error.
     Vteps {
-        /// New ones, or ones with new overlay addresses.
+        /// New VTEPs, or known ones with new overlay addresses.
         #[serde(default)]
         add: Vec<Vtep>,
-        /// Addresses that are allowed no more.
+        /// Addresses that are no longer allowed.
         #[serde(default)]
         remove: Vec<IpAddr>,
         /// New ranges.
         #[serde(default)]
         add_range: Vec<Cidr>,
-        /// Ranges that are allowed no more.
+        /// Ranges that are no longer allowed.
         #[serde(default)]
         remove_range: Vec<Cidr>,
     },
-    /// How the NIC is driven. [`Reply::Show`].
+    /// Asks how the NIC is driven. [`Reply::Show`].
     Show,
-    /// The networks by VNI, from `from` on, as many as one packet holds. [`Reply::Networks`].
+    /// Asks for the networks by VNI, from `from` on, as many as one packet holds. [`Reply::Networks`].
     Networks {
         /// The first VNI.
         #[serde(default)]
         from: u32,
     },
-    /// The VTEPs that have been looked up, by address, from `from` on. [`Reply::Hops`].
+    /// Asks for the VTEPs that have been looked up, by address, from `from` on. [`Reply::Hops`].
     Hops {
         /// The first address; None: from the beginning.
         #[serde(default)]
         from: Option<IpAddr>,
     },
-    /// The VNIs that allowed VTEPs sent to though they are not here, since it was last asked. [`Reply::Unknown`].
+    /// Asks for the VNIs that allowed VTEPs sent to though they are not on this NIC, since the last such request.
+    /// [`Reply::Unknown`].
     Unknown,
-    /// Counters of the workers and of the XDP program. [`Reply::Counters`].
+    /// Asks for the counters of the workers and of the XDP program. [`Reply::Counters`].
     Counters,
-    /// How long frames stay in the data plane, since the start. [`Reply::Histogram`].
+    /// Asks how long frames stay in the data plane, since its start. [`Reply::Histogram`].
     Histogram,
 }
 
-/// What is answered.
+/// The answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
     /// To `ping`.
     Pong,
-    /// The change is in force.
+    /// To a change: it is in force.
     Done {
-        /// The tables' epoch that holds it.
+        /// Epoch of the tables that hold the change.
         epoch: u64,
     },
     /// To `show`.
@@ -97,26 +98,26 @@ pub enum Reply {
     Networks {
         /// By VNI.
         networks: Vec<NetworkState>,
-        /// Where the next request shall begin; None: that was all.
+        /// The start of the next request; None: this is the last page.
         next: Option<u32>,
     },
     /// To `hops`.
     Hops {
         /// By address.
         hops: Vec<HopState>,
-        /// Where the next request shall begin; None: that was all.
+        /// The start of the next request; None: this is the last page.
         next: Option<IpAddr>,
     },
     /// To `unknown`.
     Unknown {
-        /// The most recent ones.
+        /// The most recent VNIs.
         seen: Vec<UnknownVni>,
     },
     /// To `counters`.
     Counters {
         /// Sums over all workers.
         total: Counts,
-        /// Each worker's own.
+        /// The counters of each worker.
         workers: Vec<Counts>,
         /// The XDP program's verdicts since it was attached, by name.
         xdp: BTreeMap<String, u64>,
@@ -128,7 +129,7 @@ pub enum Reply {
 }
 
 impl Reply {
-    /// As a peer of that schema reads it: uvn 0.1.0 has the error of the last try as the state.
+    /// The reply as a peer of that schema reads it: for uvn 0.1.0, the state is the error of the last try.
     #[must_use]
     pub fn in_schema(mut self, schema: u32) -> Reply {
         if let (0, Reply::Show(summary)) = (schema, &mut self)
@@ -145,7 +146,7 @@ impl Reply {
 pub struct Summary {
     /// The underlay NIC.
     pub nic: String,
-    /// Whether it carries its networks.
+    /// Whether the data plane carries its networks.
     pub state: State,
     /// The error of the last try, if it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -154,62 +155,63 @@ pub struct Summary {
     pub mtu: usize,
     /// Its MAC.
     pub mac: String,
-    /// Our VTEP addresses.
+    /// This node's VTEP addresses on it.
     pub vtep: Vec<IpAddr>,
-    /// UDP port.
+    /// The UDP port of VXLAN.
     pub port: u16,
-    /// Where its XDP program runs; None while not running, or in the shortcut.
+    /// Where the XDP program runs; None while not running, or in the shortcut gear.
     pub xdp: Option<XdpMode>,
-    /// Whether the sockets are zero-copy; None while not running, or in the shortcut.
+    /// Whether all AF_XDP sockets are zero-copy; None while not running, or in the shortcut gear.
     pub zero_copy: Option<bool>,
-    /// How the frames are carried; None while not running.
+    /// The gear; None while not running.
     #[serde(default)]
     pub gear: Option<Gear>,
-    /// Why.
+    /// Why it is in this gear.
     #[serde(default)]
     pub gear_reason: Option<String>,
-    /// What speeds the traffic up now.
+    /// The boost in force; None: no boost.
     #[serde(default, alias = "measure", deserialize_with = "known")]
     pub boost: Option<Boost>,
-    /// One per NIC queue, or up to four beside the shortcut.
+    /// The workers: one per NIC queue, or up to four beside the shortcut.
     pub workers: Vec<WorkerState>,
     /// Epoch of the newest tables.
     pub epoch: u64,
-    /// How many networks there are.
+    /// The number of networks.
     pub networks: usize,
-    /// How many of them the in-kernel gear carries.
+    /// The number of networks that the shortcut carries.
     #[serde(default)]
     pub shortcut: usize,
-    /// How many the engine carries until the in-kernel gear takes them over. The others are the engine's alone.
+    /// The number of networks that the engine carries until the shortcut takes them over. The engine keeps the others.
     #[serde(default)]
     pub waiting: usize,
-    /// How many VTEPs have a next hop.
+    /// The number of VTEPs that have a next hop.
     pub hops: usize,
-    /// How many VTEPs have been looked up and have none.
+    /// The number of VTEPs that have been looked up and have no next hop.
     pub unresolved: usize,
-    /// How many VTEPs are allowed by address.
+    /// The number of VTEPs that are allowed by address.
     pub vteps: usize,
     /// The allowed ranges: the first 64.
     pub ranges: Vec<Cidr>,
-    /// What takes something from it, though it works.
+    /// What impairs the data plane, though it works.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "all_known")]
     pub notes: Vec<Note>,
 }
 
-/// What the shortcut does about the traffic, while it pays.
+/// The boosts of the shortcut gear, each while it pays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Boost {
-    /// The NIC receives in threads of the kernel, for many packets; on cores that stay awake, since messages wake one.
+    /// For many packets: the NIC receives in threads of the kernel. Cores stay awake as well, since messages wake a
+    /// thread.
     Threads,
-    /// Cores stay awake, for few.
+    /// For few packets: cores stay awake.
     Awake,
 }
 
 /// One worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerState {
-    /// Its number; the NIC queue that it has in the engine gear.
+    /// Its number; in the engine gear, also that of its NIC queue.
     pub queue: usize,
     /// Its core; None: not pinned.
     pub core: Option<usize>,
@@ -228,31 +230,31 @@ pub struct NetworkState {
     pub mac: String,
     /// The device that was made for it; None: its descriptors were passed in.
     pub device: Option<String>,
-    /// Where its endpoint's device is now; None: it is lost, or in a namespace without a name here.
+    /// Where its endpoint's device is now; None: the device is lost, or in a namespace without a name here.
     #[serde(default)]
     pub endpoint: Option<Place>,
     /// Why it has no endpoint now; None: it has one.
     pub fault: Option<String>,
-    /// What is not as it should be, though it works.
+    /// What impairs it, though it works.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// VTEPs, or one group, that it floods to: the first 16.
+    /// The VTEPs, or the one group, that it floods to: the first 16.
     pub flood: Vec<IpAddr>,
-    /// How many there are.
+    /// The number of all that it floods to.
     pub flood_count: usize,
-    /// How many MACs it has learned.
+    /// The number of MACs that it has learned.
     pub learned: usize,
-    /// Whether the in-kernel gear carries it.
+    /// Whether the shortcut carries it.
     #[serde(default)]
     pub shortcut: bool,
-    /// Whether the in-kernel gear is still to take it over.
+    /// Whether the shortcut is still to take it over.
     #[serde(default)]
     pub waiting: bool,
-    /// Its share of the counters, over all workers and the in-kernel gear.
+    /// Its share of the counters, over all workers and the shortcut.
     pub counts: Counts,
 }
 
-/// Where a device is.
+/// The place of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// Its name.
@@ -268,7 +270,7 @@ pub struct HopState {
     pub address: IpAddr,
     /// The next hop's MAC; None: not resolved.
     pub mac: Option<String>,
-    /// MTU of the way there.
+    /// MTU of the way to it, bytes; None: not resolved.
     pub mtu: Option<usize>,
 }
 
@@ -279,32 +281,32 @@ pub struct UnknownVni {
     pub vni: u32,
     /// The first VTEP that sent to it.
     pub vtep: IpAddr,
-    /// How many frames came.
+    /// The number of frames that were sent to it.
     pub frames: u64,
 }
 
-/// What stands in [`Counts::drops`] beside the reasons of the workers: what the endpoints' devices dropped before a worker
-/// could read it.
+/// The key in [`Counts::drops`] for frames that the endpoints' devices dropped before a worker could read them. The
+/// other keys are the workers' reasons.
 pub const ENDPOINT_FULL: &str = "tx_endpoint_full";
 
-/// Counters.
+/// Counters of a network, of a worker or of all workers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Inner frames handed to endpoints, segments counted one by one.
     pub rx_frames: u64,
-    /// Their bytes.
+    /// The bytes of these frames.
     pub rx_bytes: u64,
     /// Inner frames sent, segments counted one by one.
     pub tx_frames: u64,
-    /// Their bytes.
+    /// The bytes of these frames.
     pub tx_bytes: u64,
-    /// Frames dropped, by reason; what is zero is left out.
+    /// Dropped frames, by reason; reasons without any are left out.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub drops: BTreeMap<String, u64>,
 }
 
 impl Counts {
-    /// Adds another's.
+    /// Adds other counters to these.
     pub fn add(&mut self, other: &Counts) {
         self.rx_frames += other.rx_frames;
         self.rx_bytes += other.rx_bytes;
@@ -315,14 +317,14 @@ impl Counts {
         }
     }
 
-    /// Adds what an endpoint's device dropped before a worker could read it.
+    /// Adds frames that an endpoint's device dropped before a worker could read them.
     pub fn add_dropped(&mut self, dropped: u64) {
         if dropped > 0 {
             *self.drops.entry(ENDPOINT_FULL.into()).or_default() += dropped;
         }
     }
 
-    /// Adds what the shortcut counted.
+    /// Adds the counters of the shortcut.
     pub fn add_traffic(&mut self, traffic: &Traffic) {
         self.rx_frames += traffic.rx_frames;
         self.rx_bytes += traffic.rx_bytes;
@@ -334,15 +336,15 @@ impl Counts {
 /// Time from a batch's arrival until it was handed on, nanoseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Residency {
-    /// How many batches.
+    /// The number of batches.
     pub batches: u64,
-    /// Median.
+    /// The median.
     pub p50: u64,
-    /// 99 %.
+    /// The 99th percentile.
     pub p99: u64,
-    /// 99.9 %.
+    /// The 99.9th percentile.
     pub p999: u64,
-    /// The longest.
+    /// The longest time.
     pub max: u64,
 }
 

@@ -1,11 +1,11 @@
-//! The allowed VTEPs: who may send to a node, and which overlay address is whose.
+//! The allowed VTEPs: the nodes that may send to this one, and the owners of overlay addresses.
 
 use crate::dataplane::config::{Cidr, Peers};
 use hashbrown::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use uvn_wire::ethernet::Mac;
 
-/// The allowed VTEPs.
+/// The allowed VTEPs, indexed.
 #[derive(Debug, Default)]
 pub struct Vteps {
     exact: HashMap<IpAddr, ()>,
@@ -94,7 +94,7 @@ impl Vteps {
         })
     }
 
-    /// The VTEP that has an overlay address: as listed, or the address itself where a range allows it.
+    /// The VTEP that has an overlay address: as listed, or the address itself if a range allows it.
     #[must_use]
     pub fn of_overlay(&self, address: IpAddr) -> Option<IpAddr> {
         if let Some(vtep) = self.owners.get(&address) {
@@ -108,8 +108,8 @@ impl Vteps {
         self.owners.iter().map(|(overlay, vtep)| (*overlay, *vtep))
     }
 
-    /// Whether an on-subnet inner source may come from `vtep`. An address with no known owner is bound to its VTEP
-    /// by the MAC alone: an IPv4 range says nothing about IPv6 addresses.
+    /// Whether an on-subnet inner source may come from `vtep`. An address without a known owner is bound to its VTEP by
+    /// the MAC alone: an IPv4 range says nothing about IPv6 addresses.
     #[must_use]
     pub fn may_send(&self, vtep: IpAddr, source: IpAddr) -> bool {
         match self.of_overlay(source) {
@@ -118,7 +118,7 @@ impl Vteps {
         }
     }
 
-    /// The listed VTEPs and the ranges, as the XDP program wants them.
+    /// The listed VTEPs and the ranges, as the XDP program needs them.
     pub fn listed(&self) -> (impl Iterator<Item = IpAddr> + '_, &[Cidr]) {
         (self.exact.keys().copied(), &self.ranges)
     }

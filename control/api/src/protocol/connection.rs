@@ -13,12 +13,12 @@ use std::time::Duration;
 /// Why a request got no reply.
 #[derive(Debug)]
 pub enum AskError {
-    /// The connection broke, or patience ended: WouldBlock.
+    /// The connection broke, or the patience ended: WouldBlock.
     Lost(io::Error),
-    /// The other side could not do it.
+    /// The other side answered with a failure.
     Refused(Failure),
-    /// The other side is of uvn 0.1.0, refused the request because it says a schema, and has closed the connection: ask
-    /// again by [`Connection::older`]. [`Connection::ask`] does that itself.
+    /// The other side is of uvn 0.1.0: it has refused the request because of its schema, and closed the connection. The
+    /// request must be sent again by [`Connection::older`]; [`Connection::ask`] does that itself.
     Older,
 }
 
@@ -40,23 +40,23 @@ pub struct Connection {
     socket: OwnedFd,
     path: PathBuf,
     patience: Duration,
-    /// What our requests say; 0 once the other side is known to be of uvn 0.1.0.
+    /// The schema of our requests; 0 once the other side is known to be of uvn 0.1.0.
     schema: u32,
-    /// What took the place of this one, which is closed then.
+    /// The connection that has replaced this one, which is closed then.
     older: OnceCell<Box<Connection>>,
 }
 
 impl Connection {
-    /// Connects; `patience` bounds that and each wait from then on.
+    /// Connects; `patience` bounds that and each later wait.
     ///
     /// # Errors
-    /// Nobody listens at `path`, it is closed to us, or patience ended: WouldBlock.
+    /// Nobody listens at `path`, this process may not connect, or the patience ended: WouldBlock.
     pub fn open(path: &Path, patience: Duration) -> io::Result<Connection> {
         let socket = seqpacket::connect(path, patience)?;
         Ok(Connection { socket, path: path.into(), patience, schema: SCHEMA, older: OnceCell::new() })
     }
 
-    /// Connects again, to say no schema from then on.
+    /// Connects again; requests give no schema from then on.
     ///
     /// # Errors
     /// As for [`Connection::open`].
@@ -67,7 +67,7 @@ impl Connection {
     /// Sends a request and waits for its reply.
     ///
     /// # Errors
-    /// The connection broke, patience ended, or the request failed there.
+    /// The connection broke, the patience ended, or the other side answered with a failure.
     pub fn ask<R: Serialize, A: DeserializeOwned>(
         &self,
         request: &R,
@@ -86,7 +86,7 @@ impl Connection {
     /// Sends a request.
     ///
     /// # Errors
-    /// The connection broke, patience ended, or the request does not fit a packet.
+    /// The connection broke, the patience ended, or the request does not fit a packet.
     pub fn send<R: Serialize>(&self, request: &R, fds: &[BorrowedFd<'_>]) -> Result<(), AskError> {
         let packet = request_packet(request, self.current().schema)?;
         Ok(seqpacket::send(self.as_fd(), &packet, fds, true)?)
@@ -109,10 +109,10 @@ impl Connection {
         Ok(parse_answer(&buffer)?)
     }
 
-    /// The other side's process: who called listen(2) on the socket (SO_PEERCRED).
+    /// The PID of the other side: of the process that called listen(2) on the socket (SO_PEERCRED).
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's refusal.
     pub fn process(&self) -> io::Result<i32> {
         seqpacket::peer(self.as_fd())
     }

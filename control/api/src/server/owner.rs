@@ -1,4 +1,4 @@
-//! Whose a process is, by the user namespaces that it is in (user_namespaces(7)).
+//! The user responsible for a process, by the user namespaces that it is in (user_namespaces(7)).
 
 #![allow(unsafe_code, reason = "ioctl_ns(2) has no safe interface")]
 
@@ -12,13 +12,13 @@ use std::os::unix::fs::MetadataExt;
 const GET_PARENT: libc::Ioctl = nix::request_code_none!(0xb7, 2) as libc::Ioctl;
 const GET_OWNER_UID: libc::Ioctl = nix::request_code_none!(0xb7, 4) as libc::Ioctl;
 
-/// The user who is responsible for a process of `uid`: in a user namespace whoever has made the outermost one, for the
-/// subordinate UIDs there are his.
+/// UID of the user who is responsible for a process of `uid`. In a user namespace, that is the user who made the
+/// outermost one: the subordinate UIDs there are theirs.
 ///
 /// # Errors
-/// The process has gone, or is not in a namespace below this one.
+/// The process has ended, or is not in a namespace below this one.
 pub(super) fn of(Peer { uid, pid }: Peer) -> io::Result<u32> {
-    // It is in another PID namespace, which a subordinate UID alone does not lead to.
+    // The process is in another PID namespace; a subordinate UID alone does not lead to one.
     if pid == 0 {
         return Ok(uid);
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 const LIMITS: Limits = Limits { everyone: false, connections: 64, fds: MAX_FDS };
 
-/// A control socket in a directory of its own. Its owner must be root: so are the tests.
+/// A control socket in a directory of its own. Its owner must be root; the tests run as root.
 struct Server {
     directory: PathBuf,
     poll: Poll,
@@ -29,7 +29,7 @@ impl Server {
         self.directory.join("control.sock")
     }
 
-    /// Every request that is there now.
+    /// All requests that are there now.
     fn requests(&mut self) -> Vec<Incoming<Request>> {
         let mut events = Events::with_capacity(64);
         let mut requests = Vec::new();
@@ -45,7 +45,7 @@ impl Server {
         }
     }
 
-    /// Connects, and does not wait until the connection is taken.
+    /// Connects, and does not wait until the connection is accepted.
     fn dial(&self) -> OwnedFd {
         let peer = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
         connect(peer.as_raw_fd(), &UnixAddr::new(&self.path()).unwrap()).unwrap();
@@ -227,7 +227,7 @@ fn the_client_says_what_is_wrong() {
     assert!(error.starts_with("no data plane answers at /nonexistent/control.sock: "), "{error}");
 }
 
-/// A process of user 1234: in a user namespace of his, in another one below it.
+/// A process of user 1234, in a user namespace within another one that the user made.
 struct Nested(Child);
 
 impl Nested {
@@ -241,7 +241,7 @@ impl Nested {
         Nested(child)
     }
 
-    /// As the kernel tells of it if it has a subordinate UID.
+    /// The peer as the kernel reports it if it has a subordinate UID.
     fn peer(&self) -> Peer {
         Peer { uid: 100_000, pid: self.0.id().try_into().unwrap() }
     }

@@ -9,26 +9,26 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// `uvnd` does one thing at a time: a burst of logins may be before us.
+/// How long an answer may take: `uvnd` does one thing at a time, and a burst of logins may come first.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why a request got no reply.
 #[derive(Debug)]
 pub enum ClientError {
-    /// Nobody answers there.
+    /// Nobody answers at this path.
     Connect {
         /// The socket.
         path: PathBuf,
         /// The kernel's reason.
         source: io::Error,
     },
-    /// It took longer than it may.
+    /// The answer took longer than it may.
     Late(Duration),
     /// The connection broke.
     Lost(io::Error),
-    /// It answered that it could not do it.
+    /// `uvnd` answered with a failure.
     Refused(Failure),
-    /// It answered something else than was asked.
+    /// The answer is not of the request's kind.
     Mismatch,
 }
 
@@ -56,7 +56,7 @@ impl fmt::Display for ClientError {
 
 impl Error for ClientError {}
 
-/// One connection.
+/// A connection to `uvnd`.
 #[derive(Debug)]
 pub struct Client {
     connection: Connection,
@@ -72,10 +72,10 @@ impl Client {
         Client::within(path, PATIENCE)
     }
 
-    /// Connects to `uvnd`. An answer, and the time that connecting took, take no longer than `patience`.
+    /// Connects to `uvnd`. Connecting and an answer together take no longer than `patience`.
     ///
     /// # Errors
-    /// Nobody listens at `path`, or nobody takes the connection in that time.
+    /// Nobody listens at `path`, or the connection is not accepted in that time.
     pub fn within(path: &Path, patience: Duration) -> Result<Client, ClientError> {
         let connection = Connection::open(path, patience).map_err(|source| match source.kind() {
             io::ErrorKind::WouldBlock => ClientError::Late(patience),
@@ -87,7 +87,7 @@ impl Client {
     /// Sends a request and waits for its reply.
     ///
     /// # Errors
-    /// The connection broke, or the request failed there.
+    /// The connection broke, or `uvnd` answered with a failure.
     pub fn ask<S: DeserializeOwned>(&self, request: &Request) -> Result<Reply<S>, ClientError> {
         self.connection.ask(request, &[]).map_err(|error| match error {
             AskError::Lost(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -99,7 +99,7 @@ impl Client {
         })
     }
 
-    /// Adds a lease; the user's network works when this returns.
+    /// Adds a lease; when this returns, the user's network works.
     ///
     /// # Errors
     /// As for [`Client::ask`].
@@ -110,7 +110,7 @@ impl Client {
         }
     }
 
-    /// Every network that we may see.
+    /// All networks that this user may see.
     ///
     /// # Errors
     /// As for [`Client::ask`].

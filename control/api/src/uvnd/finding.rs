@@ -1,4 +1,4 @@
-//! What is not as it should be on a node: an id to alert on, what it is, and what helps.
+//! Findings: what is wrong on a node, each with an id to alert on and a remedy.
 //!
 //! `control/FINDINGS.md` lists the ids; a test holds the two together. An id never changes its meaning.
 
@@ -20,7 +20,7 @@ macro_rules! ids {
             /// Every id that this build knows.
             pub const ALL: &[Id] = &[$(Id::$id),+];
 
-            /// As it is printed.
+            /// The id as it is printed.
             #[must_use]
             pub fn name(self) -> &'static str {
                 match self {
@@ -33,13 +33,13 @@ macro_rules! ids {
 }
 
 ids! {
-    /// Nobody is refused anything: `mode` is "observe".
+    /// No user is refused anything: `mode` is "observe".
     Observes = "UVN-OBSERVES";
     /// `uvnd` does not answer.
     Uvnd = "UVN-UVND-SILENT";
-    /// A port that the configuration gives srun is the kernel's to give away.
+    /// The kernel gives a port that the configuration reserves for srun to other sockets, too.
     SrunPorts = "UVN-SRUN-PORTS";
-    /// A program of `srun` is not to be trusted, or the kernel does not tell programs.
+    /// A program of `srun` is not trustworthy, or the kernel does not tell programs apart.
     Srun = "UVN-SRUN-PROGRAM";
     /// A group of the configuration does not exist.
     Group = "UVN-GROUP-UNKNOWN";
@@ -53,9 +53,9 @@ ids! {
     DataPath = "UVN-DATA-PATH";
     /// The data plane of a NIC does not run.
     DataPlane = "UVN-DATA-PLANE-DOWN";
-    /// The data plane of a NIC carries other networks than it shall.
+    /// The data plane of a NIC carries other networks than it should.
     DataPlaneNetworks = "UVN-DATA-PLANE-NETWORKS";
-    /// The data plane of a NIC takes other nodes' frames than it shall.
+    /// The data plane of a NIC accepts frames of other nodes than it should.
     DataPlanePeers = "UVN-DATA-PLANE-PEERS";
     /// Kernel VXLAN knows of no other node.
     Alone = "UVN-VXLAN-ALONE";
@@ -63,97 +63,97 @@ ids! {
     VtepAbsent = "UVN-VTEP-ABSENT";
     /// XDP in generic mode does not see some frames of peers.
     Unseen = "UVN-XDP-UNSEEN";
-    /// The kernel does not join the frames that the in-kernel gear receives.
+    /// The kernel does not join the frames that the shortcut receives.
     NotJoined = "UVN-GRO-OFF";
-    /// The MTU of a NIC, or of the way to a node, is too small for IPv6 inside.
+    /// The MTU of a NIC, or of the way to a node, is too small for IPv6 in networks.
     Mtu = "UVN-MTU-IPV6";
-    /// Another device of the node draws the NIC's frames.
+    /// Another device of the node attracts the NIC's frames.
     ArpRival = "UVN-ARP-RIVAL";
     /// The nodes of `[peers]` cannot be listed, or have no address.
     Peers = "UVN-PEERS-UNRESOLVED";
-    /// The network of a user is not as it shall be.
+    /// The network of a user is not as it should be.
     Network = "UVN-NETWORK-FAULT";
-    /// Devices, addresses, routes or rules are not as they shall be.
+    /// Devices, addresses, routes or rules are not as they should be.
     Kernel = "UVN-KERNEL-STATE";
-    /// A kernel setting is not as it shall be.
+    /// A kernel setting is not as it should be.
     Setting = "UVN-KERNEL-SETTING";
-    /// The nftables table is not as it shall be.
+    /// The nftables table is not as it should be.
     Firewall = "UVN-FIREWALL";
-    /// A NAT pool meets what the node uses for something else.
+    /// A NAT pool overlaps what the node uses for something else.
     Pool = "UVN-NAT-POOL";
-    /// The connection tracker has little room.
+    /// The connection tracker has little room left.
     Flows = "UVN-CONNTRACK-FULL";
-    /// Others than root may make files on the BPF file system.
+    /// Users other than root may create files on the BPF file system.
     Pins = "UVN-BPFFS-OPEN";
     /// A socket program is not attached.
     Programs = "UVN-PROGRAMS-DETACHED";
-    /// The socket programs know other networks than they shall.
+    /// The socket programs hold other networks than they should.
     Bound = "UVN-SOCKETS-BINDING";
-    /// A socket of a user is not in his network, or cannot be made.
+    /// A user's socket is not in their network, or cannot be made.
     Sockets = "UVN-SOCKETS-TRIAL";
-    /// Sockets of a user do not reach each other.
+    /// Sockets of one user do not reach each other.
     Reach = "UVN-REACH";
     /// Users reach each other's abstract Unix sockets.
     Abstract = "UVN-ABSTRACT-SOCKETS";
-    /// Nobody has decided who may use RDMA devices.
+    /// It is undecided who may use RDMA devices.
     Rdma = "UVN-RDMA-UNDECIDED";
-    /// A protocol family that goes past uvn is loaded.
+    /// A protocol family that bypasses uvn is loaded.
     Family = "UVN-FAMILY-LOADED";
-    /// A service lets users in without PAM's module.
+    /// A service lets users in without uvn's PAM module.
     PamAbsent = "UVN-PAM-ABSENT";
-    /// PAM runs a program that is no more.
+    /// PAM runs `uvn pam`, which refuses everybody but root.
     PamHelper = "UVN-PAM-HELPER";
-    /// A loopback service is not reached inside networks.
+    /// A loopback service cannot be reached inside networks.
     Relay = "UVN-RELAY";
-    /// A file of uvn's own cannot be written.
+    /// One of uvn's own files cannot be written.
     File = "UVN-FILE";
 }
 
-/// Something that is not as it should be.
+/// A problem of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// Its kind.
     pub id: Id,
-    /// What.
+    /// The problem, in words.
     pub what: String,
-    /// What helps.
+    /// The remedy, in words.
     pub remedy: String,
-    /// uvn does what it promises, and something beside it calls for attention.
+    /// True: uvn keeps its promises, and something beside it needs attention. False: a promise is broken.
     pub warning: bool,
-    /// The NIC whose data plane it is about.
+    /// The NIC, if the finding is about its data plane.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nic: Option<String>,
-    /// The network.
+    /// The VNI, if the finding is about one network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vni: Option<u32>,
-    /// The user.
+    /// The UID, if the finding is about one user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
 }
 
-/// The remedy for what `uvnd` looks after.
+/// The remedy for everything that `uvnd` repairs itself.
 pub const LOG: &str = "uvnd mends it within half a minute; if it stays, its log tells why";
 
 impl Finding {
-    /// A promise is broken.
+    /// A finding about a broken promise.
     pub fn fault(id: Id, what: impl fmt::Display, remedy: impl Into<String>) -> Finding {
         let (what, remedy) = (what.to_string(), remedy.into());
         Finding { id, what, remedy, warning: false, nic: None, vni: None, uid: None }
     }
 
-    /// Promises hold, and something beside uvn calls for attention.
+    /// A finding about something beside uvn that needs attention; promises hold.
     pub fn warning(id: Id, what: impl fmt::Display, remedy: impl Into<String>) -> Finding {
         Finding { warning: true, ..Finding::fault(id, what, remedy) }
     }
 
-    /// What the data plane of `nic` does not carry a network for.
+    /// The data plane of `nic` does not carry a network; `fault` is the reason.
     #[must_use]
     pub fn of_data_plane(nic: &str, vni: u32, fault: &str) -> Finding {
         let what = format!("network {vni} on {nic}: {fault}");
         Finding { nic: Some(nic.into()), vni: Some(vni), ..Finding::fault(Id::Network, what, LOG) }
     }
 
-    /// Why a user's network is not as it shall be.
+    /// A user's network is not as it should be; `fault` is the reason.
     #[must_use]
     pub fn of_user(uid: u32, fault: &str) -> Finding {
         let what = format!("network of user {uid}: {fault}");
@@ -161,10 +161,10 @@ impl Finding {
     }
 }
 
-/// Names in a line: the first few, and how many more there are.
+/// Names on one line: the first few, and the number of the others.
 #[must_use]
 pub fn few(names: &[String]) -> String {
-    /// As many as a line has room for.
+    /// The most names on a line.
     const NAMED: usize = 5;
 
     let (first, more) = names.split_at_checked(NAMED).unwrap_or((names, &[]));

@@ -1,60 +1,61 @@
-//! What is said between `uvnd` and `uvn`, PAM, SPANK, as [`crate::protocol`] packs it.
+//! The requests and answers between `uvnd` and `uvn`, PAM and SPANK, as [`crate::protocol`] packs them.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
 
-/// Where `uvnd` listens for everybody.
+/// The socket of `uvnd` for all users.
 pub const SOCKET: &str = "/run/uvn/uvnd.sock";
-/// Where it listens for root alone: whatever users do at the other socket, logins and jobs do not wait for it.
+/// The socket of `uvnd` for root alone: logins and jobs do not wait for it, whatever users do at the other one.
 pub const ROOT_SOCKET: &str = "/run/uvn/uvnd-root.sock";
 
-/// The control socket for this process.
+/// The path of the control socket for this process.
 #[must_use]
 pub fn socket() -> &'static Path {
     let root = Path::new(ROOT_SOCKET);
-    // An older uvnd, until it is restarted, has only the other one.
+    // An older uvnd has only the other one, until it is restarted.
     if crate::seqpacket::is_root() && root.exists() { root } else { Path::new(SOCKET) }
 }
 
-/// What can be asked. Root may ask everything, others only what says so.
+/// The requests. Root may send all of them, other users only those that say so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// Does it work? [`Reply::Pong`]. For everybody.
+    /// Asks whether `uvnd` works. [`Reply::Pong`]. For all users.
     Ping,
-    /// Adds a lease, and makes the user's network if it is the first. [`Reply::Attached`] once it works.
+    /// Adds a lease, and makes the user's network if the lease is the first. [`Reply::Attached`] once the network
+    /// works.
     Attach {
         /// The user.
         uid: u32,
-        /// Who needs it.
+        /// The holder of the lease.
         claim: Claim,
         /// Only tell the steps.
         #[serde(default)]
         dry_run: bool,
     },
-    /// Ends leases. The network goes after the linger time. [`Reply::Detached`].
+    /// Ends leases. The network is removed after the linger time. [`Reply::Detached`].
     Detach {
         /// The user.
         uid: u32,
-        /// Which leases.
+        /// The leases to end.
         what: Release,
         /// Only tell the steps.
         #[serde(default)]
         dry_run: bool,
     },
-    /// The networks by UID, from `from` on, as many as one packet holds. [`Reply::Networks`]. Others than root see
-    /// their own.
+    /// Asks for the networks by UID, from `from` on, as many as one packet holds. [`Reply::Networks`]. Users other than
+    /// root see only their own.
     List {
         /// The first UID.
         #[serde(default)]
         from: u32,
     },
-    /// How this node is doing: as much as one packet holds. [`Reply::Status`].
+    /// Asks for the status of this node: as much as one packet holds. [`Reply::Status`].
     Status,
-    /// More of that, from there on. [`Reply::Status`].
+    /// Asks for more of the status, from that place on. [`Reply::Status`].
     StatusFrom(Place),
-    /// Reads the configuration again, and follows it. [`Reply::Steps`].
+    /// Reads the configuration again, and applies it. [`Reply::Steps`].
     Reload {
         /// Only tell the steps.
         #[serde(default)]
@@ -77,14 +78,14 @@ pub enum Place {
         /// Its place among the `[[underlay]]` tables.
         slot: u8,
     },
-    /// With the finding after this one, as they are printed; the empty one stands before the first.
+    /// With the finding that follows this one in print; the empty text stands before the first.
     Finding {
-        /// What is printed.
+        /// The finding as it is printed.
         after: String,
     },
 }
 
-/// Who needs a network.
+/// The holders of leases.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Claim {
@@ -100,21 +101,21 @@ pub enum Claim {
         /// The process.
         pid: i32,
     },
-    /// The administrator, until he says otherwise.
+    /// The administrator, until they detach it.
     Manual,
 }
 
-/// Which leases to end.
+/// The leases to end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Release {
-    /// This one.
+    /// The lease of this holder.
     Claim(Claim),
-    /// All of the user's, and the network at once: his processes lose their network.
+    /// All leases of the user, and the network at once: the user's processes lose it.
     All,
 }
 
-/// What is answered. `S` is how the node is doing: a type of `uvnd`'s and of those that ask for it.
+/// The answers. `S` is the node's status, a type of `uvnd`'s and of those clients that ask for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply<S> {
@@ -122,14 +123,14 @@ pub enum Reply<S> {
     Pong,
     /// To `attach`.
     Attached {
-        /// What came of it.
+        /// The result.
         outcome: Outcome,
         /// What was changed in the kernel, or would be.
         steps: Vec<String>,
     },
     /// To `detach`.
     Detached {
-        /// Leases that remain.
+        /// The number of leases that remain.
         leases: usize,
         /// What was changed in the kernel, or would be.
         steps: Vec<String>,
@@ -138,7 +139,7 @@ pub enum Reply<S> {
     Networks {
         /// By UID.
         networks: Vec<NetworkState>,
-        /// Where the next request shall begin; None: that was all.
+        /// The start of the next request; None: this is the last page.
         next: Option<u32>,
     },
     /// To `status`.
@@ -147,22 +148,22 @@ pub enum Reply<S> {
     Steps {
         /// The steps, as many as one packet holds.
         steps: Vec<String>,
-        /// How many there are.
+        /// The number of all steps.
         count: usize,
     },
     /// To `stop`.
     Done,
 }
 
-/// What came of an `attach`.
+/// The result of an `attach`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The user is not policed: he needs no network.
+    /// The user is not policed, and needs no network.
     NotPoliced,
-    /// He had one already.
+    /// The user had a network already.
     Known,
-    /// He has one now.
+    /// The user has a network now.
     Made,
     /// An outcome that this build does not know.
     #[serde(other)]
@@ -180,32 +181,32 @@ pub struct NetworkState {
     pub vrf: String,
     /// Its routing table.
     pub table: u32,
-    /// Whether it reaches beyond the underlay's subnets.
+    /// Whether the network reaches beyond the underlay's subnets.
     pub off_subnet: bool,
-    /// Who holds it.
+    /// Its leases.
     pub leases: Vec<Lease>,
-    /// Seconds until it goes, if nobody holds it any more.
+    /// Seconds until the network is removed; None: a lease keeps it.
     pub goes_in: Option<u64>,
-    /// Why it does not work; None: it does.
+    /// Why it does not work; None: it works.
     pub fault: Option<String>,
 }
 
-/// Who holds a network.
+/// A lease of a network, as it is listed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Lease {
-    /// A lease.
+    /// A lease in values.
     Held {
-        /// What for.
+        /// The kind of its holder.
         kind: Kind,
-        /// Which one, for people: `sshd`, `77.0`.
+        /// Its name, for people: `sshd`, `77.0`.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         name: String,
         /// The process whose end ends it; None: it ends on request.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pid: Option<i32>,
     },
-    /// The same in words, as uvn 0.1.0 has it.
+    /// A lease in words, from uvn 0.1.0.
     Words(String),
 }
 
@@ -219,7 +220,7 @@ impl fmt::Display for Lease {
     }
 }
 
-/// What a lease is for.
+/// The kinds of leases, by their holder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -227,9 +228,9 @@ pub enum Kind {
     Session,
     /// A step of a batch job.
     Job,
-    /// The administrator's wish.
+    /// The administrator.
     Manual,
-    /// A peer sent to the network. It keeps nothing, but the network lingers for as long as more comes.
+    /// A peer that sent to the network. It keeps nothing, but the network lingers for as long as more comes.
     Peer,
     /// A kind that this build does not know.
     #[serde(other)]
@@ -253,7 +254,7 @@ mod tests {
     use super::*;
     use crate::protocol::{Code, SCHEMA, answer_packet, parse_answer, parse_request, request_packet};
 
-    /// Nobody asks how the node is doing here.
+    /// These tests do not ask for the status.
     type Reply = super::Reply<()>;
 
     #[test]

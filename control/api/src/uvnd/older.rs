@@ -1,14 +1,14 @@
-//! Answers as uvn 0.1.0 reads them: it says no schema.
+//! Answers in the form of uvn 0.1.0, which gives no schema.
 
 use crate::protocol::Room;
 use crate::uvnd::message::Lease;
 use crate::uvnd::status::{Reply, Status};
 use serde_json::{Error, Value, json, to_value};
 
-/// An answer in that form.
+/// Converts an answer to that form.
 ///
 /// # Errors
-/// None for what `uvnd` answers: all of it can be said in JSON.
+/// None in practice: JSON can express every answer of `uvnd`.
 pub fn reply(mut reply: Reply) -> Result<Value, Error> {
     match &mut reply {
         Reply::Networks { networks, .. } => {
@@ -29,7 +29,7 @@ pub fn reply(mut reply: Reply) -> Result<Value, Error> {
     to_value(reply)
 }
 
-/// Takes the findings out, as lines: as many as the packet holds.
+/// Takes the findings out of a status, as lines: as many as the packet holds.
 fn in_words(status: &mut Status) -> Vec<String> {
     const MORE: &str = "there is more: see `uvn status` of the uvn that is installed";
 
@@ -45,7 +45,8 @@ fn in_words(status: &mut Status) -> Vec<String> {
     lines
 }
 
-/// A NIC: it had other names, the error as the state, and the networks' faults a second time.
+/// Converts a NIC: in 0.1.0, fields had other names, the state was the error, and the networks' faults were there
+/// twice.
 fn rename(nic: &mut Value) {
     let Some(nic) = nic.as_object_mut() else { return };
     let carrier = nic.remove("carrier").unwrap_or_default();

@@ -1,9 +1,9 @@
-//! What a login or a job asks of the node that it is on, and what it comes to where `uvnd` does not answer.
+//! The question of a login or a job to its node, and the decision if `uvnd` does not answer.
 //!
-//! Users who are not policed, root above all, get in, whatever is broken: of them nobody is asked. Policed ones have a
-//! network or are refused, unless uvn is not set up here at all ([`Host::is_set_up`]). That is a question of files of
-//! root's, and all of them must be missing: an `uvnd` that is down, hangs, cannot read its configuration or was never
-//! started is a reason to refuse, and so is a purged uvn as long as `uvn.toml` is there, which says that it is wanted.
+//! Users who are not policed, root above all, get in, whatever is broken: nobody is asked about them. Policed users
+//! have a network or are refused, unless uvn is not set up here at all ([`Host::is_set_up`]). That depends on root's
+//! files alone, and all of them must be missing. A `uvnd` that is down, hangs, cannot read its configuration or was
+//! never started is a reason to refuse. So is a purged uvn as long as `uvn.toml` exists, which says that uvn is wanted.
 
 use crate::groups::is_member;
 use crate::uvnd::client::{Client, ClientError};
@@ -19,34 +19,34 @@ use std::time::Duration;
 
 /// The configuration of `uvnd`.
 pub const FILE: &str = "/etc/uvn/uvn.toml";
-/// As it was when it was last in force.
+/// The configuration that was last in force.
 pub const LAST: &str = "/var/lib/uvn/uvn.toml";
-/// Where the socket programs are pinned.
+/// The folder in which the socket programs are pinned.
 pub const PINS: &str = "/sys/fs/bpf/uvn";
 /// The largest UID: the next one, 2^32 - 1, means "none" to the kernel.
 pub const MAX_UID: u32 = u32::MAX - 1;
 
-/// The keys of `uvn.toml` that say who needs a network. The others may be wrong.
+/// The keys of `uvn.toml` that decide who needs a network. All other keys may be wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Policy {
     /// UIDs whose sockets are bound to their network, and refused without one.
     #[serde(default = "default_policed", deserialize_with = "ranges")]
     pub policed: Vec<RangeInclusive<u32>>,
-    /// UIDs among them that are left alone.
+    /// UIDs among them that are not policed.
     #[serde(default, deserialize_with = "ranges")]
     pub exempt: Vec<RangeInclusive<u32>>,
-    /// What an attachment that fails comes to.
+    /// Whether a login is refused if its network cannot be made.
     #[serde(default)]
     pub attachment: Attachment,
-    /// Whether anybody is refused anything.
+    /// Whether users are refused anything.
     #[serde(default)]
     pub mode: Mode,
-    /// Groups of administrators: they get in without a network, too, to mend what is broken.
+    /// Groups of administrators. They get in without a network, too, so that they can repair what is broken.
     #[serde(default = "default_admins")]
     pub admins: Vec<String>,
 }
 
-/// See [`Policy::mode`].
+/// Whether sockets are bound and refused, or only counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
@@ -57,26 +57,26 @@ pub enum Mode {
     Observe,
 }
 
-/// Whether a login is refused when its network cannot be made.
+/// Whether a login is refused if its network cannot be made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Attachment {
-    /// It is refused.
+    /// The login is refused.
     #[default]
     Required,
-    /// It goes on, without any network: the user's sockets are refused all the same.
+    /// The login goes on without any network: the user's sockets are refused all the same.
     Optional,
 }
 
-/// The UIDs that are policed if the file does not say.
+/// The UIDs that are policed if the file does not name any.
 #[must_use]
 pub fn default_policed() -> Vec<RangeInclusive<u32>> {
-    // What lies between are system and dynamic users (systemd.io/UIDS-GIDS); from 65536 on there are also the
+    // The UIDs between are system and dynamic users (systemd.io/UIDS-GIDS). From 65536 on there are also the
     // subordinate UIDs of users' containers, which must not be a way out.
     vec![1000..=60000, 65536..=MAX_UID]
 }
 
-/// The groups of administrators if the file does not say; those that there are count.
+/// The groups of administrators if the file does not name any; those that exist count.
 #[must_use]
 pub fn default_admins() -> Vec<String> {
     ["wheel", "sudo"].map(String::from).into()
@@ -102,7 +102,7 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// What a file says; None: it cannot be read.
+    /// The policy in a file; None: the file cannot be read.
     fn load(file: &Path) -> Option<Policy> {
         toml::from_str(&std::fs::read_to_string(file).ok()?).ok()
     }
@@ -117,7 +117,7 @@ impl Policy {
 pub struct Refused {
     /// The reason.
     pub reason: ClientError,
-    /// What that comes to.
+    /// Whether the login is refused for it.
     pub attachment: Attachment,
 }
 
@@ -127,7 +127,7 @@ impl fmt::Display for Refused {
     }
 }
 
-/// Where uvn is on this node.
+/// The places of uvn's files on this node.
 #[derive(Debug, Clone)]
 pub struct Host {
     /// The socket of `uvnd`.
@@ -150,15 +150,15 @@ impl Host {
     /// Makes sure that a user is not policed, or has a network, which `claim` then holds.
     ///
     /// # Errors
-    /// The user needs one and has none.
+    /// The user needs a network and has none.
     pub fn attach(&self, uid: u32, claim: Claim, patience: Duration) -> Result<Outcome, Refused> {
-        // Asked first, so that nothing that is wrong with uvnd is in the way of those who do not need it.
+        // Checked first, so that no fault of uvnd keeps out users who need no network.
         let known = self.policy();
         let polices = |policy: &Policy| policy.polices(uid);
         if uid == 0 || known.as_ref().is_some_and(|policy| !polices(policy)) || !self.is_set_up() {
             return Ok(Outcome::NotPoliced);
         }
-        // No file tells who is policed: uvnd may know, and if it does not answer, the defaults hold.
+        // No file says who is policed: uvnd may know, and if it does not answer, the defaults hold.
         let policy = known.unwrap_or_default();
         match Client::within(&self.socket, patience).and_then(|client| client.attach(uid, claim)) {
             // `uvnd` logs the reason.
@@ -170,7 +170,7 @@ impl Host {
         }
     }
 
-    /// Ends a claim. No answer is no harm: `uvnd` sees for itself when the claim's process ends.
+    /// Ends a claim. A missing answer does no harm: `uvnd` notices by itself when the claim's process ends.
     pub fn detach(&self, uid: u32, claim: Claim, patience: Duration) {
         if uid == 0 || self.policy().is_some_and(|policy| !policy.polices(uid)) {
             return;
@@ -184,7 +184,7 @@ impl Host {
         Policy::load(&self.file).or_else(|| Policy::load(&self.last))
     }
 
-    /// Whether anything says that uvn is wanted here, or in force. What cannot be looked at is there.
+    /// Whether any file says that uvn is wanted here, or in force. A file that cannot be examined counts as present.
     fn is_set_up(&self) -> bool {
         [&self.socket, &self.file, &self.last, &self.pins]
             .into_iter()
@@ -192,7 +192,7 @@ impl Host {
     }
 }
 
-/// A range as it is written: `"1000-60000"`, `"1000"` or `1000`.
+/// A range as it is written in TOML: `"1000-60000"`, `"1000"` or `1000`.
 struct Span<T>(RangeInclusive<T>);
 
 impl<T: FromStr + PartialOrd + Copy> FromStr for Span<T> {
@@ -223,18 +223,18 @@ impl<'de, T: FromStr + PartialOrd + Copy> Deserialize<'de> for Span<T> {
     }
 }
 
-/// Reads one range of numbers as people write it.
+/// Reads one range of numbers in that notation.
 ///
 /// # Errors
-/// It is none.
+/// The value is no range.
 pub fn range<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RangeInclusive<u32>, D::Error> {
     Span::deserialize(deserializer).map(|Span(range)| range)
 }
 
-/// Reads a list of them.
+/// Reads a list of ranges.
 ///
 /// # Errors
-/// One is none.
+/// An entry is no range.
 pub fn ranges<'de, D, T>(deserializer: D) -> Result<Vec<RangeInclusive<T>>, D::Error>
 where
     D: Deserializer<'de>,

@@ -1,4 +1,4 @@
-//! How a node is doing.
+//! The status of a node.
 
 use crate::dataplane::config::Cidr;
 use crate::dataplane::message::{Counts, Gear, Note, State, XdpMode, all_known};
@@ -9,45 +9,46 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// What is answered.
+/// An answer with the status.
 pub type Reply = crate::uvnd::message::Reply<Status>;
 
-/// How this node is doing. With [`Status::next`] it is a page: the rest is in the following ones.
+/// The status of this node. With [`Status::next`] it is a page: the rest follows on the next ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// Version of `uvnd`.
     pub version: String,
-    /// Its process.
+    /// Its PID.
     pub pid: u32,
     /// Its configuration file.
     pub config: String,
     /// The underlay NICs, in the order of the `[[underlay]]` tables.
     pub nics: Vec<NicState>,
-    /// How many networks there are.
+    /// The number of networks.
     pub networks: usize,
-    /// How many leases.
+    /// The number of leases.
     pub leases: usize,
     /// Sockets and packets by the socket programs' verdict.
     pub verdicts: Vec<(String, u64)>,
-    /// Nobody is refused anything.
+    /// Whether nobody is refused anything: `mode` is "observe".
     #[serde(default)]
     pub observes: bool,
-    /// Who was refused the most sockets for want of a network since the configuration is in force, or would have been.
+    /// The users who were refused the most sockets, or would have been, for lack of a network, since the configuration
+    /// came into force.
     #[serde(default)]
     pub refused: Vec<Refused>,
-    /// What is not as it should be, each once, in the order of what is printed.
+    /// What is wrong, each once, in the order in which it is printed.
     #[serde(default)]
     pub findings: Vec<Finding>,
-    /// The same in words, from and for uvn 0.1.0.
+    /// The findings in words, from and for uvn 0.1.0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// Where the next page begins; None: that was all.
+    /// The start of the next page; None: this is the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Place>,
 }
 
 impl Client {
-    /// How the node is doing, all pages together.
+    /// The status of the node, all pages together.
     ///
     /// # Errors
     /// As for [`Client::ask`].
@@ -72,7 +73,7 @@ impl Client {
 pub struct Refused {
     /// The user.
     pub uid: u32,
-    /// How many.
+    /// The number of sockets that were refused, or would have been.
     pub count: u64,
     /// The last program that asked.
     pub program: String,
@@ -83,20 +84,20 @@ pub struct Refused {
 pub struct NicState {
     /// Its name.
     pub name: String,
-    /// Administratively up.
+    /// Whether it is administratively up.
     pub up: bool,
-    /// Bytes.
+    /// Its MTU, bytes.
     pub mtu: u32,
     /// Its addresses on the underlay.
     pub addresses: Vec<Cidr>,
-    /// Our VTEPs on it.
+    /// This node's VTEP addresses on it.
     pub vteps: Vec<IpAddr>,
-    /// UDP port.
+    /// The UDP port of VXLAN.
     pub port: u16,
-    /// What carries its networks.
+    /// The carrier of its networks.
     #[serde(alias = "path")]
     pub carrier: Carrier,
-    /// Why that.
+    /// Why this carrier.
     pub reason: String,
     /// Its data plane; None: there is none.
     #[serde(alias = "engine")]
@@ -117,22 +118,22 @@ pub enum Carrier {
     Unknown,
 }
 
-/// What `uvn status` shows of a data plane.
+/// The state of a data plane, as `uvn status` shows it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DataPlane {
     /// Whether it carries its networks.
     pub state: State,
-    /// The error, if it failed.
+    /// The error of the last try, if it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
-    /// Where its XDP program runs; None while it is not running, or in the shortcut.
+    /// Where the XDP program runs; None while not running, or in the shortcut gear.
     pub xdp: Option<XdpMode>,
-    /// Whether the NIC and the data plane share the frames; None while it is not running.
+    /// Whether all AF_XDP sockets are zero-copy; None while not running, or in the shortcut gear.
     pub zero_copy: Option<bool>,
-    /// How the frames are carried; None while it is not running.
+    /// The gear; None while not running.
     pub gear: Option<Gear>,
-    /// Why that gear.
+    /// Why it is in this gear.
     pub gear_reason: Option<String>,
     /// Networks that the shortcut carries; the engine carries the others.
     pub shortcut: usize,
@@ -142,18 +143,18 @@ pub struct DataPlane {
     pub workers: usize,
     /// Networks that it carries.
     pub networks: usize,
-    /// What takes something from it, though it works.
+    /// What impairs it, though it works.
     #[serde(deserialize_with = "all_known")]
     pub notes: Vec<Note>,
-    /// Frames that the endpoints' devices have dropped, of the networks with the most.
+    /// Frames that the endpoints' devices have dropped, by VNI, of the networks with the most.
     pub endpoint_full: BTreeMap<u32, u64>,
-    /// How often it was started again since uvnd runs.
+    /// The number of its restarts since `uvnd` runs.
     pub restarts: u32,
-    /// Its process.
+    /// Its PID.
     pub process: Option<i32>,
-    /// Frames and drops, by reason.
+    /// Frames, and drops by reason.
     pub total: Counts,
-    /// The XDP program's verdicts.
+    /// The XDP program's verdicts, by name.
     pub verdicts: BTreeMap<String, u64>,
     /// Frames that the NIC or the kernel lost at the AF_XDP sockets.
     pub lost: u64,

@@ -1,4 +1,4 @@
-//! The rules for each key.
+//! The rules for the values of each key.
 
 use super::{Config, Device, Dscp, Encapsulation, Network, Peers, Workers};
 use crate::dataplane::vteps::Vteps;
@@ -6,7 +6,7 @@ use crate::toml_file::{Invalid, TomlFile, absolute, device_name, each_once, unic
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-/// What a key may hold; the last name of `path` decides.
+/// The values that a key may have, in words. The last name of `path` decides; None: the key is unknown.
 pub fn allowed(path: &str) -> Option<&'static str> {
     let name = path.rsplit('.').next()?;
     Some(match name.split('[').next()? {
@@ -126,7 +126,7 @@ impl Network {
 /// Checks a network's list of peers.
 ///
 /// # Errors
-/// The first entry that is twice there, not unicast, of a wrong family or not an allowed VTEP.
+/// The first entry that is listed twice, not unicast, of a wrong family or not an allowed VTEP.
 pub fn check_peers(peers: &[IpAddr], vtep: &[IpAddr], allowed: &Peers) -> Result<(), Invalid> {
     each_once("peers", peers.iter().copied())?;
     let listed: HashSet<IpAddr> = allowed.vtep.iter().map(|vtep| vtep.address).collect();
@@ -163,7 +163,7 @@ impl Peers {
     /// Checks the allowed VTEPs against this node's own addresses.
     ///
     /// # Errors
-    /// The first entry that is twice there, not unicast or of a wrong family.
+    /// The first entry that is listed twice, not unicast or of a wrong family.
     pub fn check(&self, own: &[IpAddr]) -> Result<(), Invalid> {
         each_once("vtep", self.vtep.iter().map(|vtep| vtep.address))?;
         for (index, vtep) in self.vtep.iter().enumerate() {

@@ -1,9 +1,9 @@
-//! What takes something from a data plane that works.
+//! Notes: what impairs a data plane that works.
 
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
-/// One such thing.
+/// One note.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Note {
@@ -19,26 +19,26 @@ pub enum Note {
     },
     /// XDP in generic mode does not see what a sender's tc program redirects over a veth wire.
     Unseen {
-        /// So many frames were dropped.
+        /// The number of frames that were dropped.
         frames: u64,
     },
-    /// The kernel does not join what the NIC receives, and the in-kernel gear relies on it.
+    /// The kernel does not join the frames that the NIC receives, and the shortcut relies on it.
     GroOff,
-    /// The kernel does not join VXLAN frames: there is no device for that.
+    /// The kernel does not join VXLAN frames: it has no device for that.
     NotJoined,
-    /// The way to a VTEP is too narrow for the IPv6 of networks.
+    /// The way to a VTEP has too small an MTU for IPv6 in networks.
     NarrowWay {
         /// The VTEP.
         vtep: IpAddr,
-        /// The MTU of the way.
+        /// The MTU of the way, bytes.
         mtu: usize,
-        /// What it takes.
+        /// The least MTU for IPv6, bytes.
         least: usize,
     },
 }
 
 impl Note {
-    /// What it is, on this NIC.
+    /// The text of the note, for this NIC.
     #[must_use]
     pub fn what(&self, nic: &str) -> String {
         match self {
@@ -67,7 +67,7 @@ impl Note {
         }
     }
 
-    /// What helps.
+    /// The remedy, for this NIC.
     #[must_use]
     pub fn remedy(&self, nic: &str) -> String {
         match self {

@@ -1,4 +1,4 @@
-//! What a NIC and its data plane are doing, as values. A later version may have more of them than this build knows.
+//! The states of a NIC and its data plane, as values. A later version may have more of them than this build knows.
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -8,16 +8,16 @@ use std::fmt;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub enum State {
-    /// It does.
+    /// The data plane carries its networks.
     Running,
     /// The NIC is down.
     Down,
-    /// The NIC is not there.
+    /// The NIC does not exist.
     Absent,
-    /// It does not answer yet.
+    /// The data plane does not answer yet.
     #[default]
     Starting,
-    /// An error keeps it from that; it tries again.
+    /// An error keeps the data plane from carrying its networks; it tries again.
     Failed,
     /// A word of a later version; from uvn 0.1.0 also the error itself, instead of [`State::Failed`].
     Other(String),
@@ -55,13 +55,13 @@ impl From<State> for String {
     }
 }
 
-/// How a NIC's frames are carried.
+/// The gear that carries a NIC's frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Gear {
-    /// The workers' AF_XDP sockets.
+    /// Workers carry them, by AF_XDP sockets.
     Engine,
-    /// VXLAN in tc programs; the engine has what they leave.
+    /// tc programs carry them (VXLAN); the engine carries the frames that they leave.
     Shortcut,
     /// A gear that this build does not know.
     #[serde(other)]
@@ -117,12 +117,12 @@ impl<T> Read<T> {
     }
 }
 
-/// Reads a value; None also if this build does not know it.
+/// Reads a value; None: it is missing, or this build does not know it.
 pub(crate) fn known<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
     Ok(Option::<Read<T>>::deserialize(from)?.and_then(Read::known))
 }
 
-/// Reads those of a list's values that this build knows.
+/// Reads a list without the values that this build does not know.
 pub(crate) fn all_known<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
     Ok(Vec::<Read<T>>::deserialize(from)?.into_iter().filter_map(Read::known).collect())
 }
