@@ -1,4 +1,5 @@
-//! Does this node do what it promises? Looks at the live state itself, and does not take `uvnd`'s word for it.
+//! Checks whether this node does what it promises. Looks at the live state itself, and does not rely on `uvnd`'s
+//! reports.
 
 mod accounts;
 mod host;
@@ -31,26 +32,26 @@ use uvn_api::uvnd::finding::{Finding, Id, LOG};
 use uvn_api::uvnd::message;
 use uvn_api::uvnd::status::{Carrier, Status};
 
-/// How long `uvnd` may take to answer: root is served first, and nothing holds its loop up for as long.
+/// How long `uvnd` may take to answer: root is served first, and nothing holds up its loop for so long.
 const ANSWER: Duration = Duration::from_secs(20);
-/// How long the addresses of nodes are waited for.
+/// How long to wait for the addresses of nodes.
 const NAMES: Duration = Duration::from_secs(10);
-/// What is being changed just now is looked at again after this.
+/// The pause before a second look at what may only have been in the middle of a change.
 const SETTLE: Duration = Duration::from_millis(700);
 
 const RESTART: &str = "restart uvnd: `systemctl restart uvnd`; users' networks live on";
 
-/// Checks this node. What stands only while something is being changed is no finding.
+/// Checks this node. A state that exists only during a change is no finding.
 ///
 /// # Errors
-/// The configuration is wrong, or nothing can be looked at without root.
+/// The configuration is wrong, or the state cannot be read without root.
 pub fn check(file: &Path) -> Result<Vec<Finding>, Box<dyn Error>> {
     if !geteuid().is_root() {
         return Err("only root can check".into());
     }
     let config = Config::load(file)?;
     let mut directory = Directory::new(Path::new(peers::KNOWN));
-    // Why it cannot be followed is among uvnd's warnings.
+    // uvnd's warnings say why it cannot be followed.
     let _told_by_uvnd = directory.follow(&config.peers);
     directory.wait(NAMES);
     let mut findings = look(&config, &directory.peers())?;
@@ -67,7 +68,7 @@ pub fn check(file: &Path) -> Result<Vec<Finding>, Box<dyn Error>> {
     Ok(findings)
 }
 
-/// What PAM does at logins.
+/// Findings about PAM's configuration.
 fn logins() -> Vec<Finding> {
     const LINE: &str = "session required /usr/lib/uvn/pam_uvn.so";
 
@@ -87,7 +88,7 @@ fn logins() -> Vec<Finding> {
     findings
 }
 
-/// What `uvnd` is to hold.
+/// The state that `uvnd` should keep.
 struct Promise<'a> {
     config: &'a Config,
     node: Node,
@@ -104,7 +105,7 @@ fn look(config: &Config, peers: &Peers) -> Result<Vec<Finding>, Box<dyn Error>> 
         Ok(status) => {
             observes |= status.observes;
             for nic in &mut node.nics {
-                // What `auto` came to is known to uvnd.
+                // uvnd knows the outcome of `auto`.
                 if let Some(state) = status.nics.iter().find(|state| state.name == nic.name) {
                     nic.path = match state.carrier {
                         Carrier::Kernel => DataPath::Kernel,
@@ -156,7 +157,7 @@ fn check_status(status: &Status, findings: &mut Vec<Finding>) {
             ));
         }
         let Some(data_plane) = &nic.data_plane else { continue };
-        // Which devices are endpoints is better known here: [`host::warnings`] has those.
+        // Rivals are left to [`host::warnings`], which knows better which devices are endpoints.
         let notes = data_plane.notes.iter().filter(|note| !matches!(note, Note::Rival { .. }));
         findings.extend(notes.map(|note| host::noted(&nic.name, note)));
         if !matches!(data_plane.state, State::Running | State::Down) {
@@ -173,7 +174,7 @@ fn check_status(status: &Status, findings: &mut Vec<Finding>) {
 }
 
 impl Promise<'_> {
-    /// Devices, addresses, routes and rules.
+    /// Checks devices, addresses, routes and rules.
     fn check_kernel(&self, netlink: &Netlink, findings: &mut Vec<Finding>) -> Result<(), Box<dyn Error>> {
         let mut wanted = plan::node(&self.node);
         for network in &self.networks {
@@ -185,7 +186,7 @@ impl Promise<'_> {
         Ok(())
     }
 
-    /// Kernel settings and packet filter.
+    /// Checks kernel settings and the packet filter.
     fn check_settings(&self, findings: &mut Vec<Finding>) {
         for wrong in sysctl::check(&self.node) {
             findings.push(Finding::fault(
@@ -207,7 +208,7 @@ impl Promise<'_> {
         }
     }
 
-    /// The nodes whose frames each data plane takes, and those that kernel VXLAN sends to.
+    /// Checks the nodes whose frames each data plane accepts, and those that kernel VXLAN sends to.
     fn check_peers(&self, findings: &mut Vec<Finding>) {
         for nic in self.node.nics.iter().filter(|nic| nic.path == DataPath::Kernel && nic.up) {
             let group = self.config.underlays.get(usize::from(nic.slot)).and_then(|underlay| underlay.group);
@@ -229,7 +230,7 @@ impl Promise<'_> {
         }
     }
 
-    /// The socket programs and what they know.
+    /// Checks the socket programs and the networks that they hold.
     fn check_binding(&self, findings: &mut Vec<Finding>) {
         if let Some(open) = binding::open_file_system(Path::new(binding::PINS)) {
             findings.push(Finding::fault(
@@ -269,7 +270,7 @@ impl Promise<'_> {
         }
     }
 
-    /// What happens to sockets that users make.
+    /// Checks what happens to sockets that users make.
     fn check_sockets(&self, findings: &mut Vec<Finding>) {
         for network in &self.networks {
             let uid = network.uid;
@@ -294,7 +295,7 @@ impl Promise<'_> {
                 }
             }
         }
-        // One stands for all: other packet filters tell users' devices by the beginning of their names.
+        // One user stands for all: other packet filters match users' devices by the beginning of their names.
         if findings.is_empty() {
             findings
                 .extend(self.networks.first().and_then(|network| trial::unreached(network.uid, &self.node)));

@@ -1,8 +1,8 @@
 //! The `uvn-dataplane` of each NIC: started, fed, reconciled.
 //!
-//! A [`Feed`] knows what one NIC's data plane shall carry and drives it there: whichever of the two daemons is restarted,
-//! what is missing is added and what is not wanted is removed. It never waits long: a data plane that does not answer
-//! within [`PATIENCE`] is killed, which cuts its users off, and started again.
+//! A [`Feed`] holds what one NIC's data plane should carry, and makes it carry that: whichever of the two daemons is
+//! restarted, missing networks are added and unwanted ones removed. It never waits long: a data plane that does not
+//! answer within [`PATIENCE`] is killed, which cuts its users off, and started again.
 
 mod choice;
 mod peers;
@@ -34,30 +34,30 @@ use uvn_dataplane::port::tap::TapError;
 use uvn_dataplane::port::xsk::MAX_MTU;
 use uvn_wire::vxlan::Vni;
 
-/// Where the control sockets, the configurations and the logs are.
+/// The folder of the control sockets, the configurations and the logs.
 const RUN: &str = "/run/uvn";
 /// How long a data plane may take to answer: longer than it takes to give up on a worker twice (3 seconds each), to add
-/// a network and to take it away again.
+/// a network and to remove it again.
 const PATIENCE: Duration = Duration::from_secs(8);
-/// How long it may take from its start to its first answer.
+/// How long a data plane may take from its start to its first answer.
 const START: Duration = Duration::from_secs(15);
-/// How often a starting one is looked at.
+/// How often a starting data plane is looked at.
 const LOOK: Duration = Duration::from_millis(20);
-/// The pause before one that has ended is started again; doubled each time, up to the second one.
+/// The pause before a data plane that has ended is started again: the first, doubled each time, up to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-/// One that has run this long had no trouble starting.
+/// A data plane that has run this long had no trouble starting.
 const STEADY: Duration = Duration::from_secs(60);
-/// How long one turn may feed: uvnd has other things to do.
+/// How long one turn may feed networks: uvnd has other work, too.
 const TURN: Duration = Duration::from_millis(100);
-/// The pause before what failed is tried again.
+/// The pause before a failed step is tried again.
 const RETRY: Duration = Duration::from_millis(500);
-/// How often what the data plane has is compared with what it shall have.
+/// How often the data plane's networks are compared with those that it should have.
 const AUDIT: Duration = Duration::from_secs(30);
 /// Broadcast and multicast frames per second that a node sends for one network, all copies together, unless the
-/// configuration says how many frames.
+/// configuration gives a number of frames.
 const FLOOD: usize = 100_000;
 
-/// Why a data plane does not do what it is to.
+/// Why a data plane does not do what it should.
 #[derive(Debug, Error)]
 pub enum FeedError {
     /// Its configuration cannot be written.
@@ -76,18 +76,18 @@ pub enum FeedError {
         /// The kernel's reason.
         source: io::Error,
     },
-    /// It does not run.
+    /// The data plane does not run.
     #[error("the data plane of {nic} does not run: {message}")]
     Down {
         /// The NIC.
         nic: String,
-        /// Why.
+        /// The reason.
         message: String,
     },
-    /// A network's endpoint.
+    /// The endpoint of a network cannot be opened.
     #[error(transparent)]
     Tap(#[from] TapError),
-    /// It refuses a network.
+    /// The data plane refuses a network.
     #[error("the data plane of {nic} refuses network {vni}: {source}")]
     Refused {
         /// The NIC.
@@ -99,29 +99,29 @@ pub enum FeedError {
     },
 }
 
-/// One NIC's data plane and what it shall carry.
+/// One NIC's data plane, and what it should carry.
 #[derive(Debug)]
 pub struct Feed {
     nic: Nic,
     others: Others,
     wanted: BTreeMap<Vni, Wanted>,
-    /// Networks to be told about: new, changed, or to be tried again.
+    /// Networks that the data plane is still to be told: new, changed, or to be tried again.
     pending: BTreeSet<Vni>,
-    /// Networks that it carries, as far as we know.
+    /// Networks that the data plane carries, as far as is known here.
     carried: BTreeSet<Vni>,
     state: State,
-    /// Why it does not run.
+    /// Why the data plane does not run.
     fault: Option<String>,
     pause: Duration,
     restarts: u32,
-    /// When to compare with what it has.
+    /// The time of the next comparison with the data plane's networks.
     audit: Instant,
-    /// Those that are ending: with many endpoints that takes the kernel seconds.
+    /// Data planes that are ending: with many endpoints, the kernel takes seconds.
     ending: Vec<Process>,
     source: (Registry, Token),
 }
 
-/// A network that the data plane shall carry.
+/// A network that the data plane should carry.
 #[derive(Debug)]
 struct Wanted {
     network: Network,
@@ -131,9 +131,9 @@ struct Wanted {
 
 #[derive(Debug)]
 enum State {
-    /// To be started, or found, at that time.
+    /// To be started, or found running, at that time.
     Down(Instant),
-    /// Started or found, and not yet answering.
+    /// Started or found, and not answering yet.
     Starting {
         process: Option<Process>,
         client: Option<Client>,
@@ -148,7 +148,7 @@ enum State {
 }
 
 impl Feed {
-    /// The data plane of a NIC, to be driven by [`Feed::turn`]. Its connection gets `token` at `registry`.
+    /// The data plane of a NIC, driven by [`Feed::turn`]. Its connection gets `token` at `registry`.
     ///
     /// # Errors
     /// The kernel gives no descriptor.
@@ -170,11 +170,12 @@ impl Feed {
         })
     }
 
-    /// Starts it, or takes over one that runs, and waits until it answers. For the start of uvnd: under `auto`, a NIC
-    /// that it cannot drive, or has a [`Feed::drawback`] on, is [`Feed::stop`]ped and left to the kernel.
+    /// Starts the data plane, or takes over a running one, and waits until it answers. For the start of uvnd: under
+    /// `auto`, a data plane that cannot drive the NIC, or has a [`Feed::drawback`] on it, is [`Feed::stop`]ped, and the
+    /// NIC is left to the kernel.
     ///
     /// # Errors
-    /// It does not start; the reason is its own.
+    /// The data plane does not start; the reason is its own.
     pub fn start(&mut self) -> Result<(), FeedError> {
         let end = Instant::now() + START;
         loop {
@@ -189,7 +190,7 @@ impl Feed {
         }
     }
 
-    /// Why the data plane is a bad choice for the NIC though it runs there; None: it is not. For `auto`.
+    /// Why the data plane is a bad choice for the NIC though it runs there; None: it is a good one. For `auto`.
     pub fn drawback(&mut self) -> Option<String> {
         let summary = self.summary()?;
         if self.nic.mtu as usize > MAX_MTU && summary.gear == Some(Gear::Engine) {
@@ -200,7 +201,7 @@ impl Feed {
         generic.then(|| "its driver has no XDP; the engine would be slower than the kernel".into())
     }
 
-    /// Ends the data plane. Its networks' devices stay.
+    /// Ends the data plane. The devices of its networks stay.
     pub fn stop(mut self) {
         self.halt();
         let _gone_already = fs::remove_file(self.path("toml"));
@@ -212,13 +213,13 @@ impl Feed {
         &self.nic
     }
 
-    /// Whether it runs and has been told everything.
+    /// Whether the data plane runs and has been told everything.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         matches!(self.state, State::Up { .. }) && self.pending.is_empty()
     }
 
-    /// Follows a change of the NIC or of the configuration. Another VTEP address, port or gear takes a restart.
+    /// Applies a change of the NIC or of the configuration. Another VTEP address, port or gear requires a restart.
     pub fn follow(&mut self, nic: Nic, others: Others) {
         let restart = (nic.vteps().first(), nic.port, nic.gear, &nic.name)
             != (self.nic.vteps().first(), self.nic.port, self.nic.gear, &self.nic.name);
@@ -243,12 +244,12 @@ impl Feed {
         }
     }
 
-    /// Adds a network; its endpoint must be there, in its VRF. When this returns, the data plane carries it.
+    /// Adds a network, whose endpoint must exist in its VRF. When this returns, the data plane carries the network.
     ///
     /// # Errors
-    /// It does not run, the endpoint cannot be opened, or the data plane refuses. The network stays wanted.
+    /// The data plane does not run, the endpoint cannot be opened, or the data plane refuses. The network stays wanted.
     pub fn add(&mut self, network: &Network) -> Result<(), FeedError> {
-        /// For one that has just died.
+        /// How long to wait for a data plane that has just died.
         const REVIVAL: Duration = Duration::from_secs(2);
 
         let vni = network.vni;
@@ -263,12 +264,12 @@ impl Feed {
             self.turn(now);
             std::thread::sleep(Duration::from_millis(5));
         }
-        // What it has under this number may have another endpoint.
+        // The network that it has under this number may have another endpoint.
         self.forget(vni);
         self.pending.remove(&vni);
         loop {
             match self.feed(vni) {
-                // A data plane that was killed may still be about to let go of it.
+                // A data plane that was killed may not have released the device yet.
                 Err(FeedError::Tap(TapError::Create { source, .. }))
                     if source.raw_os_error() == Some(libc::EBUSY) && Instant::now() < end =>
                 {
@@ -279,7 +280,7 @@ impl Feed {
         }
     }
 
-    /// Removes a network: when this returns, the data plane carries it no more, or is killed.
+    /// Removes a network. When this returns, the data plane no longer carries it, or has been killed.
     pub fn remove(&mut self, vni: Vni) {
         self.wanted.remove(&vni);
         self.pending.remove(&vni);
@@ -302,7 +303,7 @@ impl Feed {
         self.audit = Instant::now();
     }
 
-    /// When [`Feed::turn`] is due though its token reports nothing.
+    /// When [`Feed::turn`] is due even if its token reports nothing.
     #[must_use]
     pub fn due(&self) -> Instant {
         match &self.state {
@@ -313,7 +314,7 @@ impl Feed {
         }
     }
 
-    /// Drives the data plane on, for [`TURN`] or so: starts it, notices its end, feeds it, compares.
+    /// Drives the data plane on, for about [`TURN`]: starts it, notices its end, feeds it, compares.
     pub fn turn(&mut self, now: Instant) {
         self.ending.retain_mut(|process| !process.is_reaped());
         match &mut self.state {
@@ -337,9 +338,9 @@ impl Feed {
         }
     }
 
-    /// VNIs that allowed VTEPs sent to though they are not here, since it was last asked.
+    /// VNIs that allowed VTEPs sent to though they are not on this NIC, since the last such call.
     pub fn unknown(&mut self) -> Vec<UnknownVni> {
-        // Before it has its networks back, all of them are unknown.
+        // Until the data plane has its networks back, all of them are unknown to it.
         if !self.is_settled() {
             return Vec::new();
         }
@@ -349,17 +350,17 @@ impl Feed {
         }
     }
 
-    /// The networks that it carries; empty if it does not run.
+    /// The networks that the data plane carries; empty if it does not run.
     pub fn networks(&mut self) -> BTreeSet<Vni> {
         self.states().unwrap_or_default().iter().filter_map(|state| Vni::new(state.vni)).collect()
     }
 
-    /// The networks that it does not carry, and why.
+    /// The networks that the data plane does not carry, and why.
     pub fn faults(&self) -> impl Iterator<Item = (Vni, &str)> {
         self.wanted.iter().filter_map(|(vni, wanted)| Some((*vni, wanted.fault.as_deref()?)))
     }
 
-    /// How it is.
+    /// The state of the data plane, for `uvn status`.
     pub fn status(&mut self) -> DataPlane {
         let summary = self.summary();
         let counters = self.ask(&Request::Counters);
@@ -389,9 +390,9 @@ impl Feed {
         status
     }
 
-    /// The networks whose endpoints have dropped most.
+    /// The networks whose endpoints have dropped the most frames.
     fn endpoint_full(&mut self) -> BTreeMap<u32, u64> {
-        /// So that a status of many NICs fits one message.
+        /// The most networks shown, so that a status of many NICs fits one message.
         const SHOWN: usize = 10;
         let states = self.states().unwrap_or_default();
         let dropped = |state: &NetworkState| Some((state.vni, *state.counts.drops.get(ENDPOINT_FULL)?));

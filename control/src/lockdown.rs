@@ -1,5 +1,5 @@
-//! The lock-down while `uvnd` does not run after a boot: policed users have no sockets, by the last configuration that
-//! was in force.
+//! The lock-down while `uvnd` does not run after a boot: policed users have no sockets. It follows the last
+//! configuration that was in force.
 //!
 //! The pinned programs outlive a `uvnd` that ends or is killed, but not a reboot. So each start of `uvnd` attaches them
 //! first, before it reads a configuration that may be broken. And since `uvnd` waits for the network, a unit of its own

@@ -1,4 +1,5 @@
-//! Who is not policed, though they can log in or have processes; and groups that the configuration names in vain.
+//! Accounts that are not policed though they can log in or have processes; and groups of the configuration that do not
+//! exist.
 
 use crate::config::{Config, Group, default_admins};
 use crate::lease::process;
@@ -10,14 +11,14 @@ use std::time::Duration;
 use uvn_api::groups::gid;
 use uvn_api::uvnd::finding::{Finding, Id, few};
 
-/// How long the user database may take.
+/// How long the user database may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Programs in the place of a shell that let nobody in.
 const NO_SHELLS: [&str; 5] = ["nologin", "false", "sync", "shutdown", "halt"];
 /// UIDs of systemd's dynamic users, and `nobody` (systemd.io/UIDS-GIDS).
 const NO_PEOPLE: [std::ops::RangeInclusive<u32>; 2] = [61184..=65519, 65534..=65534];
 
-/// Accounts and groups that the configuration does not fit.
+/// Findings about accounts and groups that the configuration does not fit.
 pub(super) fn findings(config: &Config) -> Vec<Finding> {
     let database = limited::output(Command::new("getent").arg("passwd"), b"", PATIENCE);
     let database = database.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
@@ -31,13 +32,13 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     silent.into_iter().chain(free).chain(unknown_groups(config)).collect()
 }
 
-/// The first UID of people, as login.defs(5) has it.
+/// The first UID of people, by the text of login.defs(5).
 fn uid_min(limits: &str) -> u32 {
     let value = |line: &str| line.strip_prefix("UID_MIN")?.trim().parse().ok();
     limits.lines().find_map(value).unwrap_or(1000)
 }
 
-/// Those who could use every port: accounts with a shell, and people's processes.
+/// The users who could use every port: accounts with a shell, and people who have processes.
 fn unpoliced(
     config: &Config,
     database: &str,
@@ -61,7 +62,7 @@ fn unpoliced(
     })
 }
 
-/// UID and name of an account that can log in; a line of passwd(5).
+/// UID and name of an account that can log in, from a line of passwd(5); None: it cannot.
 fn with_shell(line: &str) -> Option<(u32, String)> {
     let fields: Vec<&str> = line.split(':').collect();
     let [name, _, uid, _, _, _, shell] = fields[..] else { return None };
@@ -71,7 +72,7 @@ fn with_shell(line: &str) -> Option<(u32, String)> {
     lets_in.then(|| Some((uid.parse().ok()?, name.to_owned())))?
 }
 
-/// What a group decides is decided as if nobody were in it; of a denied one, as if everybody were.
+/// Groups that do not exist. Each counts as if nobody were in it; a denied one, as if everybody were.
 fn unknown_groups(config: &Config) -> Option<Finding> {
     let unknown = |groups: &[Group]| -> Vec<String> {
         groups.iter().filter(|group| !group.exists()).map(Group::to_string).collect()

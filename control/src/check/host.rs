@@ -1,4 +1,4 @@
-//! What is around uvn on this node and takes something from what it promises.
+//! What surrounds uvn on this node and impairs what it promises.
 
 use crate::config::Config;
 use crate::netlink::Rival;
@@ -13,12 +13,12 @@ use uvn_dataplane::underlay::rivals::answers_for_others;
 use uvn_engine::outer::{endpoint_mtu, overhead};
 use uvn_wire::ipv6::MIN_MTU;
 
-/// Families that carry data from one user to another outside of every network, as /proc/net/protocols names them; kept
-/// out by tools/modprobe.d/uvn.conf.
+/// Protocol families that carry data from one user to another outside of every network, as /proc/net/protocols names
+/// them; tools/modprobe.d/uvn.conf keeps them out.
 const FAMILIES: [&str; 11] =
     ["SMC", "RDS", "TIPC", "PPPOE", "PPTP", "PPPOL2TP", "AF_VSOCK", "DDP", "PHONET", "KCM", "QIPCRTR"];
 
-/// What an administrator should know of.
+/// Warnings that an administrator should know of.
 pub(super) fn warnings(config: &Config, node: &Node, rivals: &[Rival]) -> Vec<Finding> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let mut warnings: Vec<Finding> = node.nics.iter().filter_map(without_ipv6).collect();
@@ -45,7 +45,7 @@ pub(super) fn warnings(config: &Config, node: &Node, rivals: &[Rival]) -> Vec<Fi
     warnings
 }
 
-/// That an underlay is too small for IPv6 inside the networks.
+/// Warns of an underlay whose MTU is too small for IPv6 in the networks.
 fn without_ipv6(nic: &Nic) -> Option<Finding> {
     let vtep = *nic.vteps().first()?;
     let (mtu, has_ipv6) = (nic.mtu as usize, nic.addresses.iter().any(|cidr| cidr.address.is_ipv6()));
@@ -65,7 +65,7 @@ fn attracts(Rival { device, nic }: &Rival) -> Finding {
     noted(nic, &Note::Rival { device: device.clone() })
 }
 
-/// What a data plane says of itself.
+/// A data plane's note, as a finding.
 pub(super) fn noted(nic: &str, note: &Note) -> Finding {
     let id = match note {
         Note::VtepAbsent { .. } => Id::VtepAbsent,
@@ -77,7 +77,8 @@ pub(super) fn noted(nic: &str, note: &Note) -> Finding {
     Finding::warning(id, note.what(nic), note.remedy(nic))
 }
 
-/// That the connection tracker's table has little room left, for all networks and the node itself: what finds none is dropped.
+/// Warns that the connection tracker's table has little room left, for all networks and the node itself: a flow that
+/// finds none is dropped.
 fn crowded(count: u32, limit: u32) -> Option<Finding> {
     let what = if u64::from(count) * 5 > u64::from(limit) * 4 {
         format!(
@@ -93,13 +94,13 @@ fn crowded(count: u32, limit: u32) -> Option<Finding> {
     Some(Finding::warning(Id::Flows, what, remedy))
 }
 
-/// Those of [`FAMILIES`] that the kernel has, by its list.
+/// The families of [`FAMILIES`] that the kernel has, by its list.
 fn loaded(protocols: &str) -> Vec<&'static str> {
     let named = |family: &&str| protocols.lines().any(|line| line.split_whitespace().next() == Some(*family));
     FAMILIES.into_iter().filter(named).collect()
 }
 
-/// The first of `ports` that the kernel chooses from for a socket without one (ip-sysctl of the kernel's documentation).
+/// The first of `ports` that the kernel may choose for a socket without one (ip-sysctl of the kernel's documentation).
 fn given_away(ports: &[RangeInclusive<u16>], range: &str, reserved: &str) -> Option<u16> {
     let mut bounds = range.split_whitespace().map_while(|bound| bound.parse::<u16>().ok());
     let range = bounds.next()?..=bounds.next()?;

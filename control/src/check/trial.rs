@@ -1,4 +1,4 @@
-//! Sockets made as a user: where they are bound, and whether they reach each other.
+//! Sockets made as a user: the device that they are bound to, and whether they reach each other.
 
 use crate::network::Node;
 use nix::errno::Errno;
@@ -9,10 +9,10 @@ use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
 use uvn_api::uvnd::finding::{Finding, Id};
 
-/// A connection on the node itself takes no time.
+/// How long a connection may take: on the node itself it takes no time.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Acts as a user. The real UID is what counts (bpf-helpers(7), bpf_get_current_uid_gid), and this process has one thread.
+/// Acts as a user. The real UID counts (bpf-helpers(7), bpf_get_current_uid_gid), and this process has one thread.
 pub(super) fn as_user<T, E: From<Errno>>(uid: u32, act: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     let root = Uid::from_raw(0);
     setresuid(Uid::from_raw(uid), root, root)?;
@@ -28,7 +28,8 @@ pub(super) fn device_of_socket(uid: u32, family: AddressFamily) -> nix::Result<S
     Ok(device.to_string_lossy().trim_end_matches('\0').into())
 }
 
-/// What keeps a user's sockets from each other on this node, where uvn does not: a packet filter of others.
+/// A finding if a user's sockets do not reach each other on this node: a packet filter other than uvn's drops their
+/// packets.
 pub(super) fn unreached(uid: u32, node: &Node) -> Option<Finding> {
     let own = node.nics.iter().filter(|nic| nic.up).flat_map(|nic| nic.vteps());
     let mut addresses = std::iter::once(IpAddr::V4(Ipv4Addr::LOCALHOST)).chain(own);

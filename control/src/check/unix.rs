@@ -1,4 +1,4 @@
-//! Do users reach each other's abstract Unix sockets?
+//! Tries whether users reach each other's abstract Unix sockets.
 
 use super::RESTART;
 use super::trial::as_user;
@@ -9,7 +9,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use uvn_api::uvnd::finding::{Finding, Id};
 
-/// Tries it with the first two that are policed, unless it is known already that they do (`findings`).
+/// Tries it with the first two policed users, unless `findings` already say that they do.
 pub(super) fn trial(config: &Config, findings: &[Finding]) -> Option<Finding> {
     if !binding::can_police_unix() || findings.iter().any(|finding| finding.id == Id::Abstract) {
         return None;

@@ -1,4 +1,4 @@
-//! A page of `uvn status`: as much as one packet holds, whatever the texts.
+//! A page of `uvn status`: as much as one packet holds, however long the texts are.
 
 use std::collections::BTreeMap;
 use uvn_api::protocol::Room;
@@ -19,13 +19,13 @@ pub(super) struct Page {
 }
 
 impl Page {
-    /// One with what every page has.
+    /// A page with the parts that every page has.
     pub(super) fn new(head: Status) -> Page {
         let room = Room::beside(&head);
         Page { status: head, room }
     }
 
-    /// Adds a NIC. False: it is for the next page, and this one is full.
+    /// Adds a NIC. False: this page is full, and the NIC belongs to the next one.
     pub(super) fn add_nic(&mut self, slot: u8, nic: NicState) -> bool {
         let fits = self.room.takes(&nic);
         if fits {
@@ -36,7 +36,7 @@ impl Page {
         fits
     }
 
-    /// Adds the findings after one, in the order of their lines and each once: as many as fit.
+    /// Adds the findings that follow `after`, in the order of their lines and each once: as many as fit.
     pub(super) fn add_findings(&mut self, mut after: String, findings: Vec<Finding>) {
         let cut = |finding: Finding| {
             let (what, remedy) = (shown(&finding.what), shown(&finding.remedy));
@@ -49,7 +49,7 @@ impl Page {
                 continue;
             }
             let mut room = self.room.clone();
-            // The next page may have to begin after this one.
+            // The next page may have to begin after this finding.
             if !room.takes(&finding) || !room.clone().takes(&line) {
                 self.status.next = Some(Place::Finding { after });
                 return;
@@ -82,7 +82,7 @@ mod tests {
         Status { config: "/etc/uvn/uvn.toml".into(), networks: 1000, ..Status::default() }
     }
 
-    /// As large as it can be.
+    /// A NIC as large as it can be.
     fn nic(slot: u8) -> NicState {
         let data_plane = DataPlane {
             fault: Some(shown(&"\u{1}".repeat(5000))),
@@ -102,7 +102,7 @@ mod tests {
         }
     }
 
-    /// Long ones, one of them twice and one as long as it can be in JSON.
+    /// Long findings, one of them twice and one as long as it can be in JSON.
     fn findings() -> Vec<Finding> {
         let fault = |vni| Finding::of_data_plane("em1", vni, &format!("because {}", "x".repeat(400)));
         let mut findings: Vec<Finding> = (1..=1000).rev().map(fault).collect();

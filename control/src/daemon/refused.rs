@@ -1,4 +1,4 @@
-//! Logs users who are refused sockets for want of a network, or would be: a line for each user, at most once a minute.
+//! Logs users who are refused sockets for lack of a network, or would be: a line for each user, at most once a minute.
 
 use crate::binding::Binding;
 use std::collections::BTreeMap;
@@ -7,10 +7,10 @@ use uvn_api::uvnd::status::Refused;
 
 /// The least time between two such reports.
 const EVERY: Duration = Duration::from_secs(60);
-/// Users in one report, and in `uvn status`, at most.
+/// The most users in one report, and in `uvn status`.
 const NAMED: usize = 8;
 
-/// What has been logged so far.
+/// The refusals that have been logged so far.
 #[derive(Debug)]
 pub(super) struct Refusals {
     told: BTreeMap<u32, u64>,
@@ -22,11 +22,11 @@ impl Refusals {
         Refusals { told: BTreeMap::new(), next: now }
     }
 
-    /// The users with new refusals, and how many new ones; most refusals first.
+    /// The users with new refusals, and the number of new ones; most refusals first.
     fn news(&mut self, refused: &[Refused]) -> Vec<Refused> {
         let mut news = Vec::new();
         for one in refused {
-            // A new policy counts from zero again.
+            // Under a new policy, counts begin at zero again.
             let told = self.told.insert(one.uid, one.count).filter(|told| *told <= one.count).unwrap_or(0);
             if one.count > told {
                 news.push(Refused { count: one.count - told, ..one.clone() });
@@ -37,7 +37,7 @@ impl Refusals {
         news
     }
 
-    /// Whether new ones may be logged.
+    /// Whether new refusals may be logged.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         now >= self.next
     }

@@ -1,4 +1,4 @@
-//! How this node is doing.
+//! The status of this node.
 
 use super::networks::Networks;
 use super::page::{Page, shown};
@@ -16,9 +16,9 @@ use uvn_wire::vxlan::Vni;
 
 /// The remedy for names without an address.
 const NAMES: &str = "give them one in DNS or /etc/hosts; uvnd asks again every 10 s";
-/// The remedy where programs are not asked about Unix sockets.
+/// The remedy if the kernel does not ask programs about Unix sockets.
 const MODULES: &str = "boot with the list of /sys/kernel/security/lsm and `bpf`: `lsm=landlock,...,bpf`";
-/// The remedy for what stands in the way of uvnd alone.
+/// The remedy for obstacles to uvnd alone.
 const AGAIN: &str = "mend that; uvnd tries again by itself within half a minute";
 
 impl Networks {
@@ -60,7 +60,7 @@ impl Networks {
         page.finish()
     }
 
-    /// What is not as it should be.
+    /// Everything that is wrong, as findings.
     fn problems(&self) -> Vec<Finding> {
         let mut findings = self.findings.clone();
         let unlisted = self.peers_fault.iter().map(|what| Finding::fault(Id::Peers, what, AGAIN));
@@ -100,7 +100,7 @@ impl Networks {
         findings
     }
 
-    /// The underlays without a NIC.
+    /// A finding for each underlay without a NIC.
     fn without_nic(&self) -> impl Iterator<Item = Finding> {
         let has_nic = |slot: usize| self.node.nics.iter().any(|nic| usize::from(nic.slot) == slot);
         let underlays = self.config.underlays.iter().enumerate();
@@ -130,9 +130,9 @@ impl Networks {
     }
 }
 
-/// A NIC, as `uvn status` shows it.
+/// A NIC as `uvn status` shows it.
 fn state(nic: &Nic, data_plane: Option<DataPlane>) -> NicState {
-    /// A list of thousands would leave no room for others.
+    /// The most addresses shown: a list of thousands would leave no room for others.
     const ADDRESSES_SHOWN: usize = 64;
     NicState {
         name: nic.name.clone(),

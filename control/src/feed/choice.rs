@@ -1,4 +1,4 @@
-//! Which data path a NIC gets, and why.
+//! The choice of a NIC's data path, and its reason.
 
 use crate::config::PathChoice;
 use crate::network::DataPath;
@@ -12,11 +12,11 @@ const ETHERNET: u16 = 1;
 const INFINIBAND: u16 = 32;
 
 /// The data path of a NIC, and the reason that `uvn status` shows. `configured` is the `path` of its `[[underlay]]`
-/// table, `arphrd` is the NIC's ARPHRD_* type, `mtu` its MTU in bytes; `shortcut` tells what keeps the shortcut off
-/// it ([`obstacle`]), and is asked where the engine alone cannot go.
+/// table, `arphrd` is the NIC's ARPHRD_* type, `mtu` its MTU in bytes; `shortcut` tells what keeps the shortcut off it
+/// ([`obstacle`]), and is called only if the engine cannot take the MTU.
 ///
-/// IPoIB is told by its type: a generic XDP program and an AF_XDP socket bind to it without an error, and see no frame
-/// of use.
+/// IPoIB is recognised by its type: a generic XDP program and an AF_XDP socket bind to it without an error, and see no
+/// usable frame.
 #[must_use]
 pub fn choose(
     configured: PathChoice,
@@ -24,7 +24,7 @@ pub fn choose(
     mtu: u32,
     shortcut: impl FnOnce() -> Option<&'static str>,
 ) -> (DataPath, String) {
-    /// What the shortcut takes.
+    /// The largest MTU that the shortcut takes, bytes.
     const LONGEST: u32 = slow_path::MAX_MTU as u32;
 
     match (configured, arphrd) {
@@ -49,8 +49,8 @@ pub fn choose(
     }
 }
 
-/// What keeps the shortcut off a NIC; None: nothing that is known before it is tried. `vtep` is the address that
-/// the data plane is to have.
+/// Why the shortcut cannot be used on a NIC; None: no obstacle is known before it is tried. `vtep` is the data plane's
+/// VTEP address.
 #[must_use]
 pub fn obstacle(nic: &str, vtep: Option<IpAddr>) -> Option<&'static str> {
     if vtep.is_some_and(|vtep| vtep.is_ipv6()) {
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn what_is_configured_holds() {
         chosen(PathChoice::Kernel, 1, 1500, DataPath::Kernel, "configured");
-        // The engine says itself that it cannot.
+        // The engine itself reports that it cannot.
         chosen(PathChoice::Engine, 32, 2044, DataPath::Engine, "configured");
         chosen(PathChoice::Engine, 1, 9000, DataPath::Engine, "configured");
         chosen(PathChoice::Shortcut, 32, 2044, DataPath::Engine, "configured");

@@ -1,4 +1,4 @@
-//! The other nodes as a NIC's data path wants them.
+//! The other nodes, as a NIC's data path needs them.
 
 use crate::network::{Network, Nic, Node};
 use crate::peers::{Peers as Configured, without};
@@ -7,23 +7,24 @@ use std::net::IpAddr;
 use uvn_api::dataplane::config::{Cidr, Peers, Vtep};
 use uvn_wire::ethernet::Mac;
 
-/// Nodes at most that a network's broadcast and multicast is replicated to: beyond, it takes a multicast group.
+/// The most nodes that a network's broadcast and multicast is replicated to; more need a multicast group.
 pub const MAX_BROADCAST: usize = 1024;
-/// Prefixes that the XDP program holds, less some.
+/// The most prefixes: a few less than the XDP program holds.
 pub const MAX_PREFIXES: usize = 900;
 
 /// The other nodes on one NIC.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Others {
-    /// Allowed VTEPs, as the engine wants them. All are of the family of the NIC's first VTEP.
+    /// Allowed VTEPs, as the engine needs them. All are of the family of the NIC's first VTEP.
     pub allowed: Peers,
-    /// Every node that is listed, with all its addresses on this NIC, the VTEP first.
+    /// Every listed node, with all its addresses on this NIC; the VTEP comes first.
     pub nodes: Vec<Vtep>,
 }
 
 impl Others {
-    /// What of the configured peers concerns one NIC. Nobody else is one: a machine on its subnets may be anybody's, and
-    /// so may those in a range that are known to run no uvn, the hosts that `node` lists and its routers.
+    /// The configured peers that concern one NIC. No other machine is a peer: one on the NIC's subnets may be
+    /// anybody's. In a range, machines that are known to run no uvn are no peers either: the hosts that `node` lists,
+    /// and its routers.
     ///
     /// A VTEP is of the family of the NIC's first address, since an endpoint has one MAC, which names its VTEP.
     #[must_use]
@@ -36,7 +37,7 @@ impl Others {
         let ranges = configured.ranges.iter().filter(|range| is_vtep(&range.address));
         let on_subnets =
             ranges.flat_map(|range| nic.subnets.iter().filter_map(|subnet| common(range, subnet)));
-        // Wider IPv6 ranges leave a MAC too few bits: such nodes must be listed.
+        // Wider IPv6 ranges leave a MAC too few bits: nodes in them must be listed.
         let usable = on_subnets.filter(|range| own.is_ipv4() || range.prefix >= 96);
         let routers = node.exits.iter().filter_map(|exit| exit.gateway).map(host);
         let strangers: Vec<Cidr> = node.hosts.iter().copied().chain(routers).collect();
@@ -58,7 +59,8 @@ impl Others {
         others
     }
 
-    /// A node whose addresses of the other family are not known may have some: only a prefix leaves them open.
+    /// Allows a node. If its addresses of the other family are not known, it is allowed by a prefix, which leaves them
+    /// open.
     fn allow(&mut self, node: &Vtep, has_other_family: bool) {
         let is_open = node.overlay.len() == 1 && has_other_family;
         let in_range = self.allowed.range.iter().any(|range| range.contains(node.address));
@@ -72,14 +74,14 @@ impl Others {
         }
     }
 
-    /// Whether `vtep` may send to us.
+    /// Whether `vtep` may send to this node.
     #[must_use]
     pub fn allows(&self, vtep: IpAddr) -> bool {
         self.allowed.range.iter().any(|range| range.contains(vtep))
             || self.allowed.vtep.iter().any(|listed| listed.address == vtep)
     }
 
-    /// The VTEPs that broadcast and multicast is sent to: those of all listed nodes; none of them beyond
+    /// The VTEPs that broadcast and multicast is sent to: those of all listed nodes; none if they are more than
     /// [`MAX_BROADCAST`].
     #[must_use]
     pub fn broadcast(&self) -> Vec<IpAddr> {
@@ -92,13 +94,13 @@ impl Others {
     }
 }
 
-/// The same for kernel VXLAN.
+/// The other nodes, for kernel VXLAN.
 impl Others {
-    /// What the endpoint of a network over kernel VXLAN knows of the listed nodes: where their MACs are, which MAC
-    /// their addresses have, and whom to send broadcast to. Other nodes it finds by the NIC's multicast group.
+    /// The entries about listed nodes in a network's endpoint over kernel VXLAN: the VTEP of each MAC, the MAC of each
+    /// address, and the destinations of broadcast. Other nodes are found by the NIC's multicast group.
     #[must_use]
     pub fn entries(&self, nic: &Nic, network: &Network) -> Vec<Item> {
-        /// What is not unicast, or not known.
+        /// The MAC of the entries for frames that are not unicast, or whose destination is not known.
         const OTHER: Mac = Mac([0; 6]);
 
         let device = || network.endpoint(nic);
@@ -124,7 +126,7 @@ fn host(address: IpAddr) -> Cidr {
     Cidr { address, prefix: if address.is_ipv4() { 32 } else { 128 } }
 }
 
-/// What two prefixes have in common: the longer one, if it lies in the other.
+/// The common part of two prefixes: the longer one, if it lies in the other.
 fn common(a: &Cidr, b: &Cidr) -> Option<Cidr> {
     let (wide, narrow) = if a.prefix <= b.prefix { (a, b) } else { (b, a) };
     wide.contains(narrow.address).then_some(*narrow)
@@ -196,7 +198,7 @@ mod tests {
         let others = others_on(&node, &nic, &ranges, &[]);
         let strangers: Vec<u8> = (0..=255).filter(|last| !others.allows([10, 0, 0, *last].into())).collect();
         assert_eq!(strangers, [250, 254]);
-        // A router may run uvn: then it is listed. What is listed as a host does not.
+        // A router that runs uvn is listed. A machine that is listed as a host does not run it.
         let listed = [ips(&["10.0.0.254"]), ips(&["10.0.0.250"])];
         let others = others_on(&node, &nic, &ranges, &listed);
         assert!(others.allows(listed[0][0]) && !others.allows(listed[1][0]));
@@ -215,7 +217,7 @@ mod tests {
         let others = others(&nic, &[], &nodes);
         let second = Vtep { address: nodes[1][2], overlay: vec![nodes[1][2], nodes[1][0]] };
         assert_eq!(others.allowed.vtep, [second]);
-        // Its IPv6 address is not known: left open.
+        // Its IPv6 address is not known, so it is left open.
         assert_eq!(others.allowed.range, cidrs(&["10.0.0.3/32"]));
         assert_eq!(others.broadcast(), ips(&["10.0.0.2", "10.0.0.3"]));
     }

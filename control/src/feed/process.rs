@@ -1,4 +1,5 @@
-//! The program `uvn-dataplane`: by systemd where uvnd is a part of that, else as a process that outlives uvnd.
+//! The program `uvn-dataplane`: started by systemd if uvnd is one of its services, else as a process that outlives
+//! uvnd.
 
 use super::FeedError;
 use crate::limited;
@@ -13,26 +14,26 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 const PROGRAM: &str = "uvn-dataplane";
-/// A longer log is begun anew at the next start, bytes.
+/// A log that is longer, in bytes, is begun anew at the next start.
 const LOG_BYTES: u64 = 1 << 20;
-/// systemd kills a data plane that has not ended after 15 s (TimeoutStopSec of its unit).
+/// How long an end may take: systemd kills a data plane that has not ended after 15 s (TimeoutStopSec of its unit).
 const STOP: Duration = Duration::from_secs(30);
-/// systemd tells what it does at once.
+/// How long systemd may take to answer: it knows the answer at once.
 const ASK: Duration = Duration::from_secs(5);
 
-/// A start that was asked for.
+/// A data plane whose start was requested.
 #[derive(Debug)]
 pub(super) struct Process {
     /// The program itself, or `systemctl`, which ends when the service is up.
     child: Child,
     unit: Option<String>,
     log: PathBuf,
-    /// Where in the log it begins.
+    /// The offset in the log at which it begins, bytes.
     begin: u64,
 }
 
 impl Process {
-    /// Starts the data plane of `nic` with the configuration `file`. What it says goes to `log`, or to the journal.
+    /// Starts the data plane of `nic` with the configuration `file`. Its output goes to `log`, or to the journal.
     pub(super) fn start(nic: &str, file: &Path, log: &Path) -> Result<Process, FeedError> {
         let failed = |source| FeedError::Launch { nic: nic.into(), source };
         let unit = has_systemd().then(|| unit_of(nic));
@@ -48,13 +49,13 @@ impl Process {
         let output = OpenOptions::new().create(true).append(!long).write(true).truncate(long).open(log);
         let output = output.map_err(failed)?;
         let begin = output.metadata().map_err(failed)?.len();
-        // A group of its own: what ends uvnd from a terminal does not end it.
+        // A process group of its own: a signal that ends uvnd from a terminal does not reach it.
         command.process_group(0).stdin(Stdio::null()).stdout(output.try_clone().map_err(failed)?);
         let child = command.stderr(output).spawn().map_err(failed)?;
         Ok(Process { child, unit, log: log.into(), begin })
     }
 
-    /// Why it has ended, if it has.
+    /// Why it has ended; None: it has not.
     pub(super) fn ended(&mut self) -> Option<String> {
         let status = match self.child.try_wait() {
             Ok(None) => return None,
@@ -70,12 +71,12 @@ impl Process {
         }
     }
 
-    /// Whether it has ended, and is no zombie any more.
+    /// Whether it has ended, and is no longer a zombie.
     pub(super) fn is_reaped(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Ends what was started and has not answered yet.
+    /// Ends a data plane that was started and has not answered yet.
     pub(super) fn abandon(mut self, nic: &str) {
         let _already_gone = self.child.kill();
         let _ = self.child.wait();
@@ -85,7 +86,7 @@ impl Process {
     }
 }
 
-/// Keeps systemd from starting it again.
+/// Keeps systemd from starting a NIC's data plane again.
 pub(super) fn stop_unit(nic: &str) {
     if has_systemd()
         && let Err(error) = limited::output(&mut systemctl("stop", &unit_of(nic)), &[], STOP)
@@ -94,7 +95,7 @@ pub(super) fn stop_unit(nic: &str) {
     }
 }
 
-/// Whether systemd is about to start or stop it, for whomever.
+/// Whether systemd is about to start or stop a NIC's data plane, on anybody's request.
 pub(super) fn has_job(nic: &str) -> bool {
     let job = || {
         let mut command = Command::new("systemctl");
@@ -105,9 +106,9 @@ pub(super) fn has_job(nic: &str) -> bool {
     has_systemd() && job().is_some_and(|job: u32| job > 0)
 }
 
-/// Signals a data plane whose connection stands: it is the process that it says.
+/// Signals a data plane while its connection stands, so that the PID is certainly its own.
 pub(super) fn signal(process: i32, signal: Signal) {
-    // Not a group, not everybody.
+    // Neither a process group nor all processes.
     if process > 1
         && let Err(error) = kill(Pid::from_raw(process), signal)
     {
@@ -115,7 +116,7 @@ pub(super) fn signal(process: i32, signal: Signal) {
     }
 }
 
-/// Whether a unit would run where this process is: systemd is there, and our network and files are its.
+/// Whether a unit would run where this process does: systemd runs, with the same network and files.
 fn has_systemd() -> bool {
     let same = |namespace: &str| {
         let inode = |who: &str| fs::metadata(format!("/proc/{who}/ns/{namespace}")).map(|file| file.ino());
@@ -130,7 +131,7 @@ fn systemctl(verb: &str, unit: &str) -> Command {
     command
 }
 
-/// The unit of a NIC, whose name systemd wants escaped (systemd.unit(5), "String escaping").
+/// The unit of a NIC, whose name systemd requires to be escaped (systemd.unit(5), "String escaping").
 fn unit_of(nic: &str) -> String {
     let mut instance = String::new();
     for (index, byte) in nic.bytes().enumerate() {
@@ -143,7 +144,7 @@ fn unit_of(nic: &str) -> String {
     format!("uvn-dataplane@{instance}.service")
 }
 
-/// Beside uvnd, as in a build; else by PATH; else where packages put it.
+/// The path of the program: beside uvnd, as in a build; else found by PATH; else where packages install it.
 fn program() -> PathBuf {
     let beside = std::env::current_exe().ok().and_then(|uvnd| Some(uvnd.parent()?.join(PROGRAM)));
     let in_path = std::env::var_os("PATH").unwrap_or_default();
@@ -153,7 +154,7 @@ fn program() -> PathBuf {
     candidates.into_iter().find(|path| path.is_file()).unwrap_or_else(|| Path::new("/usr/sbin").join(PROGRAM))
 }
 
-/// Its last words, from byte `begin` of the log on; None if it had no time for any.
+/// The last line of the log, from byte `begin` on; None: it has written none.
 fn last_line(log: &Path, begin: u64) -> Option<String> {
     let mut file = fs::File::open(log).ok()?;
     file.seek(SeekFrom::Start(begin)).ok()?;

@@ -1,4 +1,4 @@
-//! How a data plane starts, is found, and ends.
+//! The start, the discovery and the end of a data plane.
 
 use super::process::{self, Process};
 use super::{Feed, FeedError, PATIENCE, PAUSE, RUN, START, State};
@@ -27,7 +27,7 @@ impl Feed {
         FeedError::Down { nic: self.nic.name.clone(), message: message.into() }
     }
 
-    /// Finds one that runs, or starts one.
+    /// Finds a running data plane, or starts one.
     pub(super) fn begin(&mut self, now: Instant) {
         let found = Client::connect_for(&self.path("sock"), PATIENCE).ok();
         self.state = State::Starting { process: None, client: None, since: now };
@@ -41,16 +41,16 @@ impl Feed {
     }
 
     fn launch(&mut self) -> Result<(), FeedError> {
-        // Somebody restarts it by hand: another start now would end what is coming up.
+        // It is being restarted by hand: another start now would end the one that is coming up.
         if process::has_job(&self.nic.name) {
             self.state = State::Down(Instant::now() + PAUSE.0);
             return Ok(());
         }
-        // It may have come up while that was asked.
+        // It may have come up in the meantime.
         if let Ok(client) = Client::connect_for(&self.path("sock"), PATIENCE) {
             return self.send_ping(client);
         }
-        // Not before: what one that has come up has read is what the file is compared with.
+        // Not earlier: the file that a running data plane has read is compared with the wanted configuration.
         self.write_config()?;
         let started = Process::start(&self.nic.name, &self.path("toml"), &self.path("log"))?;
         if let State::Starting { process, .. } = &mut self.state {
@@ -59,7 +59,7 @@ impl Feed {
         Ok(())
     }
 
-    /// Asks a new connection whether anybody is there, without waiting.
+    /// Asks over a new connection whether the data plane answers, without waiting.
     fn send_ping(&mut self, new: Client) -> Result<(), FeedError> {
         let (registry, token) = &self.source;
         let fd = new.as_fd().as_raw_fd();
@@ -74,7 +74,7 @@ impl Feed {
         Ok(())
     }
 
-    /// Looks whether a starting one answers.
+    /// Checks whether a starting data plane answers.
     pub(super) fn greet(&mut self, now: Instant) {
         let socket = self.path("sock");
         let State::Starting { process, client, since } = &mut self.state else { return };
@@ -92,7 +92,7 @@ impl Feed {
                 let is_ours = process.is_some();
                 let result = match Client::connect_for(&socket, PATIENCE) {
                     Ok(new) => self.send_ping(new),
-                    // One that was found and has gone.
+                    // It was found, not started here, and has ended.
                     Err(_) if !is_ours => self.launch(),
                     Err(_) => Ok(()),
                 };
@@ -114,13 +114,13 @@ impl Feed {
                         self.fail(error.to_string());
                     }
                 }
-                // It has gone: its exit, or another try, tells more.
+                // It has ended: its exit, or another try, tells more.
                 _ => {}
             },
         }
     }
 
-    /// It answers: what it has need not be what it shall have.
+    /// Takes over a data plane that answers: its configuration and networks may not be the wanted ones.
     fn take_over(&mut self) {
         let file = self.path("toml");
         match (Config::load(&file), self.config()) {
@@ -142,7 +142,7 @@ impl Feed {
         tracing::info!(nic = self.nic.name, "the data plane answers");
     }
 
-    /// It could not start.
+    /// Ends a data plane that could not start. The next try follows after a pause.
     fn fail(&mut self, reason: String) {
         let before = std::mem::replace(&mut self.state, State::Down(Instant::now() + self.pause));
         if let State::Starting { process: Some(process), .. } = before {
@@ -155,7 +155,7 @@ impl Feed {
         self.fault = Some(reason);
     }
 
-    /// It is gone, or of no use: killed, and to be started again.
+    /// Gives up a data plane that has ended or is useless: it is killed, and started again later.
     pub(super) fn lose(&mut self, reason: &str) {
         let until = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(PAUSE.1);
@@ -172,7 +172,7 @@ impl Feed {
         self.fault = Some(reason.into());
     }
 
-    /// Ends it in order, or kills it.
+    /// Ends the data plane in order, or kills it.
     pub(super) fn halt(&mut self) {
         let before = std::mem::replace(&mut self.state, State::Down(Instant::now()));
         self.carried.clear();
@@ -198,7 +198,7 @@ impl Feed {
         }
     }
 
-    /// What it is configured with.
+    /// The text of its configuration file.
     fn text(&self) -> String {
         #[derive(Serialize)]
         struct File<'a> {
@@ -221,7 +221,7 @@ impl Feed {
             encapsulation: Encapsulation { port: self.nic.port },
             peers: &self.others.allowed,
         };
-        // Nothing in it that TOML cannot say.
+        // TOML can express everything in it.
         format!("# Written by uvnd.\n{}", toml::to_string(&file).unwrap_or_default())
     }
 
@@ -229,7 +229,7 @@ impl Feed {
         toml_file::parse(&self.text()).map_err(|(_, broken)| self.down(&broken.to_string()))
     }
 
-    /// Writes it whole or not at all.
+    /// Writes the configuration file, whole or not at all.
     pub(super) fn write_config(&self) -> Result<(), FeedError> {
         self.config()?;
         let (path, new) = (self.path("toml"), self.path("toml.new"));
@@ -242,7 +242,7 @@ impl Feed {
     }
 }
 
-/// The NICs whose data planes `uvnd` has left, running or not.
+/// The NICs whose data planes `uvnd` has left behind, running or not.
 #[must_use]
 pub fn left() -> Vec<String> {
     let files = fs::read_dir(RUN).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -250,16 +250,16 @@ pub fn left() -> Vec<String> {
     configs.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect()
 }
 
-/// The peers that a NIC's data plane was told of the last time; None: none was.
+/// The peers that a NIC's data plane was last told; None: it was told none.
 #[must_use]
 pub fn was_told(nic: &str) -> Option<Peers> {
     Config::load(&Path::new(RUN).join(format!("{nic}.toml"))).ok().map(|config| config.peers)
 }
 
-/// Ends the data plane of a NIC without its [`Feed`]: `uvnd` has ended.
+/// Ends the data plane of a NIC without a [`Feed`], after `uvnd` has ended.
 ///
 /// # Errors
-/// It does not end.
+/// The data plane does not end.
 pub fn end(nic: &str) -> io::Result<()> {
     process::stop_unit(nic);
     let socket = Path::new(RUN).join(format!("{nic}.sock"));
@@ -267,7 +267,7 @@ pub fn end(nic: &str) -> io::Result<()> {
     finish(&client, client.process()?)
 }
 
-/// Ends the process at the other side of a connection in order, or kills it.
+/// Ends the process at the other end of a connection in order, or kills it.
 fn finish(client: &Client, pid: i32) -> io::Result<()> {
     const END: Duration = Duration::from_secs(5);
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
@@ -283,7 +283,7 @@ fn finish(client: &Client, pid: i32) -> io::Result<()> {
     if has_hung_up(client.as_fd()) { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
 }
 
-/// Whether nothing is to be read from a socket, and nobody has closed it.
+/// Whether a socket has nothing to read, and its other side has not closed it.
 pub(super) fn is_quiet(socket: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::new(socket, PollFlags::POLLIN)];
     matches!(poll(&mut polled, PollTimeout::ZERO), Ok(0) | Err(nix::Error::EINTR))

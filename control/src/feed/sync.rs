@@ -1,4 +1,4 @@
-//! What a data plane is told: networks and peers.
+//! The networks and peers that a data plane is told.
 
 use super::{AUDIT, FLOOD, Feed, FeedError, RETRY, State, Wanted};
 use crate::netlink;
@@ -14,7 +14,7 @@ use uvn_dataplane::port::tap::{Tap, TapError};
 use uvn_wire::vxlan::Vni;
 
 impl Feed {
-    /// Asks it; None if it does not run, is lost by now, or refuses.
+    /// Sends a request; None: the data plane does not run, is lost by now, or refuses.
     pub(super) fn ask(&mut self, request: &Request) -> Option<Reply> {
         let State::Up { client, .. } = &self.state else { return None };
         match client.ask(request, &[]) {
@@ -48,7 +48,8 @@ impl Feed {
         }
     }
 
-    /// Changes the allowed VTEPs from what it was told before. What does not fit one request takes a restart.
+    /// Changes the allowed VTEPs from those that it was told before. A change that does not fit one request takes a
+    /// restart.
     pub(super) fn allow(&mut self, before: &Peers) {
         let now = &self.others.allowed;
         let is_in = |vtep: &Vtep, list: &[Vtep]| list.iter().any(|other| other.address == vtep.address);
@@ -74,7 +75,7 @@ impl Feed {
         }
     }
 
-    /// Compares what it has with what is wanted: both ways.
+    /// Compares the data plane's networks with the wanted ones, in both directions.
     pub(super) fn compare(&mut self, now: Instant) {
         self.audit = now + AUDIT;
         let Some(states) = self.states() else { return };
@@ -93,7 +94,7 @@ impl Feed {
         self.pending.extend(missing);
     }
 
-    /// Feeds what is pending, until `end`.
+    /// Tells the data plane pending networks, until `end`.
     pub(super) fn catch_up(&mut self, end: Instant) {
         while Instant::now() < end && matches!(self.state, State::Up { .. }) {
             let Some(vni) = self.pending.pop_first() else { return };
@@ -107,7 +108,7 @@ impl Feed {
         }
     }
 
-    /// Makes it carry a network as it is wanted; one that it has gets its peers.
+    /// Makes the data plane carry a network as it is wanted; one that it has gets its peers.
     pub(super) fn feed(&mut self, vni: Vni) -> Result<(), FeedError> {
         let Some(wanted) = self.wanted.get(&vni) else { return Ok(()) };
         let (network, device) = (self.request(wanted), wanted.network.endpoint(&self.nic));
@@ -118,7 +119,7 @@ impl Feed {
         if let Err(FeedError::Refused { source: ClientError::Refused(failure), .. }) = &result
             && matches!(failure.code, Code::Exists | Code::NotFound)
         {
-            // It has another one under this number, or none where it had one.
+            // It has another network under this number, or none where it had one.
             self.carried.insert(vni);
             self.forget(vni);
             result = self.offer(&network, &device);
@@ -142,7 +143,7 @@ impl Feed {
         result
     }
 
-    /// A network as the data plane is told of it.
+    /// A network in the words of the data plane.
     fn request(&self, wanted: &Wanted) -> config::Network {
         let group = self.nic.group;
         let peers = match group {
@@ -164,14 +165,14 @@ impl Feed {
         }
     }
 
-    /// Adds a network with its endpoint's queues: one for each of the NIC's, up to [`ENDPOINT_QUEUES`].
+    /// Adds a network with its endpoint's queues: one for each queue of the NIC, up to [`ENDPOINT_QUEUES`].
     fn offer(&self, network: &config::Network, device: &str) -> Result<(), FeedError> {
         let State::Up { client, .. } = &self.state else { return Err(self.down("it is starting")) };
-        // Opening makes one that is not there: in the default VRF, where it must not be.
+        // Opening a missing device makes one: in the default VRF, where it must not be.
         let index =
             || netlink::index(device).map_err(|source| TapError::Create { name: device.into(), source });
         let before = index()?;
-        // One for each queue is what 0.1.0 wants: it has as many workers.
+        // uvn 0.1.0 needs one for each queue of the NIC: it has as many workers.
         let most = if client.is_older() { MAX_FDS } else { ENDPOINT_QUEUES };
         let queues = (self.nic.queues as usize).clamp(1, most);
         let taps = Tap::open(device, queues)?;
@@ -183,7 +184,7 @@ impl Feed {
         client.add_network(network, &fds).map(drop).map_err(refused)
     }
 
-    /// Tells it the peers of a network that it has.
+    /// Tells the data plane the peers of a network that it has.
     fn update(&self, network: &config::Network) -> Result<(), FeedError> {
         let State::Up { client, .. } = &self.state else { return Err(self.down("it is starting")) };
         if network.group.is_some() {
@@ -194,7 +195,7 @@ impl Feed {
         client.change(&request, &[]).map(drop).map_err(refused)
     }
 
-    /// Makes it carry a network no more.
+    /// Makes the data plane carry a network no longer.
     pub(super) fn forget(&mut self, vni: Vni) {
         if !self.carried.remove(&vni) {
             return;
@@ -203,7 +204,7 @@ impl Feed {
         match client.remove_network(vni.get()) {
             Ok(_) => {}
             Err(ClientError::Refused(failure)) if failure.code == Code::NotFound => {}
-            // Half removed: dead is safe.
+            // The network may be half removed: killing the data plane is safe.
             Err(error) => self.lose(&error.to_string()),
         }
     }
@@ -217,7 +218,7 @@ mod tests {
     use crate::peers::Peers;
     use mio::{Poll, Token};
 
-    /// Broadcast frames per second that a data plane is told, with so many other nodes.
+    /// The broadcast frames per second that a data plane is told with so many other nodes.
     fn told(nodes: u16, flood_rate: Option<u32>, group: Option<&str>) -> u32 {
         let nic = Nic {
             slot: 0,

@@ -14,7 +14,7 @@ use uvn_control::purge;
 type Done = Result<ExitCode, Box<dyn Error>>;
 
 impl Holder {
-    /// Clap sees to it that a job has its process.
+    /// The claim of this holder. Clap ensures that a job has its process.
     pub fn claim(self) -> Claim {
         match (self.session, self.job, self.pid) {
             (Some(pid), ..) => Claim::Session { pid },
@@ -73,7 +73,7 @@ pub fn purge(dry_run: bool, as_json: bool) -> Done {
     Ok(ExitCode::from(u8::from(!purged.errors.is_empty())))
 }
 
-/// The steps that were taken are of no interest to people; those that would be are.
+/// The steps to show: those of a dry run. Steps that were taken are of no interest to people.
 fn shown(steps: &[String], dry_run: bool) -> &[String] {
     if dry_run { steps } else { &[] }
 }

@@ -147,7 +147,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Refuses everybody but root: a user who pretends to be root here has no sockets all the same.
+/// Refuses everybody but root. A user who pretends to be root here has no sockets all the same.
 fn former_pam() -> ExitCode {
     if std::env::var_os("PAM_USER").is_some_and(|name| name == "root") {
         return ExitCode::SUCCESS;
@@ -158,7 +158,7 @@ fn former_pam() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// 2 for what the user of this program got wrong, 1 for the rest.
+/// The exit code: 2 for a mistake of this program's user, 1 for other errors.
 fn exit_code(error: &(dyn Error + 'static)) -> u8 {
     use uvn_api::protocol::Code;
     use uvn_api::toml_file::ConfigError;

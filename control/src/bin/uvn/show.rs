@@ -1,4 +1,4 @@
-//! Commands that only look.
+//! Commands that change nothing.
 
 use serde_json::json;
 use std::error::Error;

@@ -1,13 +1,13 @@
-//! A user as he is named on the command line.
+//! A user as named on the command line.
 
 use std::str::FromStr;
 
-/// A user.
+/// A user, who need not be in the user database.
 #[derive(Debug, Clone)]
 pub struct User {
-    /// His UID.
+    /// The UID.
     pub uid: u32,
-    /// His entry of the user database, if he has one.
+    /// The user's entry in the user database, if there is one.
     pub entry: Option<nix::unistd::User>,
 }
 
