@@ -94,7 +94,7 @@ fn capture(socket: &Path, vni: u32) -> Result<(), Box<dyn Error>> {
         return Err("a capture is for a file or a program, as in `... | tcpdump -nr -`".into());
     }
     match capture::run(&Client::connect(socket)?, vni, &mut BufWriter::new(out)) {
-        // Whoever reads it has seen enough.
+        // The reader of the output has seen enough.
         Err(CaptureError::Write(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),
     }

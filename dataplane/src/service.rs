@@ -42,25 +42,25 @@ const EVENTS: Token = Token(1);
 const NETLINK: Token = Token(2);
 const CONTROL: Token = Token(3);
 
-/// Only root connects, and a program needs one connection.
+/// Only root may connect, and a program needs one connection.
 const LIMITS: Limits = Limits { everyone: false, connections: 64, fds: MAX_FDS };
-/// Events of workers that wait to be read. More are lost: a worker says again what still holds.
+/// The most events of workers that wait to be read. More are lost: a worker repeats those that still hold.
 const EVENT_ROOM: usize = 4096;
-/// How often what depends on time is looked at.
+/// How often time-dependent work is done.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Why the data plane could not start, or had to end.
+/// Why the data plane cannot start, or must end.
 #[derive(Debug, Error)]
 pub enum ServiceError {
-    /// The kernel refuses something it needs.
+    /// The kernel refuses something that the data plane needs.
     #[error("{what}: {source}")]
     Kernel {
-        /// What.
+        /// The action or object that it refuses.
         what: &'static str,
         /// The kernel's reason.
         source: io::Error,
     },
-    /// The NIC.
+    /// The NIC does not exist, or the kernel refuses to read or change it.
     #[error(transparent)]
     Link(#[from] LinkError),
     /// The NIC is no Ethernet device.
@@ -71,26 +71,26 @@ pub enum ServiceError {
     Nic {
         /// The NIC.
         nic: String,
-        /// Why.
+        /// The reason.
         message: String,
     },
-    /// The control socket.
+    /// The control socket cannot be made.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// The allowed VTEPs.
+    /// The list of allowed VTEPs is refused.
     #[error(transparent)]
     Vteps(#[from] Conflict),
-    /// A network of the configuration file.
+    /// A network of the configuration file cannot be made.
     #[error("network {vni}: {message}")]
     Network {
         /// Its VNI.
         vni: u32,
-        /// What failed.
+        /// The reason.
         message: String,
     },
 }
 
-/// Those of a NIC that is not in use yet.
+/// The tables of a NIC that is not in use yet.
 fn first_tables(config: &Config, vteps: &Arc<Vteps>) -> Tables {
     Tables {
         epoch: 0,
@@ -114,9 +114,9 @@ pub struct Service {
     control: Option<Control<Request>>,
     events: Receiver<Event>,
     notifier: Notifier,
-    /// Second 0 of what is learned.
+    /// Second 0 of the times at which MACs are seen.
     started: Instant,
-    /// The allowed VTEPs: the configured ones and what requests changed.
+    /// The allowed VTEPs: the configured ones, with the changes by requests.
     peers: Peers,
     vteps: Arc<Vteps>,
     underlay: Underlay,
@@ -127,22 +127,22 @@ pub struct Service {
     /// Why the NIC is not in use.
     fault: Option<String>,
     tables: Arc<Tables>,
-    /// The next hops differ from those of the tables.
+    /// Whether the next hops differ from those of the tables.
     hops_changed: bool,
-    /// Something else does.
+    /// Whether anything else differs from the tables.
     tables_changed: bool,
-    /// Some device's addresses differ from those that were looked at.
+    /// Whether some device's addresses have changed since they were examined.
     addresses_changed: bool,
     /// VTEP addresses that no device has.
     absent: Vec<IpAddr>,
     /// Devices beside the NIC with an address on its link.
     on_link: Vec<String>,
-    /// What earlier workers counted.
+    /// The counts of earlier workers.
     past: Counts,
     watchdog: Watchdog,
 }
 
-/// The service manager's watchdog: told that all is well only while every worker's heart beats.
+/// The service manager's watchdog: it is told that all is well only while every worker's heart beats.
 struct Watchdog {
     every: Option<Duration>,
     due: Instant,
@@ -150,10 +150,10 @@ struct Watchdog {
 }
 
 impl Service {
-    /// Sets everything up: the NIC in use, every configured network at work, the control socket open.
+    /// Sets everything up: the NIC is in use, every configured network works, the control socket is open.
     ///
     /// # Errors
-    /// Something is refused; what had been set up is undone.
+    /// A step is refused; the earlier steps are undone.
     pub fn start(config: Config) -> Result<Service, ServiceError> {
         let kernel = |what| move |source| ServiceError::Kernel { what, source };
         raise_file_limit();
@@ -167,7 +167,7 @@ impl Service {
         registry
             .register(&mut SourceFd(&notifications.as_raw_fd()), NETLINK, Interest::READABLE)
             .map_err(kernel("rtnetlink"))?;
-        // Before the NIC: a second data plane must fail here, and not disturb the first.
+        // Before the NIC: a second data plane must fail here, without disturbing the first.
         let control = config
             .socket
             .as_deref()
@@ -246,7 +246,7 @@ impl Service {
                     }
                 }
             }
-            // One request a turn: the rest of the work comes in between.
+            // One request a turn: the rest of the work is done in between.
             let incoming = self.control.as_mut().and_then(Control::take);
             let requests_wait = incoming.is_some();
             if let Some(incoming) = incoming {
@@ -269,7 +269,7 @@ impl Service {
         }
     }
 
-    /// What depends on time.
+    /// Does the work that depends on time.
     fn tick(&mut self, now: Instant) {
         self.check_nic();
         self.mend_endpoints();
@@ -284,7 +284,7 @@ impl Service {
         self.beat(now);
     }
 
-    /// What workers have told.
+    /// Handles the events of workers.
     fn take_events(&mut self) {
         let (now, second) = (Instant::now(), self.second());
         // A bound, so that requests are not kept waiting.
@@ -307,7 +307,7 @@ impl Service {
         }
     }
 
-    /// What the kernel has told.
+    /// Handles the notifications of the kernel.
     fn take_changes(&mut self) {
         match self.notifications.read() {
             Ok(changes) => {
@@ -329,7 +329,7 @@ impl Service {
         }
     }
 
-    /// Sends what has changed to the workers, as new tables.
+    /// Sends changes to the workers, as new tables.
     fn publish(&mut self) {
         if !self.hops_changed && !self.tables_changed {
             return;
@@ -358,7 +358,7 @@ impl Service {
         }
     }
 
-    /// Publishes, and waits until every worker runs with it.
+    /// Publishes changes, and waits until every worker runs with them.
     fn commit(&mut self) -> Result<u64, Stuck> {
         self.tables_changed = true;
         self.publish();
@@ -378,7 +378,7 @@ impl Service {
         self.underlay.hops().filter_map(hop).collect()
     }
 
-    /// Outer destinations that are ours.
+    /// The outer destinations that belong to this node.
     fn local(&self) -> Vec<IpAddr> {
         self.config.vtep.iter().copied().chain(self.underlay.groups()).collect()
     }

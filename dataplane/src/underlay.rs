@@ -1,10 +1,11 @@
 //! The next hop of each VTEP in use: MAC and MTU, from the kernel's routes and neighbours, kept current.
 //!
-//! The kernel resolves neighbours and routes as for its own traffic; this only asks it to, and follows what it says.
-//! A VTEP without an answer has no hop: workers count its frames and ask again.
+//! The kernel resolves neighbours and routes as for its own traffic; this module only asks it to, and follows its
+//! answers. A VTEP without an answer has no hop: workers count its frames and ask again.
 //!
-//! Tenants choose destinations, and how many. So a turn of the control thread looks up a bounded number of VTEPs, those
-//! that networks ask for by turns ([`asks`]); the others of thousands follow in the next turns, those in use first.
+//! Tenants choose destinations, and how many. So a turn of the control thread looks up a bounded number of VTEPs: of
+//! those that networks ask for, by turns ([`asks`]), and of the others, those in use first. The rest follows in the
+//! next turns.
 
 mod asks;
 pub mod kernel;
@@ -25,21 +26,21 @@ use std::time::{Duration, Instant};
 use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::Vni;
 
-/// How often a neighbour that nobody has checked is checked. The kernel itself would wait for traffic of its own.
+/// How often a neighbour that nobody has checked is checked. The kernel alone would wait for traffic of its own.
 const RECHECK: Duration = Duration::from_secs(30);
-/// The least time between two tries for one VTEP: what the kernel takes to give up is three such.
+/// The least time between two tries for one VTEP. The kernel takes three times as long to give up.
 const RETRY: Duration = Duration::from_secs(1);
 /// After this long without an answer a VTEP that no network lists is forgotten.
 const FORGET: Duration = Duration::from_secs(10);
-/// VTEPs that are looked after at all.
+/// The most VTEPs that are looked after.
 const MAX_WANTED: usize = 65_536;
-/// VTEPs looked up in one turn of the control thread, of those that workers ask for, and of the others: ten
+/// The most VTEPs looked up in one turn of the control thread, of those that workers ask for, and of the others: ten
 /// microseconds each.
 const LOOK_UPS: usize = 64;
-/// Neighbours that the kernel is told to ask in a second without any worker's asking: it tells of each answer, and has room
-/// for few that do not answer.
+/// The most neighbours that the kernel is told to ask in a second without a worker's request: it reports each answer,
+/// and has room for few that do not answer.
 const PROBES: usize = 512;
-/// Workers hear of the dead no sooner than this after the last time: somebody who scans a subnet finds many.
+/// The least time between two reports of dead neighbours to workers: a user who scans a subnet finds many.
 const DEATHS: Duration = Duration::from_millis(100);
 /// RT_TABLE_DEFAULT, _MAIN and _LOCAL (include/uapi/linux/rtnetlink.h), which the kernel's own rules name.
 const USUAL_TABLES: [u32; 3] = [253, 254, 255];
@@ -49,11 +50,11 @@ const USUAL_TABLES: [u32; 3] = [253, 254, 255];
 pub struct NextHop {
     /// The destination of the outer Ethernet header.
     pub mac: Mac,
-    /// IP MTU of the way there.
+    /// IP MTU of the way to it, bytes.
     pub mtu: usize,
 }
 
-/// What is to be done about a VTEP.
+/// The action for a VTEP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Decision {
     /// Send there.
@@ -62,11 +63,11 @@ enum Decision {
     Recheck(NextHop, IpAddr),
     /// Have this neighbour asked.
     Ask(IpAddr),
-    /// There is no way.
+    /// No way leads to it.
     Unreachable,
 }
 
-/// Decides from what the kernel knows. Pure.
+/// Decides by the kernel's routes and neighbours. Pure.
 fn decide(route: Option<Route>, neighbours: &HashMap<IpAddr, Neighbour>, nic_mtu: usize) -> Decision {
     let Some(Route { via, mtu }) = route else { return Decision::Unreachable };
     let mtu = mtu.unwrap_or(nic_mtu).min(nic_mtu);
@@ -103,19 +104,19 @@ pub struct Underlay<K = Netlink> {
     /// Joined multicast groups; membership lasts as long as the socket.
     groups: BTreeMap<IpAddr, Option<Socket>>,
     neighbours: HashMap<IpAddr, Neighbour>,
-    /// What workers ask for.
+    /// The look-ups that workers ask for.
     asks: Asks,
-    /// VTEPs to be looked up without that.
+    /// VTEPs to be looked up without a worker's request.
     due: VecDeque<IpAddr>,
-    /// Neighbours to be asked without that, and how many more may be in this second.
+    /// Neighbours to be asked without a worker's request, and how many more may be in this second.
     unasked: Once,
     probes: usize,
     /// Tables in which a route has changed since the last tick.
     changed_tables: BTreeSet<u32>,
-    /// All routes may have changed since then, or anything at all.
+    /// Whether all routes may have changed since then, or anything at all.
     rules_changed: bool,
     lost: bool,
-    /// A neighbour has failed to answer; and when such was told last.
+    /// Whether a neighbour has failed to answer; and when that was last told.
     has_died: bool,
     told: Option<Instant>,
 }
@@ -127,8 +128,7 @@ struct Nic {
 }
 
 impl<K: Kernel> Underlay<K> {
-    /// Sets the NIC's index and the MTU that can be used on it; None: it is gone. On a change everything is looked up
-    /// anew.
+    /// Sets the NIC's index and its usable MTU; None: the NIC is gone. After a change, everything is looked up anew.
     pub fn set_nic(&mut self, nic: Option<(u32, usize)>) {
         let nic = nic.map(|(index, mtu)| Nic { index, mtu });
         if nic == self.nic {
@@ -146,7 +146,7 @@ impl<K: Kernel> Underlay<K> {
         self.resync();
     }
 
-    /// Sets which VTEPs and multicast groups the networks list. New ones are looked up in the next turns.
+    /// Sets the VTEPs and multicast groups that the networks list. New ones are looked up in the next turns.
     pub fn set_listed(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
         let (groups, vteps): (BTreeSet<_>, BTreeSet<_>) =
             addresses.into_iter().partition(|address| address.is_multicast());
@@ -156,7 +156,7 @@ impl<K: Kernel> Underlay<K> {
             self.groups.entry(group).or_insert_with(|| nic.and_then(|nic| join(group, nic.index)));
         }
         for gone in self.listed.difference(&vteps) {
-            // If workers still send there they will ask.
+            // Workers that still send there ask again.
             self.vteps.remove(*gone);
         }
         for new in vteps.difference(&self.listed) {
@@ -166,8 +166,8 @@ impl<K: Kernel> Underlay<K> {
         self.listed = vteps;
     }
 
-    /// A worker has frames of a network for this VTEP and knows no next hop. It is looked up when it is the network's turn:
-    /// see [`Underlay::serve`].
+    /// Notes that a worker has frames of a network for this VTEP, and knows no next hop. The VTEP is looked up when it
+    /// is the network's turn: see [`Underlay::serve`].
     pub fn ask(&mut self, network: Vni, address: IpAddr, now: Instant) {
         if !address.is_multicast() {
             self.asks.add(network, address, now);
@@ -183,7 +183,7 @@ impl<K: Kernel> Underlay<K> {
                 Change::Neighbour { index, address, neighbour } if here == Some(index) => {
                     changed |= self.learn(address, neighbour);
                 }
-                // No way by another device is one of ours.
+                // A way by another device is none of this NIC's.
                 Change::Route { table, device } if device.is_none() || device == here => {
                     self.changed_tables.insert(table);
                 }
@@ -199,7 +199,7 @@ impl<K: Kernel> Underlay<K> {
         changed
     }
 
-    /// A turn's share of what is to be looked up and asked. True if the hops changed, or others are dead.
+    /// Does a turn's share of look-ups and requests to the kernel. True if the hops changed, or more VTEPs are dead.
     pub fn serve(&mut self, now: Instant) -> bool {
         let mut changed = false;
         for _ in 0..LOOK_UPS {
@@ -229,7 +229,7 @@ impl<K: Kernel> Underlay<K> {
         changed
     }
 
-    /// When [`Underlay::serve`] is due; None: not before something happens.
+    /// When [`Underlay::serve`] is due; None: not until something happens.
     pub fn due(&self) -> Option<Instant> {
         let has_probes = self.probes > 0 && !self.unasked.is_empty();
         if self.asks.has_work() || !self.due.is_empty() || has_probes {
@@ -239,7 +239,8 @@ impl<K: Kernel> Underlay<K> {
         [self.asks.due(), deaths].into_iter().flatten().min()
     }
 
-    /// Once a second: follows route changes, has stale neighbours checked, forgets. True if the hops may have changed.
+    /// Once a second: follows route changes, has stale neighbours checked, forgets idle VTEPs. True if the hops may
+    /// have changed.
     pub fn tick(&mut self, now: Instant) -> bool {
         self.probes = PROBES;
         let lost = self.lost;
@@ -298,7 +299,7 @@ impl<K: Kernel> Underlay<K> {
         self.groups.keys().copied()
     }
 
-    /// Reads the neighbours afresh. Routes are taken for what they were until their turn comes.
+    /// Reads the neighbours afresh. The known routes are used until it is their turn.
     fn resync(&mut self) {
         (self.lost, self.rules_changed) = (false, false);
         self.changed_tables.clear();
@@ -315,14 +316,14 @@ impl<K: Kernel> Underlay<K> {
         self.due = self.in_use_first();
     }
 
-    /// Whether a route that counts may have changed since this was asked last.
+    /// Whether a route that matters may have changed since the last call.
     fn routes_changed(&mut self) -> bool {
         let tables = std::mem::take(&mut self.changed_tables);
         if std::mem::take(&mut self.rules_changed) || USUAL_TABLES.iter().any(|usual| tables.contains(usual))
         {
             return true;
         }
-        // A VRF's table changes with each network, and is nobody else's.
+        // A VRF's table changes with each network, and concerns nobody else.
         let (Some(nic), false) = (self.nic, tables.is_empty()) else { return false };
         self.kernel.tables(nic.index).map_or_else(
             |error| {
@@ -337,7 +338,7 @@ impl<K: Kernel> Underlay<K> {
         self.vteps.iter().map(|(vtep, _)| *vtep).collect()
     }
 
-    /// All VTEPs: those that workers have asked for, the last first, then those that are only listed.
+    /// All VTEPs: first those that workers have asked for, the last first; then those that are only listed.
     fn in_use_first(&self) -> VecDeque<IpAddr> {
         let mut all = self.addresses();
         all.sort_by_key(|vtep| Reverse(self.vteps.get(vtep).and_then(|wanted| wanted.asked)));
@@ -348,7 +349,7 @@ impl<K: Kernel> Underlay<K> {
         self.vteps.get(&vtep)?.hop
     }
 
-    /// Looks up what a network asks for. True if the hop changed.
+    /// Looks up a VTEP that a network asks for. True if the hop changed.
     fn answer(&mut self, network: Vni, vtep: IpAddr, now: Instant) -> bool {
         if self.vteps.get(&vtep).is_none() {
             if self.vteps.len() >= MAX_WANTED {
@@ -392,8 +393,8 @@ impl<K: Kernel> Underlay<K> {
     /// Takes over a neighbour's state. True if a hop changed.
     fn learn(&mut self, address: IpAddr, neighbour: Option<Neighbour>) -> bool {
         let affected = self.vteps.behind(&address);
-        // The kernel clears away what its own traffic does not use. It may still be there: ask, unless only workers have
-        // asked for it, and in vain: they will again.
+        // The kernel clears away neighbours that its own traffic does not use. This one may still exist: it is asked,
+        // unless only workers have asked for it, and in vain: they will ask again.
         let is_wanted = |vtep: &IpAddr| self.listed.contains(vtep) || self.hop(*vtep).is_some();
         if neighbour.is_none() && affected.iter().any(is_wanted) {
             self.unasked.push(address);
@@ -421,7 +422,7 @@ impl<K: Kernel> Underlay<K> {
         changed
     }
 
-    /// Sets the hop from what is known; returns what is to be done.
+    /// Sets the hop by what is known. Returns the action for the VTEP.
     fn update(&mut self, address: IpAddr) -> Decision {
         let Some(wanted) = self.vteps.get_mut(&address) else { return Decision::Unreachable };
         let decision = match self.nic {
@@ -442,7 +443,7 @@ impl<K: Kernel> Underlay<K> {
         decision
     }
 
-    /// Has a neighbour asked.
+    /// Makes the kernel ask for a neighbour.
     fn probe(&mut self, neighbour: IpAddr, now: Instant) {
         let Some(nic) = self.nic else { return };
         if let Err(error) = self.kernel.probe(neighbour, nic.index) {

@@ -31,12 +31,12 @@ use uvn_wire::vxlan::Vni;
 
 /// Frames to receive at a time, among which GRO joins segments: so many payloads and a head fit [`MAX_PARTS`].
 pub const BATCH: usize = MAX_PARTS - 1;
-/// Super-frames of which a worker has sent a part, at most, and one more that is sent at once.
+/// The most super-frames that a worker has sent in part, and one more that is sent at once.
 const BEGUN: usize = 9;
 /// How long frames wait for the next hop of a VTEP.
 const PARKED_FOR: Duration = Duration::from_secs(3);
 
-/// What the control thread tells a worker, in order.
+/// The messages of the control thread to a worker, in order.
 pub enum Command {
     /// Use these tables from now on; acknowledged in [`Status::epoch`].
     Tables(Arc<Tables>),
@@ -58,11 +58,11 @@ pub enum Command {
     Stop,
 }
 
-/// What a worker tells the control thread.
+/// The messages of a worker to the control thread.
 pub enum Event {
     /// Frames of a network wait for the next hop of a VTEP.
     Resolve {
-        /// The network: each has its own share of what is asked for.
+        /// The network, which has its own share of the look-ups.
         vni: Vni,
         /// The VTEP.
         vtep: IpAddr,
@@ -103,7 +103,7 @@ pub struct Report {
     pub lost: u64,
 }
 
-/// What other threads may read while the worker runs.
+/// The state of a running worker that other threads may read.
 #[derive(Debug, Default)]
 pub struct Status {
     /// Epoch of the tables in use.
@@ -206,7 +206,7 @@ impl<N: Nic> Worker<N> {
         }
     }
 
-    /// What other threads may read.
+    /// The state that other threads may read.
     #[must_use]
     pub fn status(&self) -> Arc<Status> {
         self.status.clone()

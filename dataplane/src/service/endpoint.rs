@@ -1,10 +1,10 @@
-//! Endpoints under others' hands: lost, re-addressed. Moved ones and such are the gear's.
+//! Endpoints that others have changed: lost ones, and those with another MAC. The gear handles moved ones and such.
 
 use super::Service;
 use std::io;
 
 impl Service {
-    /// An endpoint broke at one worker: it is of no use to the others either.
+    /// Gives up an endpoint that broke at one worker: it is of no use to the others either.
     pub(super) fn lose_endpoint(&mut self, slot: u32, error: &io::Error) {
         let Some(entry) = self.networks.by_slot(slot).filter(|entry| entry.fault.is_none()) else { return };
         let vni = entry.network.vni;
@@ -15,7 +15,8 @@ impl Service {
         }
     }
 
-    /// Sets MACs of endpoints back that udev or somebody else has changed: with another one nothing is sent or received.
+    /// Restores the MACs of endpoints that udev or another program has changed: with another MAC nothing is sent or
+    /// received.
     pub(super) fn mend_endpoints(&mut self) {
         for (_, entry) in self.networks.iter_mut().filter(|(_, entry)| entry.fault.is_none()) {
             let vni = entry.network.vni;

@@ -16,7 +16,7 @@ use uvn_engine::tables::Tables;
 const ETHERNET: u16 = 1;
 
 impl Service {
-    /// At the start the NIC must be there; it may be down.
+    /// Puts the NIC to use at the start. It must exist; it may be down.
     pub(super) fn start_nic(&mut self) -> Result<(), ServiceError> {
         let link = link::get(&self.config.nic)?;
         if link.arphrd != ETHERNET || link.mac.is_none() {
@@ -26,7 +26,7 @@ impl Service {
         self.check_port();
         self.addresses_changed = false;
         self.follow_addresses();
-        // A data plane that has just been killed may still be about to let go of the NIC.
+        // A data plane that has just been killed may not have released the NIC yet.
         let end = Instant::now() + Duration::from_secs(2);
         loop {
             self.open_nic();
@@ -43,7 +43,8 @@ impl Service {
         }
     }
 
-    /// Warns of what lets tenants out, though it can still be mended while this runs.
+    /// Warns if another program or device has the VXLAN port: it gets what tenants send there. That can still be
+    /// corrected while the data plane runs.
     fn check_port(&self) {
         let port = self.config.encapsulation.port;
         let is_taken = |vtep: &IpAddr| {
@@ -57,7 +58,7 @@ impl Service {
         }
     }
 
-    /// Looks what the NIC is now, and follows.
+    /// Examines the NIC, and follows its changes.
     pub(super) fn check_nic(&mut self) {
         let link = match link::get(&self.config.nic) {
             Ok(link) => Some(link),
@@ -94,7 +95,7 @@ impl Service {
         }
     }
 
-    /// Notes what the NIC is now. What depends on its MAC and MTU follows.
+    /// Notes the NIC's present state. What depends on its MAC and MTU follows.
     fn set_link(&mut self, link: Option<Link>) {
         if link == self.link {
             return;
@@ -106,7 +107,7 @@ impl Service {
         {
             tracing::warn!(%error, "the kernel tells of users' neighbours, too");
         }
-        // Nothing can be sent by one that is down: whoever tries shall be told.
+        // A NIC that is down can send nothing: senders must be told.
         let in_use = self.link.as_ref().filter(|link| link.up);
         self.underlay.set_nic(in_use.map(|link| (link.index, mtu)));
         self.hops_changed = true;
@@ -119,7 +120,7 @@ impl Service {
         };
         let (nic, up, running, mtu) = (&now.name, now.up, now.running, now.mtu);
         tracing::info!(nic, up, running, mtu, "the NIC's state");
-        // Until a gear is chosen, nobody knows.
+        // Until a gear is chosen, the limit is not known.
         if let Some(used) = self.gear.as_ref().map(Gear::max_mtu).filter(|used| mtu as usize > *used) {
             tracing::warn!(nic, mtu, used, "the NIC's MTU is more than can be used");
         }
@@ -128,7 +129,7 @@ impl Service {
         }
     }
 
-    /// Has every endpoint follow the NIC's MTU.
+    /// Sets the MTU of every endpoint by the NIC's.
     fn set_mtus(&mut self) {
         let mtu = self.endpoint_mtu();
         for (_, entry) in self.networks.iter_mut() {
@@ -143,7 +144,7 @@ impl Service {
         self.gear.as_ref().map_or(MAX_MTU, Gear::max_mtu)
     }
 
-    /// The MTU of the underlay as far as it can be used, bytes.
+    /// The usable MTU of the underlay, bytes.
     fn nic_mtu(&self) -> usize {
         self.link.as_ref().map_or(1500, |link| link.mtu as usize).min(self.max_mtu())
     }
@@ -164,14 +165,14 @@ impl Service {
         }
     }
 
-    /// Puts the NIC to use, if it is there and up, with every network. What fails is tried again at the next tick.
+    /// Puts the NIC to use, if it exists and is up, with every network. A failed try is repeated at the next tick.
     fn open_nic(&mut self) {
         let Some(link) = self.link.clone() else {
             self.fault = None;
             return;
         };
         if !link.up {
-            // An AF_XDP socket binds to a NIC that is up only.
+            // An AF_XDP socket binds only to a NIC that is up.
             self.fault = None;
             return;
         }
@@ -179,7 +180,7 @@ impl Service {
             self.fault = Some("its queues cannot be counted".into());
             return;
         };
-        // The networks of these tables are those of earlier workers, of another number perhaps.
+        // The networks of these tables belong to earlier workers, perhaps of another number.
         let tables =
             Arc::new(Tables { networks: Vec::new(), slots: HashMap::new(), ..(*self.tables).clone() });
         let opened = Gear::open(&self.config, &link, count, &tables, &self.notifier, self.started);
@@ -232,7 +233,7 @@ impl Service {
         }
     }
 
-    /// Has the gear take the frames that the workers are ready for. The last step of putting a NIC to use.
+    /// Lets the gear take the frames that the workers are ready for: the last step of putting a NIC to use.
     fn fill_maps(&mut self) -> Result<(), String> {
         self.filter_vteps()?;
         self.filter_mac()?;
@@ -256,7 +257,7 @@ impl Service {
         gear.set_mac(mac).map_err(|error| error.to_string())
     }
 
-    /// Gives the gear the outer destinations that are ours.
+    /// Gives the gear the outer destinations that belong to this node.
     pub(super) fn filter_local(&mut self) -> Result<(), String> {
         let local = self.local();
         let Some(gear) = &mut self.gear else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! What takes something from the data plane, though it works.
+//! Notes: what impairs the data plane, though it works.
 
 use super::Service;
 use crate::underlay::rivals;
@@ -9,11 +9,11 @@ use uvn_api::dataplane::message::Note;
 use uvn_engine::outer::overhead;
 use uvn_wire::ipv6::MIN_MTU;
 
-/// A list of thousands would leave no room for the rest.
+/// The most entries shown: a list of thousands would leave no room for the rest.
 const SHOWN: usize = 8;
 
 impl Service {
-    /// For `show`.
+    /// The notes, for `show`.
     pub(super) fn notes(&self) -> Vec<Note> {
         let absent = self.absent.iter().map(|vtep| Note::VtepAbsent { vtep: *vtep });
         let rivals = self.rivals().into_iter().map(|device| Note::Rival { device });
@@ -21,7 +21,7 @@ impl Service {
         absent.chain(rivals).chain(gear).chain(self.narrow_ways().take(SHOWN)).collect()
     }
 
-    /// After a change of some device's addresses.
+    /// Follows a change of some device's addresses.
     pub(super) fn follow_addresses(&mut self) {
         let nobodys = |vtep: &IpAddr| is_nobodys(*vtep, &self.config.nic);
         let absent: Vec<IpAddr> = self.config.vtep.iter().copied().filter(nobodys).collect();
@@ -42,7 +42,7 @@ impl Service {
         self.absent = absent;
     }
 
-    /// Devices that answer for the NIC, and are no endpoints of networks.
+    /// Devices that answer for the NIC, and are no endpoints of networks: the first [`SHOWN`].
     fn rivals(&self) -> Vec<String> {
         let mut rivals: Vec<String> =
             self.on_link.iter().filter(|device| rivals::answers_for_others(device)).cloned().collect();
@@ -56,12 +56,12 @@ impl Service {
         rivals
     }
 
-    /// Ways that are narrower than what IPv6 needs, if a network has it.
+    /// Notes about ways that are too narrow for IPv6, if a network has it.
     fn narrow_ways(&self) -> impl Iterator<Item = Note> {
         let is_ipv6 = |entry: &crate::networks::Entry| {
             entry.network.addresses.iter().any(|cidr| cidr.address.is_ipv6())
         };
-        // Below that the endpoints have none, which is told with each network.
+        // Below that the endpoints have no IPv6, which is shown with each network.
         let has_ipv6 =
             self.endpoint_mtu() >= MIN_MTU && self.networks.iter().any(|(_, entry)| is_ipv6(entry));
         self.underlay.hops().filter_map(move |(vtep, hop)| {
@@ -71,7 +71,7 @@ impl Service {
     }
 }
 
-/// Whether no device has an address, seen from a NIC, which may be in a VRF.
+/// Whether no device has an address, as seen from a NIC, which may be in a VRF.
 fn is_nobodys(address: IpAddr, nic: &str) -> bool {
     let bind = |device: Option<&[u8]>| -> io::Result<()> {
         let to = SocketAddr::new(address, 0);

@@ -31,7 +31,7 @@ pub(super) fn failed(error: impl ToString) -> Failure {
 }
 
 impl Service {
-    /// Does what is asked.
+    /// Carries out a request.
     pub(super) fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<Reply, Failure> {
         if !fds.is_empty() && !matches!(request, Request::AddNetwork(_)) {
             return Err(Failure::new(Code::Invalid, "only add_network takes file descriptors"));
@@ -60,7 +60,7 @@ impl Service {
         }
     }
 
-    /// The networks of the configuration file.
+    /// Adds the networks of the configuration file.
     pub(super) fn start_networks(&mut self) -> Result<(), ServiceError> {
         for network in std::mem::take(&mut self.config.networks) {
             let vni = network.vni.get();
@@ -120,7 +120,7 @@ impl Service {
         }
     }
 
-    /// Puts a network to work, in the engine: tables, endpoint, then the XDP map.
+    /// Puts a network to work in the engine: tables, endpoint, then the XDP map.
     fn grant(&mut self, vni: Vni) -> Result<u64, Failure> {
         // Before the endpoint: a worker reads it at once.
         self.tables_changed = true;
@@ -143,7 +143,7 @@ impl Service {
         Ok(Reply::Done { epoch })
     }
 
-    /// Ends a network: XDP map, endpoint and tables, and when no worker has it any more the device.
+    /// Ends a network: XDP map, endpoint and tables, then the device, once no worker has it any more.
     fn revoke(&mut self, vni: Vni) -> Result<u64, Failure> {
         let filtered = match &mut self.gear {
             Some(gear) => gear.revoke(vni).map_err(failed),
@@ -159,7 +159,7 @@ impl Service {
         self.take_events();
         self.past.add_dropped(entry.source.sending().dropped);
         entry.source.remove();
-        // Whatever failed, the rest was done.
+        // Whatever failed, the other steps were done.
         filtered.and(listed)?;
         Ok(epoch?)
     }
@@ -192,7 +192,7 @@ impl Service {
         Ok(Reply::Done { epoch: self.commit()? })
     }
 
-    /// Has the VTEPs and groups that networks list looked up and joined; drops the others.
+    /// Looks up the VTEPs and joins the groups that networks list; drops the others.
     fn follow_listed(&mut self) -> Result<(), Failure> {
         let listed: HashSet<IpAddr> = self
             .networks

@@ -61,7 +61,7 @@ impl Service {
             .collect();
         entries.sort_by_key(|entry| entry.network.vni);
         let gear = self.gear.as_ref();
-        // Each is asked for once: the kernel has to be asked, too.
+        // Each is asked for once, since the kernel must be asked, too.
         let mut networks = Vec::new();
         let states = entries.iter().map(|entry| {
             networks.push(state_of(entry, gear));
@@ -134,14 +134,14 @@ impl Service {
         }))
     }
 
-    /// What every worker has measured.
+    /// The measurements of every worker.
     fn reports(&self) -> Result<Vec<Report>, Failure> {
         self.gear.as_ref().map_or(Ok(Vec::new()), Gear::reports).map_err(failed)
     }
 }
 
 fn state_of(entry: &Entry, gear: Option<&Gear>) -> NetworkState {
-    /// A list of thousands would leave no room for others.
+    /// The most destinations shown: a list of thousands would leave no room for others.
     const FLOOD_SHOWN: usize = 16;
     let vni = entry.network.vni;
     let mut counts = entry.counts();

@@ -1,21 +1,22 @@
-//! Who asks for which next hop: a queue per network, served in turns, so that one who scans a subnet waits for himself.
+//! The requests of networks for next hops: a queue per network, served in turns, so that a scan of a subnet delays only
+//! its own network.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 use uvn_wire::vxlan::Vni;
 
-/// Neighbours that are being asked for a network at the same time. One that is there answers within milliseconds and makes
-/// room for the next; so this is what silent ones cost: as many broadcasts a second, and three times as many entries of the
-/// kernel's, which asks three times.
+/// The most neighbours that are being asked for a network at the same time. One that exists answers within milliseconds
+/// and makes room for the next, so this bounds the cost of silent ones: as many broadcasts a second, and three times as
+/// many entries in the kernel, which asks three times.
 const AT_ONCE: usize = 64;
-/// How long one that does not answer takes up room.
+/// How long a neighbour that does not answer takes up room.
 const HOLD: Duration = Duration::from_secs(1);
-/// VTEPs of a network that wait for their turn, and for how long: nobody holds a frame for them any more then.
+/// The most VTEPs of a network that wait for their turn, and for how long: after that, nobody holds a frame for them.
 const WAITING: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// A queue in which each address stands once.
+/// A queue that holds each address once.
 #[derive(Debug, Default)]
 pub struct Once {
     queue: VecDeque<IpAddr>,
@@ -40,13 +41,14 @@ impl Once {
     }
 }
 
-/// The questions of all networks.
+/// The requests of all networks.
 #[derive(Debug, Default)]
 pub struct Asks {
     networks: HashMap<Vni, Queue>,
-    /// Whose turn it is: networks that have something waiting, and room.
+    /// The networks in turn: those that have something waiting, and room.
     turns: VecDeque<Vni>,
-    /// Neighbours that are being asked, for whom and since when; and the same in order of time, with some that have answered.
+    /// Neighbours that are being asked, with the network and the time; and the same in order of time, with some that
+    /// have answered.
     held: HashMap<IpAddr, (Vni, Instant)>,
     since: VecDeque<(Instant, IpAddr)>,
 }
@@ -54,15 +56,15 @@ pub struct Asks {
 #[derive(Debug, Default)]
 struct Queue {
     waiting: VecDeque<(Instant, IpAddr)>,
-    /// What is in it.
+    /// The VTEPs in it.
     known: HashSet<IpAddr>,
     held: usize,
-    /// It is among the turns.
+    /// Whether it is among the turns.
     has_turn: bool,
 }
 
 impl Queue {
-    /// The next that somebody still waits for.
+    /// The next VTEP whose request has not expired.
     fn pop(&mut self, now: Instant) -> Option<IpAddr> {
         while let Some((since, vtep)) = self.waiting.pop_front() {
             self.known.remove(&vtep);
@@ -75,7 +77,8 @@ impl Queue {
 }
 
 impl Asks {
-    /// A network asks for a VTEP. What finds no room is forgotten: the network's own frames ask again.
+    /// Notes that a network asks for a VTEP. If there is no room, the VTEP is forgotten: the network's own frames ask
+    /// again.
     pub fn add(&mut self, network: Vni, vtep: IpAddr, now: Instant) {
         let queue = self.networks.entry(network).or_default();
         if queue.waiting.len() < WAITING && queue.known.insert(vtep) {
@@ -84,7 +87,7 @@ impl Asks {
         self.give_turn(network);
     }
 
-    /// The next VTEP in turn, and whose it is.
+    /// The next VTEP in turn, and its network.
     pub fn next(&mut self, now: Instant) -> Option<(Vni, IpAddr)> {
         self.expire(now);
         while let Some(network) = self.turns.pop_front() {
@@ -101,7 +104,7 @@ impl Asks {
         None
     }
 
-    /// A neighbour is to be asked for a network. False: it is being asked.
+    /// Notes that a neighbour is to be asked for a network. False: it is being asked already.
     pub fn hold(&mut self, network: Vni, neighbour: IpAddr, now: Instant) -> bool {
         if self.held.contains_key(&neighbour) {
             return false;
@@ -112,7 +115,7 @@ impl Asks {
         true
     }
 
-    /// A neighbour has answered, or will not.
+    /// Notes that a neighbour has answered, or will not.
     pub fn release(&mut self, neighbour: IpAddr) {
         let Some((network, _)) = self.held.remove(&neighbour) else { return };
         if let Some(queue) = self.networks.get_mut(&network) {
@@ -122,13 +125,13 @@ impl Asks {
         self.forget_idle(network);
     }
 
-    /// Whether somebody has a turn, and room.
+    /// Whether a network has a turn, and room.
     pub fn has_work(&self) -> bool {
         let has_room = |network| self.networks.get(network).is_some_and(|queue: &Queue| queue.held < AT_ONCE);
         self.turns.iter().any(has_room)
     }
 
-    /// When the next that waits for room has it.
+    /// When the next network that waits for room gets it; None: none waits.
     pub fn due(&self) -> Option<Instant> {
         let waits = self.networks.values().any(|queue| !queue.waiting.is_empty());
         self.since.front().filter(|_| waits).map(|(since, _)| *since + HOLD)

@@ -1,11 +1,11 @@
-//! The kernel, as far as it is asked.
+//! The questions to the kernel.
 
 use super::route::{self, Neighbour, Route};
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
-/// What is asked of the kernel; in tests another answers.
+/// The questions to the kernel. In tests, something else answers them.
 pub trait Kernel {
     /// As [`route::look_up`].
     ///

@@ -1,4 +1,4 @@
-//! Devices beside the NIC that may attract what is meant for it (ARP flux).
+//! Devices beside the NIC that may attract frames meant for it (ARP flux).
 
 use crate::port::link::netlink_request;
 use netlink_packet_core::NLM_F_DUMP;
@@ -10,8 +10,9 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 
-/// The names of the devices that are up and have an IPv4 address on the link of a VTEP, without the NIC with index `nic`.
-/// IPv6 has no such answers (RFC 4861 section 7.2.3), and a device in a VRF does not answer for one outside of it.
+/// The names of the devices that are up and have an IPv4 address on the link of a VTEP, without the NIC with index
+/// `nic`. IPv6 has no such answers (RFC 4861 section 7.2.3), and a device in a VRF does not answer for one outside of
+/// it.
 ///
 /// # Errors
 /// The kernel's refusal.
@@ -62,8 +63,8 @@ fn name_of_free(link: &LinkMessage) -> Option<String> {
     name.filter(|_| link.header.flags.contains(LinkFlags::Up) && !is_bound)
 }
 
-/// Whether the node answers by a device for the addresses of its other devices (arp_ignore and arp_filter in ip-sysctl of
-/// the kernel's documentation). The larger of the device's value and that of `all` holds.
+/// Whether the node answers by a device for the addresses of its other devices (arp_ignore and arp_filter in ip-sysctl
+/// of the kernel's documentation). The larger of the device's value and that of `all` holds.
 #[must_use]
 pub fn answers_for_others(device: &str) -> bool {
     answers(device, |device, name| {

@@ -21,57 +21,58 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use uvn_wire::ethernet::Mac;
 
-/// A way to an underlay address.
+/// A route to an underlay address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
-    /// Whose MAC the frames are sent to: the router, or the address itself on the NIC's own subnet.
+    /// The address whose MAC the frames are sent to: the router, or the address itself on the NIC's own subnet.
     pub via: IpAddr,
-    /// MTU of the route (RTAX_MTU), if it is configured with one; what a packet claims is none (RFC 8201 section 6).
+    /// MTU of the route (RTAX_MTU), if it is configured with one, bytes; an MTU that a packet claims does not count
+    /// (RFC 8201 section 6).
     pub mtu: Option<usize>,
 }
 
-/// What the kernel knows of a neighbour.
+/// The kernel's state of a neighbour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Neighbour {
-    /// It answered.
+    /// The neighbour has answered.
     Known {
         /// Its MAC.
         mac: Mac,
-        /// Nobody has checked for a while that it still holds.
+        /// Whether nobody has checked for a while that it still holds.
         stale: bool,
     },
-    /// It is being asked.
+    /// The neighbour is being asked.
     Unanswered,
-    /// It was asked, and does not answer.
+    /// The neighbour was asked, and does not answer.
     Failed,
 }
 
-/// What has changed in the kernel.
+/// A change in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// A neighbour on a device.
+    /// A neighbour on a device has changed.
     Neighbour {
         /// The device's index.
         index: u32,
         /// The neighbour.
         address: IpAddr,
-        /// What is known of it now; None: the kernel has forgotten it.
+        /// Its state now; None: the kernel has forgotten it.
         neighbour: Option<Neighbour>,
     },
-    /// Some route.
+    /// A route has changed.
     Route {
         /// The table it is in.
         table: u32,
         /// Index of the device that it leads to; None: several, none, or it is not known.
         device: Option<u32>,
     },
-    /// The rules that say which tables are looked at.
+    /// The rules have changed that say which tables are looked at.
     Rules,
-    /// The device with this index: it is new, or something about it.
+    /// The device with this index is new, or has changed.
     Link(u32),
-    /// Some device's addresses.
+    /// The addresses of a device have changed.
     Addresses,
-    /// The device with this index left: it was deleted, or moved to another network namespace.
+    /// The device with this index has gone: it was deleted, or moved to another network namespace.
     Gone(u32),
     /// Notifications were lost: everything may have changed.
     Lost,
@@ -85,7 +86,7 @@ pub fn look_up(address: IpAddr, index: u32) -> io::Result<Option<Route>> {
     let Some(message) = ask(address, index, RouteFlags::empty())? else { return Ok(None) };
     let Some(mut route) = read_route(&message, address, index) else { return Ok(None) };
     if route.mtu.is_some() && expires(&message) {
-        // Whoever sends an ICMP error has put it there, for all networks. The table's own entry has no such.
+        // The sender of an ICMP error may have put it there, for all networks. The table's own entry has no such MTU.
         let configured = ask(address, index, RouteFlags::FibMatch)?;
         route.mtu = configured.and_then(|message| read_mtu(&message));
     }
@@ -112,7 +113,7 @@ fn ask(address: IpAddr, index: u32, flags: RouteFlags) -> io::Result<Option<Rout
     }))
 }
 
-/// Whether it holds for a time only.
+/// Whether the route holds only for a time.
 fn expires(message: &RouteMessage) -> bool {
     let is_it = |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::CacheInfo(info) if info.expires != 0);
     message.attributes.iter().any(is_it)
@@ -129,7 +130,7 @@ fn read_mtu(message: &RouteMessage) -> Option<usize> {
     })
 }
 
-/// What "no route" looks like, of whatever kind (blackhole: EINVAL, prohibit: EACCES).
+/// Whether an error means that there is no route, of whatever kind (blackhole: EINVAL, prohibit: EACCES).
 fn is_unreachable(error: &io::Error) -> bool {
     let unreachable =
         [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EINVAL, libc::EACCES, libc::ENODEV, libc::ENETDOWN];
@@ -155,8 +156,8 @@ fn read_route(message: &RouteMessage, address: IpAddr, index: u32) -> Option<Rou
     (device == Some(index)).then_some(route)
 }
 
-/// The routing tables in which next hops on the device `index` are looked up: those that rules name, not those of users' VRFs.
-/// None: any, since the device is in a VRF, perhaps.
+/// The routing tables in which next hops on the device `index` are looked up: those that rules name, not those of
+/// users' VRFs. None: any table, since the device may be in a VRF.
 ///
 /// # Errors
 /// The kernel's refusal.
@@ -194,7 +195,7 @@ pub fn tables(index: u32) -> io::Result<Option<BTreeSet<u32>>> {
 /// The kernel's refusal.
 pub fn neighbours(index: u32) -> io::Result<Vec<(IpAddr, Neighbour)>> {
     let mut dump = NeighbourMessage::default();
-    // Those of users' endpoints may be a hundred times as many.
+    // Neighbours on users' endpoints may be a hundred times as many.
     dump.attributes.push(NeighbourAttribute::IfIndex(index));
     let answers = netlink_request(RouteNetlinkMessage::GetNeighbour(dump), NLM_F_DUMP)?;
     let known = answers.iter().filter_map(|answer| match answer {
@@ -252,15 +253,16 @@ pub struct Notifications {
 }
 
 impl Notifications {
-    /// Subscribes.
+    /// Subscribes to these notifications.
     ///
     /// # Errors
     /// The kernel's refusal.
     pub fn subscribe() -> io::Result<Notifications> {
-        /// rtnetlink groups (include/uapi/linux/rtnetlink.h): RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE,
-        /// _IPV6_IFADDR, _IPV6_ROUTE, _IPV6_RULE.
+        /// rtnetlink groups (include/uapi/linux/rtnetlink.h): RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE,
+        /// _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV6_RULE.
         const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
-        /// What ten thousand neighbours send, more or less. If some are lost, all are asked again, and that is as many.
+        /// The receive buffer, bytes: about what ten thousand neighbours send. If some are lost, all are asked again,
+        /// and that is as many.
         const BUFFER: usize = 8 << 20;
 
         let mut socket = Socket::new(NETLINK_ROUTE)?;
@@ -274,8 +276,8 @@ impl Notifications {
         Ok(Notifications { socket, buffer: vec![0; 64 << 10] })
     }
 
-    /// From now on, of neighbours only those on the device `index`. Those on users' endpoints are as many as users make
-    /// them: the kernel does not even queue them here.
+    /// Limits the notifications about neighbours to those on the device `index`, from now on. Those on users' endpoints
+    /// are as many as users make them: the kernel does not even queue them here.
     ///
     /// # Errors
     /// The kernel's refusal.
@@ -304,7 +306,7 @@ impl Notifications {
         SockRef::from(&self.socket).attach_filter(&filter)
     }
 
-    /// Everything that has come.
+    /// All notifications that have come.
     ///
     /// # Errors
     /// A failure of the socket other than lost notifications, which are [`Change::Lost`].
@@ -357,7 +359,8 @@ fn read_changes(mut bytes: &[u8], changes: &mut Vec<Change>) {
     }
 }
 
-/// A route that replaces another does not say what device that one led to.
+/// The change that a message about a route reports. A route that replaces another does not say which device that one
+/// led to.
 fn route_change(message: &RouteMessage, replaces: bool) -> Change {
     let mut table = u32::from(message.header.table);
     let mut device = None;

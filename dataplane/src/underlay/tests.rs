@@ -41,7 +41,7 @@ fn multicast_macs() {
 
 const NIC: Nic = Nic { index: 3, mtu: 1500 };
 
-/// A kernel to which every VTEP is a neighbour, or is behind a router, and that notes what it is asked.
+/// A kernel to which every VTEP is a neighbour, or is behind a router. It notes the questions that it is asked.
 #[derive(Default)]
 struct Noted {
     router: Option<IpAddr>,
@@ -176,7 +176,7 @@ fn a_scan_of_a_subnet_keeps_no_other_network_waiting() {
     let scanned = underlay.kernel.probed.len();
     assert!((64..=64 * 11).contains(&scanned), "{scanned} in ten seconds");
     assert!(underlay.wanted().count() <= scanned);
-    // Each of many others finds his node in the next turn; the last of them, too.
+    // Each of many other networks finds its node in the next turn, the last of them, too.
     for other in 2..34 {
         underlay.ask(network(other), vtep(0x1_0000 + other), now);
     }
@@ -189,7 +189,7 @@ fn a_scan_of_a_subnet_keeps_no_other_network_waiting() {
     assert_eq!(underlay.hops().collect::<Vec<_>>(), [(found, hop(MAC, 1500))]);
 }
 
-/// Nodes that are there make room for the next at once: a job that starts on thousands waits for none of its own.
+/// Nodes that exist make room for the next at once: a job that starts on thousands does not wait for its own requests.
 #[test]
 fn who_answers_makes_room() {
     let mut underlay = empty();
@@ -247,7 +247,7 @@ fn when_notifications_are_lost_a_turn_looks_up_few_and_those_in_use_first() {
     underlay.serve(now);
     assert_eq!(underlay.kernel.looked_up.len(), LOOK_UPS);
     assert_eq!(underlay.kernel.looked_up[0], vtep(9_999));
-    // A new question is in time nevertheless.
+    // A new request is in time nevertheless.
     underlay.ask(network(1), vtep(20_000), now);
     underlay.serve(now);
     assert!(underlay.kernel.looked_up.contains(&vtep(20_000)));

@@ -10,10 +10,10 @@ use uvn_wire::vxlan::Vni;
 /// A VTEP that is looked after.
 #[derive(Debug, Default)]
 pub(super) struct Wanted {
-    /// By [`Vteps::set_route`] alone.
+    /// Set only by [`Vteps::set_route`].
     route: Option<Route>,
     pub(super) hop: Option<NextHop>,
-    /// When its neighbour last failed to answer; None: it has answered since, or nobody knows.
+    /// When its neighbour last failed to answer; None: it has answered since, or is not known to have failed.
     pub(super) failed: Option<Instant>,
     /// When the kernel was last told to ask for its neighbour.
     pub(super) probed: Option<Instant>,
@@ -29,11 +29,11 @@ impl Wanted {
     }
 }
 
-/// All of them.
+/// All VTEPs that are looked after.
 #[derive(Debug, Default)]
 pub(super) struct Vteps {
     all: BTreeMap<IpAddr, Wanted>,
-    /// Those behind each next hop.
+    /// The VTEPs behind each next hop.
     behind: HashMap<IpAddr, BTreeSet<IpAddr>>,
 }
 
@@ -62,7 +62,7 @@ impl Vteps {
         self.all.values_mut()
     }
 
-    /// Those whose frames this neighbour gets.
+    /// The VTEPs whose frames this neighbour gets.
     pub(super) fn behind(&self, neighbour: &IpAddr) -> Vec<IpAddr> {
         self.behind.get(neighbour).into_iter().flatten().copied().collect()
     }
@@ -78,7 +78,8 @@ impl Vteps {
         }
     }
 
-    /// Removes the older half of what the network with the most asked for. What it still sends to it asks for again.
+    /// Removes the older half of the VTEPs that the network with the most has asked for. It asks again for those that
+    /// it still sends to.
     pub(super) fn make_room(&mut self, listed: &BTreeSet<IpAddr>) {
         let mut of: HashMap<Vni, Vec<(Option<Instant>, IpAddr)>> = HashMap::new();
         for (vtep, wanted) in self.all.iter().filter(|(vtep, _)| !listed.contains(vtep)) {

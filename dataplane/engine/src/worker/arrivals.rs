@@ -1,20 +1,20 @@
-//! Received frames between verification and their endpoints, by network. The NIC's ring is one queue for all users: it
-//! is emptied at once, and here each has a queue of its own and they take turns, so that nobody waits behind another's
-//! flood. When there is no more room, it is the longest queue that loses a frame.
+//! Received frames between verification and their endpoints, by network. The NIC's ring is one queue for all users, and
+//! is emptied at once. Here each network has a queue of its own, and they take turns, so that nobody waits behind
+//! another's flood. When there is no more room, the longest queue loses a frame.
 
 use crate::rotation::{Rotation, Turn};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Instant;
 
-/// What an endpoint is handed at a turn, in the unit of [`cost`]: 8 small frames; a super-frame of 64 KiB is three.
+/// An endpoint's share at a turn, in the unit of [`cost`]: 8 small frames; a super-frame of 64 KiB takes three shares.
 const QUANTUM: u32 = 32 << 10;
-/// What handing over a frame or super-frame costs, in bytes: one system call takes as long as copying so many.
+/// The cost of handing over a frame or super-frame, bytes: one system call takes as long as copying this many.
 const DELIVERY_COST: usize = 4 << 10;
-/// What each frame costs beyond that: verifying and joining it, and in UDP the kernel takes them apart again.
+/// The cost of each frame beyond that, bytes: verifying and joining it; in UDP the kernel also takes them apart again.
 const FRAME_COST: usize = 512;
 
-/// What it costs to hand over `frames` frames of `bytes` bytes together, joined to `deliveries`.
+/// The cost of handing over `frames` frames of `bytes` bytes together, joined to `deliveries`.
 pub fn cost(deliveries: usize, frames: usize, bytes: usize) -> i64 {
     (deliveries * DELIVERY_COST + frames * FRAME_COST + bytes) as i64
 }
@@ -23,15 +23,15 @@ pub fn cost(deliveries: usize, frames: usize, bytes: usize) -> i64 {
 pub struct Arrived<F> {
     /// The outer frame.
     pub frame: F,
-    /// Where in it the inner one lies.
+    /// The place of the inner frame in it.
     pub inner: Range<usize>,
-    /// When it was taken off the NIC.
+    /// The time at which it was taken off the NIC.
     pub since: Instant,
 }
 
-/// See the module's text.
+/// The received frames of all networks, by turns; see the module's text.
 pub struct Arrivals<F> {
-    /// By slot. They grow to what they ever held at once, and stop allocating.
+    /// The queues, by slot. They grow to the most that they ever held, and then stop allocating.
     queues: Vec<VecDeque<Arrived<F>>>,
     turns: Rotation,
     held: usize,
@@ -49,12 +49,13 @@ impl<F> Arrivals<F> {
         self.held == 0
     }
 
-    /// For how many frames there is room: the next one costs another.
+    /// The number of frames for which there is room. If it is 0, the next frame costs another.
     pub fn room(&self) -> usize {
         self.most.saturating_sub(self.held)
     }
 
-    /// Queues a frame for the endpoint of a slot. Some if another has to go for it, or the frame itself: its slot too.
+    /// Queues a frame for the endpoint of a slot. If there is no room, returns the frame that is lost, another or this
+    /// one, with its slot.
     #[must_use]
     pub fn push(&mut self, slot: u32, arrived: Arrived<F>) -> Option<(u32, F)> {
         let lost = (self.room() == 0).then(|| self.longest(slot));
@@ -80,7 +81,7 @@ impl<F> Arrivals<F> {
         self.turns.slots().fold(slot, |most, other| if length(other) > length(most) { other } else { most })
     }
 
-    /// Begins the turn of who is to be handed frames next; to be ended by [`Arrivals::end`].
+    /// Begins the turn of the slot that is handed frames next; [`Arrivals::end`] ends it.
     pub fn begin(&mut self) -> Option<Turn> {
         self.turns.begin()
     }
@@ -92,7 +93,7 @@ impl<F> Arrivals<F> {
         Some(arrived)
     }
 
-    /// Ends a turn that [`cost`] so much.
+    /// Ends a turn that had this [`cost`].
     pub fn end(&mut self, turn: Turn, cost: i64) {
         let more = self.queues.get(turn.slot as usize).is_some_and(|queue| !queue.is_empty());
         self.turns.end(turn, cost, more);

@@ -19,20 +19,22 @@ use std::time::{Duration, Instant};
 use uvn_wire::ethernet;
 use uvn_wire::packet::{self, Packet};
 
-/// What all endpoints together may send before the worker looks at its NIC again, in the unit of [`endpoints::cost`]: 22
-/// small frames, or 10 of 1500 bytes. The longer a turn, the longer everyone waits for his.
+/// The most that all endpoints together send before the worker looks at its NIC again, in the unit of
+/// [`endpoints::cost`]: 22 small frames, or 10 of 1500 bytes. The longer a turn, the longer each endpoint waits for its
+/// own.
 const TURN: i64 = 24 << 10;
-/// An endpoint is read only while this many NIC frames are free, or half of all: a super-frame of 64 KiB in 536-byte
-/// segments.
+/// An endpoint is read only while this many NIC frames are free, or half of all if that is less: enough for a
+/// super-frame of 64 KiB in 536-byte segments.
 const ROOM: usize = 128;
-/// One that had more to send than its share needs more, or three quarters: so others find room, however much it sends.
+/// An endpoint that had more to send than its share needs this many, or three quarters of all: so others find room,
+/// however much it sends.
 const BACKLOG_ROOM: usize = 256;
 
-/// Who has been the only one to send for so long gets all of a super-frame sent at once. In parts, which let others in
-/// between, bulk loses a tenth.
+/// An endpoint that has been the only one to send for so long has all of a super-frame sent at once. In parts, which
+/// let others in between, bulk loses a tenth.
 const ALONE: Duration = Duration::from_millis(10);
 
-/// A frame of an endpoint, or what is left of a super-frame.
+/// A frame of an endpoint, or the rest of a super-frame.
 pub(super) struct Begun {
     pub(super) slot: u32,
     header: VnetHeader,
@@ -40,32 +42,33 @@ pub(super) struct Begun {
     length: usize,
     /// The next segment to be sent.
     next: usize,
-    /// It is a fragment, and has been held until its datagram was whole.
+    /// Whether it is a fragment that was held until its datagram was whole.
     is_whole: bool,
 }
 
-/// How far a frame was sent.
+/// The next frame on the wire, and the number of those that remain; None: all were sent, or dropped.
 struct Progress {
-    /// What follows, and how much of it there is; None: all was sent, or dropped.
+    /// The next segment, and the number of those that remain; None: all were sent, or dropped.
     next: Option<(usize, usize)>,
     bytes: usize,
     is_dropped: bool,
 }
 
-/// What of a frame is to be sent now. It is counted in frames on the wire: segments, of a flooded frame those of all copies.
+/// The part of a frame to be sent now, counted in frames on the wire: segments; of a flooded frame, those of all
+/// copies.
 #[derive(Clone, Copy)]
 struct Part {
     from: usize,
     credit: i64,
-    /// If it is a fragment, it waits for the rest of its datagram.
+    /// Whether a fragment waits for the rest of its datagram.
     may_wait: bool,
 }
 
 impl Part {
-    /// The whole of a frame.
+    /// The whole frame.
     const ALL: Part = Part { from: 0, credit: i64::MAX, may_wait: false };
 
-    /// Where it ends: about where the credit does.
+    /// The end of the part: about where the credit ends.
     fn end(self, all: usize, gso: &Gso<'_>) -> usize {
         if all.saturating_sub(self.from) <= 1 {
             return all;
@@ -75,11 +78,11 @@ impl Part {
     }
 }
 
-/// What came of reading an endpoint.
+/// The result of reading an endpoint.
 enum Read {
-    /// It was read until its credit was used up.
+    /// The endpoint was read until its credit was used up.
     More,
-    /// It has no more.
+    /// The endpoint has no more frames.
     Empty,
     /// The NIC has no room for more.
     Full,
@@ -101,7 +104,7 @@ impl<N: Nic> Worker<N> {
         left < TURN
     }
 
-    /// Sends frames of one endpoint; what that cost.
+    /// Sends frames of one endpoint. Returns their cost, and why reading ended.
     fn read(&mut self, turn: Turn) -> (i64, Read) {
         let room =
             if turn.backlogged { BACKLOG_ROOM.min(self.frames / 4 * 3) } else { ROOM.min(self.frames / 2) };
@@ -120,12 +123,13 @@ impl<N: Nic> Worker<N> {
                     return (cost, Read::Empty);
                 }
             };
-            // Nobody waits for the rest, or there is no buffer for the next endpoint: as much as the NIC takes is sent now.
+            // If nobody waits for the rest, or no buffer is left for the next endpoint, as much as the NIC takes is
+            // sent now.
             let credit = if alone || self.spare.is_empty() { i64::MAX } else { turn.credit - cost };
             let frame = begun.buffer.get(..begun.length).unwrap_or_default();
             let part = Part { from: begun.next, credit, may_wait: !begun.is_whole };
             let progress = self.send(turn.slot, begun.header, frame, self.now, part);
-            // A frame that is not sent costs, too.
+            // A frame that is not sent has a cost, too.
             cost += endpoints::cost((free - self.nic.room()).max(1), progress.bytes);
             if begun.is_whole && progress.is_dropped {
                 let (left, network) = (self.outgoing.drop_rest(turn.slot), self.tables.by_slot(turn.slot));
@@ -142,7 +146,7 @@ impl<N: Nic> Worker<N> {
         (cost, Read::More)
     }
 
-    /// Whether there is something begun of an endpoint, or a buffer to read into.
+    /// Whether a frame of an endpoint has been begun, or a buffer to read into is left.
     fn may_begin(&self, slot: u32) -> bool {
         !self.spare.is_empty() || self.begun.iter().any(|begun| begun.slot == slot)
     }
@@ -166,7 +170,8 @@ impl<N: Nic> Worker<N> {
         true
     }
 
-    /// What an endpoint sends next, if anything: the rest of a super-frame or datagram, or else what is read from it.
+    /// The frame that an endpoint sends next, if any: the rest of a super-frame or datagram, or else one that is read
+    /// from it.
     fn begin(&mut self, slot: u32) -> io::Result<Option<Begun>> {
         if let Some(index) = self.begun.iter().position(|begun| begun.slot == slot) {
             return Ok(Some(self.begun.swap_remove(index)));
@@ -188,7 +193,7 @@ impl<N: Nic> Worker<N> {
         }
     }
 
-    /// Forgets what is left of an endpoint's super-frame or datagram.
+    /// Forgets the rest of an endpoint's super-frame or datagram.
     pub(super) fn forget_begun(&mut self, slot: u32) {
         self.outgoing.forget(slot);
         if let Some(index) = self.begun.iter().position(|begun| begun.slot == slot) {
@@ -196,7 +201,7 @@ impl<N: Nic> Worker<N> {
         }
     }
 
-    /// Sends a part of an endpoint's frame or super-frame; `since` is when it came.
+    /// Sends a part of an endpoint's frame or super-frame; `since` is the time at which it came.
     fn send(&mut self, slot: u32, header: VnetHeader, frame: &[u8], since: Instant, part: Part) -> Progress {
         let mut progress = Progress { next: None, bytes: frame.len(), is_dropped: false };
         let tables = self.tables.clone();
@@ -258,7 +263,7 @@ impl<N: Nic> Worker<N> {
         progress
     }
 
-    /// Answers for the VTEP that an endpoint asks for, when it is found.
+    /// Answers an endpoint for the VTEP that it asks for, once that is found.
     fn answer_for(
         &mut self,
         tables: &Tables,
@@ -272,7 +277,7 @@ impl<N: Nic> Worker<N> {
             self.answer(slot, network, answer);
             return Ok(());
         }
-        // Nobody answers for who does not answer: so the sender's kernel finds out, and says so.
+        // Nothing is answered for a VTEP that does not answer: so the sender's kernel notices, and says so.
         if is_hopeless(tables, vtep, parked.since, self.now) {
             return Err(Drop::NoNextHop);
         }
@@ -281,7 +286,7 @@ impl<N: Nic> Worker<N> {
         if waits { Ok(()) } else { Err(Drop::NoNextHop) }
     }
 
-    /// Sends frames that have waited long enough, or for these tables.
+    /// Sends the frames that wait no more: these tables have their next hop, or waiting is in vain.
     pub(super) fn send_settled(&mut self) {
         for parked in self.parking.take(&self.tables, self.now) {
             let progress = self.send(parked.slot, parked.header, &parked.frame, parked.since, Part::ALL);
@@ -329,7 +334,7 @@ impl<N: Nic> Worker<N> {
     }
 
     /// Sends copies to the peers of the network, or one to its group: copy by copy, each with all its segments. Returns
-    /// what follows; the rest of the peers have their turn when the NIC has room again.
+    /// the next frame on the wire; the other peers have their turn when the NIC has room again.
     fn flood(
         &mut self,
         slot: u32,
@@ -370,7 +375,7 @@ impl<N: Nic> Worker<N> {
             match sent {
                 Ok(sent) if sent < segments => return Ok(first + sent),
                 Ok(_) => {}
-                // Each copy by itself: others may have been sent.
+                // Each copy is counted by itself: others may have been sent.
                 Err(reason) => {
                     count_drop(&self.status, Some(network), self.queue, reason, (next - from) as u64);
                 }
@@ -392,14 +397,14 @@ impl<N: Nic> Worker<N> {
         }
     }
 
-    /// Asks what the channel had no room for.
+    /// Asks for the VTEPs for which the channel had no room.
     pub(super) fn say_unsaid(&mut self) {
         while let Some((vni, vtep)) = self.parking.take_unsaid(&self.events) {
             self.tell(Event::Resolve { vni, vtep });
         }
     }
 
-    /// Tells the sender of a frame that its destination is dead, as a kernel tells whose neighbour does not answer.
+    /// Tells the sender of a frame that its destination is dead, as a kernel does if a neighbour does not answer.
     fn unreachable(&mut self, slot: u32, network: &Network, frame: &[u8], packet: &Packet<'_>) {
         if self.parking.may_refuse(slot) {
             self.refuse(slot, network, frame, packet, answer::Error::Unreachable);
@@ -420,7 +425,7 @@ impl<N: Nic> Worker<N> {
         }
     }
 
-    /// Hands a frame of our own to the endpoint.
+    /// Hands a frame of the worker's own to the endpoint.
     fn answer(&mut self, slot: u32, network: &Network, answer: &answer::Frame) {
         match self.endpoints.send(slot, &VnetHeader::default(), &[IoSlice::new(answer.bytes())]) {
             Ok(true) => {}

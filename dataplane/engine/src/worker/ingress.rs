@@ -18,16 +18,17 @@ use uvn_wire::ethernet::Mac;
 use uvn_wire::packet;
 use uvn_wire::vxlan::Vni;
 
-/// What may be handed to all endpoints together before the worker goes on, in the unit of [`arrivals::cost`]: 21 small
-/// frames, or what makes one super-frame.
+/// The most that is handed to all endpoints together before the worker goes on, in the unit of [`arrivals::cost`]: 21
+/// small frames, or the frames of one super-frame.
 pub(super) const TURN: i64 = 96 << 10;
-/// Batches taken off the NIC in one turn, at most: there is also something to be sent.
+/// The most batches that are taken off the NIC in one turn: there are also frames to send.
 const BATCHES: usize = 8;
-/// A burst may wait in the NIC's ring for so many turns. What is there for longer is a flood, behind which others wait.
+/// The number of turns that a burst may wait in the NIC's ring. If it is there for longer, it is a flood, behind which
+/// others wait.
 const PATIENCE: u32 = 8;
 
 impl<N: Nic> Worker<N> {
-    /// Takes what has arrived off the NIC and queues it for the endpoints.
+    /// Takes arrived frames off the NIC, and queues them for the endpoints.
     pub(super) fn receive(&mut self) {
         let mut batch = mem::take(&mut self.batch);
         for _ in 0..BATCHES {
@@ -49,7 +50,7 @@ impl<N: Nic> Worker<N> {
         self.crowded = if self.arrivals.room() < BATCH { self.crowded.saturating_add(1) } else { 0 };
     }
 
-    /// Queues a frame for its endpoint, if it may.
+    /// Queues a frame for its endpoint, if it is valid.
     fn queue(&mut self, tables: &Tables, mut frame: N::Frame) {
         let Some((slot, inner)) = self.verify(tables, &mut frame) else { return self.nic.release(frame) };
         let arrived = Arrived { frame, inner, since: self.now };
@@ -59,7 +60,7 @@ impl<N: Nic> Worker<N> {
         }
     }
 
-    /// Decapsulates a frame: for which slot it is, and where in it the inner one lies.
+    /// Decapsulates a frame. Returns its slot, and the place of the inner frame in it.
     fn verify(&mut self, tables: &Tables, frame: &mut N::Frame) -> Option<(u32, Range<usize>)> {
         let received = match decap(tables, self.nic.bytes(frame), self.second) {
             Ok(received) => received,
@@ -80,7 +81,7 @@ impl<N: Nic> Worker<N> {
         Some((received.slot, received.inner))
     }
 
-    /// Tells of a MAC once a second: the control thread may have no room for it, and its frames keep coming.
+    /// Reports a MAC once a second: the control thread may have no room for it, and its frames keep coming.
     fn tell_of(&mut self, slot: u32, vni: Vni, mac: Mac, vtep: IpAddr) {
         let place = (slot, mac, vtep);
         if !self.learned.contains(&place) && self.endpoints.may_learn(slot, self.second) {
@@ -89,8 +90,8 @@ impl<N: Nic> Worker<N> {
         }
     }
 
-    /// Hands frames to the endpoints by turns until that has cost `left`. When the oldest of them was received; None if
-    /// there were none.
+    /// Hands frames to the endpoints by turns until their cost reaches `left`. Returns when the oldest of them was
+    /// received; None: there were none.
     pub(super) fn hand_over(&mut self, mut left: i64) -> Option<Instant> {
         let mut oldest: Option<Instant> = None;
         let tables = (!self.arrivals.is_empty()).then(|| self.tables.clone())?;
@@ -105,13 +106,13 @@ impl<N: Nic> Worker<N> {
         oldest
     }
 
-    /// Hands frames to one endpoint: what that cost, and when the first of them was received.
+    /// Hands frames to one endpoint. Returns their cost, and when the first of them was received.
     fn serve(&mut self, tables: &Tables, turn: Turn) -> (i64, Option<Instant>) {
         let mut batch = mem::take(&mut self.batch);
         let offloads = self.endpoints.offloads(turn.slot);
         let (mut bytes, mut first, mut fragments, mut is_whole) = (0, None, 0, false);
         self.inner.clear();
-        // Of a super-frame only the delivery must be covered, or it would be cut short; the rest may become a debt.
+        // Of a super-frame, only the delivery must be covered, or it would be cut short; the rest may become a debt.
         while !is_whole
             && arrivals::cost(self.gro.deliveries(), 0, 0) < turn.credit
             && batch.len() + fragments < BATCH
@@ -139,7 +140,7 @@ impl<N: Nic> Worker<N> {
         }
         let deliveries = self.gro.deliveries();
         self.deliver(tables, &batch);
-        // After what came before its last fragment.
+        // After the frames that came before its last fragment.
         let delivered = if is_whole { self.deliver_datagram(tables, turn.slot) } else { 0 };
         let cost = arrivals::cost(deliveries + delivered, batch.len() + fragments, bytes);
         for frame in batch.drain(..) {
@@ -149,7 +150,7 @@ impl<N: Nic> Worker<N> {
         (cost, first)
     }
 
-    /// Hands over a datagram that has become whole, fragment by fragment: how many there were.
+    /// Hands over a datagram that has become whole, fragment by fragment. Returns the number of fragments.
     fn deliver_datagram(&mut self, tables: &Tables, slot: u32) -> usize {
         let Some(network) = tables.by_slot(slot) else { return 0 };
         let mut delivered = 0;
@@ -173,7 +174,7 @@ impl<N: Nic> Worker<N> {
         delivered
     }
 
-    /// Drops what waits for the endpoint of a slot.
+    /// Drops the frames that wait for the endpoint of a slot.
     pub(super) fn forget_arrivals(&mut self, slot: u32) {
         while let Some(arrived) = self.arrivals.pop(slot) {
             count_drop(&self.status, self.tables.by_slot(slot), self.queue, Drop::EndpointFull, 1);
@@ -182,7 +183,7 @@ impl<N: Nic> Worker<N> {
         self.arrivals.remove(slot);
     }
 
-    /// Writes what GRO made of the batch to the endpoints.
+    /// Writes the frames that GRO has made of the batch to the endpoints.
     fn deliver(&mut self, tables: &Tables, batch: &[N::Frame]) {
         let mut gro = mem::take(&mut self.gro);
         gro.flush(|delivery| {
@@ -226,8 +227,8 @@ impl<N: Nic> Worker<N> {
     }
 }
 
-/// Whether all fragments of a datagram come to one worker. uvn and the kernel send them from one port; what peers of other
-/// makes do, which only learning networks have, is not known.
+/// Whether all fragments of a datagram come to one worker. uvn and the kernel send them from one port; the behaviour of
+/// peers of other makes, which only learning networks have, is not known.
 fn come_together(tables: &Tables, slot: u32) -> bool {
     tables.by_slot(slot).is_none_or(|network| !network.learning || network.counters.len() == 1)
 }

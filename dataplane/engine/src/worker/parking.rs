@@ -1,5 +1,5 @@
-//! What waits for next hops: frames, and the VTEPs that the control thread is asked for. Each network has room of its own,
-//! so that one who scans a subnet fills nobody else's.
+//! The frames that wait for next hops, and the VTEPs that the control thread is asked for. Each network has room of its
+//! own, so that a user who scans a subnet fills nobody else's.
 
 use super::{PARKED_FOR, Parked};
 use crate::tables::Tables;
@@ -10,40 +10,40 @@ use std::net::IpAddr;
 use std::time::Instant;
 use uvn_wire::vxlan::Vni;
 
-/// Bytes of frames that a network may have waiting, about what a kernel lets wait for one neighbour (unres_qlen_bytes):
-/// the ARP requests of a job that starts on a thousand nodes.
+/// The most bytes of frames that a network may have waiting, about what a kernel lets wait for one neighbour
+/// (unres_qlen_bytes). They hold the ARP requests of a job that starts on a thousand nodes.
 const ROOM: usize = 256 << 10;
-/// What a frame costs besides its length.
+/// The cost of a frame besides its length, bytes.
 const FRAME_COST: usize = 128;
-/// All networks together; beyond that, what each may have nevertheless.
+/// The most for all networks together, bytes; beyond that, the room that each network has nevertheless.
 const ROOM_OF_ALL: usize = 4 << 20;
 const LEAST_ROOM: usize = 8 << 10;
-/// Frames that are sent in one go when their VTEP answers.
+/// The most frames that are sent in one go when their VTEP answers.
 const AT_ONCE: usize = 256;
-/// Unanswered VTEPs that a network asks for in a second.
+/// The most unanswered VTEPs that a network asks for in a second.
 const ASKED: usize = 1024;
-/// Senders of a network told in a second that their destination is dead.
+/// The most senders of a network that are told in a second that their destination is dead.
 const REFUSED: usize = 64;
 
-/// See the module's text.
+/// The waiting frames and VTEPs of all networks.
 #[derive(Default)]
 pub(super) struct Parking {
     networks: HashMap<u32, Waiting>,
     bytes: usize,
     /// See [`Parking::has_settled`].
     has_settled: bool,
-    /// Asked for, and the channel had no room yet.
+    /// VTEPs to be asked for; the channel has had no room yet.
     unsaid: VecDeque<(Vni, IpAddr)>,
 }
 
-/// A network's.
+/// The waiting frames and VTEPs of one network.
 #[derive(Default)]
 struct Waiting {
     frames: Vec<Parked>,
     bytes: usize,
     /// VTEPs asked for in this second.
     asked: HashSet<IpAddr>,
-    /// Senders told in this second.
+    /// The number of senders told in this second.
     refused: usize,
 }
 
@@ -62,8 +62,8 @@ impl Parking {
         fits
     }
 
-    /// Takes out frames that wait no more: their VTEP answers, or does not, or they have waited long enough. As many as a
-    /// turn may send; [`Parking::has_settled`] tells of more.
+    /// Takes out the frames that wait no more: their VTEP answers, or does not, or they have waited long enough. Takes
+    /// as many as a turn may send; [`Parking::has_settled`] tells of more.
     pub fn take(&mut self, tables: &Tables, now: Instant) -> Vec<Parked> {
         let mut taken = Vec::new();
         for waiting in self.networks.values_mut() {
@@ -90,7 +90,7 @@ impl Parking {
         self.has_settled
     }
 
-    /// Every VTEP that frames go on waiting for, with the slot of their network.
+    /// Every VTEP that frames still wait for, with the slot of their network.
     pub fn vteps(&self, tables: &Tables, now: Instant) -> Vec<(u32, IpAddr)> {
         let of = |(slot, waiting): (&u32, &Waiting)| {
             let is_open = |parked: &&Parked| {
@@ -104,42 +104,43 @@ impl Parking {
         self.networks.iter().flat_map(of).collect()
     }
 
-    /// Whether a network shall ask for a VTEP: once a second, and not for too many that do not answer.
+    /// Whether a network may ask for a VTEP: once a second, and not for too many that do not answer.
     pub fn may_ask(&mut self, slot: u32, vtep: IpAddr) -> bool {
         let asked = &mut self.networks.entry(slot).or_default().asked;
         asked.len() < ASKED && asked.insert(vtep)
     }
 
-    /// Those that are known now make room for others.
+    /// Forgets that VTEPs were asked for which are known now: they make room for others.
     pub fn forget_answered(&mut self, tables: &Tables) {
         for waiting in self.networks.values_mut() {
             waiting.asked.retain(|vtep| !tables.hops.contains_key(vtep));
         }
     }
 
-    /// Whether one more sender of a network is told that his destination is dead.
+    /// Whether one more sender of a network may be told that their destination is dead.
     pub fn may_refuse(&mut self, slot: u32) -> bool {
         let refused = &mut self.networks.entry(slot).or_default().refused;
         *refused += 1;
         *refused <= REFUSED
     }
 
-    /// Notes what is to be asked when the channel has room.
+    /// Notes a VTEP to be asked for when the channel has room.
     pub fn ask_later(&mut self, network: Vni, vtep: IpAddr) {
         self.unsaid.push_back((network, vtep));
     }
 
-    /// What can be asked now.
+    /// The next VTEP to ask for, if the channel has room now.
     pub fn take_unsaid<T>(&mut self, events: &Sender<T>) -> Option<(Vni, IpAddr)> {
         if self.has_unsaid() && has_room(events) { self.unsaid.pop_front() } else { None }
     }
 
-    /// Whether something is to be asked.
+    /// Whether a VTEP is still to be asked for.
     pub fn has_unsaid(&self) -> bool {
         !self.unsaid.is_empty()
     }
 
-    /// Once a second.
+    /// Once a second: begins the limits anew, and forgets what is still to be asked for, since waiting frames ask
+    /// again.
     pub fn tick(&mut self) {
         self.unsaid.clear();
         self.networks.retain(|_, waiting| {
@@ -160,12 +161,12 @@ impl Parking {
     }
 }
 
-/// Half of the channel is for what is said but once.
+/// Whether the channel has room for what may be repeated: half of it is for events that are sent only once.
 pub(super) fn has_room<T>(events: &Sender<T>) -> bool {
     events.capacity().is_none_or(|capacity| events.len() < capacity / 2)
 }
 
-/// Whether there is no more to wait for: the frame has waited, or the VTEP has just failed to answer.
+/// Whether waiting is in vain: the frame has waited long enough, or the VTEP has just failed to answer.
 pub(super) fn is_hopeless(tables: &Tables, vtep: IpAddr, since: Instant, now: Instant) -> bool {
     let recent = |then: Instant| now.saturating_duration_since(then) < PARKED_FOR;
     !recent(since) || tables.dead.get(&vtep).is_some_and(|failed| recent(*failed))
