@@ -1,7 +1,8 @@
 //! How a control protocol is packed: one JSON object per packet of a Unix SOCK_SEQPACKET socket.
 //!
 //! `{"version": 1, "schema": 1, "request": "ping"}` is answered by `{"version": 1, "schema": 1, "reply": "pong"}` or by
-//! `{"version": 1, "schema": 1, "error": {"code": ..., "message": ...}}`. A connection has one request under way at a time.
+//! `{"version": 1, "schema": 1, "error": {"code": ..., "message": ...}}`. A connection has one request under way at a
+//! time.
 //!
 //! `schema` numbers the messages that a side knows, so that each side works with the version before and the one after:
 //!

@@ -107,7 +107,7 @@ pub struct Incoming<R> {
     pub peer: Peer,
     /// The schema of the messages that the peer knows; 0: those of uvn 0.1.0.
     pub schema: u32,
-    /// What the peer asks.
+    /// The request itself.
     pub request: R,
     /// The descriptors that came with it.
     pub fds: Vec<OwnedFd>,
@@ -171,7 +171,7 @@ impl<R: DeserializeOwned> Control<R> {
         self.waiting || !self.readable.is_empty()
     }
 
-    /// The next request, of the connections by turns. First accepts up to [`ACCEPTS`] of the connections that wait.
+    /// The next request, of the connections by turns. First accepts some of the connections that wait.
     pub fn take(&mut self) -> Option<Incoming<R>> {
         if self.waiting {
             self.waiting = self.accept();

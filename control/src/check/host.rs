@@ -1,4 +1,4 @@
-//! What surrounds uvn on this node and impairs what it promises.
+//! Surroundings of uvn on this node that impair what it promises.
 
 use crate::config::Config;
 use crate::netlink::Rival;

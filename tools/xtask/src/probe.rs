@@ -47,7 +47,7 @@ pub enum Probe {
     },
 }
 
-/// Runs one.
+/// Runs a probe.
 ///
 /// # Errors
 /// A socket operation failed.

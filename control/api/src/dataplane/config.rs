@@ -213,7 +213,7 @@ pub enum DeviceKind {
     /// A TAP: whole super-frames, best for bulk.
     #[default]
     Tap,
-    /// A veth pair with AF_XDP on our end: frame by frame, best for latency.
+    /// A veth pair with AF_XDP on the data plane's end: frame by frame, best for latency.
     Veth,
 }
 

@@ -192,7 +192,7 @@ pub struct Summary {
     pub vteps: usize,
     /// The allowed ranges: the first 64.
     pub ranges: Vec<Cidr>,
-    /// What impairs the data plane, though it works.
+    /// Impairments of the data plane, which works all the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "all_known")]
     pub notes: Vec<Note>,
 }
@@ -235,7 +235,7 @@ pub struct NetworkState {
     pub endpoint: Option<Place>,
     /// Why it has no endpoint now; None: it has one.
     pub fault: Option<String>,
-    /// What impairs it, though it works.
+    /// Impairments of the network, which works all the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
     /// The VTEPs, or the one group, that it floods to: the first 16.

@@ -30,7 +30,7 @@ pub enum Request {
         uid: u32,
         /// The holder of the lease.
         claim: Claim,
-        /// Only tell the steps.
+        /// Only list the steps.
         #[serde(default)]
         dry_run: bool,
     },
@@ -40,7 +40,7 @@ pub enum Request {
         uid: u32,
         /// The leases to end.
         what: Release,
-        /// Only tell the steps.
+        /// Only list the steps.
         #[serde(default)]
         dry_run: bool,
     },
@@ -57,7 +57,7 @@ pub enum Request {
     StatusFrom(Place),
     /// Reads the configuration again, and applies it. [`Reply::Steps`].
     Reload {
-        /// Only tell the steps.
+        /// Only list the steps.
         #[serde(default)]
         dry_run: bool,
         /// Even if that takes endpoints from users who have a network.
@@ -69,7 +69,7 @@ pub enum Request {
     Stop,
 }
 
-/// Where a page of `status` begins. NICs come first, then findings.
+/// The beginning of a page of `status`. NICs come first, then findings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Place {
@@ -125,14 +125,14 @@ pub enum Reply<S> {
     Attached {
         /// The result.
         outcome: Outcome,
-        /// What was changed in the kernel, or would be.
+        /// The changes in the kernel, made or to be made.
         steps: Vec<String>,
     },
     /// To `detach`.
     Detached {
         /// The number of leases that remain.
         leases: usize,
-        /// What was changed in the kernel, or would be.
+        /// The changes in the kernel, made or to be made.
         steps: Vec<String>,
     },
     /// To `list`.

@@ -36,7 +36,7 @@ pub struct Status {
     /// came into force.
     #[serde(default)]
     pub refused: Vec<Refused>,
-    /// What is wrong, each once, in the order in which it is printed.
+    /// The findings, each once, in the order in which they are printed.
     #[serde(default)]
     pub findings: Vec<Finding>,
     /// The findings in words, from and for uvn 0.1.0.
@@ -104,7 +104,7 @@ pub struct NicState {
     pub data_plane: Option<DataPlane>,
 }
 
-/// What carries the networks of a NIC.
+/// The carrier of a NIC's networks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Carrier {
@@ -143,7 +143,7 @@ pub struct DataPlane {
     pub workers: usize,
     /// Networks that it carries.
     pub networks: usize,
-    /// What impairs it, though it works.
+    /// Impairments of the data plane, which works all the same.
     #[serde(deserialize_with = "all_known")]
     pub notes: Vec<Note>,
     /// Frames that the endpoints' devices have dropped, by VNI, of the networks with the most.

@@ -17,7 +17,7 @@ const VXLAN_PORT: u16 = 4789;
 const VNI: u32 = 1234;
 /// A VNI that no node hosts.
 const FOREIGN_VNI: u32 = 4242;
-/// Where the forged inner datagram goes.
+/// The destination port of the forged inner datagram.
 const INNER_PORT: u16 = 7777;
 /// The attacked node and the attacker's own address.
 const VICTIM: [u8; 4] = [10, 0, 0, 1];
@@ -25,7 +25,7 @@ const OWN: [u8; 4] = [10, 0, 0, 2];
 /// An address that is no node's.
 const STRANGER: [u8; 4] = [10, 0, 0, 66];
 
-/// include/uapi/linux/if_packet.h
+/// The packet type of outgoing packets (include/uapi/linux/if_packet.h).
 const PACKET_OUTGOING: u8 = 4;
 
 /// What is wrong with a forged packet.
@@ -48,7 +48,7 @@ pub enum Forgery {
 }
 
 impl Forgery {
-    /// Those that must be dropped.
+    /// The kinds that must be dropped.
     pub const FORGED: [Forgery; 6] = [
         Forgery::ForeignVni,
         Forgery::UnknownVtep,
@@ -58,7 +58,7 @@ impl Forgery {
         Forgery::BadFlags,
     ];
 
-    /// What it is, for people.
+    /// Its description, for people.
     #[must_use]
     pub const fn title(self) -> &'static str {
         match self {
@@ -72,7 +72,7 @@ impl Forgery {
         }
     }
 
-    /// The data plane's counters of which one must have counted it: the XDP program's or the worker's.
+    /// The data plane's counters, one of which must have counted it: the XDP program's or the worker's.
     #[must_use]
     pub const fn counters(self) -> &'static [&'static str] {
         match self {
@@ -140,7 +140,7 @@ pub fn attack(kind: Forgery, count: usize, word: &str, macs: &Macs) -> io::Resul
 }
 
 /// Writes `ready`, then `arrived WORD` each time that the word comes into this namespace: a frame may hold several
-/// datagrams, joined by GRO. What leaves does not count: the kernel quotes a datagram that it refuses in its ICMP
+/// datagrams, joined by GRO. Outgoing packets do not count: the kernel quotes a datagram that it refuses in its ICMP
 /// error. Runs for ever.
 ///
 /// # Errors
@@ -193,7 +193,7 @@ fn ethernet(destination: [u8; 6], source: [u8; 6], packet: &[u8]) -> Vec<u8> {
     [&destination[..], &source, &[0x08, 0x00], packet].concat()
 }
 
-/// RFC 791 section 3.1: no options, DF, TTL 64, UDP.
+/// An IPv4 packet (RFC 791 section 3.1): no options, DF, TTL 64, UDP.
 fn ipv4(source: [u8; 4], destination: [u8; 4], payload: &[u8]) -> Vec<u8> {
     let length = (20 + payload.len() as u16).to_be_bytes();
     let mut header = vec![0x45, 0, length[0], length[1], 0, 0, 0x40, 0, 64, 17, 0, 0];
@@ -205,7 +205,7 @@ fn ipv4(source: [u8; 4], destination: [u8; 4], payload: &[u8]) -> Vec<u8> {
     header
 }
 
-/// RFC 768, with its checksum.
+/// A UDP datagram with its checksum (RFC 768).
 fn udp(source: [u8; 4], destination: [u8; 4], from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
     let length = 8 + payload.len() as u16;
     let mut datagram = Vec::new();

@@ -1,5 +1,5 @@
-//! Who reaches whom. A probe carries a word; the server reports every word it sees, so that a packet which arrives but
-//! is not answered is noticed too.
+//! Tests who reaches whom. A probe carries a word; the server reports every word that it sees, so that a packet which
+//! arrives but is not answered is noticed, too.
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
@@ -14,12 +14,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 use uvn_bench::probe::ready;
 
-/// Every word begins so.
+/// The beginning of every word.
 const MARK: &str = "uvn-reach-";
-/// Datagrams may be lost: who has no answer after so long asks again.
+/// How long to wait for an answer before asking again: datagrams may be lost.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// How to reach for it.
+/// The protocol of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// Connect, send, read the echo.
@@ -31,10 +31,10 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// All of them.
+    /// All protocols.
     pub const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Ping];
 
-    /// Its name.
+    /// Its name, as in a [`Target`].
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -48,9 +48,9 @@ impl Protocol {
 /// One thing to reach, written `tcp:10.0.0.2:7000:WORD`.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// How.
+    /// The protocol.
     pub protocol: Protocol,
-    /// Where.
+    /// The address and the port.
     pub to: SocketAddr,
     /// The word to send.
     pub word: String,
@@ -118,10 +118,10 @@ fn report(bytes: &[u8]) {
     }
 }
 
-/// Tries all at once and writes `reached WORD` for each that answered.
+/// Tries all targets at once, and writes `reached WORD` for each that answered.
 ///
 /// # Errors
-/// Never: who does not answer is not reached.
+/// Never: a target that does not answer is not reached.
 pub fn reach(targets: &[Target], patience: Duration) -> io::Result<()> {
     thread::scope(|scope| {
         for (index, target) in targets.iter().enumerate() {
@@ -180,7 +180,7 @@ fn icmp_socket(v6: bool) -> io::Result<OwnedFd> {
     Ok(socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?)
 }
 
-/// Sends echo requests until the reply with our word comes.
+/// Sends echo requests until the reply with this word comes.
 fn ping(to: IpAddr, word: &str, identifier: u16, patience: Duration) -> io::Result<()> {
     let v6 = to.is_ipv6();
     let socket = icmp_socket(v6)?;
@@ -192,7 +192,7 @@ fn ping(to: IpAddr, word: &str, identifier: u16, patience: Duration) -> io::Resu
     message.extend([0, 1]);
     message.extend(word.as_bytes());
     if !v6 {
-        // The kernel computes ICMPv6's on raw sockets itself (RFC 3542 section 3.1).
+        // The kernel itself computes the checksum of ICMPv6 on raw sockets (RFC 3542 section 3.1).
         let sum = super::attack::checksum(&message, 0);
         message[2..4].copy_from_slice(&sum.to_be_bytes());
     }
