@@ -201,7 +201,7 @@ impl Promise<'_> {
             Ok(true) => {}
             Ok(false) => findings.push(Finding::fault(
                 Id::Firewall,
-                "the nftables table of uvn is not as it shall be",
+                "the nftables table of uvn differs from what uvnd has written",
                 "`uvn reload`",
             )),
             Err(error) => findings.push(Finding::fault(Id::Firewall, error, "`uvn reload`")),

@@ -157,7 +157,7 @@ fn the_dead_are_known_until_they_answer() {
     underlay.follow(&failed);
     assert!(!underlay.serve(start), "just told of others");
     assert_eq!(underlay.due(), Some(start + DEATHS));
-    assert!(underlay.serve(start + DEATHS), "who waits shall know");
+    assert!(underlay.serve(start + DEATHS), "waiting frames are told");
     assert!(underlay.follow(&change(ROUTER, Some(KNOWN))));
     assert!(dead(&underlay).is_empty());
 }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use user::User;
 
-/// One network per user: who has one, who gets one, and whether all is as it should be.
+/// Networks of users on this node: list, give, release and check them.
 #[derive(Parser)]
 #[command(version, after_help = "Exit codes: 0 done, 1 failed, 2 bad usage or bad configuration.")]
 struct Arguments {
@@ -21,7 +21,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Gives a user a network on this node, until the session, job or administrator lets it go.
+    /// Give a user a network on this node. It stays until its session, job or the administrator releases it.
     Attach {
         /// UID or name.
         user: User,
@@ -33,13 +33,13 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Lets go of a user's network. The last one's end, and the linger time, end it.
+    /// Release a user's network. It is removed once its last holder is gone and `linger_s` has passed.
     Detach {
         /// UID or name.
         user: User,
         #[command(flatten)]
         holder: Holder,
-        /// Whoever holds it; it ends at once, and the user's processes lose their network.
+        /// Release all holders. The network is removed at once, and the user's processes lose it.
         #[arg(long, conflicts_with_all = ["session", "job", "pid"])]
         all: bool,
         #[command(flatten)]
@@ -48,17 +48,17 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Lists the networks on this node; yours only, unless you are root.
+    /// List the networks on this node: your own, or as root all.
     List {
         #[command(flatten)]
         output: Output,
     },
-    /// Tells how this node is doing: NICs, data paths, counters, warnings.
+    /// Show the state of this node: NICs, carriers, gears, counters, findings.
     Status {
         #[command(flatten)]
         output: Output,
     },
-    /// Compares this node with what it promises, and tries it out as a user. Exit code 1 if anything is wrong.
+    /// Compare this node with its configuration, and try it as a user. Exit code 1 if there is a finding.
     Check {
         /// The configuration of uvnd.
         #[arg(long, default_value = uvn_control::config::FILE)]
@@ -66,7 +66,7 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Runs a command as a user, inside his network.
+    /// Run a command as a user, inside the user's network.
     Exec {
         /// UID or name.
         user: User,
@@ -74,24 +74,24 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// What pam_exec ran before there was pam_uvn.so. Root gets in, to correct the line.
+    /// The former program for pam_exec, replaced by pam_uvn.so. It lets root in, to correct the PAM line.
     #[command(hide = true)]
     Pam {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         _former: Vec<String>,
     },
-    /// Has uvnd read its configuration again. A bad one is refused, and the old one kept.
+    /// Make uvnd read its configuration again. A wrong one is refused, and the old one stays in force.
     Reload {
         #[command(flatten)]
         output: Output,
-        /// Even if users who have a network lose an endpoint by it.
+        /// Do so even if users lose an endpoint.
         #[arg(long)]
         force: bool,
         /// Print the steps, change nothing.
         #[arg(long)]
         dry_run: bool,
     },
-    /// Takes all of uvn off this node: uvnd, data planes, networks, rules, settings, socket programs.
+    /// Remove all of uvn from this node: uvnd, data planes, networks, rules, settings, socket programs.
     Purge {
         #[command(flatten)]
         output: Output,
@@ -101,23 +101,23 @@ enum Command {
     },
 }
 
-/// Who holds the network; nobody given: the administrator.
+/// The holder of the network; without any of these: the administrator.
 #[derive(Args)]
 struct Holder {
-    /// A session: its process. The network is held until it ends.
+    /// The process of a session. It holds the network until it ends.
     #[arg(long, value_name = "PID", conflicts_with_all = ["job", "pid"])]
     session: Option<i32>,
-    /// A job, or a step of one.
+    /// The name of a job or of a step.
     #[arg(long, value_name = "ID", requires = "pid")]
     job: Option<String>,
-    /// The job's process. The network is held until it ends.
+    /// The process of the job. It holds the network until it ends.
     #[arg(long, requires = "job")]
     pid: Option<i32>,
 }
 
 #[derive(Args, Clone, Copy)]
 struct Output {
-    /// As JSON.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
