@@ -77,8 +77,9 @@ pub fn users(wanted: impl Fn(u32) -> bool) -> io::Result<BTreeMap<u32, i32>> {
 /// A process of a user's: this one, or another if it has ended since; None: the user has none any more.
 #[must_use]
 pub fn still_of(uid: u32, pid: i32) -> Option<i32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    if uid_in(&status) == Some(uid) && !status.contains("\nState:\tZ") {
+    let is_theirs =
+        || uid_in(&fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default()) == Some(uid);
+    if Process::of(pid).is_ok_and(|process| process.is_alive()) && is_theirs() {
         return Some(pid);
     }
     users(|other| other == uid).ok()?.get(&uid).copied()

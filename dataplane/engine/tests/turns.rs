@@ -13,16 +13,15 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tables::{A, B};
+use tables::{A, B, network};
 use uvn_api::dataplane::config::Vtep;
-use uvn_engine::counters::{Counters, Drop};
+use uvn_engine::counters::Drop;
 use uvn_engine::memory::{self, MemoryNic, User, Wire};
 use uvn_engine::outer::Outer;
 use uvn_engine::port::{Offloads, VnetHeader};
 use uvn_engine::tables::{Hop, Network, Tables};
 use uvn_engine::worker::Worker;
 use uvn_wire::ethernet::Mac;
-use uvn_wire::vxlan::Vni;
 
 const A6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1));
 /// A VTEP that is there in name only.
@@ -31,19 +30,6 @@ const C6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 3));
 /// NIC frames that a worker can send with: half of all.
 const FRAMES: usize = 512;
 const HEADERS: usize = 50 + 42;
-
-fn network(vni: u32) -> Network {
-    Network {
-        vni: Vni::new(vni).unwrap(),
-        mac: Mac::of(A),
-        addresses: vec!["10.0.0.1/8".parse().unwrap(), "fd00::1/64".parse().unwrap()],
-        flood: vec![],
-        flood_rate: 1000,
-        learning: false,
-        fdb: Default::default(),
-        counters: [Counters::default()].into(),
-    }
-}
 
 fn node(networks: Vec<Network>) -> Tables {
     let listed = |address, overlay: &[IpAddr]| Vtep { address, overlay: overlay.to_vec() };

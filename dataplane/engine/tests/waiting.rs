@@ -11,18 +11,17 @@ use frames::{arp_request, solicitation, udp};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tables::A;
+use tables::{A, network};
 use uvn_api::dataplane::config::Vtep;
 use uvn_api::dataplane::vteps::Vteps;
-use uvn_engine::counters::{Counters, Drop};
+use uvn_engine::counters::Drop;
 use uvn_engine::memory::{self, MemoryNic, User, Wire};
 use uvn_engine::outer::Outer;
 use uvn_engine::port::{Offloads, VnetHeader};
-use uvn_engine::tables::{Hop, Network, Tables};
+use uvn_engine::tables::{Hop, Tables};
 use uvn_engine::worker::{Event, Worker};
 use uvn_wire::arp::Arp;
 use uvn_wire::ethernet::Mac;
-use uvn_wire::vxlan::Vni;
 use zerocopy::FromBytes;
 
 const C: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 3));
@@ -33,19 +32,6 @@ const ALICE: usize = 0;
 const BOB: usize = 1;
 /// What waits in the channel to the control thread.
 const EVENTS: usize = 64;
-
-fn network(vni: u32) -> Network {
-    Network {
-        vni: Vni::new(vni).unwrap(),
-        mac: Mac::of(A),
-        addresses: vec!["10.0.0.1/8".parse().unwrap(), "fd00::1/64".parse().unwrap()],
-        flood: vec![],
-        flood_rate: 1000,
-        learning: false,
-        fdb: Default::default(),
-        counters: [Counters::default()].into(),
-    }
-}
 
 struct Node {
     worker: Worker<MemoryNic>,

@@ -173,16 +173,7 @@ pub(crate) fn split_message(bytes: &[u8]) -> Option<(usize, &[u8])> {
 /// # Errors
 /// [`LinkError::NotFound`], or the kernel's refusal.
 pub fn get(name: &str) -> Result<Link, LinkError> {
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(name.into()));
-    let answers = ask(name, "look it up", RouteNetlinkMessage::GetLink(message), 0)?;
-    answers
-        .into_iter()
-        .find_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => Some(link.into()),
-            _ => None,
-        })
-        .ok_or_else(|| LinkError::NotFound(name.into()))
+    look_up(name).map(Link::from)
 }
 
 /// Looks a device up by its index.
@@ -192,13 +183,23 @@ pub fn get(name: &str) -> Result<Link, LinkError> {
 pub fn at(index: u32) -> Result<Link, LinkError> {
     let mut message = LinkMessage::default();
     message.header.index = index;
-    let name = format!("index {index}");
-    let answers = ask(&name, "look it up", RouteNetlinkMessage::GetLink(message), 0)?;
-    let found = answers.into_iter().find_map(|answer| match answer {
-        RouteNetlinkMessage::NewLink(link) => Some(link.into()),
+    found(&format!("index {index}"), message).map(Link::from)
+}
+
+fn look_up(name: &str) -> Result<LinkMessage, LinkError> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.into()));
+    found(name, message)
+}
+
+/// What the kernel says of the device that a message describes.
+fn found(name: &str, message: LinkMessage) -> Result<LinkMessage, LinkError> {
+    let answers = ask(name, "look it up", RouteNetlinkMessage::GetLink(message), 0)?;
+    let link = answers.into_iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => Some(link),
         _ => None,
     });
-    found.ok_or(LinkError::NotFound(name))
+    link.ok_or_else(|| LinkError::NotFound(name.into()))
 }
 
 /// A device's state and its count of frames that it did not send.
@@ -215,16 +216,10 @@ pub struct Sending {
 /// # Errors
 /// No such device, or the kernel's refusal.
 pub fn sending(name: &str) -> Result<Sending, LinkError> {
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(name.into()));
-    let answers = ask(name, "look it up", RouteNetlinkMessage::GetLink(message), 0)?;
-    let sending = answers.into_iter().find_map(|answer| match answer {
-        RouteNetlinkMessage::NewLink(link) => link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Stats64(stats) => {
-                Some(Sending { up: link.header.flags.contains(LinkFlags::Up), dropped: stats.tx_dropped })
-            }
-            _ => None,
-        }),
+    let link = look_up(name)?;
+    let up = link.header.flags.contains(LinkFlags::Up);
+    let sending = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Stats64(stats) => Some(Sending { up, dropped: stats.tx_dropped }),
         _ => None,
     });
     sending.ok_or_else(|| LinkError::NotFound(name.into()))
@@ -305,14 +300,7 @@ pub fn set_mtu(name: &str, mtu: u32) -> Result<(), LinkError> {
 pub fn without_qdisc(name: &str) -> Result<(), LinkError> {
     const NONE: &str = "noqueue";
 
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(name.into()));
-    let answers = ask(name, "look it up", RouteNetlinkMessage::GetLink(message), 0)?;
-    let found = answers.into_iter().find_map(|answer| match answer {
-        RouteNetlinkMessage::NewLink(link) => Some(link),
-        _ => None,
-    });
-    let link = found.ok_or_else(|| LinkError::NotFound(name.into()))?;
+    let link = look_up(name)?;
     let has_none =
         |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Qdisc(kind) if kind == NONE);
     if link.attributes.iter().any(has_none) {
