@@ -11,7 +11,9 @@ use uvn_dataplane::bpf::{bpf, bpf_fd};
 
 /// include/uapi/linux/bpf.h
 const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_CGROUP_DEVICE: u32 = 6;
 
 #[repr(C)]
@@ -53,4 +55,24 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let pin = Pin { path: path.as_ptr().addr() as u64, fd: object.as_raw_fd(), flags: 0 };
     // SAFETY: Pin is what the command reads; the path outlives the call.
     unsafe { bpf(BPF_OBJ_PIN, &pin) }.map(drop)
+}
+
+/// The object pinned at `path`.
+///
+/// # Errors
+/// There is none.
+pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let pin = Pin { path: path.as_ptr().addr() as u64, fd: 0, flags: 0 };
+    // SAFETY: Pin is what the command reads, which returns a new descriptor; the path outlives the call.
+    unsafe { bpf_fd(BPF_OBJ_GET, &pin) }
+}
+
+/// Detaches a link's program now, and not when the last reference to the link is gone.
+///
+/// # Errors
+/// It is no link, or one of a kind that cannot (of BPF LSM).
+pub fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the command reads the descriptor alone.
+    unsafe { bpf(BPF_LINK_DETACH, &link.as_raw_fd()) }.map(drop)
 }

@@ -1,9 +1,10 @@
 //! The folders on the BPF file system: `state-LAYOUT/` with the maps, `links-GENERATION/` with the attached programs.
 
-use super::{BindingError, file};
+use super::{BindingError, bpf, file};
 use crate::folder;
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, FileType, Permissions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use uvn_wire::cgroup;
@@ -82,14 +83,24 @@ pub fn keep_only(pins: &Path, keep: &[PathBuf]) -> Result<(), BindingError> {
     others.map(|path| remove(&path)).fold(Ok(()), Result::and)
 }
 
-/// Removes a pin, or a folder with all below it. Not there is fine.
+/// Removes a pin, or a folder with all below it, and detaches the programs pinned there. Not there is fine.
+///
+/// The kernel detaches a program some time after its pin has gone (`bpf_free_inode` waits for RCU, `bpf_link_put` for a
+/// work queue), so that a program that is replaced would refuse for a while what the new one lets through.
 ///
 /// # Errors
 /// The first one met, having gone on.
 pub fn remove(path: &Path) -> Result<(), BindingError> {
-    // Of a symbolic link to a folder, only the link is removed.
-    if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
-        return unless_missing(fs::remove_file(path)).map_err(file(path));
+    // Of a symbolic link, only the link is removed.
+    let kind = fs::symlink_metadata(path).map(|metadata| metadata.file_type());
+    if !kind.as_ref().is_ok_and(FileType::is_dir) {
+        let link = kind.is_ok_and(|kind| kind.is_file()).then(|| bpf::pinned(path));
+        unless_missing(fs::remove_file(path)).map_err(file(path))?;
+        // Maps have nothing to detach, and links of BPF LSM cannot; those go with their last reference.
+        if let Some(Ok(link)) = link {
+            let _ = bpf::detach(link.as_fd());
+        }
+        return Ok(());
     }
     let below = list(path)?.iter().map(|path| remove(path)).fold(Ok(()), Result::and);
     below.and(unless_missing(fs::remove_dir(path)).map_err(file(path)))
