@@ -3,7 +3,6 @@
 
 mod common;
 
-use common::NetNs;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, unshare};
 use nix::unistd::Pid;
@@ -16,6 +15,7 @@ use uvn_dataplane::gear::boost::Booster;
 use uvn_dataplane::gear::boost::awake::{Awake, REQUEST};
 use uvn_dataplane::gear::boost::napi::{Napi, NapiError, threads};
 use uvn_dataplane::port::link;
+use uvn_rig::test::NetNs;
 
 const SWITCH: &str = "/sys/class/net/em1/threaded";
 

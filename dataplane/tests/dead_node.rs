@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::NetNs;
 use common::cluster::{Cluster, Settings, V4};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 use uvn_dataplane::underlay::route::{Change, Notifications};
+use uvn_rig::test::NetNs;
 
 const NEIGHBOURS: u16 = 3000;
 /// TCP itself gives up after more than two minutes.

@@ -4,7 +4,6 @@
 
 mod common;
 
-use common::NetNs;
 use common::cluster::{Cluster, Settings, V4};
 use common::engine::Engine;
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
@@ -12,6 +11,7 @@ use socket2::SockRef;
 use std::net::{IpAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
+use uvn_rig::test::{NetNs, until};
 use uvn_wire::ethernet::Mac;
 
 const CARRIERS: [&str; 3] = ["kernel", "engine", "shortcut"];
@@ -132,7 +132,7 @@ fn one_users_flood_leaves_others_and_the_hosts_datagrams_alone() {
                     sent.fetch_add(1, Relaxed);
                 }
             });
-            common::until("a flood", || sent.load(Relaxed) > 5000);
+            until("a flood", || sent.load(Relaxed) > 5000);
             rig.assert_carried(&format!("{carrier}, during the flood"), 60, 30);
         });
         assert!(rig.incomplete() < 1 << 20, "{carrier}: {} bytes of no use", rig.incomplete());

@@ -11,12 +11,12 @@ mod pair;
 use common::cluster::{Cluster, Settings, V4, VNI};
 use common::packet::PacketSocket;
 use common::traffic::{self, Place, ping};
-use common::{NetNs, until};
 use links::Links;
 use nix::sys::signal::Signal;
 use pair::{GEARS, Rig};
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
+use uvn_rig::test::{NetNs, until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -14,7 +14,6 @@ mod tenant;
 mod users;
 
 use cases::{A, A6, B, B6, C, D6, Fate, USERS, edited, genuine, inner_cases, outer_cases, reply, wrapped};
-use common::NetNs;
 use common::cluster::{network, v4, v6};
 use common::engine::{Counted, Engine};
 use common::packet::PacketSocket;
@@ -26,6 +25,7 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 use uvn_dataplane::port::tap::Tap;
+use uvn_rig::test::NetNs;
 use uvn_wire::ethernet::{Mac, ethertype};
 use uvn_wire::ipv4::protocol;
 use uvn_wire::vxlan::PORT;

@@ -4,7 +4,6 @@ mod common;
 #[path = "../engine/tests/frames/mod.rs"]
 mod frames;
 
-use common::NetNs;
 use frames::{Spec, spec};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -16,6 +15,7 @@ use uvn_dataplane::port::tap::Tap;
 use uvn_engine::gro::{Delivery, Gro};
 use uvn_engine::gso::Gso;
 use uvn_engine::port::{Endpoint, MAX_FRAME, Offloads, VnetHeader};
+use uvn_rig::test::NetNs;
 use uvn_wire::packet::parse;
 
 /// Cases of each property: a second.

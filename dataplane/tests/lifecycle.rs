@@ -5,7 +5,6 @@ mod common;
 #[path = "common/node.rs"]
 mod node;
 
-use common::NetNs;
 use nix::sys::signal::Signal;
 use node::*;
 use std::fs;
@@ -15,6 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use uvn_api::dataplane::message::{ENDPOINT_QUEUES, Reply, Request, State, Summary, XdpMode};
 use uvn_dataplane::port::tap::Tap;
+use uvn_rig::test::NetNs;
 
 #[test]
 fn sigterm_leaves_nothing() {

@@ -11,12 +11,12 @@ mod pair;
 use common::cluster::{Cluster, Settings, V4, VNI};
 use common::engine::Engine;
 use common::traffic::Place;
-use common::{NetNs, until};
 use links::Links;
 use pair::{GEARS, Rig};
 use std::net::UdpSocket;
 use uvn_api::dataplane::message::{Note, State, XdpMode};
 use uvn_dataplane::port::link;
+use uvn_rig::test::{NetNs, until};
 
 /// In the gear in which it was.
 fn works_again(rig: &Rig, sections: &str) {

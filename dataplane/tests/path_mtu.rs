@@ -4,11 +4,11 @@
 
 mod common;
 
-use common::NetNs;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::net::{IpAddr, SocketAddr};
 use uvn_dataplane::port::link;
 use uvn_dataplane::underlay::route::look_up;
+use uvn_rig::test::{NetNs, until};
 
 const NODE: [&str; 2] = ["10.0.0.1", "fd00::1"];
 const PEER: [&str; 2] = ["10.0.0.2", "fd00::2"];
@@ -68,9 +68,9 @@ fn who_claims_a_small_path_mtu_is_not_believed() {
             if let Some(mtu) = configured {
                 node.ip(&format!("route add {to} dev em1 mtu {mtu}"));
             }
-            common::until("a way", || found() == configured);
+            until("a way", || found() == configured);
             // The kernel believes it. On IPv6 it takes no less than 1,280.
-            common::until("belief", || {
+            until("belief", || {
                 peer.run(|| claim(from, address, 1290));
                 node.ip(&format!("route get {to} oif em1")).contains("mtu 1290")
             });

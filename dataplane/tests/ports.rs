@@ -14,13 +14,13 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use common::NetNs;
 use uvn_dataplane::port::link::{self, LinkError};
 use uvn_dataplane::port::redirect;
 use uvn_dataplane::port::tap::{Tap, TapError};
 use uvn_dataplane::port::veth::{Veth, VethError};
 use uvn_dataplane::port::xsk::{XskConfig, XskError, XskQueue};
 use uvn_engine::port::{Endpoint, MAX_FRAME, MAX_PARTS, Nic, State, VnetHeader};
+use uvn_rig::test::NetNs;
 use uvn_wire::ethernet::Mac;
 
 #[test]

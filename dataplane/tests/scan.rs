@@ -7,7 +7,6 @@ mod frames;
 
 use common::cluster::{Cluster, Settings, V4};
 use common::packet::PacketSocket;
-use common::{NetNs, until};
 use frames::arp_request;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -15,6 +14,7 @@ use std::thread;
 use std::time::Duration;
 use uvn_api::dataplane::message::Request;
 use uvn_dataplane::underlay::route::{Change, Notifications};
+use uvn_rig::test::{NetNs, until};
 use uvn_wire::ethernet::Mac;
 
 /// A known node takes milliseconds.

@@ -10,12 +10,12 @@ mod numbered;
 
 use common::cluster::v4;
 use common::packet::PacketSocket;
-use common::{NetNs, until};
 use numbered::{Numbered, OVERLAY, VNI};
 use std::net::IpAddr;
 use std::time::Duration;
 use uvn_api::dataplane::config::Vtep;
 use uvn_api::dataplane::message::{Gear, Request, State};
+use uvn_rig::test::{NetNs, until};
 use uvn_wire::ethernet::Mac;
 
 #[test]

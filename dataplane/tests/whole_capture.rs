@@ -7,12 +7,12 @@ mod pair;
 
 use common::cluster::{Cluster, Settings, V4, V6, VNI};
 use common::traffic::{Place, ping};
-use common::until;
 use pair::{GEARS, Rig};
 use std::fs::File;
 use std::net::{IpAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
+use uvn_rig::test::until;
 use uvn_wire::ethernet::Mac;
 
 /// A capture of a network that goes on.

@@ -11,7 +11,6 @@ mod truth;
 #[path = "common/verdict.rs"]
 mod verdict;
 
-use common::NetNs;
 use common::cluster::{Cluster, Settings, V4, V6, VNI};
 use common::engine::Engine;
 use common::packet::PacketSocket;
@@ -20,6 +19,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use truth::{Case, Inner, Receiver, encapsulation, ethtool, overlay};
+use uvn_rig::test::NetNs;
 use uvn_wire::checksum::Sum;
 use uvn_wire::ecn::CE;
 use uvn_wire::ethernet::Mac;

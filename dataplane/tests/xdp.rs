@@ -4,7 +4,6 @@
 
 mod common;
 
-use common::NetNs;
 use common::packet::PacketSocket;
 use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
@@ -17,6 +16,7 @@ use uvn_dataplane::port::link;
 use uvn_dataplane::port::slow_path::{self, SlowPath};
 use uvn_dataplane::port::xsk::{XskConfig, XskQueue};
 use uvn_engine::port::Nic;
+use uvn_rig::test::NetNs;
 use uvn_wire::arp::{self, Arp};
 use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::{PORT, Vni};

@@ -1,11 +1,11 @@
 //! Nodes on a common switch, a router with an off-subnet host behind it, and an on-subnet host without uvn.
 
-use crate::namespace::Namespace;
 use crate::node::{Nic, Node};
 use crate::path::wait_for_gear;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
+use uvn_rig::namespace::Namespace;
 
 /// The off-subnet host's addresses.
 pub const OUTSIDE: (Ipv4Addr, Ipv6Addr) =

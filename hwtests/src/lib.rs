@@ -4,7 +4,6 @@
 //! (with systemd and logind if its name ends in `_systemd`). All nodes share one kernel: a [`Node`] is a network, mount
 //! and UTS namespace of its own with an uvnd of its own.
 //!
-//! - [`namespace`]: what tells one node from another
 //! - [`cluster`]: nodes, the switch between them, and hosts without uvn
 //! - [`node`]: uvnd, `uvn`, servers and probes on one node
 //! - [`reach`]: who answers whom, over TCP and UDP
@@ -20,12 +19,11 @@
 
 pub mod cluster;
 pub mod escape;
-pub mod namespace;
 pub mod node;
 pub mod path;
 pub mod reach;
 pub mod sockets;
 
 pub use cluster::{Cluster, Layout};
-pub use namespace::Namespace;
 pub use node::{Daemon, Node, Server};
+pub use uvn_rig::namespace::Namespace;

@@ -1,6 +1,5 @@
 //! What a test does on one node: run uvnd, call `uvn`, serve and reach.
 
-use crate::namespace::{Namespace, text};
 use crate::reach::{Answer, LONG, SHORT, parse};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
@@ -18,6 +17,7 @@ use std::process::{Child, ChildStdout, Output, Stdio};
 use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
+use uvn_rig::namespace::{Namespace, text};
 
 /// How long uvnd may take to listen.
 const START: Duration = Duration::from_secs(60);

@@ -1,6 +1,6 @@
 //! Whose sockets are where.
 
-use crate::namespace::Namespace;
+use uvn_rig::namespace::Namespace;
 
 /// A TCP or UDP socket, as `ss` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 use uvn_hwtests::cluster::OUTSIDE;
 use uvn_hwtests::escape::process::{self, SUBUID};
 use uvn_hwtests::escape::{self, PORT, PORT6, protocol};
-use uvn_hwtests::namespace::text;
 use uvn_hwtests::node::{probe, program, srun};
 use uvn_hwtests::reach::{Answer, parse};
 use uvn_hwtests::{Cluster, Daemon, Layout, Namespace, Node, Server, path};
+use uvn_rig::namespace::text;
 
 const ALICE: u32 = 1234;
 const BOB: u32 = 9876;

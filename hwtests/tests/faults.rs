@@ -24,8 +24,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use uvn_hwtests::cluster::OUTSIDE;
 use uvn_hwtests::escape::PORT;
-use uvn_hwtests::namespace::text;
 use uvn_hwtests::{Cluster, Daemon, Layout, Namespace, Node, Server};
+use uvn_rig::namespace::text;
 
 /// Two ordinary users.
 const ALICE: u32 = 1234;

@@ -5,9 +5,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 use uvn_hwtests::escape::PORT;
-use uvn_hwtests::namespace::text;
 use uvn_hwtests::node::program;
 use uvn_hwtests::{Cluster, Daemon, Namespace, Node, Server, path};
+use uvn_rig::namespace::text;
 
 const ALICE: u32 = 1234;
 /// UIDs of a system service, of one with a dynamic user, nobody, and an exempt one: none of them is policed.

@@ -8,11 +8,11 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 use uvn_hwtests::escape;
-use uvn_hwtests::namespace::text;
 use uvn_hwtests::node::probe;
 use uvn_hwtests::reach::parse;
 use uvn_hwtests::sockets::sockets;
 use uvn_hwtests::{Cluster, Daemon, Node, Server};
+use uvn_rig::namespace::text;
 
 /// Two policed users.
 const ALICE: u32 = 1234;

@@ -12,9 +12,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use uvn_hwtests::Namespace;
 use uvn_hwtests::escape;
-use uvn_hwtests::namespace::text;
 use uvn_hwtests::node::{probe, program};
 use uvn_hwtests::reach::parse;
+use uvn_rig::namespace::text;
 
 const ALICE: u32 = 1234;
 const BOB: u32 = 5678;

@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::packet::PacketSocket;
-use super::{NetNs, interrupt};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
+use uvn_rig::test::{self, NetNs};
 
 /// Runs `work` while a device is watched, and returns what it had to show.
 pub fn watch(netns: &NetNs, device: &str, work: impl FnOnce()) -> Vec<Vec<u8>> {
@@ -170,11 +170,9 @@ struct File(PathBuf);
 
 impl File {
     fn new(frames: &[Vec<u8>]) -> File {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
         /// LINKTYPE_ETHERNET.
         const ETHERNET: u32 = 1;
-        let number = NEXT.fetch_add(1, Relaxed);
-        let path = std::env::temp_dir().join(format!("{}{number}.pcap", interrupt::prefix()));
+        let path = std::env::temp_dir().join(test::name("pcap"));
         let mut bytes = Vec::new();
         let mut put = |words: &[u32]| words.iter().for_each(|word| bytes.extend(word.to_le_bytes()));
         // Magic number, version 2.4, two unused words, the longest frame.

@@ -1,12 +1,12 @@
 //! Cluster on an underlay, with the data plane on some and the kernel's VXLAN devices on others.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use super::NetNs;
 use super::engine::Engine;
 use super::traffic::{self, Place};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use uvn_api::dataplane::config::Network;
 use uvn_dataplane::port::link;
+use uvn_rig::test::NetNs;
 use uvn_wire::ethernet::Mac;
 
 /// The user's network.

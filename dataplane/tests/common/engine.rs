@@ -1,17 +1,16 @@
 //! The program itself, `uvn-dataplane run`, in a namespace.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use super::{NetNs, interrupt};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use uvn_api::dataplane::client::Client;
 use uvn_api::dataplane::message::{NetworkState, Reply, Request, State, Summary, XdpMode};
+use uvn_rig::test::{self, NetNs};
 
 /// How long it may take to start, or to count what has arrived.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -100,16 +99,14 @@ impl Engine {
 
     /// The same, when it answers: the engine may still carry what the shortcut will.
     pub fn launch(netns: &NetNs, config: &str) -> Engine {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let number = NEXT.fetch_add(1, Relaxed);
-        let directory = std::env::temp_dir().join(format!("{}engine-{number}", interrupt::prefix()));
+        let directory = std::env::temp_dir().join(test::name("engine"));
         std::fs::create_dir(&directory).unwrap();
         let (file, socket) = (directory.join("config.toml"), directory.join("control"));
         std::fs::write(&file, format!("socket = {socket:?}\n{config}")).unwrap();
         let mut command = netns.command(env!("CARGO_BIN_EXE_uvn-dataplane"));
         command.arg("run").arg("--config").arg(&file).stdin(Stdio::null());
         command.stderr(File::create(directory.join("log")).unwrap());
-        let making = interrupt::making();
+        let making = test::making();
         let child = command.spawn().unwrap();
         drop(making);
         // From here on its end is taken care of.

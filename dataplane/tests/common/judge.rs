@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use crate::cases::{A, A6, B, B6, C, D6, USERS};
-use crate::common::NetNs;
 use crate::common::cluster::{network, v4};
 use crate::frames;
 use aya::maps::{self, Map, MapData, MapInfo};
@@ -25,6 +24,7 @@ use uvn_engine::counters::Drop;
 use uvn_engine::decap::{decap, set_ecn};
 use uvn_engine::outer::Outer;
 use uvn_engine::tables::{Hop, Tables};
+use uvn_rig::test::NetNs;
 use uvn_wire::ethernet::Mac;
 use uvn_wire::vxlan::{PORT, Vni};
 

@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
-use crate::common::{NetNs, interrupt};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -17,6 +16,7 @@ use uvn_api::dataplane::config::Network;
 use uvn_api::dataplane::message::{Reply, Request, State, Summary};
 use uvn_api::protocol::Failure;
 use uvn_dataplane::port::tap::Tap;
+use uvn_rig::test::{self, NetNs};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_uvn-dataplane");
 /// For what takes a tick or a neighbour's answer, on a busy machine.
@@ -110,7 +110,7 @@ impl Rig {
     /// Starts the data plane and waits until it answers.
     pub fn start(&mut self, networks: &str) -> Client {
         let mut command = self.command(networks);
-        let making = interrupt::making();
+        let making = test::making();
         self.engine = Some(command.spawn().unwrap());
         drop(making);
         self.wait_for("an answer", |rig| rig.engine_state().is_some_and(|state| state == State::Running));

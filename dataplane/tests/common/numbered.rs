@@ -2,7 +2,6 @@
 //! it was sent before or after something.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use crate::common::NetNs;
 use crate::common::cluster::v4;
 use crate::common::engine::Engine;
 use crate::common::packet::PacketSocket;
@@ -15,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use uvn_api::dataplane::config::Encapsulation;
 use uvn_dataplane::port::link;
+use uvn_rig::test::NetNs;
 use uvn_wire::ethernet::Mac;
 
 /// The user's network.

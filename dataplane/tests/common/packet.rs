@@ -1,7 +1,6 @@
 //! Raw Ethernet frames to and from a device (packet(7)).
 #![allow(unsafe_code, reason = "nix has no way to make the address of a packet socket")]
 
-use super::NetNs;
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimeout};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrLike, SockaddrStorage};
@@ -9,6 +8,7 @@ use nix::sys::socket::{bind, recv, send, setsockopt, socket};
 use nix::sys::time::{TimeVal, TimeValLike};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
+use uvn_rig::test::NetNs;
 
 /// A socket that sends and receives whole frames, Ethernet header included, on one device. It sees every frame that
 /// the device receives (after XDP) or sends.

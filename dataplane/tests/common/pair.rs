@@ -5,11 +5,11 @@
 use crate::common::cluster::{Cluster, Settings, V4, VNI};
 use crate::common::engine::Engine;
 use crate::common::traffic::{Place, ping};
-use crate::common::{NetNs, until};
 use std::net::UdpSocket;
 use std::time::Duration;
 use uvn_api::dataplane::message::Note;
 use uvn_dataplane::port::link;
+use uvn_rig::test::{NetNs, until};
 
 pub const GEARS: [&str; 2] = ["path = \"engine\"", "path = \"shortcut\""];
 

@@ -1,7 +1,6 @@
 //! Traffic between two namespaces by the kernel's sockets, its content compared.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use super::NetNs;
 use nix::sys::socket::{
     ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt::RcvBufForce,
 };
@@ -10,6 +9,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
+use uvn_rig::test::NetNs;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a ping is tried.

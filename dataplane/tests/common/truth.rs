@@ -3,7 +3,6 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use crate::common::NetNs;
 use crate::common::cluster::{Cluster, Settings, VNI};
 use crate::common::engine::Engine;
 use crate::common::packet::PacketSocket;
@@ -16,6 +15,7 @@ use std::time::{Duration, Instant};
 use uvn_api::dataplane::config::Encapsulation;
 use uvn_dataplane::port::link;
 use uvn_engine::outer::endpoint_mtu;
+use uvn_rig::test::NetNs;
 use uvn_wire::checksum::Sum;
 use uvn_wire::ethernet::Mac;
 use uvn_wire::ipv4::protocol;

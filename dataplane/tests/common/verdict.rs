@@ -3,9 +3,9 @@
 #![allow(unsafe_code, reason = "bpf(2) has no safe interface")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use crate::common::NetNs;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use uvn_dataplane::port::link;
+use uvn_rig::test::NetNs;
 
 /// How many frames had which verdict (`skb->ip_summed`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -162,7 +162,7 @@ fn a_killed_data_plane_leaves_a_tenant_no_way_out() {
             [[network]]
             vni = 1234
             addresses = ["{A}/24"]
-            device = {{ name = "uvn", kind = "{kind}", netns = "{}" }}
+            device = {{ name = "uvn", kind = "{kind}", netns = {:?} }}
             "#,
             user.path()
         );

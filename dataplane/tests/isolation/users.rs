@@ -44,7 +44,7 @@ impl TwoUsers {
                     vni = {vni}
                     addresses = ["{own}/24", "{own6}/64"]
                     peers = ["{peer}"]
-                    device = {{ name = "uvn", netns = "{}" }}
+                    device = {{ name = "uvn", netns = {:?} }}
                     "#,
                     user[node].path()
                 );

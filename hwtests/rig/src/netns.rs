@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 const PREFIX: &str = "uvn-rig-";
 /// The programs that make such names; the name of a test program is longer.
 const OWNERS: [&str; 3] = ["xtask", "uvn-bench", "nodes-"];
-/// The prefix of names that test programs make (`dataplane/tests/common/interrupt.rs`).
-const TESTS: &str = "uvn-test-";
+/// The prefix of names that test programs make ([`crate::test`]).
+pub(crate) const TESTS: &str = "uvn-test-";
 const NETNS: &str = "/run/netns";
 /// The folder in which MPI's ranks share memory, in files with the name of their host, which is a namespace's.
 const SHARED_MEMORY: &str = "/dev/shm";
@@ -131,16 +131,11 @@ pub fn prepare() -> Result<(), RigError> {
 /// # Errors
 /// Signals cannot be caught.
 pub fn catch_signals() -> Result<(), RigError> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
-        .map_err(RigError::io("catch signals"))?;
-    thread::spawn(move || {
-        let Some(signal) = signals.forever().next() else { return };
-        let _for_good = RUNNING.write();
+    catch(|| {
         eprintln!("\nstopping: removing namespaces and processes");
         remove_of(PREFIX, std::process::id());
         // Test programs remove what they have made; what one was just making is removed here.
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + Duration::from_secs(10);
         while owners(TESTS).into_iter().any(is_alive) && Instant::now() < end {
             thread::sleep(Duration::from_millis(50));
         }
@@ -148,6 +143,25 @@ pub fn catch_signals() -> Result<(), RigError> {
             sweep();
         }
         end_children();
+    })
+}
+
+/// The same for a test program, whose processes have nothing to say any more.
+pub(crate) fn catch_signals_of_a_test() -> Result<(), RigError> {
+    catch(|| {
+        end_children();
+        remove_of(TESTS, std::process::id());
+    })
+}
+
+fn catch(clean_up: impl FnOnce() + Send + 'static) -> Result<(), RigError> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
+        .map_err(RigError::io("catch signals"))?;
+    thread::spawn(move || {
+        let Some(signal) = signals.forever().next() else { return };
+        let _for_good = RUNNING.write();
+        clean_up();
         std::process::exit(128 + signal);
     });
     Ok(())

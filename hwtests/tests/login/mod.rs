@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
 use uvn_hwtests::Namespace;
-use uvn_hwtests::namespace::text;
 use uvn_hwtests::node::{add_user, program};
+use uvn_rig::namespace::text;
 
 /// One key for everybody and every host: what is tested comes after it.
 const KEY: &str = "/run/login-key";

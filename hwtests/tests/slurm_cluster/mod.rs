@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 use uvn_hwtests::Cluster;
-use uvn_hwtests::namespace::{Namespace, text};
 use uvn_hwtests::node::{add_user, program};
+use uvn_rig::namespace::{Namespace, text};
 
 /// Where srun listens. The first is where the attempts of `uvn_hwtests::escape` listen.
 pub const SRUN_PORTS: &str = "60001-60100";

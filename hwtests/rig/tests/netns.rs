@@ -1,14 +1,13 @@
 //! The tests' own network namespaces.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod common;
-
-use common::NetNs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use uvn_rig::test::NetNs;
 
 #[test]
 fn a_namespace_has_its_own_links_and_vanishes() {
