@@ -145,6 +145,8 @@ pub struct Binding {
     cgroup: PathBuf,
     pins: PathBuf,
     generation: u32,
+    /// The pins of the maps, by inode: another process may remove them, all or some.
+    state: BTreeMap<PathBuf, u64>,
     policy: Policy,
     without_unix: Option<String>,
     /// The networks in the maps, by UID.
@@ -218,6 +220,7 @@ impl Binding {
             cgroup: cgroup.to_owned(),
             pins: pins.to_owned(),
             generation: pins::generation(pins)?,
+            state: pins::inodes(&state)?,
             policy: policy.clone(),
             without_unix: None,
             known: maps.read()?,
@@ -247,11 +250,17 @@ impl Binding {
         Ok((is_linked(pins, pins::generation(pins)?, false), maps.read()?))
     }
 
-    /// Puts a new policy in force without a gap: the old one holds until the kernel has detached it. Networks stay.
+    /// Puts a policy in force without a gap: the former one holds until the kernel has detached it. Networks stay. If
+    /// pins are gone, the programs are attached with maps of their own again.
     ///
     /// # Errors
     /// As [`Binding::attach`]; the old policy then still holds.
     pub fn set_policy(&mut self, policy: &Policy) -> Result<(), BindingError> {
+        if !self.is_attached() {
+            let known = self.known.clone();
+            *self = Binding::attach(&self.cgroup, &self.pins, policy)?;
+            return known.iter().try_for_each(|(uid, devices)| self.bind(*uid, devices));
+        }
         let mut object = object::load(&pins::state(&self.pins), policy)?;
         let refused = take(&mut object.ebpf, "REFUSED")?;
         self.replace(object)?;
@@ -343,10 +352,11 @@ impl Binding {
         refused.collect()
     }
 
-    /// Whether the programs are still pinned, and with that attached.
+    /// Whether the programs are still pinned, and with that attached, and their maps, too.
     #[must_use]
     pub fn is_attached(&self) -> bool {
         is_linked(&self.pins, self.generation, self.without_unix.is_none())
+            && pins::inodes(&pins::state(&self.pins)).is_ok_and(|state| state == self.state)
     }
 
     /// Why users can reach each other's abstract Unix sockets; None: they cannot.

@@ -599,6 +599,28 @@ fn device_files_are_denied_to_the_policed() {
     assert_eq!(open(ALICE, "/dev/zero"), 0);
 }
 
+/// Somebody removes pins one by one, while the daemon looks.
+#[test]
+fn what_is_gone_of_the_pins_comes_back() {
+    let place = Place::new();
+    let mut binding = place.attach(&policy());
+    binding.bind(ALICE, &devices(ALICE)).unwrap();
+    let folders = || fs::read_dir(place.pins()).unwrap().map(|folder| folder.unwrap().path());
+    let state = folders().find(|folder| folder.to_string_lossy().contains("/state-")).unwrap();
+    let names: Vec<_> = fs::read_dir(&state).unwrap().map(|pin| pin.unwrap().file_name()).collect();
+    assert!(names.len() > 4);
+    for name in names {
+        assert!(binding.is_attached());
+        fs::remove_file(state.join(&name)).unwrap();
+        assert!(!binding.is_attached(), "without {name:?}");
+        binding.set_policy(&policy()).unwrap();
+        assert_eq!(place.as_user(ALICE, || tcp().map(drop)), 0, "without {name:?}");
+    }
+    fs::remove_dir_all(&state).unwrap();
+    binding.set_policy(&policy()).unwrap();
+    assert_eq!(place.as_user(ALICE, || tcp().map(drop)), 0);
+}
+
 /// On the sender's side: what listens on a srun port is in no network, and so reached by those who are in none.
 #[test]
 fn srun_ports_are_called_by_slurm_alone() {

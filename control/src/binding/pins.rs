@@ -2,10 +2,11 @@
 
 use super::{BindingError, bpf, file};
 use crate::folder;
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, FileType, Permissions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use uvn_wire::cgroup;
 
@@ -104,6 +105,18 @@ pub fn remove(path: &Path) -> Result<(), BindingError> {
     }
     let below = list(path)?.iter().map(|path| remove(path)).fold(Ok(()), Result::and);
     below.and(unless_missing(fs::remove_dir(path)).map_err(file(path)))
+}
+
+/// The pins in a folder; none if it does not exist.
+///
+/// # Errors
+/// It cannot be read.
+pub fn inodes(folder: &Path) -> Result<BTreeMap<PathBuf, u64>, BindingError> {
+    let inode = |path: PathBuf| {
+        let metadata = fs::symlink_metadata(&path).map_err(file(&path))?;
+        Ok((path, metadata.ino()))
+    };
+    list(folder)?.into_iter().map(inode).collect()
 }
 
 fn list(folder: &Path) -> Result<Vec<PathBuf>, BindingError> {

@@ -2,7 +2,6 @@
 
 use super::networks::{ASK, Networks, called_back, items};
 use crate::binding::policy::{policy, slurm_user};
-use crate::binding::{self, Binding};
 use crate::config::Config;
 use crate::lockdown;
 use crate::netlink::Changes;
@@ -10,7 +9,6 @@ use crate::network::{Network, Nic};
 use crate::peers;
 use crate::plan::{self, Step};
 use crate::rdma;
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 use uvn_api::protocol::{Code, Failure};
 use uvn_api::toml_file::ConfigError;
@@ -113,12 +111,9 @@ impl Networks {
         if self.binding.is_attached() {
             return;
         }
-        let policy = self.policy();
-        let attach = |cgroup: PathBuf| Binding::attach(&cgroup, Path::new(binding::PINS), &policy);
-        match binding::cgroup_root().and_then(attach) {
-            Ok(binding) => {
+        match self.binding.set_policy(&self.policy()) {
+            Ok(()) => {
                 tracing::warn!("the socket programs had been detached; uvnd attached them again");
-                self.binding = binding;
                 self.bind_all();
             }
             Err(error) => {
