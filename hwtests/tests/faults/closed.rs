@@ -1,6 +1,7 @@
 //! What fails, fails closed, is named by `uvn check` until it is mended, and is tried again by itself.
 
 use super::*;
+use uvn_api::uvnd::policed::LAST;
 use uvn_hwtests::node::program;
 
 /// What `uvn check` says; it does not approve.
@@ -161,7 +162,7 @@ fn who_only_observes_refuses_nobody() {
     assert!(node.uvn(&["check"]).contains("warning: UVN-OBSERVES"));
     node.wait("a line in the log", PATIENCE, || daemon.log().contains("sockets would be refused"));
     // A reboot leaves nobody out, either.
-    node.sh("rm -r /sys/fs/bpf/uvn");
+    lose_pins(node, "/sys/fs/bpf/uvn");
     lock_down(node);
     assert!(may_make_a_socket(node, BOB));
     node.write("/etc/uvn/uvn.toml", &cluster.config("kernel", ""));
@@ -176,6 +177,11 @@ fn who_only_observes_refuses_nobody() {
     daemon.assert_alive();
 }
 
+/// Removes pins, as a reboot does; a uvnd that runs may be making them again meanwhile.
+fn lose_pins(node: &Node, pins: &str) {
+    node.sh(&format!("until rm -r {pins}; do sleep 0.1; done"));
+}
+
 /// What uvn-lockdown.service does at boot.
 fn lock_down(node: &Node) {
     let output = node.command(program("uvnd")).arg("--lock-down").output().unwrap();
@@ -187,11 +193,13 @@ fn lock_down(node: &Node) {
 fn a_boot_keeps_users_out_before_uvnd_is_up() {
     let cluster = alone();
     let node = &cluster.nodes[0];
-    let reboot = || node.sh("rm -r /sys/fs/bpf/uvn");
     lock_down(node);
     assert!(may_make_a_socket(node, BOB), "uvn has never been in force here");
-    drop(node.uvnd(&cluster.config("kernel", "exempt = [1234]")));
-    reboot();
+    let daemon = node.uvnd(&cluster.config("kernel", "exempt = [1234]"));
+    // Users with processes get networks before uvn is in force.
+    node.wait_for(LAST, PATIENCE);
+    drop(daemon);
+    lose_pins(node, "/sys/fs/bpf/uvn");
     node.wait("the open network", PATIENCE, || may_make_a_socket(node, BOB));
     lock_down(node);
     assert!(!may_make_a_socket(node, BOB));
