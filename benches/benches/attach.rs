@@ -290,7 +290,8 @@ fn nic(path: DataPath) -> Nic {
         path,
         reason: String::new(),
         gear: Default::default(),
-        port: 4789,
+        encapsulation: Default::default(),
+        workers: Default::default(),
         group: None,
         flood_rate: None,
     }

@@ -23,7 +23,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use uvn_api::dataplane::config::{Cidr, Path as Gear};
+use uvn_api::dataplane::config::{Cidr, Encapsulation, Path as Gear, Workers};
 use uvn_api::toml_file::{self, ConfigError};
 use uvn_api::uvnd::policed::{range, ranges};
 use uvn_wire::vxlan;
@@ -113,6 +113,12 @@ pub struct Underlay {
     /// Broadcast and multicast frames per second that this node sends for one network, before copies for each peer.
     /// None: a rate that suits the number of nodes.
     pub flood_rate: Option<u32>,
+    /// The outer headers, but for the port, which is `port`.
+    #[serde(default)]
+    pub encapsulation: Encapsulation,
+    /// The worker threads of the data plane.
+    #[serde(default)]
+    pub workers: Workers,
 }
 
 /// See [`Underlay::path`].

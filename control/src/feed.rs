@@ -219,10 +219,13 @@ impl Feed {
         matches!(self.state, State::Up { .. }) && self.pending.is_empty()
     }
 
-    /// Applies a change of the NIC or of the configuration. Another VTEP address, port or gear requires a restart.
+    /// Applies a change of the NIC or of the configuration. Another VTEP address, gear, encapsulation or
+    /// workers require a restart.
     pub fn follow(&mut self, nic: Nic, others: Others) {
-        let restart = (nic.vteps().first(), nic.port, nic.gear, &nic.name)
-            != (self.nic.vteps().first(), self.nic.port, self.nic.gear, &self.nic.name);
+        let begins = |nic: &Nic| {
+            (nic.vteps().first().copied(), nic.encapsulation, nic.workers.clone(), nic.gear, nic.name.clone())
+        };
+        let restart = begins(&nic) != begins(&self.nic);
         let told = |nic: &Nic| {
             (nic.addresses.clone(), nic.group, nic.queues.min(ENDPOINT_QUEUES as u32), nic.flood_rate)
         };

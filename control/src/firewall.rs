@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use thiserror::Error;
-use uvn_api::dataplane::config::Cidr;
+use uvn_api::dataplane::config::{Cidr, Encapsulation};
 use uvn_wire::cgroup::Mark;
 use uvn_wire::ethernet::ethertype;
 
@@ -156,7 +156,11 @@ fn prerouting(node: &Node, kernel: &[&Nic]) -> String {
         rules.push(format!("iifname != \"uvn*\" {ip} saddr {pool} drop"));
         rules.push(format!("iifname != \"uvn*\" {ip} daddr {pool} drop"));
     }
-    rules.extend(kernel.iter().map(|nic| format!("iifname \"{}\" udp dport {} notrack", nic.name, nic.port)));
+    rules.extend(
+        kernel
+            .iter()
+            .map(|nic| format!("iifname \"{}\" udp dport {} notrack", nic.name, nic.encapsulation.port)),
+    );
     chain("prerouting", "filter hook prerouting priority raw", &rules)
 }
 
@@ -178,7 +182,7 @@ fn input(config: &Config, node: &Node, kernel: &[&Nic], peers: &Peers) -> String
     }
     for nic in kernel {
         // The kernel's VXLAN socket accepts packets from anywhere, also from inside a network.
-        let Nic { name, port, .. } = nic;
+        let Nic { name, encapsulation: Encapsulation { port, .. }, .. } = nic;
         rules.push(format!("iifname != \"{name}\" udp dport {port} counter drop"));
         let allowed = Others::new(node, nic, peers).allowed;
         let vteps = allowed.vtep.iter().map(|vtep| vtep.address.to_string());
@@ -257,13 +261,13 @@ fn output(config: &Config, node: &Node, kernel: &[&Nic]) -> String {
     let mut rules = Vec::new();
     for nic in kernel {
         // VXLAN inside VXLAN.
-        rules.push(format!("oifname \"uvn*\" udp dport {} counter drop", nic.port));
+        rules.push(format!("oifname \"uvn*\" udp dport {} counter drop", nic.encapsulation.port));
         let carried = format!("meta mark & {kind:#x} != {{ {SERVICE:#x}, {users:#x} }}");
-        let outer = format!("oifname \"{}\" udp dport {}", nic.name, nic.port);
+        let outer = format!("oifname \"{}\" udp dport {}", nic.name, nic.encapsulation.port);
         rules.push(format!("{outer} meta skuid != 0 {carried} counter drop"));
         rules.push(format!("{outer} notrack accept"));
     }
-    let ports: BTreeSet<u16> = node.nics.iter().map(|nic| nic.port).collect();
+    let ports: BTreeSet<u16> = node.nics.iter().map(|nic| nic.encapsulation.port).collect();
     if !ports.is_empty() {
         let verdict = if config.mode == Mode::Enforce { "drop" } else { "" };
         rules.push(format!("udp dport {} meta skuid != 0 counter {verdict}", set(ports)));

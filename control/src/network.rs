@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use uvn_api::dataplane::config::{Cidr, Path as Gear};
+use uvn_api::dataplane::config::{Cidr, Encapsulation, Path as Gear, Workers};
 use uvn_wire::cgroup::NETWORK_ENTRIES;
 use uvn_wire::vxlan::Vni;
 
@@ -93,8 +93,10 @@ pub struct Nic {
     pub reason: String,
     /// The gear that its data plane is configured for.
     pub gear: Gear,
-    /// UDP port of VXLAN.
-    pub port: u16,
+    /// The outer headers.
+    pub encapsulation: Encapsulation,
+    /// The worker threads of its data plane.
+    pub workers: Workers,
     /// Underlay multicast group for broadcast and unknown frames.
     pub group: Option<IpAddr>,
     /// Broadcast and multicast frames per second of a network; None: a rate that suits the number of nodes.
@@ -211,7 +213,8 @@ mod tests {
             path: DataPath::Engine,
             reason: String::new(),
             gear: Gear::Auto,
-            port: 4789,
+            encapsulation: Encapsulation::default(),
+            workers: Workers::default(),
             group: None,
             flood_rate: None,
         }

@@ -29,7 +29,7 @@ use crate::network::{DataPath, Exit, FIRST_TABLE, Network, Nic, Node};
 use item::AFTER_CREATES;
 use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use uvn_api::dataplane::config::{Cidr, Path as Gear};
+use uvn_api::dataplane::config::{Cidr, Dscp, Path as Gear};
 use uvn_dataplane::port::{slow_path, xsk};
 use uvn_engine::outer::endpoint_mtu;
 use uvn_wire::ethernet::Mac;
@@ -201,11 +201,14 @@ impl Build<'_> {
                 vni: self.network.vni.get(),
                 local: vtep,
                 nic: nic.name.clone(),
-                port: nic.port,
+                port: nic.encapsulation.port,
                 group: nic.group,
-                // As the data plane does: over IPv4 its shortcut takes only a sum of zero; over IPv6 zero is
-                // for peers that have agreed on it (RFC 6936 section 3).
-                checksum: vtep.is_ipv6(),
+                ttl: nic.encapsulation.ttl,
+                dscp: match nic.encapsulation.dscp {
+                    Dscp::Fixed(dscp) => Some(dscp),
+                    Dscp::Inherit(_) => None,
+                },
+                checksum: nic.encapsulation.sums(vtep),
             },
         });
         let underlay = match nic.path {

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::net::{IpAddr, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use uvn_api::dataplane::config::Encapsulation;
 use uvn_api::toml_file::parse;
 use uvn_control::config::Config;
 use uvn_control::demand::UnknownLog;
@@ -30,7 +31,8 @@ fn rules() -> String {
         path: DataPath::Kernel,
         reason: String::new(),
         gear: Default::default(),
-        port: 4790,
+        encapsulation: Encapsulation { port: 4790, ..Default::default() },
+        workers: Default::default(),
         group: None,
         flood_rate: None,
     };

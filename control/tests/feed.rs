@@ -101,7 +101,8 @@ fn nic(address: &str) -> Nic {
         path: DataPath::Engine,
         reason: String::new(),
         gear: Default::default(),
-        port: 4789,
+        encapsulation: Default::default(),
+        workers: Default::default(),
         group: None,
         flood_rate: None,
     }

@@ -102,7 +102,7 @@ impl Gear {
         notifier: &Notifier,
         started: Instant,
     ) -> Result<Gear, GearError> {
-        let cores = cores::choose(&link.name, &config.workers.cores, queues as usize);
+        let cores = cores::choose(&link.name, &config.workers, queues as usize);
         let spin = Duration::from_micros(config.workers.spin_us.into());
         let common = Common { tables, notifier, spin, started };
         let why = match wanted(config) {
@@ -485,9 +485,7 @@ fn booster(link: &Link, threads: Option<Vec<usize>>) -> Option<Booster> {
 
 /// Why the configuration wants the shortcut; or, as an error, why it does not.
 fn wanted(config: &Config) -> Result<&'static str, &'static str> {
-    let sums = |vtep: &IpAddr| {
-        if vtep.is_ipv4() { config.encapsulation.checksum } else { config.encapsulation.ipv6_checksum }
-    };
+    let sums = |vtep: &IpAddr| config.encapsulation.sums(*vtep);
     match config.path {
         Path::Engine => Err("configured"),
         Path::Shortcut => Ok("configured"),

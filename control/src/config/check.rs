@@ -7,10 +7,10 @@ use crate::peers::{PeerList, hostlist, without};
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-use uvn_api::dataplane::config::Cidr;
+use uvn_api::dataplane::config::{self as dataplane, Cidr, Share};
 use uvn_api::toml_file::{Invalid, TomlFile, absolute, device_name, each_once, unicast, within};
 use uvn_wire::cgroup::EXECUTABLE_ENTRIES;
-use uvn_wire::vxlan::Vni;
+use uvn_wire::vxlan::{self, Vni};
 
 /// The first UID that is too large to be its own VNI.
 const FIRST_MAPPED: u32 = Vni::MAX + 1;
@@ -58,8 +58,12 @@ impl TomlFile for Config {
             }
             "nodes" => "addresses and host names, also many at once such as \"node[01-16,20]\"",
             "slurm" => "the absolute path of slurm.conf",
+            "encapsulation" | "workers" => "a table as in the data plane's own configuration",
             "default" | "rdma" => "\"allow\" or \"deny\"",
             "allow_groups" | "deny_groups" => "names or numbers of groups, each once",
+            _ if key.contains("encapsulation.") || key.contains("workers.") => {
+                return dataplane::allowed(key);
+            }
             _ => return None,
         })
     }
@@ -196,6 +200,14 @@ impl Underlay {
         }
         within("port", self.port.into(), 1..=65535)?;
         within("flood_rate", self.flood_rate.unwrap_or(0).into(), 0..=10_000_000)?;
+        self.encapsulation.check().map_err(|invalid| invalid.within("encapsulation"))?;
+        if self.encapsulation.port != vxlan::PORT {
+            return Err(Invalid::new("encapsulation.port", "the port of an [[underlay]] is its key `port`"));
+        }
+        if self.workers.share != Share::default() {
+            return Err(Invalid::new("workers.share", "uvnd finds out which NICs share cores"));
+        }
+        self.workers.check().map_err(|invalid| invalid.within("workers"))?;
         let Some(group) = self.group else { return Ok(()) };
         if !group.is_multicast() {
             return Err(Invalid::new("group", format!("{group} is not a multicast address")));

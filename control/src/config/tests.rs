@@ -222,6 +222,19 @@ fn subnets_and_nics() {
         "flood_rate = 10000001",
         &["underlay[1].flood_rate: 10000001; allowed: 0 to"],
     );
+    let tables = |lines: &str| format!("path = \"engine\"\n{lines}");
+    refused(
+        "path = \"kernel\"",
+        &tables("workers.frames = 1000"),
+        &["underlay[1].workers.frames: 1000; allowed: a power"],
+    );
+    refused(
+        "path = \"kernel\"",
+        &tables("encapsulation.ttl = 0"),
+        &["underlay[1].encapsulation.ttl: 0; allowed: 1 to 255"],
+    );
+    refused("path = \"kernel\"", &tables("encapsulation.port = 1"), &["encapsulation.port: ", "key `port`"]);
+    refused("path = \"kernel\"", &tables("workers.share = { index = 1, of = 2 }"), &["workers.share: uvnd"]);
     refused("path = \"kernel\"", "group = \"ff02::1\"", &["underlay[1].group: ff02::1: no subnet"]);
     refused("\"10.0.0.250\"", "\"10.2.0.250\"", &["hosts[0]: 10.2.0.250/32 is not inside"]);
     refused("\"10.1.0.0/24\"", "\"10.1.0.0/16\"", &["hosts[1]: 10.1.0.0/16 is not inside"]);
@@ -313,6 +326,15 @@ fn the_example_holds_the_defaults_that_it_says() {
         "port",
         "group",
         "flood_rate",
+        "ttl",
+        "dscp",
+        "checksum",
+        "ipv6_checksum",
+        "strict_flags",
+        "cores",
+        "spin_us",
+        "busy_poll_us",
+        "frames",
         "uids",
         "first",
         "ipv4",

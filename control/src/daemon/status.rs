@@ -140,7 +140,7 @@ fn state(nic: &Nic, data_plane: Option<DataPlane>) -> NicState {
         mtu: nic.mtu,
         addresses: nic.addresses.iter().copied().take(ADDRESSES_SHOWN).collect(),
         vteps: nic.vteps(),
-        port: nic.port,
+        port: nic.encapsulation.port,
         carrier: match nic.path {
             DataPath::Engine => Carrier::DataPlane,
             DataPath::Kernel => Carrier::Kernel,

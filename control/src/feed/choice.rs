@@ -3,6 +3,7 @@
 use crate::config::PathChoice;
 use crate::network::DataPath;
 use std::net::IpAddr;
+use uvn_api::dataplane::config::Encapsulation;
 use uvn_dataplane::gear::shortcut;
 use uvn_dataplane::port::slow_path;
 use uvn_dataplane::port::xsk::MAX_MTU;
@@ -52,9 +53,9 @@ pub fn choose(
 /// Why the shortcut cannot be used on a NIC; None: no obstacle is known before it is tried. `vtep` is the data plane's
 /// VTEP address.
 #[must_use]
-pub fn obstacle(nic: &str, vtep: Option<IpAddr>) -> Option<&'static str> {
-    if vtep.is_some_and(|vtep| vtep.is_ipv6()) {
-        return Some("the shortcut computes no outer UDP checksums, which IPv6 asks for");
+pub fn obstacle(nic: &str, vtep: Option<IpAddr>, encapsulation: &Encapsulation) -> Option<&'static str> {
+    if vtep.is_some_and(|vtep| encapsulation.sums(vtep)) {
+        return Some("the shortcut computes no outer UDP checksums, which IPv6 has by default");
     }
     (!shortcut::is_possible(nic)).then_some("the shortcut needs Linux 6.6 or later")
 }
@@ -93,7 +94,11 @@ mod tests {
         }
         let (path, why) = choose(PathChoice::Auto, 1, 9217, || None);
         assert_eq!((path, why.contains("9216")), (DataPath::Kernel, true), "{why}");
-        assert!(obstacle("lo", Some("fd00::1".parse().unwrap())).is_some());
+        let sums = |on| Encapsulation { checksum: on, ipv6_checksum: on, ..Encapsulation::default() };
+        for vtep in ["10.0.0.1", "fd00::1"] {
+            let obstacle = |on| obstacle("lo", Some(vtep.parse().unwrap()), &sums(on)).unwrap_or_default();
+            assert!(obstacle(true).contains("checksums") && !obstacle(false).contains("checksums"));
+        }
     }
 
     #[test]

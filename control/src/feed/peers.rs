@@ -152,7 +152,8 @@ mod tests {
             path: DataPath::Engine,
             reason: String::new(),
             gear: Default::default(),
-            port: 4789,
+            encapsulation: Default::default(),
+            workers: Default::default(),
             group: None,
             flood_rate: None,
         }

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use uvn_api::dataplane::client::{Client, ClientError};
-use uvn_api::dataplane::config::{Config, Path as Gear, Peers};
+use uvn_api::dataplane::config::{Config, Encapsulation, Path as Gear, Peers, Workers};
 use uvn_api::dataplane::message::{Reply, Request};
 use uvn_api::toml_file;
 
@@ -207,25 +207,23 @@ impl Feed {
             path: Gear,
             socket: PathBuf,
             encapsulation: Encapsulation,
+            workers: &'a Workers,
             peers: &'a Peers,
-        }
-        #[derive(Serialize)]
-        struct Encapsulation {
-            port: u16,
         }
         let file = File {
             nic: &self.nic.name,
             vtep: self.nic.vteps().into_iter().take(1).collect(),
             path: self.nic.gear,
             socket: self.path("sock"),
-            encapsulation: Encapsulation { port: self.nic.port },
+            encapsulation: self.nic.encapsulation,
+            workers: &self.nic.workers,
             peers: &self.others.allowed,
         };
         // TOML can express everything in it.
         format!("# Written by uvnd.\n{}", toml::to_string(&file).unwrap_or_default())
     }
 
-    fn config(&self) -> Result<Config, FeedError> {
+    pub(super) fn config(&self) -> Result<Config, FeedError> {
         toml_file::parse(&self.text()).map_err(|(_, broken)| self.down(&broken.to_string()))
     }
 

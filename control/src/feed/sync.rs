@@ -218,9 +218,8 @@ mod tests {
     use crate::peers::Peers;
     use mio::{Poll, Token};
 
-    /// The broadcast frames per second that a data plane is told with so many other nodes.
-    fn told(nodes: u16, flood_rate: Option<u32>, group: Option<&str>) -> u32 {
-        let nic = Nic {
+    fn nic() -> Nic {
+        Nic {
             slot: 0,
             name: "em1".into(),
             index: 7,
@@ -233,17 +232,36 @@ mod tests {
             path: DataPath::Engine,
             reason: String::new(),
             gear: config::Path::Auto,
-            port: 4789,
-            group: group.map(|group| group.parse().unwrap()),
-            flood_rate,
-        };
+            encapsulation: Default::default(),
+            workers: Default::default(),
+            group: None,
+            flood_rate: None,
+        }
+    }
+
+    fn feed(nic: Nic, others: Others) -> Feed {
+        let poll = Poll::new().unwrap();
+        Feed::new(nic, others, poll.registry(), Token(1)).unwrap()
+    }
+
+    /// The broadcast frames per second that a data plane is told with so many other nodes.
+    fn told(nodes: u16, flood_rate: Option<u32>, group: Option<&str>) -> u32 {
+        let group = group.map(|group| group.parse().unwrap());
+        let nic = Nic { group, flood_rate, ..nic() };
         let node = |number: u16| vec![[10, 0, number.to_be_bytes()[0], number.to_be_bytes()[1]].into()];
         let peers = Peers { nodes: (1..=nodes).map(node).collect(), ..Peers::default() };
         let others = Others::new(&Node::default(), &nic, &peers);
-        let poll = Poll::new().unwrap();
-        let feed = Feed::new(nic, others, poll.registry(), Token(1)).unwrap();
         let network = Network { uid: 1234, vni: Vni::new(1234).unwrap(), slot: 0, off_subnet: false };
-        feed.request(&Wanted { network, fault: None }).flood_rate
+        feed(nic, others).request(&Wanted { network, fault: None }).flood_rate
+    }
+
+    #[test]
+    fn the_data_plane_is_told_of_its_workers_and_outer_headers() {
+        let mut nic = nic();
+        nic.encapsulation = toml::from_str("dscp = \"inherit\"\nttl = 7").unwrap();
+        nic.workers = toml::from_str("cores = [3, 2]\nframes = 4096\nshare = { index = 1, of = 2 }").unwrap();
+        let config = feed(nic.clone(), Others::default()).config().unwrap();
+        assert_eq!((config.encapsulation, config.workers), (nic.encapsulation, nic.workers));
     }
 
     #[test]

@@ -21,7 +21,8 @@ fn nic(slot: u8, name: &str, path: DataPath, address: &str) -> Nic {
         path,
         reason: String::new(),
         gear: Default::default(),
-        port: 4789 + u16::from(slot),
+        encapsulation: Encapsulation { port: 4789 + u16::from(slot), ..Default::default() },
+        workers: Default::default(),
         group: None,
         flood_rate: None,
     }

@@ -5,13 +5,14 @@ use super::socket::has_ipv6;
 use super::{Netlink, NetlinkError, named};
 use crate::config::{Config, Underlay};
 use crate::feed;
-use crate::network::{Exit, Nic, Node, uid_of};
+use crate::network::{DataPath, Exit, Nic, Node, uid_of};
 use crate::plan::Way;
 use netlink_packet_route::address::{AddressFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteProtocol};
 use std::net::IpAddr;
-use uvn_api::dataplane::config::Cidr;
+use uvn_api::dataplane::config::{Cidr, Encapsulation, Share};
+use uvn_dataplane::gear::cores;
 use uvn_dataplane::port::link;
 
 /// A device that is not uvn's.
@@ -46,6 +47,7 @@ impl Netlink {
             // If the NIC has just gone, a notification follows.
             nic.queues = link::queues(&nic.name).unwrap_or(1);
         }
+        share(&mut node.nics, cores::numa_node);
         Ok(node)
     }
 
@@ -158,6 +160,17 @@ fn rivals(nics: &[Nic], devices: &[Device]) -> Vec<Rival> {
     rivals
 }
 
+/// Tells the data planes of NICs that are near the same cores to begin at another core each.
+fn share(nics: &mut [Nic], place: impl Fn(&str) -> Option<u32>) {
+    let places: Vec<_> =
+        nics.iter().map(|nic| (nic.path == DataPath::Engine).then(|| place(&nic.name))).collect();
+    for (index, nic) in nics.iter_mut().enumerate() {
+        let same =
+            |others: &[Option<Option<u32>>]| others.iter().filter(|other| **other == places[index]).count();
+        nic.workers.share = Share { index: same(&places[..index]), of: same(&places) };
+    }
+}
+
 fn inside(underlay: &Underlay, address: IpAddr) -> bool {
     underlay.subnets.iter().any(|subnet| subnet.contains(address))
 }
@@ -166,7 +179,9 @@ fn nic(slot: u8, underlay: &Underlay, device: &Device) -> Nic {
     let mut addresses: Vec<Cidr> =
         device.addresses.iter().copied().filter(|cidr| inside(underlay, cidr.address)).collect();
     addresses.sort_by_key(|cidr| cidr.address.is_ipv6());
-    let obstacle = || feed::obstacle(&device.name, addresses.first().map(|cidr| cidr.address));
+    let encapsulation = Encapsulation { port: underlay.port, ..underlay.encapsulation };
+    let obstacle =
+        || feed::obstacle(&device.name, addresses.first().map(|cidr| cidr.address), &encapsulation);
     let (path, reason) = feed::choose(underlay.path, device.arphrd, device.mtu, obstacle);
     Nic {
         slot,
@@ -181,7 +196,8 @@ fn nic(slot: u8, underlay: &Underlay, device: &Device) -> Nic {
         path,
         reason,
         gear: underlay.path.gear(),
-        port: underlay.port,
+        encapsulation,
+        workers: underlay.workers.clone(),
         group: underlay.group,
         flood_rate: underlay.flood_rate,
     }
@@ -236,7 +252,8 @@ mod tests {
             default_route("::/0", "em1", "fe80::1", 1024),
         ];
         let node = assemble(&config(both), &devices, &defaults, true);
-        let nics: Vec<_> = node.nics.iter().map(|nic| (nic.slot, nic.name.as_str(), nic.port)).collect();
+        let nics: Vec<_> =
+            node.nics.iter().map(|nic| (nic.slot, nic.name.as_str(), nic.encapsulation.port)).collect();
         assert_eq!(nics, [(0, "em1", 4789), (1, "ib0", 4790)]);
         let vteps: Vec<String> = node.nics[0].vteps().iter().map(ToString::to_string).collect();
         assert_eq!(vteps, ["10.0.0.1", "fd00::1"]);
@@ -249,6 +266,19 @@ mod tests {
         let exits: Vec<_> =
             node.exits.iter().map(|exit| (exit.device.as_str(), exit.address.to_string())).collect();
         assert_eq!(exits, [("em1", "10.0.0.1".into()), ("em1", "fd00::1".into())]);
+    }
+
+    #[test]
+    fn nics_of_one_numa_node_share_its_cores() {
+        let devices = [1, 2, 3, 4].map(|i| device(i, &format!("em{i}"), &[&format!("10.{i}.0.1/16")]));
+        let underlay = |i: u32| format!("[[underlay]]\nsubnets = [\"10.{i}.0.0/16\"]\n");
+        let underlays: String = (1..=4).map(underlay).collect();
+        let mut nics = assemble(&config(&underlays), &devices, &[], true).nics;
+        nics[3].path = DataPath::Kernel;
+        share(&mut nics, |name| Some(u32::from(name == "em2")));
+        let shares: Vec<_> =
+            nics[..3].iter().map(|nic| (nic.workers.share.index, nic.workers.share.of)).collect();
+        assert_eq!(shares, [(0, 2), (0, 1), (1, 2)]);
     }
 
     #[test]

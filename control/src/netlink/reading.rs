@@ -1,6 +1,6 @@
 //! Translates rtnetlink's messages into items of a plan.
 
-use super::request::PROTOCOL;
+use super::request::{INHERIT_TOS, PROTOCOL};
 use crate::network::uid_of;
 use crate::plan::{Item, NAT_TABLE, RuleKind, Way};
 use netlink_packet_core::Nla;
@@ -128,6 +128,7 @@ fn vxlan(name: &str, data: Option<&InfoData>, names: &Names) -> Option<Item> {
     let (mut id, mut below, mut udp, mut multicast) = (0, String::new(), 0, None);
     // IPv4 and IPv6 have a setting each.
     let mut sums = [true; 2];
+    let (mut hops, mut tos) = (0, 0);
     for attribute in data {
         match attribute {
             InfoVxlan::Id(vni) => id = *vni,
@@ -137,6 +138,8 @@ fn vxlan(name: &str, data: Option<&InfoData>, names: &Names) -> Option<Item> {
             InfoVxlan::Port(port) => udp = *port,
             InfoVxlan::Group(address) => multicast = Some((*address).into()),
             InfoVxlan::Group6(address) => multicast = Some((*address).into()),
+            InfoVxlan::Ttl(ttl) => hops = *ttl,
+            InfoVxlan::Tos(value) => tos = *value,
             InfoVxlan::UDPCsum(yes) => sums[0] = *yes,
             InfoVxlan::UDPZeroCsumTX(no) => sums[1] = !no,
             _ => {}
@@ -145,7 +148,17 @@ fn vxlan(name: &str, data: Option<&InfoData>, names: &Names) -> Option<Item> {
     // uvn makes none without a local address, but the name says that it is uvn's.
     let local = local_address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let checksum = sums[usize::from(local.is_ipv6())];
-    Some(Item::Vxlan { name: name.into(), vni: id, local, nic: below, port: udp, group: multicast, checksum })
+    Some(Item::Vxlan {
+        name: name.into(),
+        vni: id,
+        local,
+        nic: below,
+        port: udp,
+        group: multicast,
+        ttl: hops,
+        dscp: (tos != INHERIT_TOS).then_some(tos >> 2),
+        checksum,
+    })
 }
 
 /// The device's index, the address and its flags; None for IPv6 link-local addresses, which the kernel makes.

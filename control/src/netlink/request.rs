@@ -27,6 +27,8 @@ pub const PROTOCOL: RouteProtocol = RouteProtocol::Other(117);
 const TABLE_LOCAL: u8 = 255;
 /// Flags of a request that fails if the object exists.
 pub const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
+/// The TOS by which a VXLAN device copies the inner packet's (drivers/net/vxlan/vxlan_core.c).
+pub const INHERIT_TOS: u8 = 1;
 /// An unlimited lifetime (INFINITY_LIFE_TIME).
 const FOREVER: u32 = u32::MAX;
 
@@ -39,8 +41,9 @@ pub fn create(item: &Item) -> io::Result<Option<(RouteNetlinkMessage, u16)>> {
         Item::Vrf { name, table } => {
             (NewLink(made(name, InfoKind::Vrf, InfoData::Vrf(vec![InfoVrf::TableId(*table)]))), NEW)
         }
-        Item::Vxlan { name, vni, local, nic, port, group, checksum } => {
+        Item::Vxlan { name, vni, local, nic, port, group, ttl, dscp, checksum } => {
             let mut data = vxlan(*vni, *local, index(nic)?, *port, *group);
+            data.extend([InfoVxlan::Ttl(*ttl), InfoVxlan::Tos(dscp.map_or(INHERIT_TOS, |dscp| dscp << 2))]);
             data.push(match local {
                 IpAddr::V4(_) => InfoVxlan::UDPCsum(*checksum),
                 IpAddr::V6(_) => InfoVxlan::UDPZeroCsumTX(!checksum),

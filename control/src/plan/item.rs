@@ -37,6 +37,10 @@ pub enum Item {
         port: u16,
         /// Underlay multicast group for broadcast and unknown frames. With a group, the device learns MACs.
         group: Option<IpAddr>,
+        /// The outer TTL or hop limit.
+        ttl: u8,
+        /// The outer DSCP; None: the inner one.
+        dscp: Option<u8>,
         /// Whether it computes outer UDP checksums.
         checksum: bool,
     },

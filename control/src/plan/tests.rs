@@ -2,6 +2,7 @@ use super::*;
 use crate::network::Nat;
 use proptest::prelude::*;
 use proptest::sample::subsequence;
+use uvn_api::dataplane::config::Encapsulation;
 use uvn_wire::vxlan::Vni;
 
 fn cidr(text: &str) -> Cidr {
@@ -22,7 +23,8 @@ fn nic(slot: u8, path: DataPath, addresses: &[&str]) -> Nic {
         path,
         reason: String::new(),
         gear: Default::default(),
-        port: 4789 + u16::from(slot),
+        encapsulation: Encapsulation { port: 4789 + u16::from(slot), ..Default::default() },
+        workers: Default::default(),
         group: None,
         flood_rate: None,
     }
@@ -198,6 +200,18 @@ fn only_over_ipv6_kernel_vxlan_sends_outer_checksums() {
             .find_map(|item| if let Item::Vxlan { checksum, .. } = item { Some(*checksum) } else { None })
     };
     assert_eq!((sent("10.0.0.1/16"), sent("fd00::1/64")), (Some(false), Some(true)));
+}
+
+#[test]
+fn kernel_vxlan_has_the_configured_outer_headers() {
+    let mut this = this_node();
+    let mut kernel = nic(0, DataPath::Kernel, &["10.0.0.1/16"]);
+    kernel.encapsulation = toml::from_str("ttl = 7\ndscp = \"inherit\"\nchecksum = true").unwrap();
+    this.nics = vec![kernel];
+    let items = network(&this, &user(1234, 0));
+    let is_so =
+        |item: &Item| matches!(item, Item::Vxlan { ttl: 7, dscp: None, checksum: true, port: 4789, .. });
+    assert!(items.iter().any(is_so), "{items:?}");
 }
 
 #[test]

@@ -66,7 +66,7 @@ pub enum Path {
 }
 
 /// Outer header settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Encapsulation {
     /// UDP destination port.
@@ -85,7 +85,7 @@ pub struct Encapsulation {
 }
 
 /// The outer DSCP: a fixed value, or the inner packet's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "dscp is \"inherit\" or a number from 0 to 63")]
 pub enum Dscp {
     /// A fixed value, 0 to 63.
@@ -95,11 +95,19 @@ pub enum Dscp {
 }
 
 /// The word `inherit`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Inherit {
     /// The only value.
     Inherit,
+}
+
+impl Encapsulation {
+    /// Whether the outer UDP checksum is computed for packets of this VTEP address.
+    #[must_use]
+    pub fn sums(&self, vtep: IpAddr) -> bool {
+        if vtep.is_ipv4() { self.checksum } else { self.ipv6_checksum }
+    }
 }
 
 impl Default for Encapsulation {
@@ -138,11 +146,13 @@ pub struct Vtep {
 }
 
 /// Worker threads: one per NIC queue, or up to four beside the shortcut.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Workers {
     /// The core of each queue's worker. Empty: cores of the NIC's NUMA node, counted down from the last.
     pub cores: Vec<usize>,
+    /// The NICs whose workers share those cores.
+    pub share: Share,
     /// How long an idle worker spins before it sleeps, microseconds. It should exceed a round trip through both nodes:
     /// otherwise every message of a ping-pong pays for waking two workers.
     pub spin_us: u32,
@@ -153,9 +163,25 @@ pub struct Workers {
     pub frames: u32,
 }
 
+/// One of several NICs that have the same cores near them: each begins at another of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// Which of them this NIC is, from 0 on.
+    pub index: usize,
+    /// How many there are.
+    pub of: usize,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Share { index: 0, of: 1 }
+    }
+}
+
 impl Default for Workers {
     fn default() -> Self {
-        Workers { cores: Vec::new(), spin_us: 250, busy_poll_us: 0, frames: 1024 }
+        Workers { cores: Vec::new(), share: Share::default(), spin_us: 250, busy_poll_us: 0, frames: 1024 }
     }
 }
 

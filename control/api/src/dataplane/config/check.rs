@@ -1,6 +1,6 @@
 //! The rules for the values of each key.
 
-use super::{Config, Device, Dscp, Encapsulation, Network, Peers, Workers};
+use super::{Config, Device, Dscp, Encapsulation, Network, Peers, Share, Workers};
 use crate::dataplane::vteps::Vteps;
 use crate::toml_file::{Invalid, TomlFile, absolute, device_name, each_once, unicast, within};
 use std::collections::HashSet;
@@ -27,6 +27,7 @@ pub fn allowed(path: &str) -> Option<&'static str> {
         "range" => "subnets such as 10.0.0.0/16 of this node's VTEP families; IPv6 ones /96 or longer",
         "address" | "overlay" => "unicast IP addresses",
         "cores" => "core numbers, 0 to 1023",
+        "share" => "a table such as { index = 0, of = 2 }, the index below the other",
         "spin_us" => "0 to 1000000 microseconds",
         "busy_poll_us" => "0 to 100000 microseconds",
         "frames" => "a power of two from 256 to 65536",
@@ -149,7 +150,11 @@ impl Device {
 }
 
 impl Encapsulation {
-    fn check(&self) -> Result<(), Invalid> {
+    /// Checks each value.
+    ///
+    /// # Errors
+    /// The first key that breaks a rule.
+    pub fn check(&self) -> Result<(), Invalid> {
         within("port", self.port.into(), 1..=65535)?;
         within("ttl", self.ttl.into(), 1..=255)?;
         match self.dscp {
@@ -187,9 +192,17 @@ impl Peers {
 }
 
 impl Workers {
-    fn check(&self) -> Result<(), Invalid> {
+    /// Checks each value.
+    ///
+    /// # Errors
+    /// The first key that breaks a rule.
+    pub fn check(&self) -> Result<(), Invalid> {
         for (index, &core) in self.cores.iter().enumerate() {
             within(&format!("cores[{index}]"), core as u64, 0..=1023)?;
+        }
+        let Share { index, of } = self.share;
+        if index >= of {
+            return Err(Invalid::new("share", format!("NIC {index} of {of}")));
         }
         within("spin_us", self.spin_us.into(), 0..=1_000_000)?;
         within("busy_poll_us", self.busy_poll_us.into(), 0..=100_000)?;
