@@ -6,7 +6,7 @@ pub mod work;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use uvn_api::dataplane::config::{Encapsulation, Peers, Vtep};
+use uvn_api::dataplane::config::{Cidr, Encapsulation, Peers, Vtep};
 use uvn_api::dataplane::vteps::Vteps;
 use uvn_engine::counters::Counters;
 use uvn_engine::outer::{Outer, Patch};
@@ -14,6 +14,7 @@ use uvn_engine::tables::{Hop, Network, Tables};
 use uvn_wire::checksum::Sum;
 use uvn_wire::ethernet::{Ethernet, Mac, ethertype};
 use uvn_wire::ipv4::{self, Ipv4, protocol};
+use uvn_wire::ipv6::Ipv6;
 use uvn_wire::tcp::{self, Tcp};
 use uvn_wire::udp::Udp;
 use uvn_wire::vxlan::Vni;
@@ -27,17 +28,24 @@ pub const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
 /// Tables with this many networks (VNI 1 and up) and VTEPs beside the peer.
 #[must_use]
 pub fn tables(networks: u32, vteps: u32) -> Tables {
-    let encapsulation = Encapsulation::default();
     let address = |number: u32| IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0002 + number));
-    let listed = (0..=vteps).map(|number| Vtep { address: address(number), overlay: Vec::new() }).collect();
-    let hop = |vtep| {
-        let outer = Outer::new(&encapsulation, Mac::of(HERE), Mac::of(vtep), HERE, vtep);
+    let vteps: Vec<IpAddr> = (0..=vteps).map(address).collect();
+    let listed = vteps.iter().map(|&address| Vtep { address, overlay: Vec::new() }).collect();
+    node(HERE, networks, &Peers { vtep: listed, range: Vec::new() }, &vteps)
+}
+
+/// Tables of a node at `here` with this many networks (VNI 1 and up), these allowed VTEPs, and next hops of these.
+#[must_use]
+pub fn node(here: IpAddr, networks: u32, peers: &Peers, vteps: &[IpAddr]) -> Tables {
+    let encapsulation = Encapsulation::default();
+    let hop = |vtep: IpAddr| {
+        let outer = Outer::new(&encapsulation, Mac::of(here), Mac::of(vtep), here, vtep);
         (vtep, Hop { outer, mtu: 1500 })
     };
     let network = |vni| Network {
         vni,
-        mac: Mac::of(HERE),
-        addresses: "10.0.0.1/16".parse().into_iter().collect(),
+        mac: Mac::of(here),
+        addresses: vec![Cidr { address: here, prefix: if here.is_ipv4() { 8 } else { 64 } }],
         flood: Vec::new(),
         flood_rate: 1000,
         learning: false,
@@ -49,9 +57,9 @@ pub fn tables(networks: u32, vteps: u32) -> Tables {
         epoch: 1,
         encapsulation,
         nic: None,
-        local: vec![HERE],
-        vteps: Arc::new(Vteps::new(&Peers { vtep: listed, range: Vec::new() }).unwrap_or_default()),
-        hops: Arc::new((0..=vteps).map(|number| hop(address(number))).collect()),
+        local: vec![here],
+        vteps: Arc::new(Vteps::new(peers).unwrap_or_default()),
+        hops: Arc::new(vteps.iter().copied().map(hop).collect()),
         dead: Arc::default(),
         slots: vnis.iter().zip(0..).map(|(vni, slot)| (*vni, slot)).collect(),
         networks: vnis.iter().map(|vni| Some(Arc::new(network(*vni)))).collect(),
@@ -60,31 +68,55 @@ pub fn tables(networks: u32, vteps: u32) -> Tables {
 
 /// An inner frame from one overlay address to another; checksums right.
 fn inner(from: IpAddr, to: IpAddr, protocol: u8, transport: &[u8], payload: &[u8]) -> Vec<u8> {
-    let (IpAddr::V4(source), IpAddr::V4(destination)) = (from, to) else { return Vec::new() };
-    let ethernet =
-        Ethernet { destination: Mac::of(to), source: Mac::of(from), ethertype: ethertype::IPV4.into() };
-    let mut ip = Ipv4 {
-        version_ihl: ipv4::VERSION_IHL,
-        tos: 0,
-        total_length: ((ipv4::HEADER + transport.len() + payload.len()) as u16).into(),
-        identification: 0.into(),
-        fragment: ipv4::DONT_FRAGMENT.into(),
-        ttl: 64,
-        protocol,
-        checksum: 0.into(),
-        source: source.octets(),
-        destination: destination.octets(),
+    let ethertype = if from.is_ipv4() { ethertype::IPV4 } else { ethertype::IPV6 };
+    let ethernet = Ethernet { destination: Mac::of(to), source: Mac::of(from), ethertype: ethertype.into() };
+    let length = transport.len() + payload.len();
+    let ip = match (from, to) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let mut ip = Ipv4 {
+                version_ihl: ipv4::VERSION_IHL,
+                tos: 0,
+                total_length: ((ipv4::HEADER + length) as u16).into(),
+                identification: 0.into(),
+                fragment: ipv4::DONT_FRAGMENT.into(),
+                ttl: 64,
+                protocol,
+                checksum: 0.into(),
+                source: source.octets(),
+                destination: destination.octets(),
+            };
+            ip.set_checksum();
+            ip.as_bytes().to_vec()
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let ip = Ipv6 {
+                version_class_flow: (6 << 28).into(),
+                payload_length: (length as u16).into(),
+                next_header: protocol,
+                hop_limit: 64,
+                source: source.octets(),
+                destination: destination.octets(),
+            };
+            ip.as_bytes().to_vec()
+        }
+        _ => Vec::new(),
     };
-    ip.set_checksum();
-    [ethernet.as_bytes(), ip.as_bytes(), transport, payload].concat()
+    [ethernet.as_bytes(), &ip, transport, payload].concat()
 }
 
 fn pseudo(from: IpAddr, to: IpAddr, protocol: u8, length: usize) -> Sum {
-    let (IpAddr::V4(source), IpAddr::V4(destination)) = (from, to) else { return Sum::ZERO };
-    Sum::pseudo_v4(source.octets(), destination.octets(), protocol, length as u16)
+    match (from, to) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            Sum::pseudo_v4(source.octets(), destination.octets(), protocol, length as u16)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            Sum::pseudo_v6(&source.octets(), &destination.octets(), protocol, length as u32)
+        }
+        _ => Sum::ZERO,
+    }
 }
 
-/// A UDP frame of `length` bytes in all, at least 42.
+/// A UDP frame of `length` bytes in all, at least 42; over IPv6 20 more.
 #[must_use]
 pub fn udp(from: IpAddr, to: IpAddr, length: usize) -> Vec<u8> {
     let payload = vec![0x5a; length.saturating_sub(42)];
@@ -123,7 +155,13 @@ pub fn tcp(from: IpAddr, to: IpAddr, sequence: u32, payload: &[u8]) -> Vec<u8> {
 /// An inner frame as the peer sends it on network `vni`.
 #[must_use]
 pub fn encapsulated(vni: u32, inner: &[u8]) -> Vec<u8> {
-    let outer = Outer::new(&Encapsulation::default(), Mac::of(THERE), Mac::of(HERE), THERE, HERE);
+    sent(THERE, HERE, vni, inner)
+}
+
+/// An inner frame as one VTEP sends it to another.
+#[must_use]
+pub fn sent(from: IpAddr, to: IpAddr, vni: u32, inner: &[u8]) -> Vec<u8> {
+    let outer = Outer::new(&Encapsulation::default(), Mac::of(from), Mac::of(to), from, to);
     let mut frame = vec![0; outer.length() + inner.len()];
     frame[outer.length()..].copy_from_slice(inner);
     if let Some(vni) = Vni::new(vni) {

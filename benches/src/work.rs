@@ -2,14 +2,15 @@
 //!
 //! One list for all instruments: [`all`] offers every work to a [`Bench`].
 
-use crate::{HERE, THERE, encapsulated, tables, tcp, udp};
+use crate::{HERE, THERE, encapsulated, node, sent, tables, tcp, udp};
 use crossbeam::channel::unbounded;
 use hashbrown::HashMap;
 use std::hint::black_box;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Instant;
+use uvn_api::dataplane::config::{Cidr, Peers, Vtep};
 use uvn_engine::decap::decap;
 use uvn_engine::encap::{Route, encap};
 use uvn_engine::gro::Gro;
@@ -104,12 +105,33 @@ pub fn all(bench: &mut impl Bench) {
     for (networks, vteps) in NODES {
         let tables = Arc::new(tables(networks, vteps));
         let name = format!("{networks}_networks");
-        bench.measure("encap_64", &name, Amount::Frames(1), encapsulate(tables.clone(), 64));
-        bench.measure("decap_64", &name, Amount::Frames(1), decapsulate(tables, 64));
+        bench.measure(
+            "encap_64",
+            &name,
+            Amount::Frames(1),
+            encapsulate(tables.clone(), vec![udp(HERE, THERE, 64)]),
+        );
+        bench.measure(
+            "decap_64",
+            &name,
+            Amount::Frames(1),
+            decapsulate(tables.clone(), to_each(&tables, 64)),
+        );
     }
     let tables = Arc::new(tables(1, 1));
-    bench.measure("encap_1450", "1_networks", Amount::Frames(1), encapsulate(tables.clone(), 1450));
-    bench.measure("decap_1450", "1_networks", Amount::Frames(1), decapsulate(tables, 1450));
+    bench.measure(
+        "encap_1450",
+        "1_networks",
+        Amount::Frames(1),
+        encapsulate(tables.clone(), vec![udp(HERE, THERE, 1450)]),
+    );
+    bench.measure(
+        "decap_1450",
+        "1_networks",
+        Amount::Frames(1),
+        decapsulate(tables.clone(), to_each(&tables, 1450)),
+    );
+    peers(bench);
     super_frames(bench);
     for entries in ENTRIES {
         lookups(bench, entries);
@@ -119,20 +141,57 @@ pub fn all(bench: &mut impl Bench) {
     turns(bench);
 }
 
+/// Whole frames from and to all of one peer and of ten thousand, by the ways to list them.
+fn peers(bench: &mut impl Bench) {
+    const HERE6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1));
+    for (here, bits) in [(HERE, 32), (HERE6, 128)] {
+        // Of every four addresses one is a peer's.
+        let peer = |number: u32| match here {
+            IpAddr::V4(_) => IpAddr::from((0x0a01_0001 + 4 * number).to_be_bytes()),
+            IpAddr::V6(_) => {
+                IpAddr::from((0xfd00 << 112 | u128::from(0x0a01_0001 + 4 * number)).to_be_bytes())
+            }
+        };
+        for (list, prefix) in
+            [("exact", None), ("single_ranges", Some(bits)), ("ranges_of_four", Some(bits - 2))]
+        {
+            for count in [1, 10_000] {
+                let all: Vec<IpAddr> = (0..count).map(peer).collect();
+                let listed = match prefix {
+                    Some(prefix) => {
+                        let range = all.iter().map(|&address| Cidr { address, prefix }.subnet()).collect();
+                        Peers { range, ..Peers::default() }
+                    }
+                    None => {
+                        let vtep = all.iter().map(|&address| Vtep { address, overlay: Vec::new() }).collect();
+                        Peers { vtep, ..Peers::default() }
+                    }
+                };
+                let tables = Arc::new(node(here, 1, &listed, &all));
+                let name = format!("{count}_{list}_ipv{}", if bits == 32 { 4 } else { 6 });
+                let frames = all.iter().map(|peer| udp(here, *peer, 64)).collect();
+                bench.measure("encap_peers", &name, Amount::Frames(1), encapsulate(tables.clone(), frames));
+                let frames = all.iter().map(|peer| sent(*peer, here, 1, &udp(*peer, here, 64))).collect();
+                bench.measure("decap_peers", &name, Amount::Frames(1), decapsulate(tables, frames));
+            }
+        }
+    }
+}
+
 /// Parse, check, find the destination, copy behind the outer header: all that is done to a frame but for the rings.
-fn encapsulate(tables: Arc<Tables>, length: usize) -> impl Work {
-    let frame = udp(HERE, THERE, length);
+fn encapsulate(tables: Arc<Tables>, frames: Vec<Vec<u8>>) -> impl Work {
     let mut buffer = [0; 2048];
     let mut slots = Cycle::new(tables.networks.len() as u32);
+    let mut indexes = Cycle::new(frames.len() as u32);
     move || {
-        let slot = slots.next();
+        let (slot, frame) = (slots.next(), &frames[indexes.next() as usize]);
         let mut written = || {
             let network = tables.by_slot(slot)?;
-            let packet = packet::parse(black_box(&frame)).ok()?;
-            let outgoing = encap(&tables, network, &frame, &packet).ok()?;
+            let packet = packet::parse(black_box(frame)).ok()?;
+            let outgoing = encap(&tables, network, frame, &packet).ok()?;
             let Route::Vtep(vtep) = outgoing.route else { return None };
             let hop = tables.hops.get(&vtep)?;
-            let gso = Gso::new(&VnetHeader::default(), &frame, &packet).ok()?;
+            let gso = Gso::new(&VnetHeader::default(), frame, &packet).ok()?;
             let inner = gso.write(0, &mut buffer[hop.outer.length()..])?;
             let patch =
                 Patch { vni: network.vni, source_port: outgoing.source_port, inner_tos: outgoing.tos };
@@ -142,11 +201,15 @@ fn encapsulate(tables: Arc<Tables>, length: usize) -> impl Work {
     }
 }
 
-fn decapsulate(tables: Arc<Tables>, length: usize) -> impl Work {
+/// One frame to each network.
+fn to_each(tables: &Tables, length: usize) -> Vec<Vec<u8>> {
     let inner = udp(THERE, HERE, length);
-    let frames: Vec<_> = (1..=tables.networks.len() as u32).map(|vni| encapsulated(vni, &inner)).collect();
-    let mut vnis = Cycle::new(frames.len() as u32);
-    move || decap(&tables, black_box(&frames[vnis.next() as usize]), 0).is_ok()
+    (1..=tables.networks.len() as u32).map(|vni| encapsulated(vni, &inner)).collect()
+}
+
+fn decapsulate(tables: Arc<Tables>, frames: Vec<Vec<u8>>) -> impl Work {
+    let mut indexes = Cycle::new(frames.len() as u32);
+    move || decap(&tables, black_box(&frames[indexes.next() as usize]), 0).is_ok()
 }
 
 /// What the endpoint's kernel says of a super-frame.

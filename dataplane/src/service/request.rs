@@ -72,7 +72,7 @@ impl Service {
 
     fn add_network(&mut self, network: Network, fds: Vec<OwnedFd>) -> Result<Reply, Failure> {
         let vni = network.vni;
-        network.check(&self.config.vtep, &self.peers).map_err(refused)?;
+        network.check(&self.config.vtep, &self.vteps).map_err(refused)?;
         if self.networks.get(vni).is_some() {
             return Err(Failure::new(Code::Exists, format!("network {vni} is there already")));
         }
@@ -166,7 +166,7 @@ impl Service {
 
     fn set_peers(&mut self, number: u32, peers: Vec<IpAddr>) -> Result<Reply, Failure> {
         let vni = self.known(number)?;
-        check_peers(&peers, &self.config.vtep, &self.peers).map_err(refused)?;
+        check_peers(&peers, &self.config.vtep, &self.vteps).map_err(refused)?;
         let entry = self.networks.get_mut(vni).ok_or_else(|| missing(number))?;
         if entry.network.group.is_some() {
             return Err(refused(Invalid::new("peers", "the network has a group")));

@@ -22,6 +22,7 @@ impl Service {
         };
         let (resolved, unresolved): (Vec<_>, Vec<_>) =
             self.underlay.wanted().partition(|(_, hop)| hop.is_some());
+        let (single, ranges) = self.vteps.listed();
         let mut summary = Summary {
             nic: self.config.nic.clone(),
             fault: self.fault.clone().filter(|_| state == State::Failed),
@@ -42,8 +43,8 @@ impl Service {
             waiting: 0,
             hops: resolved.len(),
             unresolved: unresolved.len(),
-            vteps: self.peers.vtep.len(),
-            ranges: self.peers.range.iter().copied().take(64).collect(),
+            vteps: single.count(),
+            ranges: ranges.iter().copied().take(64).collect(),
             notes: self.notes(),
         };
         if let Some(gear) = &self.gear {

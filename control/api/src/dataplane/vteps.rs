@@ -1,18 +1,23 @@
 //! The allowed VTEPs: the nodes that may send to this one, and the owners of overlay addresses.
 
 use crate::dataplane::config::{Cidr, Peers};
+use crate::dataplane::ranges::Ranges;
 use hashbrown::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use uvn_wire::ethernet::Mac;
 
-/// The allowed VTEPs, indexed.
+/// The allowed VTEPs, indexed: to look one up costs the same however many there are.
 #[derive(Debug, Default)]
 pub struct Vteps {
-    exact: HashMap<IpAddr, ()>,
+    /// Single VTEPs, and whether their overlay addresses of the other family are left open: those of ranges that hold one
+    /// address.
+    exact: HashMap<IpAddr, bool>,
+    /// The other ranges.
     ranges: Vec<Cidr>,
+    indexed: Ranges,
     /// Overlay address -> VTEP.
     owners: HashMap<IpAddr, IpAddr>,
-    /// Last four bytes of the listed IPv6 VTEPs, as their MACs carry them.
+    /// Last four bytes of the single IPv6 VTEPs, as their MACs carry them.
     low: HashMap<[u8; 4], Ipv6Addr>,
 }
 
@@ -39,23 +44,9 @@ impl Vteps {
     /// A [`Conflict`], which names both sides.
     pub fn new(peers: &Peers) -> Result<Vteps, Conflict> {
         let mut vteps = Vteps::default();
-        for range in &peers.range {
-            if range.address.is_ipv6() && range.prefix < 96 {
-                return Err(Conflict::Wide(*range));
-            }
-            vteps.ranges.push(*range);
-        }
         for vtep in &peers.vtep {
-            vteps.exact.insert(vtep.address, ());
-            if let IpAddr::V6(address) = vtep.address {
-                let [.., a, b, c, d] = address.octets();
-                match vteps.low.insert([a, b, c, d], address) {
-                    Some(other) if other != address => {
-                        return Err(Conflict::Mac(other.into(), vtep.address));
-                    }
-                    _ => {}
-                }
-            }
+            vteps.exact.insert(vtep.address, false);
+            vteps.claim_mac(vtep.address)?;
             let own = [vtep.address];
             let overlay = if vtep.overlay.is_empty() { &own[..] } else { &vtep.overlay[..] };
             for &address in overlay {
@@ -67,13 +58,36 @@ impl Vteps {
                 }
             }
         }
+        for range in &peers.range {
+            let Cidr { address, prefix } = *range;
+            if address.is_ipv6() && prefix < 96 {
+                return Err(Conflict::Wide(*range));
+            }
+            if prefix == if address.is_ipv4() { 32 } else { 128 } {
+                vteps.exact.entry(address).or_insert(true);
+                vteps.owners.entry(address).or_insert(address);
+                vteps.claim_mac(address)?;
+            } else {
+                vteps.ranges.push(*range);
+            }
+        }
+        vteps.indexed = Ranges::new(&vteps.ranges);
         Ok(vteps)
+    }
+
+    fn claim_mac(&mut self, vtep: IpAddr) -> Result<(), Conflict> {
+        let IpAddr::V6(address) = vtep else { return Ok(()) };
+        let [.., a, b, c, d] = address.octets();
+        match self.low.insert([a, b, c, d], address) {
+            Some(other) if other != address => Err(Conflict::Mac(other.into(), vtep)),
+            _ => Ok(()),
+        }
     }
 
     /// Whether a frame may come from this outer source.
     #[must_use]
     pub fn allows(&self, vtep: IpAddr) -> bool {
-        self.exact.contains_key(&vtep) || self.ranges.iter().any(|range| range.contains(vtep))
+        self.exact.contains_key(&vtep) || self.indexed.contains(vtep)
     }
 
     /// The allowed VTEP from which a deterministic MAC was made.
@@ -83,15 +97,7 @@ impl Vteps {
             return Some(IpAddr::V4(address)).filter(|vtep| self.allows(*vtep));
         }
         let low = mac.ipv6_low()?;
-        if let Some(address) = self.low.get(&low) {
-            return Some(IpAddr::V6(*address));
-        }
-        self.ranges.iter().find_map(|range| {
-            let IpAddr::V6(base) = range.address else { return None };
-            let mut octets = base.octets();
-            octets[12..].copy_from_slice(&low);
-            Some(IpAddr::from(octets)).filter(|vtep| range.contains(*vtep))
-        })
+        self.low.get(&low).copied().or_else(|| self.indexed.of_low(low)).map(IpAddr::V6)
     }
 
     /// The VTEP that has an overlay address: as listed, or the address itself if a range allows it.
@@ -100,10 +106,10 @@ impl Vteps {
         if let Some(vtep) = self.owners.get(&address) {
             return Some(*vtep);
         }
-        Some(address).filter(|vtep| self.ranges.iter().any(|range| range.contains(*vtep)))
+        Some(address).filter(|vtep| self.indexed.contains(*vtep))
     }
 
-    /// The listed overlay addresses and their VTEPs.
+    /// The overlay addresses of single VTEPs, and these.
     pub fn overlay(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> + '_ {
         self.owners.iter().map(|(overlay, vtep)| (*overlay, *vtep))
     }
@@ -114,11 +120,11 @@ impl Vteps {
     pub fn may_send(&self, vtep: IpAddr, source: IpAddr) -> bool {
         match self.of_overlay(source) {
             Some(owner) => owner == vtep,
-            None => source.is_ipv4() != vtep.is_ipv4() && !self.exact.contains_key(&vtep),
+            None => source.is_ipv4() != vtep.is_ipv4() && self.exact.get(&vtep) != Some(&false),
         }
     }
 
-    /// The listed VTEPs and the ranges, as the XDP program needs them.
+    /// The single VTEPs and the wider ranges, as the XDP program needs them.
     pub fn listed(&self) -> (impl Iterator<Item = IpAddr> + '_, &[Cidr]) {
         (self.exact.keys().copied(), &self.ranges)
     }

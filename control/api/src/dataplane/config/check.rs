@@ -59,7 +59,8 @@ impl TomlFile for Config {
         }
         self.encapsulation.check().map_err(|invalid| invalid.within("encapsulation"))?;
         self.peers.check(&self.vtep).map_err(|invalid| invalid.within("peers"))?;
-        Vteps::new(&self.peers).map_err(|conflict| Invalid::new("peers.vtep", conflict.to_string()))?;
+        let vteps =
+            Vteps::new(&self.peers).map_err(|conflict| Invalid::new("peers.vtep", conflict.to_string()))?;
         self.workers.check().map_err(|invalid| invalid.within("workers"))?;
         let mut vnis = HashSet::new();
         let mut devices = HashSet::new();
@@ -79,7 +80,7 @@ impl TomlFile for Config {
             if device.netns.is_none() && device.name == self.nic {
                 return Err(broken(Invalid::new("device.name", format!("`{}` is the NIC", device.name))));
             }
-            network.check(&self.vtep, &self.peers).map_err(broken)?;
+            network.check(&self.vtep, &vteps).map_err(broken)?;
         }
         Ok(())
     }
@@ -90,7 +91,7 @@ impl Network {
     ///
     /// # Errors
     /// The first key that breaks a rule.
-    pub fn check(&self, vtep: &[IpAddr], allowed: &Peers) -> Result<(), Invalid> {
+    pub fn check(&self, vtep: &[IpAddr], allowed: &Vteps) -> Result<(), Invalid> {
         if !(1..=16).contains(&self.addresses.len()) {
             return Err(Invalid::new("addresses", format!("{} addresses", self.addresses.len())));
         }
@@ -111,7 +112,7 @@ impl Network {
         within("flood_rate", self.flood_rate.into(), 0..=10_000_000)
     }
 
-    fn check_flooding(&self, vtep: &[IpAddr], allowed: &Peers) -> Result<(), Invalid> {
+    fn check_flooding(&self, vtep: &[IpAddr], allowed: &Vteps) -> Result<(), Invalid> {
         check_peers(&self.peers, vtep, allowed)?;
         let Some(group) = self.group else { return Ok(()) };
         if !self.peers.is_empty() {
@@ -128,14 +129,13 @@ impl Network {
 ///
 /// # Errors
 /// The first entry that is listed twice, not unicast, of a wrong family or not an allowed VTEP.
-pub fn check_peers(peers: &[IpAddr], vtep: &[IpAddr], allowed: &Peers) -> Result<(), Invalid> {
+pub fn check_peers(peers: &[IpAddr], vtep: &[IpAddr], allowed: &Vteps) -> Result<(), Invalid> {
     each_once("peers", peers.iter().copied())?;
-    let listed: HashSet<IpAddr> = allowed.vtep.iter().map(|vtep| vtep.address).collect();
     for (index, &peer) in peers.iter().enumerate() {
         let key = format!("peers[{index}]");
         unicast(&key, peer)?;
         same_family(&key, peer, vtep)?;
-        if !listed.contains(&peer) && !allowed.range.iter().any(|range| range.contains(peer)) {
+        if !allowed.allows(peer) {
             return Err(Invalid::new(key, format!("{peer} is not an allowed VTEP")));
         }
     }
