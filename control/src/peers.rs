@@ -102,10 +102,11 @@ fn uid_in(passwd: &str, user: &str) -> Option<u32> {
 #[must_use]
 pub fn without(ranges: Vec<Cidr>, strangers: &[Cidr]) -> Vec<Cidr> {
     let mut left: Vec<Cidr> = ranges.into_iter().map(Cidr::subnet).collect();
-    left.sort_by_key(|range| (range.prefix, range.address));
+    // What lies in another one stands behind it.
+    left.sort_unstable();
     let mut kept: Vec<Cidr> = Vec::new();
     for range in left {
-        if !kept.iter().any(|wider| wider.contains(range.address)) {
+        if !kept.last().is_some_and(|wider| wider.contains(range.address)) {
             kept.push(range);
         }
     }

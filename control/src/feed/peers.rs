@@ -3,13 +3,15 @@
 use crate::network::{Network, Nic, Node};
 use crate::peers::{Peers as Configured, without};
 use crate::plan::Item;
+use std::collections::HashSet;
 use std::net::IpAddr;
 use uvn_api::dataplane::config::{Cidr, Peers, Vtep};
+use uvn_api::dataplane::ranges::Ranges;
 use uvn_wire::ethernet::Mac;
 
 /// The most nodes that a network's broadcast and multicast is replicated to; more need a multicast group.
 pub const MAX_BROADCAST: usize = 1024;
-/// The most prefixes: a few less than the XDP program holds.
+/// The most prefixes of more than one address: a few less than the XDP program holds.
 pub const MAX_PREFIXES: usize = 900;
 
 /// The other nodes on one NIC.
@@ -43,6 +45,8 @@ impl Others {
         let strangers: Vec<Cidr> = node.hosts.iter().copied().chain(routers).collect();
         others.allowed.range = without(usable.collect(), &strangers);
         let has_other_family = nic.addresses.iter().any(|cidr| !is_vtep(&cidr.address));
+        let ranges = Ranges::new(&others.allowed.range);
+        let mut known = HashSet::new();
         for listed in &configured.nodes {
             let mut overlay: Vec<IpAddr> =
                 listed.iter().copied().filter(|address| on_nic(address) && !is_host(address)).collect();
@@ -50,28 +54,20 @@ impl Others {
             overlay.dedup();
             let Some(address) = overlay.first().copied().filter(is_vtep) else { continue };
             let is_own = nic.addresses.iter().any(|own| overlay.contains(&own.address));
-            if is_own || others.nodes.iter().any(|known| known.address == address) {
+            if is_own || !known.insert(address) {
                 continue;
             }
-            others.allow(&Vtep { address, overlay: overlay.clone() }, has_other_family);
-            others.nodes.push(Vtep { address, overlay });
+            let vtep = Vtep { address, overlay };
+            match (vtep.overlay.len() == 1, ranges.contains(address)) {
+                // The range says as much.
+                (true, true) => {}
+                // Its addresses of the other family are not known: a range leaves them open.
+                (true, false) if has_other_family => others.allowed.range.push(host(address)),
+                _ => others.allowed.vtep.push(vtep.clone()),
+            }
+            others.nodes.push(vtep);
         }
         others
-    }
-
-    /// Allows a node. If its addresses of the other family are not known, it is allowed by a prefix, which leaves them
-    /// open.
-    fn allow(&mut self, node: &Vtep, has_other_family: bool) {
-        let is_open = node.overlay.len() == 1 && has_other_family;
-        let in_range = self.allowed.range.iter().any(|range| range.contains(node.address));
-        if node.overlay.len() == 1 && in_range {
-            return;
-        }
-        if is_open && self.allowed.range.len() < MAX_PREFIXES {
-            self.allowed.range.push(host(node.address));
-        } else {
-            self.allowed.vtep.push(node.clone());
-        }
     }
 
     /// Whether `vtep` may send to this node.
@@ -136,6 +132,7 @@ fn common(a: &Cidr, b: &Cidr) -> Option<Cidr> {
 mod tests {
     use super::*;
     use crate::network::{DataPath, Exit};
+    use uvn_api::dataplane::vteps::Vteps;
     use uvn_wire::vxlan::Vni;
 
     fn nic(addresses: &[&str], subnets: &[&str]) -> Nic {
@@ -258,6 +255,18 @@ mod tests {
         let others = others(&nic(&["fd00::1/64"], &["fd00::/64"]), &[], &nodes);
         assert_eq!(others.broadcast(), ips(&["fd00::2"]));
         assert_eq!(others.allowed.range, [], "a /64 is too wide for a MAC");
+    }
+
+    #[test]
+    fn the_other_family_of_all_ten_thousand_nodes_is_open() {
+        let nodes: Vec<Vec<IpAddr>> =
+            (0..10_000_u32).map(|i| vec![IpAddr::from((0x0a00_0100 + i).to_be_bytes())]).collect();
+        let nic = nic(&["10.0.0.1/16", "fd00::1/64"], &["10.0.0.0/16", "fd00::/64"]);
+        let others = others(&nic, &[], &nodes);
+        let vteps = Vteps::new(&others.allowed).unwrap();
+        let source = "fd00::77".parse().unwrap();
+        assert!(nodes.iter().all(|node| vteps.may_send(node[0], source)));
+        assert!(!vteps.may_send("10.0.200.1".parse().unwrap(), nodes[0][0]));
     }
 
     #[test]

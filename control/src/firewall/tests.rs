@@ -97,7 +97,7 @@ iifname != \"uvn*\" ct direction reply ct mark & 0xf0000000 == 0x70000000 ip6 da
     assert_eq!(
         chain("input"),
         "iifname \"uvn*\" tcp dport { 60001-60010, 61000 } tcp flags & (fin | syn | rst | ack) == syn counter drop
-iifname != \"lo\" ip saddr != { 10.1.2.0/24, 10.0.0.250/32, 10.1.9.9/32 } tcp dport { 60001-60010, 61000 } tcp flags & \
+iifname != \"lo\" ip saddr != { 10.0.0.250/32, 10.1.2.0/24, 10.1.9.9/32 } tcp dport { 60001-60010, 61000 } tcp flags & \
 (fin | syn | rst | ack) == syn counter drop
 iifname != \"lo\" meta nfproto ipv6 tcp dport { 60001-60010, 61000 } tcp flags & (fin | syn | rst | ack) == syn counter drop
 iifname != \"ib0\" udp dport 4790 counter drop
