@@ -176,6 +176,34 @@ fn a_broadcast_reaches_more_peers_than_the_nic_has_frames() {
     node.assert_drops(&[]);
 }
 
+/// Also of who has been alone for long.
+#[test]
+fn a_long_broadcast_lets_others_in() {
+    const PEERS: u8 = 250;
+    let peer = |last: u8| IpAddr::from([10, 9, 0, last]);
+    let mut flooding = network(5);
+    flooding.flood = (0..PEERS).map(peer).collect();
+    let mut tables = node(vec![flooding, network(6)]);
+    let hop = |to: IpAddr| {
+        let outer = Outer::new(&tables.encapsulation, Mac([2; 6]), Mac([4; 6]), A, to);
+        (to, Hop { outer, mtu: 1500 })
+    };
+    tables.hops = Arc::new((0..PEERS).map(peer).chain([B]).map(hop).collect());
+    let mut node = Node::new(tables);
+    node.now += Duration::from_millis(20);
+    let everybody = (IpAddr::from([10, 255, 255, 255]), 1);
+    node.users[0].send(VnetHeader::default(), &udp((Mac::of(A), Mac::BROADCAST), (A, 1), everybody, 0, b"x"));
+    node.worker.set_ready(0);
+    node.worker.turn(node.now);
+    node.users[1].send(VnetHeader::default(), &udp((Mac::of(A), Mac::of(B)), (A, 1), (B, 1), 0, b"y"));
+    node.worker.set_ready(1);
+    let sent = node.sent();
+    assert_eq!(sent.len(), 1 + usize::from(PEERS));
+    let others = sent.iter().position(|frame| frame[30..34] == [10, 0, 0, 2]);
+    assert!(others.is_some_and(|place| place < 60), "after three turns at most: {others:?}");
+    node.assert_drops(&[]);
+}
+
 fn to_c(v6: bool) -> Vec<u8> {
     let (from, to) = if v6 { (A6, C6) } else { (A, C) };
     udp((Mac::of(A), Mac::of(C)), (from, 1), (to, 1), 0, b"x")

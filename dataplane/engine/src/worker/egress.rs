@@ -125,8 +125,11 @@ impl<N: Nic> Worker<N> {
             };
             // If nobody waits for the rest, or no buffer is left for the next endpoint, as much as the NIC takes is
             // sent now.
-            let credit = if alone || self.spare.is_empty() { i64::MAX } else { turn.credit - cost };
             let frame = begun.buffer.get(..begun.length).unwrap_or_default();
+            // Copies to thousands of peers never go all at once.
+            let is_group = frame.first().is_some_and(|first| first & 1 != 0);
+            let at_once = alone && !is_group || self.spare.is_empty();
+            let credit = if at_once { i64::MAX } else { turn.credit - cost };
             let part = Part { from: begun.next, credit, may_wait: !begun.is_whole };
             let progress = self.send(turn.slot, begun.header, frame, self.now, part);
             // A frame that is not sent has a cost, too.
