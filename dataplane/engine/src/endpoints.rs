@@ -12,8 +12,8 @@ const QUANTUM: u32 = 8 << 10;
 /// What handling a frame costs, in bytes: in copy mode, as much as 1 KiB or more of payload.
 const FRAME_COST: usize = 1 << 10;
 
-/// MACs of one network that a worker reports in one second, at most, so that a sender who invents MACs does little
-/// harm.
+/// New MACs of one network that a worker reports in one second, at most, so that a sender who invents MACs does little
+/// harm; and as many that have moved.
 pub const LEARNED_RATE: u32 = 256;
 
 /// The cost of sending `frames` frames of `bytes` bytes in all: both the NIC's and the core's time are shared fairly.
@@ -43,8 +43,8 @@ struct Attached {
     /// Whether it has failed for good; the control thread will detach it.
     broken: bool,
     flood: Bucket,
-    /// The number of MACs reported, and in which second.
-    learned: (u32, u32),
+    /// The numbers of new MACs and of moved ones reported, and in which second.
+    learned: ([u32; 2], u32),
 }
 
 impl Endpoints {
@@ -57,8 +57,14 @@ impl Endpoints {
         }
         let offloads = endpoint.offloads();
         let flood = Bucket::default();
-        self.slots[index] =
-            Some(Attached { endpoint, offloads, unflushed: false, broken: false, flood, learned: (0, 0) });
+        self.slots[index] = Some(Attached {
+            endpoint,
+            offloads,
+            unflushed: false,
+            broken: false,
+            flood,
+            learned: Default::default(),
+        });
         self.set_ready(slot);
     }
 
@@ -141,14 +147,15 @@ impl Endpoints {
         }
     }
 
-    /// Counts a MAC of the endpoint's network in this second. False: [`LEARNED_RATE`] is reached.
-    pub fn may_learn(&mut self, slot: u32, second: u32) -> bool {
+    /// Counts a MAC of the endpoint's network in this second, new or moved. False: [`LEARNED_RATE`] is reached.
+    pub fn may_learn(&mut self, slot: u32, second: u32, has_moved: bool) -> bool {
         let Some(attached) = self.get(slot) else { return false };
         if attached.learned.1 != second {
-            attached.learned = (0, second);
+            attached.learned = ([0; 2], second);
         }
-        attached.learned.0 += 1;
-        attached.learned.0 <= LEARNED_RATE
+        let count = &mut attached.learned.0[usize::from(has_moved)];
+        *count += 1;
+        *count <= LEARNED_RATE
     }
 
     /// Counts `frames` flooded frames, at `rate` frames per second. False: the endpoint may not flood them now.

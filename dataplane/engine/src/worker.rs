@@ -16,7 +16,7 @@ use crate::tables::{Network, Tables};
 use arrivals::Arrivals;
 use crossbeam::channel::Sender;
 use egress::Begun;
-use hashbrown::HashSet;
+use hashbrown::HashMap;
 use hdrhistogram::Histogram;
 use parking::Parking;
 use std::io;
@@ -156,8 +156,8 @@ pub struct Worker<N: Nic> {
     parking: Parking,
     /// The number of frames that the kernel had not sent at the last flush.
     pending: usize,
-    /// MACs reported in this second, bounded by [`Endpoints::may_learn`]: slot, MAC and VTEP.
-    learned: HashSet<(u32, Mac, IpAddr)>,
+    /// MACs reported in this second, bounded by [`Endpoints::may_learn`], and the last VTEP of each.
+    learned: HashMap<(u32, Mac), IpAddr>,
     started: Instant,
     now: Instant,
     second: u32,
@@ -198,7 +198,7 @@ impl<N: Nic> Worker<N> {
             spare: vec![vec![0; MAX_FRAME].into(); BEGUN],
             parking: Parking::default(),
             pending: 0,
-            learned: HashSet::new(),
+            learned: HashMap::new(),
             started,
             now: started,
             second: 0,

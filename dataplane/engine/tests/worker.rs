@@ -424,14 +424,23 @@ fn a_mac_that_moves_is_told_of_at_once() {
     let mut node = Node::new(tables(network));
     let foreign = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 77));
     let inner = udp((Mac([0x0e, 1, 2, 3, 4, 5]), Mac::of(A)), (foreign, 1), (A, 1), 0, b"x");
-    for sender in [B, B, C, C] {
+    for sender in [B, B, C, C, B] {
         assert!(node.receive(&vxlan(&Encapsulation::default(), sender, A, VNI, 0, &inner)).is_some());
     }
     let told = |event| match event {
         Event::Learned { vtep, .. } => Some(vtep),
         _ => None,
     };
-    assert_eq!(node.events.try_iter().filter_map(told).collect::<Vec<_>>(), [B, C]);
+    assert_eq!(node.events.try_iter().filter_map(told).collect::<Vec<_>>(), [B, C, B]);
+    // Whatever others invent.
+    for number in 0..1000_u16 {
+        let [high, low] = number.to_be_bytes();
+        let invented = udp((Mac([0x0e, 9, 0, 0, high, low]), Mac::of(A)), (foreign, 1), (A, 1), 0, b"x");
+        assert!(node.receive(&wrap(&invented)).is_some());
+    }
+    node.events.try_iter().for_each(drop);
+    assert!(node.receive(&vxlan(&Encapsulation::default(), C, A, VNI, 0, &inner)).is_some());
+    assert_eq!(node.events.try_iter().filter_map(told).collect::<Vec<_>>(), [C]);
 }
 
 #[test]

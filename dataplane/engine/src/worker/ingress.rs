@@ -8,7 +8,7 @@ use crate::fragments::Part;
 use crate::gro::Delivery;
 use crate::port::{MAX_PARTS, Nic, VnetHeader};
 use crate::rotation::Turn;
-use crate::tables::Tables;
+use crate::tables::{Network, Tables};
 use std::io::IoSlice;
 use std::mem;
 use std::net::IpAddr;
@@ -16,7 +16,6 @@ use std::ops::Range;
 use std::time::Instant;
 use uvn_wire::ethernet::Mac;
 use uvn_wire::packet;
-use uvn_wire::vxlan::Vni;
 
 /// The most that is handed to all endpoints together before the worker goes on, in the unit of [`arrivals::cost`]: 21
 /// small frames, or the frames of one super-frame.
@@ -73,7 +72,7 @@ impl<N: Nic> Worker<N> {
         if let Some(mac) = received.learn
             && let Some(network) = tables.by_slot(received.slot)
         {
-            self.tell_of(received.slot, network.vni, mac, received.vtep);
+            self.tell_of(received.slot, network, mac, received.vtep);
         }
         if let Some(ecn) = received.ecn {
             decap::set_ecn(&mut self.nic.bytes_mut(frame)[received.inner.clone()], ecn);
@@ -81,12 +80,14 @@ impl<N: Nic> Worker<N> {
         Some((received.slot, received.inner))
     }
 
-    /// Reports a MAC once a second: the control thread may have no room for it, and its frames keep coming.
-    fn tell_of(&mut self, slot: u32, vni: Vni, mac: Mac, vtep: IpAddr) {
-        let place = (slot, mac, vtep);
-        if !self.learned.contains(&place) && self.endpoints.may_learn(slot, self.second) {
-            self.learned.insert(place);
-            self.tell(Event::Learned { slot, vni, mac, vtep });
+    /// Reports where a MAC is, once a second: the control thread may have no room for it, and its frames keep coming. A
+    /// move is reported at once.
+    fn tell_of(&mut self, slot: u32, network: &Network, mac: Mac, vtep: IpAddr) {
+        let before = self.learned.get(&(slot, mac)).copied();
+        let has_moved = before.is_some() || network.fdb.contains_key(&mac);
+        if before != Some(vtep) && self.endpoints.may_learn(slot, self.second, has_moved) {
+            self.learned.insert((slot, mac), vtep);
+            self.tell(Event::Learned { slot, vni: network.vni, mac, vtep });
         }
     }
 
