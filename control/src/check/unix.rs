@@ -21,7 +21,7 @@ pub(super) fn trial(config: &Config, findings: &[Finding]) -> Option<Finding> {
         Ok(true) => format!("user {other} reaches an abstract Unix socket of user {owner}"),
         Err(error) => format!("user {other} tried an abstract Unix socket of user {owner}: {error}"),
     };
-    Some(Finding::fault(Id::Sockets, what, RESTART))
+    Some(Finding::fault(Id::Abstract, what, RESTART))
 }
 
 fn reaches(owner: u32, other: u32) -> io::Result<bool> {

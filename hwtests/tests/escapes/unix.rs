@@ -125,7 +125,9 @@ fn the_programs_on_unix_sockets_are_kept() {
     daemon.crash();
     take_away();
     let found = node.try_uvn(&["check"]);
-    assert!(text(&found.stdout).contains("UVN-SOCKETS-TRIAL"), "{}", text(&found.stdout));
+    assert_eq!(found.status.code(), Some(1));
+    let said = text(&found.stdout);
+    assert!(said.contains("UVN-ABSTRACT-SOCKETS") && !said.contains("UVN-SOCKETS-TRIAL"), "{said}");
     let mut daemon = node.restart_uvnd();
     wait_for_programs(node, "alice");
     daemon.assert_alive();
