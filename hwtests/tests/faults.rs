@@ -11,6 +11,8 @@ mod crash;
 mod crowd;
 #[path = "faults/life.rs"]
 mod life;
+#[path = "faults/own_hand.rs"]
+mod own_hand;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -5,7 +5,7 @@ use uvn_api::uvnd::policed::LAST;
 use uvn_hwtests::node::program;
 
 /// What `uvn check` says; it does not approve.
-fn complaint(node: &Node) -> String {
+pub fn complaint(node: &Node) -> String {
     let output = node.try_uvn(&["check"]);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     text(&output.stdout)
@@ -116,6 +116,45 @@ fn socket_programs_that_are_taken_away_come_back() {
         assert!(may_make_a_socket(node, ALICE), "{pins}");
     }
     daemon.assert_alive();
+}
+
+/// Its pin has gone, while uvnd is not there to see it.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn a_socket_program_that_is_not_attached_is_named() {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    drop(node.uvnd(&cluster.config("kernel", "")));
+    let silent = complaint(node);
+    assert!(silent.contains("UVN-UVND-SILENT") && !silent.contains("UVN-PROGRAMS-DETACHED"), "{silent}");
+    node.sh("find /sys/fs/bpf/uvn -name uvn_bind4 -delete");
+    assert!(complaint(node).contains("UVN-PROGRAMS-DETACHED"));
+    let mut daemon = node.restart_uvnd();
+    approve(node);
+    daemon.assert_alive();
+}
+
+/// As after a power cut, when nodes are up before DNS is.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn peers_without_an_address_are_nobody_until_they_have_one() {
+    let cluster = Cluster::two();
+    let [here, there] = cluster.pair();
+    let hosts = here.read("/etc/hosts").unwrap();
+    here.write("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n");
+    let mut daemons = [here, there].map(|node| node.uvnd(&cluster.config("engine", "")));
+    [here, there].into_iter().for_each(|node| attach(node, ALICE));
+    let _server = here.serve(ALICE, "alice", &["tcp:0.0.0.0:5000".into()]);
+    let target = [format!("tcp:{}:5000", here.addresses()[0])];
+    let reaches = || there.try_reach(ALICE, "alice", &target)[&target[0]].is_ok();
+    let said = complaint(here);
+    assert!(said.contains("UVN-PEERS-UNRESOLVED") && said.contains("n2"), "{said}");
+    assert!(here.uvn(&["status"]).contains("UVN-PEERS-UNRESOLVED"));
+    assert!(!reaches());
+    here.write("/etc/hosts", &hosts);
+    there.wait("an answer", PATIENCE, reaches);
+    approve(here);
+    daemons.iter_mut().for_each(Daemon::assert_alive);
 }
 
 #[test]
