@@ -259,7 +259,8 @@ impl Binding {
         if !self.is_attached() {
             let known = self.known.clone();
             *self = Binding::attach(&self.cgroup, &self.pins, policy)?;
-            return known.iter().try_for_each(|(uid, devices)| self.bind(*uid, devices));
+            let bound = known.iter().map(|(uid, devices)| self.bind(*uid, devices));
+            return bound.fold(Ok(()), Result::and);
         }
         let mut object = object::load(&pins::state(&self.pins), policy)?;
         let refused = take(&mut object.ebpf, "REFUSED")?;

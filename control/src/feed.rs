@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use supervise::is_quiet;
 use thiserror::Error;
 use uvn_api::dataplane::client::{Client, ClientError};
+use uvn_api::dataplane::config::{Share, Workers};
 use uvn_api::dataplane::message::{
     self, ENDPOINT_FULL, ENDPOINT_QUEUES, Gear, NetworkState, Reply, Request, UnknownVni, XdpMode,
 };
@@ -222,8 +223,10 @@ impl Feed {
     /// Applies a change of the NIC or of the configuration. Another VTEP address, gear, encapsulation or
     /// workers require a restart.
     pub fn follow(&mut self, nic: Nic, others: Others) {
+        // Other NICs that come and go are no reason.
         let begins = |nic: &Nic| {
-            (nic.vteps().first().copied(), nic.encapsulation, nic.workers.clone(), nic.gear, nic.name.clone())
+            let workers = Workers { share: Share::default(), ..nic.workers.clone() };
+            (nic.vteps().first().copied(), nic.encapsulation, workers, nic.gear, nic.name.clone())
         };
         let restart = begins(&nic) != begins(&self.nic);
         let told = |nic: &Nic| {

@@ -95,7 +95,9 @@ pub fn remove(path: &Path) -> Result<(), BindingError> {
     // Of a symbolic link, only the link is removed.
     let kind = fs::symlink_metadata(path).map(|metadata| metadata.file_type());
     if !kind.as_ref().is_ok_and(FileType::is_dir) {
-        let link = kind.is_ok_and(|kind| kind.is_file()).then(|| bpf::pinned(path));
+        // In a folder of somebody else's, the name may become that of any link.
+        let is_ours = path.parent().is_some_and(|folder| is_roots(folder).unwrap_or(false));
+        let link = (is_ours && kind.is_ok_and(|kind| kind.is_file())).then(|| bpf::pinned(path));
         unless_missing(fs::remove_file(path)).map_err(file(path))?;
         // Maps have nothing to detach, and links of BPF LSM cannot; those go with their last reference.
         if let Some(Ok(link)) = link {

@@ -5,7 +5,7 @@ use crate::feed::MAX_PREFIXES;
 use crate::network::{MAX_NICS, Nat};
 use crate::peers::{PeerList, hostlist, without};
 use std::fmt::Display;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use uvn_api::dataplane::config::{self as dataplane, Cidr, Share};
 use uvn_api::toml_file::{Invalid, TomlFile, absolute, device_name, each_once, unicast, within};
@@ -252,9 +252,14 @@ impl PeerList {
                 return Err(Invalid::new(key, format!("{range} is too wide")));
             }
         }
-        let prefixes = without(self.range.clone(), hosts).len();
-        within("range", prefixes as u64, 0..=MAX_PREFIXES as u64)
-            .map_err(|_| Invalid::new("range", format!("with `hosts` cut out, it is {prefixes} prefixes")))?;
+        let is_wide = |range: &&Cidr| range.prefix < if range.address.is_ipv4() { 32 } else { 128 };
+        let prefixes = without(self.range.clone(), hosts).iter().filter(is_wide).count();
+        within("range", prefixes as u64, 0..=MAX_PREFIXES as u64).map_err(|_| {
+            Invalid::new(
+                "range",
+                format!("with `hosts` cut out, it is {prefixes} prefixes of more than one address"),
+            )
+        })?;
         each_once("nodes", self.nodes.iter())?;
         for (index, nodes) in self.nodes.iter().enumerate() {
             hostlist::expand(nodes)
@@ -320,6 +325,15 @@ pub(super) fn hints(config: &Config) -> Vec<String> {
         if !is_listed && underlay.subnets.iter().any(|subnet| subnet.address.is_ipv6()) {
             hints.push(format!(
                 "underlay[{index}]: over IPv6, users reach only listed nodes (peers.nodes, peers.slurm)"
+            ));
+        }
+    }
+    for (index, underlay) in config.underlays.iter().enumerate() {
+        let is_ipv4 = underlay.subnets.iter().any(|subnet| subnet.address.is_ipv4());
+        let vtep = if is_ipv4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        if underlay.path == PathChoice::Shortcut && underlay.encapsulation.sums(vtep) {
+            hints.push(format!(
+                "underlay[{index}]: outer UDP checksums are on, so the engine carries all frames, not the shortcut"
             ));
         }
     }

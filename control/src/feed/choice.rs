@@ -55,7 +55,7 @@ pub fn choose(
 #[must_use]
 pub fn obstacle(nic: &str, vtep: Option<IpAddr>, encapsulation: &Encapsulation) -> Option<&'static str> {
     if vtep.is_some_and(|vtep| encapsulation.sums(vtep)) {
-        return Some("the shortcut computes no outer UDP checksums, which IPv6 has by default");
+        return Some("the shortcut computes no outer UDP checksums, and they are on (`encapsulation`)");
     }
     (!shortcut::is_possible(nic)).then_some("the shortcut needs Linux 6.6 or later")
 }

@@ -124,10 +124,8 @@ impl Feed {
     fn take_over(&mut self) {
         let file = self.path("toml");
         match (Config::load(&file), self.config()) {
-            (Ok(has), Ok(wanted)) if has == wanted => {}
-            (Ok(has), Ok(wanted)) if Config { peers: wanted.peers.clone(), ..has.clone() } == wanted => {
-                self.allow(&has.peers);
-            }
+            (Ok(has), Ok(wanted)) if has.peers == wanted.peers && is_alike(&has, &wanted) => {}
+            (Ok(has), Ok(wanted)) if is_alike(&has, &wanted) => self.allow(&has.peers),
             (_, Err(error)) => return self.lose(&error.to_string()),
             _ => {
                 tracing::info!(nic = self.nic.name, "the data plane has another configuration: started anew");
@@ -240,6 +238,13 @@ impl Feed {
     }
 }
 
+/// Whether two configurations differ only by peers, which a data plane is told while it runs, and by what other NICs
+/// there are.
+fn is_alike(has: &Config, wanted: &Config) -> bool {
+    let workers = Workers { share: wanted.workers.share, ..has.workers.clone() };
+    Config { peers: wanted.peers.clone(), workers, ..has.clone() } == *wanted
+}
+
 /// The NICs whose data planes `uvnd` has left behind, running or not.
 #[must_use]
 pub fn left() -> Vec<String> {
@@ -292,4 +297,21 @@ fn has_hung_up(socket: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::new(socket, PollFlags::empty())];
     let polled = poll(&mut polled, PollTimeout::ZERO).map(|_| polled[0].revents());
     matches!(polled, Ok(Some(events)) if events.contains(PollFlags::POLLHUP))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_nics_and_peers_are_no_reason_for_a_restart() {
+        let config = |lines: &str| -> Config {
+            toml::from_str(&format!("nic = \"em1\"\nvtep = [\"10.0.0.1\"]\n{lines}")).unwrap()
+        };
+        let has = config("workers.frames = 4096");
+        assert!(is_alike(&has, &config("workers = { frames = 4096, share = { index = 1, of = 2 } }")));
+        assert!(is_alike(&has, &config("workers.frames = 4096\npeers.range = [\"10.0.0.0/16\"]")));
+        assert!(!is_alike(&has, &config("")));
+        assert!(!is_alike(&has, &config("workers.frames = 4096\nencapsulation.ttl = 7")));
+    }
 }

@@ -3,11 +3,12 @@
 use super::{AUDIT, FLOOD, Feed, FeedError, RETRY, State, Wanted};
 use crate::netlink;
 use nix::errno::Errno;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 use uvn_api::dataplane::client::ClientError;
-use uvn_api::dataplane::config::{self, Peers, Vtep};
+use uvn_api::dataplane::config::{self, Cidr, Peers, Vtep};
 use uvn_api::dataplane::message::{ENDPOINT_QUEUES, MAX_FDS, NetworkState, Reply, Request, Summary};
 use uvn_api::protocol::Code;
 use uvn_dataplane::port::tap::{Tap, TapError};
@@ -52,17 +53,22 @@ impl Feed {
     /// restart.
     pub(super) fn allow(&mut self, before: &Peers) {
         let now = &self.others.allowed;
-        let is_in = |vtep: &Vtep, list: &[Vtep]| list.iter().any(|other| other.address == vtep.address);
+        let had: HashSet<&Vtep> = before.vtep.iter().collect();
+        let stays: HashSet<IpAddr> = now.vtep.iter().map(|vtep| vtep.address).collect();
+        let less = |list: &[Cidr], other: &[Cidr]| {
+            let other: HashSet<&Cidr> = other.iter().collect();
+            list.iter().filter(|range| !other.contains(range)).copied().collect()
+        };
         let request = Request::Vteps {
-            add: now.vtep.iter().filter(|vtep| !before.vtep.contains(vtep)).cloned().collect(),
+            add: now.vtep.iter().filter(|vtep| !had.contains(vtep)).cloned().collect(),
             remove: before
                 .vtep
                 .iter()
-                .filter(|vtep| !is_in(vtep, &now.vtep))
                 .map(|vtep| vtep.address)
+                .filter(|vtep| !stays.contains(vtep))
                 .collect(),
-            add_range: now.range.iter().filter(|range| !before.range.contains(range)).copied().collect(),
-            remove_range: before.range.iter().filter(|range| !now.range.contains(range)).copied().collect(),
+            add_range: less(&now.range, &before.range),
+            remove_range: less(&before.range, &now.range),
         };
         let written = match self.ask(&request) {
             Some(Reply::Done { .. }) => self.write_config(),

@@ -16,7 +16,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, Rout
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use uvn_api::dataplane::config::Cidr;
+use uvn_api::dataplane::config::{Cidr, Encapsulation};
 use uvn_wire::ethernet::Mac;
 
 /// The names of devices by index.
@@ -155,7 +155,8 @@ fn vxlan(name: &str, data: Option<&InfoData>, names: &Names) -> Option<Item> {
         nic: below,
         port: udp,
         group: multicast,
-        ttl: hops,
+        // Devices of 0.1.0 have 0, the system's default (to a group, 1); most systems have ours.
+        ttl: if hops == 0 && multicast.is_none() { Encapsulation::default().ttl } else { hops },
         dscp: (tos != INHERIT_TOS).then_some(tos >> 2),
         checksum,
     })

@@ -44,10 +44,13 @@ pub fn create(item: &Item) -> io::Result<Option<(RouteNetlinkMessage, u16)>> {
         Item::Vxlan { name, vni, local, nic, port, group, ttl, dscp, checksum } => {
             let mut data = vxlan(*vni, *local, index(nic)?, *port, *group);
             data.extend([InfoVxlan::Ttl(*ttl), InfoVxlan::Tos(dscp.map_or(INHERIT_TOS, |dscp| dscp << 2))]);
-            data.push(match local {
-                IpAddr::V4(_) => InfoVxlan::UDPCsum(*checksum),
-                IpAddr::V6(_) => InfoVxlan::UDPZeroCsumTX(!checksum),
-            });
+            match local {
+                IpAddr::V4(_) => data.push(InfoVxlan::UDPCsum(*checksum)),
+                // Who sends none takes none (RFC 6936 section 3).
+                IpAddr::V6(_) => {
+                    data.extend([InfoVxlan::UDPZeroCsumTX(!checksum), InfoVxlan::UDPZeroCsumRX(!checksum)]);
+                }
+            }
             (NewLink(made(name, InfoKind::Vxlan, InfoData::Vxlan(data))), NEW)
         }
         Item::Altname { device, name } => {
@@ -269,4 +272,40 @@ fn neighbour(device: &str, address: IpAddr, mac: Mac) -> io::Result<NeighbourMes
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
     message.attributes.push(NeighbourAttribute::Destination(address.into()));
     Ok(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A device that sends no outer checksum over IPv6 must take such packets, too.
+    #[test]
+    fn over_ipv6_sums_are_off_in_both_directions() {
+        for checksum in [false, true] {
+            let item = Item::Vxlan {
+                name: "uvn7.0".into(),
+                vni: 7,
+                local: "fd00::1".parse().unwrap(),
+                nic: "lo".into(),
+                port: 4789,
+                group: None,
+                ttl: 64,
+                dscp: None,
+                checksum,
+            };
+            let Some((RouteNetlinkMessage::NewLink(link), _)) = create(&item).unwrap() else {
+                panic!("no device")
+            };
+            let data = link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
+                    LinkInfo::Data(InfoData::Vxlan(data)) => Some(data),
+                    _ => None,
+                }),
+                _ => None,
+            });
+            let data = data.unwrap();
+            assert!(data.contains(&InfoVxlan::UDPZeroCsumTX(!checksum)), "{data:?}");
+            assert!(data.contains(&InfoVxlan::UDPZeroCsumRX(!checksum)), "{data:?}");
+        }
+    }
 }

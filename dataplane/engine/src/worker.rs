@@ -156,8 +156,9 @@ pub struct Worker<N: Nic> {
     parking: Parking,
     /// The number of frames that the kernel had not sent at the last flush.
     pending: usize,
-    /// MACs reported in this second, bounded by [`Endpoints::may_learn`], and the last VTEP of each.
-    learned: HashMap<(u32, Mac), IpAddr>,
+    /// MACs reported in this second, bounded by [`Endpoints::may_learn`]: the last VTEP of each, and the one that the tables
+    /// had then.
+    learned: HashMap<(u32, Mac), (IpAddr, Option<IpAddr>)>,
     started: Instant,
     now: Instant,
     second: u32,

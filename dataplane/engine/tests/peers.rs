@@ -109,3 +109,16 @@ fn ten_thousand_ranges_of_one_and_of_four() {
         }
     }
 }
+
+/// What is left of a range when others are cut out of it may be one address, whose MAC a listed node has, too.
+#[test]
+fn a_range_of_one_leaves_its_mac_to_whoever_is_listed() {
+    let [listed, cut]: [IpAddr; 2] = ["fd00:0:0:2::2", "fd00:0:0:1::2"].map(|text| text.parse().unwrap());
+    let peers = Peers {
+        vtep: vec![Vtep { address: listed, overlay: vec![] }],
+        range: vec![Cidr { address: cut, prefix: 128 }],
+    };
+    let vteps = Vteps::new(&peers).unwrap();
+    assert!(vteps.allows(listed) && vteps.allows(cut));
+    assert_eq!(vteps.of_mac(Mac::of(cut)), Some(listed));
+}

@@ -176,7 +176,7 @@ fn a_broadcast_reaches_more_peers_than_the_nic_has_frames() {
     node.assert_drops(&[]);
 }
 
-/// Also of who has been alone for long.
+/// Also a broadcast of an endpoint that has been alone for long.
 #[test]
 fn a_long_broadcast_lets_others_in() {
     const PEERS: u8 = 250;

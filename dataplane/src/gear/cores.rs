@@ -20,7 +20,7 @@ pub fn choose(nic: &str, configured: &Workers, queues: usize) -> Vec<Option<usiz
     pick(&allowed, &local, configured, queues)
 }
 
-/// The NUMA node of a NIC; None: it has none, or the machine has one alone.
+/// The NUMA node of a NIC; None: it has none, or does not tell.
 #[must_use]
 pub fn numa_node(nic: &str) -> Option<u32> {
     let node = read_to_string(format!("/sys/class/net/{nic}/device/numa_node")).ok()?;

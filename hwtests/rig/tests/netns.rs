@@ -32,7 +32,7 @@ fn an_interrupted_test_leaves_nothing() {
         let mut sleep = netns.command("sleep").arg("60").spawn().unwrap();
         std::fs::create_dir(std::env::temp_dir().join(netns.name())).unwrap();
         println!("\nmade {} {}", netns.name(), sleep.id());
-        sleep.wait().unwrap();
+        let _reaped_here_or_by_the_clean_up = sleep.wait();
         loop {
             std::thread::park();
         }

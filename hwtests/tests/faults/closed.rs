@@ -218,7 +218,7 @@ fn who_only_observes_refuses_nobody() {
 
 /// Removes pins, as a reboot does; a uvnd that runs may be making them again meanwhile.
 fn lose_pins(node: &Node, pins: &str) {
-    node.sh(&format!("until rm -r {pins}; do sleep 0.1; done"));
+    node.sh(&format!("until rm -rf {pins}; do sleep 0.1; done"));
 }
 
 /// What uvn-lockdown.service does at boot.

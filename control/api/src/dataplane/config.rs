@@ -151,7 +151,8 @@ pub struct Vtep {
 pub struct Workers {
     /// The core of each queue's worker. Empty: cores of the NIC's NUMA node, counted down from the last.
     pub cores: Vec<usize>,
-    /// The NICs whose workers share those cores.
+    /// The NICs whose workers share those cores. Not written for one alone: a data plane of 0.1.0 does not know the key.
+    #[serde(skip_serializing_if = "Share::is_alone")]
     pub share: Share,
     /// How long an idle worker spins before it sleeps, microseconds. It should exceed a round trip through both nodes:
     /// otherwise every message of a ping-pong pays for waking two workers.
@@ -171,6 +172,12 @@ pub struct Share {
     pub index: usize,
     /// How many there are.
     pub of: usize,
+}
+
+impl Share {
+    fn is_alone(&self) -> bool {
+        *self == Share::default()
+    }
 }
 
 impl Default for Share {

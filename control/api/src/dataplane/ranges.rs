@@ -165,8 +165,8 @@ mod tests {
             let ranges = cidrs(list);
             let indexed = Ranges::new(&ranges);
             for address in around(&every) {
-                let shall = ranges.iter().any(|range| range.contains(address));
-                assert_eq!(indexed.contains(address), shall, "{address} in {list:?}");
+                let expected = ranges.iter().any(|range| range.contains(address));
+                assert_eq!(indexed.contains(address), expected, "{address} in {list:?}");
             }
         }
     }
@@ -201,9 +201,9 @@ mod tests {
         let indexed = Ranges::new(&ranges);
         let mut found = [0, 0];
         for address in around(&ranges).step_by(13) {
-            let shall = ranges.iter().any(|range| range.contains(address));
-            assert_eq!(indexed.contains(address), shall, "{address}");
-            found[usize::from(shall)] += 1;
+            let expected = ranges.iter().any(|range| range.contains(address));
+            assert_eq!(indexed.contains(address), expected, "{address}");
+            found[usize::from(expected)] += 1;
         }
         assert!(found.iter().all(|count| *count > 100), "{found:?}");
     }

@@ -66,7 +66,11 @@ impl Vteps {
             if prefix == if address.is_ipv4() { 32 } else { 128 } {
                 vteps.exact.entry(address).or_insert(true);
                 vteps.owners.entry(address).or_insert(address);
-                vteps.claim_mac(address)?;
+                // As with wider ranges, the first one has a MAC that two could have.
+                if let IpAddr::V6(address) = address {
+                    let [.., a, b, c, d] = address.octets();
+                    vteps.low.entry([a, b, c, d]).or_insert(address);
+                }
             } else {
                 vteps.ranges.push(*range);
             }

@@ -126,7 +126,7 @@ impl<N: Nic> Worker<N> {
             // If nobody waits for the rest, or no buffer is left for the next endpoint, as much as the NIC takes is
             // sent now.
             let frame = begun.buffer.get(..begun.length).unwrap_or_default();
-            // Copies to thousands of peers never go all at once.
+            // A broadcast goes by parts, unless there is no buffer for the next endpoint: it may be thousands of copies.
             let is_group = frame.first().is_some_and(|first| first & 1 != 0);
             let at_once = alone && !is_group || self.spare.is_empty();
             let credit = if at_once { i64::MAX } else { turn.credit - cost };

@@ -83,10 +83,11 @@ impl<N: Nic> Worker<N> {
     /// Reports where a MAC is, once a second: the control thread may have no room for it, and its frames keep coming. A
     /// move is reported at once.
     fn tell_of(&mut self, slot: u32, network: &Network, mac: Mac, vtep: IpAddr) {
+        let known = network.fdb.get(&mac).map(|learned| learned.vtep);
         let before = self.learned.get(&(slot, mac)).copied();
-        let has_moved = before.is_some() || network.fdb.contains_key(&mac);
-        if before != Some(vtep) && self.endpoints.may_learn(slot, self.second, has_moved) {
-            self.learned.insert((slot, mac), vtep);
+        let has_moved = before.is_some() || known.is_some();
+        if before != Some((vtep, known)) && self.endpoints.may_learn(slot, self.second, has_moved) {
+            self.learned.insert((slot, mac), (vtep, known));
             self.tell(Event::Learned { slot, vni: network.vni, mac, vtep });
         }
     }

@@ -27,7 +27,7 @@ pub fn allowed(path: &str) -> Option<&'static str> {
         "range" => "subnets such as 10.0.0.0/16 of this node's VTEP families; IPv6 ones /96 or longer",
         "address" | "overlay" => "unicast IP addresses",
         "cores" => "core numbers, 0 to 1023",
-        "share" => "a table such as { index = 0, of = 2 }, the index below the other",
+        "share" => "a table such as { index = 0, of = 2 }, the index below the other, which is 64 at most",
         "spin_us" => "0 to 1000000 microseconds",
         "busy_poll_us" => "0 to 100000 microseconds",
         "frames" => "a power of two from 256 to 65536",
@@ -201,7 +201,7 @@ impl Workers {
             within(&format!("cores[{index}]"), core as u64, 0..=1023)?;
         }
         let Share { index, of } = self.share;
-        if index >= of {
+        if index >= of || of > 64 {
             return Err(Invalid::new("share", format!("NIC {index} of {of}")));
         }
         within("spin_us", self.spin_us.into(), 0..=1_000_000)?;
