@@ -2,7 +2,7 @@
 //!
 //! - [`netns`]: network namespaces, removed at the end in every case
 //! - [`rig`]: nodes as network namespaces, and the wire between them
-//! - [`test`]: network namespaces of a test program
+//! - [`mod@test`]: network namespaces of a test program
 //! - [`namespace`]: a host's worth of namespaces, for nodes that share a kernel
 //! - [`wire`]: the offloads of that wire
 //! - [`cores`]: the cores of each node

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 const PREFIX: &str = "uvn-rig-";
 /// The programs that make such names; the name of a test program is longer.
 const OWNERS: [&str; 3] = ["xtask", "uvn-bench", "nodes-"];
-/// The prefix of names that test programs make ([`crate::test`]).
+/// The prefix of names that test programs make ([`mod@crate::test`]).
 pub(crate) const TESTS: &str = "uvn-test-";
 const NETNS: &str = "/run/netns";
 /// The folder in which MPI's ranks share memory, in files with the name of their host, which is a namespace's.
