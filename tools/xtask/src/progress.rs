@@ -9,8 +9,10 @@ pub const LIMIT: Duration = Duration::from_secs(180);
 /// What libtest writes about a test that has run for that long, if tests run side by side.
 const SLOW: (&str, Duration) = (" has been running for over 60 seconds", Duration::from_secs(60));
 
-/// Tests that may take longer than [`LIMIT`], by the end of their names: each makes some 200 attempts, after much else.
-const LONG: [(&str, Duration); 2] = [
+/// Tests that may take longer than [`LIMIT`], by the end of their names: each makes some 200 attempts, after much else,
+/// or some 300 networks.
+const LONG: [(&str, Duration); 3] = [
+    ("a_hundred_users_at_once", Duration::from_secs(600)),
     ("every_attempt", Duration::from_secs(600)),
     ("services_of_the_users_systemd_are_inside", Duration::from_secs(600)),
 ];
