@@ -10,10 +10,11 @@ pub const LIMIT: Duration = Duration::from_secs(180);
 const SLOW: (&str, Duration) = (" has been running for over 60 seconds", Duration::from_secs(60));
 
 /// Tests that may take longer than [`LIMIT`], by the end of their names: each makes some 200 attempts, after much else,
-/// or some 300 networks.
-const LONG: [(&str, Duration); 3] = [
+/// or some 200 networks, or a dozen jobs with an MPI program's among them.
+const LONG: [(&str, Duration); 4] = [
     ("a_hundred_users_at_once", Duration::from_secs(600)),
     ("every_attempt", Duration::from_secs(600)),
+    ("jobs_are_inside_their_users_network", Duration::from_secs(600)),
     ("services_of_the_users_systemd_are_inside", Duration::from_secs(600)),
 ];
 

@@ -3,7 +3,7 @@
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LANG=C.UTF-8 USER=root
 # In one go: each module that the kernel has to ask for takes a second without KVM, and nftables starts a transaction
 # again for each.
-modules='tun vrf vxlan veth bridge nft_chain_nat nft_ct nft_nat nft_masq nft_log nft_limit nft_fib_inet nft_reject_inet
+modules='tun vrf vxlan veth bridge nft_chain_nat nft_ct nft_nat nft_masq nft_log nft_limit nft_fib_inet nft_reject_inet nft_connlimit
     nf_conntrack_netlink nfnetlink_log nf_log_syslog'
 case $1 in
     shell | systemd) modprobe -a $modules ;;
