@@ -2,6 +2,7 @@
 //! reports.
 
 mod accounts;
+mod earlier;
 mod host;
 mod trial;
 mod unix;
@@ -65,6 +66,10 @@ pub fn check(file: &Path) -> Result<Vec<Finding>, Box<dyn Error>> {
     findings.extend(host::warnings(&config, &node, &netlink.rivals(&node)?));
     findings.extend(accounts::findings(&config));
     findings.extend(logins());
+    let observes = config.mode == Mode::Observe || findings.iter().any(|finding| finding.id == Id::Observes);
+    if !observes {
+        findings.extend(earlier::findings(&config));
+    }
     Ok(findings)
 }
 

@@ -14,6 +14,7 @@ mod socket;
 pub use monitor::{Changes, Monitor};
 pub use node::Rival;
 pub use pool::PoolInUse;
+pub use socket::has_ipv6;
 
 use crate::network::{MAX_NICS, Network};
 use crate::plan::{Item, NAT_TABLE, Step};

@@ -24,6 +24,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
+/// uvn's own folder for sockets.
+const RUN: &str = "/run/uvn";
 /// The most connections at a time: of all users but root together, and of each user with their subordinate UIDs. A
 /// program needs one.
 const MAX_OTHERS: usize = 256;
@@ -61,6 +63,9 @@ pub enum ControlError {
     /// The path is taken by something that is no socket.
     #[error("{path} is not a socket: remove it, or give another one", path = .0.display())]
     NotASocket(PathBuf),
+    /// The folder of the socket does not exist, and is not uvn's own.
+    #[error("control socket {path}: its folder does not exist: make it, or give another path", path = .0.display())]
+    NoFolder(PathBuf),
     /// The kernel refused.
     #[error("control socket {path}: {source}", path = path.display())]
     Refused {
@@ -351,7 +356,12 @@ fn remove_stale(path: &Path) -> Result<(), ControlError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return path.parent().map_or(Ok(()), fs::create_dir_all).map_err(refused);
+            return match path.parent() {
+                Some(own) if own == Path::new(RUN) => fs::create_dir_all(own).map_err(refused),
+                // Not made: the path may have a typing error.
+                Some(other) if !other.is_dir() => Err(ControlError::NoFolder(path.into())),
+                _ => Ok(()),
+            };
         }
         Err(error) => return Err(refused(error)),
     };

@@ -130,6 +130,7 @@ mod tests {
     fn serve(path: &Path) -> JoinHandle<usize> {
         let poll = Poll::new().unwrap();
         let limits = Limits { everyone: false, connections: 4, fds: 0 };
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         let mut control = Control::<Request>::listen(path, poll.registry(), Token(0), limits).unwrap();
         thread::spawn(move || {
             let mut poll = poll;

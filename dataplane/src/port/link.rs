@@ -84,7 +84,10 @@ pub fn netlink_request(message: RouteNetlinkMessage, flags: u16) -> io::Result<V
 }
 
 /// [`netlink_request`] for any netlink protocol.
-pub(crate) fn netlink_exchange<M>(protocol: isize, message: M, flags: u16) -> io::Result<Vec<M>>
+///
+/// # Errors
+/// As there.
+pub fn netlink_exchange<M>(protocol: isize, message: M, flags: u16) -> io::Result<Vec<M>>
 where
     M: NetlinkSerializable + NetlinkDeserializable + Clone + fmt::Debug,
 {

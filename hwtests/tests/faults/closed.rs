@@ -134,6 +134,26 @@ fn a_socket_program_that_is_not_attached_is_named() {
     daemon.assert_alive();
 }
 
+/// They are in no network, so other users may reach them.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn sockets_from_before_uvnd_are_named() {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let server = node.serve(ALICE, "before", &["tcp:0.0.0.0:5000".into(), "udp:[::]:5001".into()]);
+    let mut daemon = node.uvnd(&cluster.config("kernel", ""));
+    [ALICE, BOB].into_iter().for_each(|uid| attach(node, uid));
+    let said = complaint(node);
+    for part in ["UVN-SOCKETS-EARLIER", "1234 (tcp 0.0.0.0:5000, udp [::]:5001)"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(!said.contains("9876"), "{said}");
+    drop(server);
+    let _server = node.serve(ALICE, "after", &["tcp:0.0.0.0:5000".into(), "udp:[::]:5001".into()]);
+    approve(node);
+    daemon.assert_alive();
+}
+
 /// As after a power cut, when nodes are up before DNS is.
 #[test]
 #[ignore = "needs a kernel with VRF: cargo xtask guest"]

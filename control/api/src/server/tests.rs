@@ -20,6 +20,7 @@ impl Server {
     fn new(name: &str) -> Server {
         let directory = std::env::temp_dir().join(format!("uvn-control-{}-{name}", std::process::id()));
         let poll = Poll::new().unwrap();
+        fs::create_dir_all(&directory).unwrap();
         let path = directory.join("control.sock");
         let control = Control::listen(&path, poll.registry(), Token(5), LIMITS).unwrap();
         Server { directory, poll, control }
@@ -213,6 +214,11 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     fs::write(&file, "").unwrap();
     let on_file = Control::<Request>::listen(&file, poll.registry(), Token(0), LIMITS);
     assert!(matches!(on_file, Err(ControlError::NotASocket(path)) if path == file));
+    // A typing error in a path makes no folder.
+    let astray = server.directory.join("astray/uvnd.sock");
+    let refused = Control::<Request>::listen(&astray, poll.registry(), Token(0), LIMITS);
+    assert!(matches!(refused, Err(ControlError::NoFolder(path)) if path == astray));
+    assert!(!server.directory.join("astray").exists());
     let stale = server.directory.join("stale.sock");
     let left = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
     bind(left.as_raw_fd(), &UnixAddr::new(&stale).unwrap()).unwrap();

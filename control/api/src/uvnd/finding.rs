@@ -43,6 +43,8 @@ ids! {
     Srun = "UVN-SRUN-PROGRAM";
     /// A group of the configuration does not exist.
     Group = "UVN-GROUP-UNKNOWN";
+    /// The user database does not tell users' groups.
+    Database = "UVN-USER-DATABASE";
     /// An account that can log in is not policed.
     Unpoliced = "UVN-ACCOUNT-UNPOLICED";
     /// No NIC has an address in the subnets of an underlay.
@@ -91,6 +93,8 @@ ids! {
     Bound = "UVN-SOCKETS-BINDING";
     /// A user's socket is not in their network, or cannot be made.
     Sockets = "UVN-SOCKETS-TRIAL";
+    /// Sockets from before the programs were attached are in no network.
+    Earlier = "UVN-SOCKETS-EARLIER";
     /// Sockets of one user do not reach each other.
     Reach = "UVN-REACH";
     /// Users reach each other's abstract Unix sockets.
