@@ -163,7 +163,8 @@ impl Bench {
         let lease = Lease { kind: Kind::Session, name: "sshd".into(), holder: Some(holder) };
         let start = Instant::now();
         let config = &self.config;
-        let attached = self.leases.attach(uid, lease, now(), |slot| config.network_of(uid, slot)).unwrap();
+        let attached =
+            self.leases.attach(uid, lease, now(), |slot| config.network_of(uid, slot, true)).unwrap();
         save(&self.leases, Path::new(STATE)).unwrap();
         self.note("lease", start);
         let Attached::New(network) = attached else { return start.elapsed() };

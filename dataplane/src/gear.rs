@@ -22,6 +22,7 @@ use crate::port::link::{self, Link};
 use crate::port::slow_path::{self, SlowPath};
 use crate::port::xsk::{self, XskConfig, XskError, XskQueue};
 use boost::Booster;
+use boost::trial::Load;
 use programs::{Mode, Xdp, XdpError};
 use shortcut::{Declined, Shortcut};
 use std::collections::HashMap;
@@ -33,7 +34,7 @@ use takeover::Takeover;
 use thiserror::Error;
 use thread::Notifier;
 use uvn_api::dataplane::config::{Config, Path};
-use uvn_api::dataplane::message::{self, Boost, Counts, NetworkState, Note, Summary, XdpMode};
+use uvn_api::dataplane::message::{self, Counts, NetworkState, Note, Summary, XdpMode};
 use uvn_api::dataplane::vteps::Vteps;
 use uvn_engine::port::Nic as _;
 use uvn_engine::tables::Tables;
@@ -74,7 +75,7 @@ pub struct Gear {
     programs: Xdp,
     /// None in the engine gear.
     shortcut: Option<Shortcut>,
-    /// Boosts the traffic while that pays; None: the NIC's counters cannot be read.
+    /// Boosts the traffic while that pays; None: not allowed, or not possible.
     booster: Option<Booster>,
     /// Why the NIC has this gear.
     why: String,
@@ -140,7 +141,7 @@ impl Gear {
         let mut gear = Gear {
             programs,
             shortcut: None,
-            booster: booster(link, None),
+            booster: Booster::open(link, config.workers.boost, cores, false),
             why,
             takeover: Takeover::new(common.started),
             declined: HashMap::new(),
@@ -175,7 +176,7 @@ impl Gear {
         let mut gear = Gear {
             programs,
             shortcut: Some(shortcut),
-            booster: booster(link, Some(cores.iter().copied().flatten().collect())),
+            booster: Booster::open(link, config.workers.boost, cores, true),
             why: why.into(),
             takeover: Takeover::new(common.started),
             declined: HashMap::new(),
@@ -279,8 +280,10 @@ impl Gear {
             self.take_over(vni, networks);
             self.takeover.pause(Instant::now());
         }
-        if let Some(booster) = &mut self.booster {
-            booster.follow(Instant::now());
+        // Taken out while the counters are read.
+        if let Some(mut booster) = self.booster.take() {
+            booster.follow(Instant::now(), || self.load());
+            self.booster = Some(booster);
         }
     }
 
@@ -388,6 +391,18 @@ impl Gear {
         workers
     }
 
+    /// What uvn has carried on this NIC: other traffic is none of the boosts' business.
+    fn load(&self) -> Load {
+        let mut total = Counts::default();
+        let _each = self.counts(&mut total);
+        Load {
+            rx_packets: total.rx_frames,
+            rx_bytes: total.rx_bytes,
+            tx_packets: total.tx_frames,
+            tx_bytes: total.tx_bytes,
+        }
+    }
+
     /// Frames by the programs' verdict, in the order of [`Verdict::ALL`].
     ///
     /// # Errors
@@ -406,14 +421,6 @@ impl Gear {
 
     /// Fills in what `show` says of the gear.
     pub fn show(&self, summary: &mut Summary) {
-        let boost = self.booster.as_ref().and_then(Booster::boost);
-        let boosted = match boost {
-            None => "",
-            Some(Boost::Threads) => {
-                "; boosted: the NIC receives in threads on the workers' cores, and cores stay awake"
-            }
-            Some(Boost::Awake) => "; boosted: cores stay awake",
-        };
         summary.xdp = self.programs.mode().map(|mode| match mode {
             Mode::Driver => XdpMode::Driver,
             Mode::Generic { .. } => XdpMode::Generic,
@@ -423,8 +430,9 @@ impl Gear {
             Some(_) => message::Gear::Shortcut,
             None => message::Gear::Engine,
         });
+        let boosted = self.booster.as_ref().map_or("", Booster::about);
         summary.gear_reason = Some(format!("{}{boosted}", self.why));
-        summary.boost = boost;
+        summary.boost = self.booster.as_ref().and_then(Booster::boost);
         summary.workers = self.workers.states();
         summary.shortcut = self.shortcut.as_ref().map_or(0, Shortcut::networks);
         summary.waiting = self.takeover.len();
@@ -475,12 +483,6 @@ impl Gear {
     fn stop(mut self) {
         self.workers.stop();
     }
-}
-
-fn booster(link: &Link, threads: Option<Vec<usize>>) -> Option<Booster> {
-    Booster::open(link, threads)
-        .inspect_err(|error| tracing::info!(%error, "cannot follow the NIC's traffic; nothing is boosted"))
-        .ok()
 }
 
 /// Why the configuration wants the shortcut; or, as an error, why it does not.

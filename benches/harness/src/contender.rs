@@ -32,7 +32,9 @@ pub enum Contender {
     KernelTuned,
     /// A data plane per node in the gear of its choice, its worker on the networking core.
     Auto,
-    /// The same, but applications may use all cores of their node.
+    /// The same; it may boost what gains from it: the wire's NAPI in threads, workers' cores awake.
+    AutoBoosted,
+    /// As `Auto`, but applications may use all cores of their node.
     AutoAllCores,
     /// A data plane per node that uses AF_XDP only, its worker on the networking core.
     Engine,
@@ -49,8 +51,8 @@ pub enum Contender {
 enum Carrier {
     Nothing,
     Kernel,
-    /// uvn with this `path` in its configuration.
-    Uvn(&'static str),
+    /// uvn with this `path` and `workers.boost` in its configuration.
+    Uvn(&'static str, &'static str),
     OpenVswitch,
 }
 
@@ -78,12 +80,13 @@ enum Napi {
 
 impl Contender {
     /// All of them, in the order of tables.
-    pub const ALL: [Contender; 10] = [
+    pub const ALL: [Contender; 11] = [
         Contender::Raw,
         Contender::Kernel,
         Contender::KernelAllCores,
         Contender::KernelTuned,
         Contender::Auto,
+        Contender::AutoBoosted,
         Contender::AutoAllCores,
         Contender::Engine,
         Contender::EngineNapi,
@@ -100,6 +103,7 @@ impl Contender {
             Contender::KernelAllCores => "kernel, all cores",
             Contender::KernelTuned => "kernel tuned",
             Contender::Auto => "uvn auto",
+            Contender::AutoBoosted => "uvn boosted",
             Contender::AutoAllCores => "uvn, all cores",
             Contender::Engine => "uvn engine",
             Contender::EngineNapi => "engine, NAPI thr.",
@@ -119,9 +123,12 @@ impl Contender {
                 "as kernel VXLAN; the wire's NAPI in threads on the networking cores, and no core sleeps"
             }
             Contender::Auto => {
-                "uvn in the gear of its choice; on the networking core its worker, or the NIC's threads, while the traffic gains from them; cores kept awake while it gains from that"
+                "uvn as it comes, in the gear of its choice, its worker on the networking core"
             }
-            Contender::AutoAllCores => "the same; applications may use the networking cores too",
+            Contender::AutoBoosted => {
+                "the same with workers.boost = \"awake\": while the traffic gains from it, the wire's NAPI in threads on the networking cores, and these awake"
+            }
+            Contender::AutoAllCores => "as uvn auto; applications may use the networking cores too",
             Contender::Engine => "uvn by AF_XDP alone, its worker on the networking core",
             Contender::EngineNapi => "the same; the wire's NAPI in threads on the application cores",
             Contender::EngineShared => "as uvn engine, but with the worker on the application core",
@@ -139,6 +146,7 @@ impl Contender {
             Contender::KernelAllCores => "kernelall",
             Contender::KernelTuned => "tuned",
             Contender::Auto => "auto",
+            Contender::AutoBoosted => "autoboost",
             Contender::AutoAllCores => "autoall",
             Contender::Engine => "engine",
             Contender::EngineNapi => "enginenapi",
@@ -151,8 +159,11 @@ impl Contender {
         match self {
             Contender::Raw => Carrier::Nothing,
             Contender::Kernel | Contender::KernelAllCores | Contender::KernelTuned => Carrier::Kernel,
-            Contender::Auto | Contender::AutoAllCores => Carrier::Uvn("auto"),
-            Contender::Engine | Contender::EngineNapi | Contender::EngineShared => Carrier::Uvn("engine"),
+            Contender::Auto | Contender::AutoAllCores => Carrier::Uvn("auto", "none"),
+            Contender::AutoBoosted => Carrier::Uvn("auto", "awake"),
+            Contender::Engine | Contender::EngineNapi | Contender::EngineShared => {
+                Carrier::Uvn("engine", "none")
+            }
             Contender::OpenVswitch => Carrier::OpenVswitch,
         }
     }
@@ -235,7 +246,7 @@ impl Setup {
         match contender.carrier() {
             Carrier::Nothing => {}
             Carrier::Kernel => kernel::add_devices(rig, networks)?,
-            Carrier::Uvn(path) => setup.dataplanes = uvn::start(rig, cores, ground, path)?,
+            Carrier::Uvn(path, boost) => setup.dataplanes = uvn::start(rig, cores, ground, (path, boost))?,
             Carrier::OpenVswitch => {
                 let start = |node: usize| Switch::start(rig, node, &cores[node], networks);
                 setup.switches = (0..ground.nodes).map(start).collect::<Result<_, _>>()?;
@@ -327,7 +338,7 @@ impl Setup {
         match self.contender.carrier() {
             Carrier::Nothing => NIC.to_owned(),
             Carrier::Kernel => kernel::device(USERS[0]),
-            Carrier::Uvn(_) => uvn::device(USERS[0]),
+            Carrier::Uvn(..) => uvn::device(USERS[0]),
             Carrier::OpenVswitch => ovs::device(USERS[0]),
         }
     }

@@ -89,11 +89,12 @@ const MAIN: [Contender; 6] = [
     Contender::OpenVswitch,
 ];
 
-/// The same programs on other cores.
-const PLACEMENTS: [Contender; 5] = [
+/// The same programs on other cores, or on cores that are boosted.
+const PLACEMENTS: [Contender; 6] = [
     Contender::Kernel,
     Contender::KernelAllCores,
     Contender::AutoAllCores,
+    Contender::AutoBoosted,
     Contender::EngineNapi,
     Contender::EngineShared,
 ];
@@ -279,11 +280,10 @@ fn on(ground: &'static str, workloads: Vec<Box<dyn Workload>>) -> Vec<Box<dyn Wo
     workloads.into_iter().map(variant).collect()
 }
 
-/// For how many seconds a workload runs beforehand, unmeasured, where the data plane follows the traffic.
+/// For how many seconds a workload runs beforehand, unmeasured, where the data plane tries boosts.
 #[must_use]
 pub fn warm_up(contender: Contender, workload: &dyn Workload) -> Option<f64> {
-    let follows = matches!(contender, Contender::Auto | Contender::AutoAllCores);
-    workload.warm_up().filter(|_| follows)
+    workload.warm_up().filter(|_| contender == Contender::AutoBoosted)
 }
 
 #[cfg(test)]

@@ -18,8 +18,8 @@ use uvn_rig::error::RigError;
 use uvn_rig::place::{Host, Place};
 
 /// Seconds in which a data plane that follows the traffic has found out what that gains from: it looks twice a second, and
-/// tries for a quarter or half of one. All others carry the same with and without.
-const WARM_UP: f64 = 1.0;
+/// tries for one and a half or three. All others carry the same with and without.
+const WARM_UP: f64 = 4.0;
 
 /// One kind of traffic.
 pub trait Workload {

@@ -37,7 +37,7 @@ fn pick(allowed: &[usize], local: &[usize], configured: &Workers, queues: usize)
             allowed.iter().partition(|core| local.contains(core));
         for cores in [&mut near, &mut far] {
             cores.sort_unstable_by(|a, b| b.cmp(a));
-            let first = cores.len() * index / of.max(index + 1);
+            let first = cores.len() * index / of;
             cores.rotate_left(first);
         }
         order = near;

@@ -15,7 +15,12 @@ pub fn device(vni: u32) -> String {
 }
 
 /// Starts one on each node, with its worker on the node's networking core, and waits for them.
-pub fn start(rig: &Rig, cores: &[Cores], ground: &Ground, path: &str) -> Result<Vec<Dataplane>, RigError> {
+pub fn start(
+    rig: &Rig,
+    cores: &[Cores],
+    ground: &Ground,
+    (path, boost): (&str, &str),
+) -> Result<Vec<Dataplane>, RigError> {
     let start = |node: usize| {
         let core = cores[node].net;
         // Its workers pin themselves; this puts its other thread out of the applications' way.
@@ -27,7 +32,7 @@ pub fn start(rig: &Rig, cores: &[Cores], ground: &Ground, path: &str) -> Result<
             round_robin: ground.round_robin,
         };
         let files = rig.directory().join(format!("node{}", node + 1));
-        let configuration = configuration(rig.nodes(), node, core, ground.networks, path);
+        let configuration = configuration((rig.nodes(), node), core, ground.networks, (path, boost));
         Dataplane::start(ground.program, &place, &files, &configuration, ground.networks as u32)
     };
     let mut dataplanes: Vec<Dataplane> = (0..rig.nodes()).map(start).collect::<Result<_, _>>()?;
@@ -36,7 +41,12 @@ pub fn start(rig: &Rig, cores: &[Cores], ground: &Ground, path: &str) -> Result<
 }
 
 /// The TOML file of one node.
-fn configuration(nodes: usize, node: usize, core: usize, networks: usize, path: &str) -> String {
+fn configuration(
+    (nodes, node): (usize, usize),
+    core: usize,
+    networks: usize,
+    (path, boost): (&str, &str),
+) -> String {
     let mut toml = format!("path = \"{path}\"\nnic = \"{NIC}\"\nvtep = [\"{}\"]\n", underlay(node).0);
     let peers: Vec<usize> = (0..nodes).filter(|peer| *peer != node).collect();
     let quoted = |addresses: Vec<IpAddr>| {
@@ -50,7 +60,11 @@ fn configuration(nodes: usize, node: usize, core: usize, networks: usize, path: 
         })
         .collect();
     let peers = quoted(peers.iter().map(|&peer| underlay(peer).0.into()).collect());
-    let _infallible = write!(toml, "[peers]\nvtep = [{}]\n[workers]\ncores = [{core}]\n", vteps.join(", "));
+    let _infallible = write!(
+        toml,
+        "[peers]\nvtep = [{}]\n[workers]\ncores = [{core}]\nboost = \"{boost}\"\n",
+        vteps.join(", ")
+    );
     for network in 0..networks {
         let ((v4, v6), vni) = (overlay(node, network), vni(network));
         let device = device(vni);
@@ -69,7 +83,7 @@ mod tests {
 
     #[test]
     fn every_other_node_is_a_peer_with_all_its_overlay_addresses() {
-        let toml = configuration(3, 1, 7, 2, "auto");
+        let toml = configuration((3, 1), 7, 2, ("auto", "none"));
         assert!(toml.contains("vtep = [\"10.0.0.2\"]"), "{toml}");
         assert!(toml.contains(
             "{ address = \"10.0.0.3\", overlay = [\"10.1.0.3\", \"fd00:11::3\", \"10.2.0.3\", \"fd00:12::3\"] }"

@@ -154,6 +154,10 @@ pub struct Workers {
     /// The NICs whose workers share those cores. Not written for one alone: a data plane of 0.1.0 does not know the key.
     #[serde(skip_serializing_if = "Share::is_alone")]
     pub share: Share,
+    /// What may be boosted while a trial shows that it pays. Not written if nothing is: data planes up to 0.2.0 do not
+    /// know the key.
+    #[serde(skip_serializing_if = "Boosting::is_none")]
+    pub boost: Boosting,
     /// How long an idle worker spins before it sleeps, microseconds. It should exceed a round trip through both nodes:
     /// otherwise every message of a ping-pong pays for waking two workers.
     pub spin_us: u32,
@@ -162,6 +166,25 @@ pub struct Workers {
     /// UMEM frames per queue (4 KiB each), a power of two from 256 to 65536. More frames absorb longer bursts, but fit
     /// into no cache: the kernel cycles through all of them.
     pub frames: u32,
+}
+
+/// What the data plane may do for its traffic beyond carrying it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Boosting {
+    /// Nothing.
+    #[default]
+    None,
+    /// Shortcut gear, many packets: the NIC receives in threads of the kernel on the workers' cores (NAPI threads).
+    Threads,
+    /// That; and the workers' cores stay out of deep sleep.
+    Awake,
+}
+
+impl Boosting {
+    fn is_none(&self) -> bool {
+        *self == Boosting::None
+    }
 }
 
 /// One of several NICs that have the same cores near them: each begins at another of them.
@@ -188,7 +211,14 @@ impl Default for Share {
 
 impl Default for Workers {
     fn default() -> Self {
-        Workers { cores: Vec::new(), share: Share::default(), spin_us: 250, busy_poll_us: 0, frames: 1024 }
+        Workers {
+            cores: Vec::new(),
+            share: Share::default(),
+            boost: Boosting::None,
+            spin_us: 250,
+            busy_poll_us: 0,
+            frames: 1024,
+        }
     }
 }
 

@@ -197,14 +197,14 @@ pub struct Summary {
     pub notes: Vec<Note>,
 }
 
-/// The boosts of the shortcut gear, each while it pays.
+/// The boosts, each while it pays and `workers.boost` allows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Boost {
-    /// For many packets: the NIC receives in threads of the kernel. Cores stay awake as well, since messages wake a
-    /// thread.
+    /// For many packets in the shortcut gear: the NIC receives in threads of the kernel. If `workers.boost` allows it,
+    /// the workers' cores stay awake as well, since messages wake a thread.
     Threads,
-    /// For few packets: cores stay awake.
+    /// For few packets: the workers' cores stay awake.
     Awake,
 }
 

@@ -15,6 +15,7 @@ use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
 use netlink_sys::protocols::NETLINK_GENERIC;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
+use std::collections::HashMap;
 use std::io;
 use thiserror::Error;
 
@@ -85,23 +86,25 @@ impl Napi {
         self.threads
     }
 
-    /// The time that programs have had on the threads' cores, per core (proc_stat(5)).
+    /// The time that programs have had on each of the threads' cores (proc_stat(5)).
     #[must_use]
-    pub fn programs(&self) -> Programs {
+    pub fn programs(&self) -> Vec<Programs> {
         /// USER_HZ (include/asm-generic/param.h).
         const TICKS: f64 = 100.0;
         let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-        let mut sum = Programs::default();
-        for core in &self.cores {
-            let Some(line) = stat.lines().find_map(|line| line.strip_prefix(&format!("cpu{core} "))) else {
-                continue;
-            };
-            let mut ticks = line.split_whitespace().map(|ticks| ticks.parse().unwrap_or(0.0));
-            let mut next = || ticks.next().unwrap_or(0.0) / TICKS / self.cores.len() as f64;
-            sum.user += next() + next();
-            sum.system += next();
-        }
-        sum
+        let lines: HashMap<usize, &str> = stat
+            .lines()
+            .filter_map(|line| line.strip_prefix("cpu")?.split_once(' '))
+            .filter_map(|(core, ticks)| Some((core.parse().ok()?, ticks)))
+            .collect();
+        let of = |core: &usize| {
+            let ticks = lines.get(core).copied().unwrap_or_default();
+            let mut ticks = ticks.split_whitespace().map(|ticks| ticks.parse().unwrap_or(0.0));
+            let mut next = || ticks.next().unwrap_or(0.0) / TICKS;
+            let (user, nice, system) = (next(), next(), next());
+            Programs { user: user + nice, system }
+        };
+        self.cores.iter().map(of).collect()
     }
 
     fn switch(&self) -> String {

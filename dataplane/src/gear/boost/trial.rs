@@ -1,24 +1,38 @@
-//! Finds the boost that pays, by trials on the traffic itself: turns without and with the boost.
+//! Finds the boost that pays, by trials on the traffic itself: pairs of turns, one without and one with the boost, until
+//! the difference is significant.
 //!
-//! Threads are tried only on cores where no programs run: threads would delay programs there, even in a single turn.
+//! Threads are tried only on cores where no programs run, and no longer once some do: threads would delay them.
 
 use std::time::{Duration, Instant};
 use uvn_api::dataplane::message::Boost;
 
-/// The share of the cores' time that programs may use while threads are tried.
+/// The share of a core's time that programs may use while threads are tried there.
 const PROGRAMS: f64 = 0.25;
+/// Over how long that is counted, at least, since the kernel counts in ticks of 10 ms (USER_HZ); and after how long what
+/// was counted says nothing of now.
+const WINDOW: Duration = Duration::from_millis(240);
+const STALE: Duration = Duration::from_secs(1);
 /// How often the traffic is looked at: at multiples of [`LOOK`] by the wall clock, at least [`SOON`] from now. So nodes
 /// whose clocks agree begin their trials together; threads on one side alone may gain nothing.
 const LOOK: Duration = Duration::from_millis(500);
 const SOON: Duration = Duration::from_millis(150);
 /// The length of a turn. The rate of 28 ranks differs by 3 % from turn to turn. Turns begin at multiples of it by the
-/// wall clock, those without a boost at even ones: otherwise nodes that try at the same time would spoil each other's
-/// turns.
+/// wall clock, a pair's first at even ones, and all nodes boost the same turn of a pair: otherwise nodes that try at the
+/// same time would spoil each other's turns.
 const TURN: Duration = Duration::from_millis(60);
-/// The turns of a trial: without, with, without, with the boost.
-const TURNS: usize = 4;
-/// How long the outcome of a trial holds, since traffic changes. Doubled after each trial with the same outcome, up to
-/// the longest.
+/// A trial begins at a multiple of so many turns by the wall clock, and its outcome ends at a multiple of [`GRID`]: nodes
+/// that have seen their traffic at different times try it together, if not at first then next.
+const BEGIN: u64 = 32;
+const GRID: Duration = Duration::from_millis(9_600);
+/// A boost pays if it carries more in so many pairs before it carries less in [`LOSSES`], and enough more in all. With a
+/// boost that has no effect, that happens in one trial of 600.
+const WINS: u32 = 12;
+const LOSSES: u32 = 2;
+/// A trial ends without a gain after so many steps: on a machine that is too busy for them, every turn is late.
+const STEPS: u32 = 60;
+/// How long the outcome of a trial holds, since traffic changes; also while it pauses. Doubled after each trial with the
+/// same outcome, up to the longest; halved when the traffic pauses during the next one, down to the least.
+const LEAST: Duration = Duration::from_secs(1);
 const SHORTEST: Duration = Duration::from_secs(10);
 const LONGEST: Duration = Duration::from_secs(80);
 
@@ -30,17 +44,26 @@ const fn least(boost: Boost) -> f64 {
     }
 }
 
-/// Whether a boost pays, by the bytes per second of each turn.
-fn pays(boost: Boost, rates: [f64; TURNS]) -> bool {
-    let [without, with, without_again, with_again] = rates;
+/// How many times more it must carry.
+const fn gain(boost: Boost) -> f64 {
     match boost {
-        Boost::Threads => with.min(with_again) > 1.05 * without.max(without_again),
+        Boost::Threads => 1.05,
         // It costs power, so it must gain more.
-        Boost::Awake => with + with_again > 1.2 * (without + without_again),
+        Boost::Awake => 1.2,
     }
 }
 
-/// A NIC's counters.
+/// Whether a boost is tried in this turn, by the number of the turn since 1970: in either turn of a pair, by the pair's
+/// number. In a fixed order, traffic in bursts would be taken for a gain.
+fn is_boosted(turn: u64) -> bool {
+    // SplitMix64's finalizer: neighbours have nothing in common.
+    let mut bits = (turn / 2).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (turn % 2 == 1) == ((bits ^ (bits >> 31)) & 1 == 0)
+}
+
+/// What uvn has carried.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Load {
     /// Received packets.
@@ -68,7 +91,7 @@ impl Load {
     }
 }
 
-/// Seconds of core time that programs have had on the threads' cores, averaged over these cores.
+/// Seconds of a core's time that programs have had.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Programs {
     /// In their own code.
@@ -78,32 +101,106 @@ pub struct Programs {
 }
 
 /// Decides which boost is in force.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Trial {
+    /// Whether cores may be kept awake.
+    may_be_awake: bool,
     before: Option<(Instant, Load)>,
     look: Option<Look>,
     state: State,
+}
+
+/// The traffic since the last step.
+struct Seen {
+    /// Packets per second, in the direction with more, and bytes per second in both.
+    packets: f64,
+    bytes: f64,
+    /// The boost that is worth a try.
+    best: Option<Boost>,
+    /// Whether there can be threads now.
+    is_free: bool,
+    /// Whether that would matter and is not known.
+    is_open: bool,
 }
 
 /// The threads' cores at the last look.
 #[derive(Debug)]
 struct Look {
     at: Instant,
-    programs: Programs,
+    programs: Vec<Programs>,
     /// Whether threads have run there since.
     threads: bool,
+    /// Whether programs had hardly used any core until then; None: that is not known.
+    free: Option<bool>,
 }
 
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, PartialEq)]
 enum State {
-    /// There is too little traffic to boost.
-    #[default]
-    Quiet,
-    /// A trial. `rates`: bytes per second of each finished turn; None: the first turn has not begun. `without_threads`:
-    /// threads have been tried before, and did not pay.
-    Trying { boost: Boost, rates: Option<Vec<f64>>, last: Option<Outcome>, without_threads: bool },
+    /// There is too little traffic to boost. The outcome of the last trial.
+    Quiet(Option<Outcome>),
+    /// A trial, after one with this outcome.
+    Trying(Pairs, Option<Outcome>),
     /// The outcome of the last trial holds.
     Settled(Outcome),
+}
+
+/// The trial of one boost.
+#[derive(Debug, PartialEq)]
+struct Pairs {
+    /// None: not chosen yet.
+    boost: Option<Boost>,
+    /// The turn with which it begins.
+    begin: u64,
+    /// The turn that has begun; None: none has.
+    turn: Option<u64>,
+    /// Bytes per second in the first turn of the pair.
+    first: f64,
+    /// Pairs in which the boost carried more, and in which it did not.
+    wins: u32,
+    losses: u32,
+    steps: u32,
+    /// The sums of bytes per second without and with the boost.
+    without: f64,
+    with: f64,
+}
+
+impl Pairs {
+    /// From the next multiple of [`BEGIN`] on.
+    fn of(boost: Option<Boost>, time: Duration) -> Pairs {
+        let begin = (turn(time) / BEGIN + 1) * BEGIN;
+        Pairs { boost, begin, turn: None, first: 0.0, wins: 0, losses: 0, steps: 0, without: 0.0, with: 0.0 }
+    }
+
+    /// Takes the rate of the turn that has ended, and begins this one. Returns whether the boost pays, once that is
+    /// known.
+    fn step(&mut self, turn: u64, rate: f64) -> Option<bool> {
+        match self.turn.replace(turn) {
+            Some(before) if before + 1 == turn => {
+                if before % 2 == 0 {
+                    self.first = rate;
+                } else {
+                    self.judge(if is_boosted(before) { [self.first, rate] } else { [rate, self.first] });
+                }
+            }
+            // The first one, or a late step: both turns of a pair must be whole.
+            _ => self.turn = turn.is_multiple_of(2).then_some(turn),
+        }
+        let boost = self.boost?;
+        self.steps += 1;
+        let is_over = self.losses == LOSSES || self.wins == WINS || self.steps == STEPS;
+        is_over.then(|| self.wins == WINS && self.with > gain(boost) * self.without)
+    }
+
+    fn judge(&mut self, [without, with]: [f64; 2]) {
+        self.without += without;
+        self.with += with;
+        *(if with > without { &mut self.wins } else { &mut self.losses }) += 1;
+    }
+
+    /// The boost in the turn that has begun.
+    fn boost(&self) -> Option<Boost> {
+        self.turn.filter(|turn| is_boosted(*turn)).and(self.boost)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -115,348 +212,229 @@ struct Outcome {
 }
 
 impl Outcome {
-    fn after(last: Option<Outcome>, boost: Option<Boost>, now: Instant) -> Outcome {
+    fn after(last: Option<Outcome>, boost: Option<Boost>, now: Instant, time: Duration) -> Outcome {
         let holds = match last {
             Some(last) if last.boost == boost => (2 * last.holds).min(LONGEST),
             _ => SHORTEST,
         };
-        Outcome { boost, until: now + holds, holds }
+        Outcome { boost, until: now + holds + to_next(GRID, time + holds), holds }
     }
 }
 
+/// The time from a time to the next multiple of a period.
+fn to_next(period: Duration, time: Duration) -> Duration {
+    period - Duration::from_nanos((time.as_nanos() % period.as_nanos()) as u64)
+}
+
+/// The number of the turn that begins at about this time.
+fn turn(time: Duration) -> u64 {
+    ((time + TURN / 2).as_nanos() / TURN.as_nanos()) as u64
+}
+
 impl State {
-    fn trying(boost: Boost, last: Option<Outcome>) -> State {
-        State::Trying { boost, rates: None, last, without_threads: false }
+    /// The boost that is in force or tried, perhaps in the next turn.
+    fn stake(&self) -> Option<Boost> {
+        match self {
+            State::Trying(pairs, _) => pairs.boost,
+            State::Quiet(_) | State::Settled(_) => self.boost(),
+        }
     }
 
-    /// The boost that is tried or in force.
+    /// The boost that is in force.
     fn boost(&self) -> Option<Boost> {
         match self {
-            State::Quiet => None,
-            State::Trying { boost, .. } => Some(*boost),
+            State::Quiet(_) => None,
+            // Until the trial begins, what it tries again goes on.
+            State::Trying(Pairs { steps: 0, .. }, Some(last)) => last.boost,
+            State::Trying(pairs, _) => pairs.boost(),
             State::Settled(outcome) => outcome.boost,
         }
     }
 
-    /// Packets per second, in the direction with more, below which there is nothing to gain.
-    fn least(&self) -> f64 {
+    /// Packets per second below which it is quiet.
+    fn enough(&self) -> f64 {
         match self {
-            State::Quiet => least(Boost::Awake),
-            State::Trying { .. } => least(Boost::Awake) / 2.0,
+            // The turns with one boost may carry less than another one needs.
+            State::Trying(..) | State::Quiet(_) => least(Boost::Awake) / 2.0,
             State::Settled(outcome) => least(outcome.boost.unwrap_or(Boost::Awake)) / 2.0,
         }
+    }
+
+    /// It is quiet from now on. A trial that was cut short has shown no gain, nor that there is none any more.
+    fn end(&mut self, now: Instant, time: Duration) {
+        let last = match self {
+            State::Quiet(last) => *last,
+            State::Trying(_, Some(last)) if last.boost.is_some() && last.holds > LEAST => {
+                let holds = last.holds / 2;
+                Some(Outcome { until: now + holds, holds, ..*last })
+            }
+            State::Trying(_, last) => Some(Outcome::after(*last, None, now, time)),
+            State::Settled(outcome) => Some(*outcome),
+        };
+        *self = State::Quiet(last);
     }
 }
 
 impl Trial {
-    /// Takes the NIC's counters, and returns the boost to use from now on. `programs` is called only if it matters; it
-    /// returns None if there can be no threads.
+    /// Nothing is boosted yet. Cores may be kept awake, or only the NIC receive in threads.
+    #[must_use]
+    pub fn new(may_be_awake: bool) -> Trial {
+        Trial { may_be_awake, before: None, look: None, state: State::Quiet(None) }
+    }
+
+    /// Cores cannot be kept awake after all.
+    pub fn may_not_be_awake(&mut self) {
+        (self.may_be_awake, self.state) = (false, State::Quiet(None));
+    }
+
+    /// Takes what has been carried, and returns the boost to use from now on; `time` is the wall clock, since 1970.
+    /// `programs` is called only if it matters; it returns None if there can be no threads.
     pub fn step(
         &mut self,
         now: Instant,
+        time: Duration,
         load: Load,
-        programs: impl FnOnce() -> Option<Programs>,
+        programs: impl FnOnce() -> Option<Vec<Programs>>,
     ) -> Option<Boost> {
-        let boost = self.decide(now, load, programs);
+        self.decide(now, time, load, programs);
+        let boost = self.state.boost();
         if let Some(look) = &mut self.look {
             look.threads |= boost == Some(Boost::Threads);
         }
         boost
     }
 
-    fn decide(
+    /// What the traffic is like; None: at first.
+    fn see(
         &mut self,
         now: Instant,
         load: Load,
-        programs: impl FnOnce() -> Option<Programs>,
-    ) -> Option<Boost> {
+        programs: impl FnOnce() -> Option<Vec<Programs>>,
+    ) -> Option<Seen> {
         let (then, before) = self.before.replace((now, load))?;
         let seconds = now.saturating_duration_since(then).as_secs_f64().max(1e-6);
         let carried = load.since(before);
         let packets = carried.packets() as f64 / seconds;
-        if packets < self.state.least() {
-            self.state = State::Quiet;
-            return None;
-        }
-        let in_threads = self.state.boost() == Some(Boost::Threads);
+        let bytes = (carried.rx_bytes + carried.tx_bytes) as f64 / seconds;
         let many = packets >= least(Boost::Threads);
-        let free = (many || in_threads) && self.are_cores_free(now, programs);
-        if in_threads && !free {
-            self.state = State::Quiet;
-            return None;
-        }
-        let first = if many && free { Boost::Threads } else { Boost::Awake };
-        match &mut self.state {
-            State::Quiet => self.state = State::trying(first, None),
-            State::Settled(last) if now >= last.until => {
-                self.state = State::trying(first, Some(*last));
-            }
-            State::Settled(outcome) => return outcome.boost,
-            State::Trying { rates: rates @ None, .. } => *rates = Some(Vec::new()),
-            State::Trying { boost, rates: Some(rates), last, without_threads } => {
-                // The traffic may have begun just before it was first seen: the first turn shows how much it is.
-                if rates.is_empty() && !*without_threads {
-                    *boost = first;
-                }
-                rates.push((carried.rx_bytes + carried.tx_bytes) as f64 / seconds);
-                let Ok(rates) = <[f64; TURNS]>::try_from(rates.as_slice()) else {
-                    return (rates.len() % 2 == 1).then_some(*boost);
-                };
-                let (boost, last) = (*boost, *last);
-                let pays = pays(boost, rates);
-                if !pays && boost == Boost::Threads {
-                    let (boost, rates) = (Boost::Awake, Some(Vec::new()));
-                    self.state = State::Trying { boost, rates, last, without_threads: true };
-                    return None;
-                }
-                let outcome = Outcome::after(last, pays.then_some(boost), now);
-                self.state = State::Settled(outcome);
-                return outcome.boost;
-            }
-        }
-        None
+        let free = match many || self.state.stake() == Some(Boost::Threads) {
+            true => self.are_cores_free(now, programs),
+            false => Some(false),
+        };
+        let is_free = free == Some(true);
+        let best = match (many && is_free, self.may_be_awake && packets >= least(Boost::Awake)) {
+            (true, _) => Some(Boost::Threads),
+            (false, true) => Some(Boost::Awake),
+            (false, false) => None,
+        };
+        Some(Seen { packets, bytes, best, is_free, is_open: many && free.is_none() })
     }
 
-    /// Whether there can be threads, and programs have hardly used their cores since the last call.
-    fn are_cores_free(&mut self, now: Instant, programs: impl FnOnce() -> Option<Programs>) -> bool {
-        let Some(programs) = programs() else { return false };
-        let look = self.look.replace(Look { at: now, programs, threads: false });
-        look.is_none_or(|look| {
-            let system = if look.threads { 0.0 } else { programs.system - look.programs.system };
-            let time = now.saturating_duration_since(look.at).as_secs_f64();
-            programs.user - look.programs.user + system <= PROGRAMS * time
-        })
+    fn decide(
+        &mut self,
+        now: Instant,
+        time: Duration,
+        load: Load,
+        programs: impl FnOnce() -> Option<Vec<Programs>>,
+    ) {
+        let Some(Seen { packets, bytes, best, is_free, is_open }) = self.see(now, load, programs) else {
+            return;
+        };
+        let is_barred = self.state.stake() == Some(Boost::Threads) && !is_free;
+        let ends = packets < self.state.enough() || is_barred;
+        match &mut self.state {
+            // It is soon known.
+            State::Quiet(_) | State::Trying(Pairs { boost: None, .. }, _) if is_open => {}
+            State::Quiet(last) if best.is_some() => {
+                let holds = |last: &Outcome| {
+                    // What was found for threads is no answer where there can be none now.
+                    now < last.until && (last.boost != Some(Boost::Threads) || best == last.boost)
+                };
+                self.state = match *last {
+                    Some(last) if holds(&last) => State::Settled(last),
+                    last => State::Trying(Pairs::of(None, time), last),
+                };
+            }
+            State::Quiet(_) => {}
+            State::Trying(..) | State::Settled(_) if ends => self.state.end(now, time),
+            State::Settled(last) if now >= last.until => {
+                // What pays goes on with less.
+                let again = last.boost.filter(|_| best != Some(Boost::Threads));
+                self.state = State::Trying(Pairs::of(again, time), Some(*last));
+            }
+            State::Settled(_) => {}
+            State::Trying(pairs, _) if turn(time) < pairs.begin => {}
+            State::Trying(pairs, last) => {
+                // The traffic may have begun just before it was first seen: by now it is known how much it is.
+                pairs.boost = pairs.boost.or(best);
+                if pairs.boost.is_none() {
+                    return self.state.end(now, time);
+                }
+                match pairs.step(turn(time), bytes) {
+                    None => {}
+                    Some(false) if pairs.boost == Some(Boost::Threads) && self.may_be_awake => {
+                        *pairs = Pairs::of(Some(Boost::Awake), time);
+                    }
+                    Some(pays) => {
+                        let boost = pairs.boost.filter(|_| pays);
+                        self.state = State::Settled(Outcome::after(*last, boost, now, time));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether there can be threads, and programs have hardly used any of their cores lately; None: not known yet.
+    fn are_cores_free(
+        &mut self,
+        now: Instant,
+        programs: impl FnOnce() -> Option<Vec<Programs>>,
+    ) -> Option<bool> {
+        let before = self.look.as_ref().map(|look| now.saturating_duration_since(look.at));
+        if let (Some(look), Some(time)) = (&self.look, before)
+            && time < WINDOW
+        {
+            return look.free;
+        }
+        let Some(programs) = programs() else { return Some(false) };
+        let known = self.look.as_ref().zip(before).filter(|(_, time)| *time <= STALE);
+        let free = known.map(|(look, time)| {
+            let is_free = |(programs, before): (&Programs, &Programs)| {
+                let system = if look.threads { 0.0 } else { programs.system - before.system };
+                programs.user - before.user + system <= PROGRAMS * time.as_secs_f64()
+            };
+            programs.iter().zip(&look.programs).all(is_free)
+        });
+        self.look = Some(Look { at: now, programs, threads: false, free });
+        free
     }
 
     /// Whether a trial is going on.
     #[must_use]
     pub fn is_trying(&self) -> bool {
-        matches!(self.state, State::Trying { .. })
+        matches!(self.state, State::Trying(..))
     }
 
     /// How soon the next step is due; `time` is the wall clock, since 1970.
     #[must_use]
     pub fn again(&self, time: Duration) -> Duration {
-        // The time until `offset` after a multiple of the period, at least `least`.
-        let next = |period: Duration, offset: Duration, least: Duration| {
-            let past = (time.as_nanos() % period.as_nanos()) as u64;
-            let left = (period + offset - Duration::from_nanos(past)).as_nanos() % period.as_nanos();
-            let left = Duration::from_nanos(left as u64);
+        // The time until the next multiple of the period, at least `least`.
+        let next = |period: Duration, least: Duration| {
+            let left = to_next(period, time);
             if left < least { left + period } else { left }
         };
         // A turn that began a little early or late ends with those of the other nodes.
-        let least = TURN / 4;
+        let soon = TURN / 4;
         match &self.state {
-            State::Trying { rates: Some(rates), .. } if rates.len() % 2 == 0 => next(2 * TURN, TURN, least),
-            State::Trying { .. } => next(2 * TURN, Duration::ZERO, least),
-            State::Settled(_) | State::Quiet => next(LOOK, Duration::ZERO, SOON),
+            State::Trying(Pairs { turn: Some(_), .. }, _) => next(TURN, soon),
+            State::Trying(pairs, _) if turn(time) < pairs.begin => {
+                next(BEGIN as u32 * TURN, soon).min(next(LOOK, SOON))
+            }
+            State::Trying(..) => next(2 * TURN, soon),
+            State::Settled(_) | State::Quiet(_) => next(LOOK, SOON),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A NIC that carries so many packets a second with nothing, with threads and with cores awake.
-    struct Bench {
-        trial: Trial,
-        now: Instant,
-        /// When the wall clock was zero.
-        epoch: Instant,
-        load: Load,
-        /// Whether it receives them, and whether it sends them: 1 or 0.
-        ways: [u64; 2],
-        boost: Option<Boost>,
-        /// The part of the cores' time that programs have, a half of it in the kernel, and what they had so far.
-        programs: f64,
-        had: Programs,
-    }
-
-    impl Bench {
-        fn new() -> Bench {
-            let (trial, load, had) = (Trial::default(), Load::default(), Programs::default());
-            let epoch = Instant::now();
-            let now = epoch + Duration::from_millis(1_234);
-            let (ways, boost, programs) = ([1, 1], None, 0.1);
-            let mut bench = Bench { trial, now, epoch, load, ways, boost, programs, had };
-            bench.pass(Duration::from_secs(1), [0, 0], 0);
-            bench
-        }
-
-        fn again(&self) -> Duration {
-            self.trial.again(self.now.duration_since(self.epoch))
-        }
-
-        /// `rates`: packets a second received and sent, of so many bytes.
-        fn pass(&mut self, time: Duration, rates: [u64; 2], bytes: u64) {
-            let [rx, tx] = rates.map(|rate| rate * time.as_millis() as u64 / 1000);
-            self.now += time;
-            self.load.rx_packets += rx;
-            self.load.tx_packets += tx;
-            self.load.rx_bytes += rx * bytes;
-            self.load.tx_bytes += tx * bytes;
-            self.had.user += self.programs / 2.0 * time.as_secs_f64();
-            let own = if self.boost == Some(Boost::Threads) { 1.0 } else { 0.0 };
-            self.had.system += (self.programs / 2.0 + own) * time.as_secs_f64();
-            self.boost = self.trial.step(self.now, self.load, || Some(self.had));
-        }
-
-        /// So many seconds. Returns the trials.
-        fn run(&mut self, seconds: u64, [nothing, threads, awake]: [u64; 3]) -> usize {
-            let mut trials = 0;
-            let end = self.now + Duration::from_secs(seconds);
-            while self.now < end {
-                let rate = match self.boost {
-                    None => nothing,
-                    Some(Boost::Threads) => threads,
-                    Some(Boost::Awake) => awake,
-                };
-                let before = self.trial.is_trying();
-                self.pass(self.again(), self.ways.map(|way| way * rate), 100);
-                trials += usize::from(!before && self.trial.is_trying());
-            }
-            trials
-        }
-    }
-
-    #[test]
-    fn what_carries_more_stays() {
-        for (rates, boost) in [
-            ([100_000, 150_000, 100_000], Some(Boost::Threads)),
-            ([100_000, 150_000, 300_000], Some(Boost::Threads)),
-            ([10_000, 5_000, 50_000], Some(Boost::Awake)),
-            ([50_000, 20_000, 100_000], Some(Boost::Awake)),
-            ([100_000, 104_000, 104_000], None),
-            ([100_000, 90_000, 100_000], None),
-            ([1_500, 1_500, 1_500], None),
-        ] {
-            let mut bench = Bench::new();
-            assert_eq!(bench.run(5, rates), 1);
-            assert_eq!(bench.boost, boost, "{rates:?}");
-            bench.pass(Duration::from_secs(1), [400, 400], 100);
-            assert_eq!(bench.boost, None, "it has become quiet");
-        }
-    }
-
-    #[test]
-    fn nodes_that_gain_only_together_find_out_soon() {
-        let epoch = Instant::now();
-        // Steps are late, or early by a clock.
-        let mut late = [3, 0, 5, 1, 0, 2, 4].into_iter().cycle().map(Duration::from_millis);
-        for apart in (0..1_000).step_by(25) {
-            let mut nodes = [0, apart].map(|begin| (Trial::default(), Duration::from_millis(begin), None));
-            let traffic = Duration::from_millis(3_000 + 7 * apart % 1_000);
-            let (mut time, mut messages) = (Duration::ZERO, 0.0);
-            while time < traffic + Duration::from_secs(1) {
-                let next = nodes.iter().map(|(_, next, _)| *next).min().unwrap();
-                let both = nodes.iter().all(|(.., boost)| *boost == Some(Boost::Threads));
-                let rate = if both { 135_000.0 } else { 100_000.0 };
-                messages += rate * next.saturating_sub(time.max(traffic)).as_secs_f64();
-                time = next;
-                for (trial, next, boost) in nodes.iter_mut().filter(|(_, next, _)| *next == time) {
-                    let packets = messages as u64;
-                    let [rx_packets, tx_packets] = [packets; 2];
-                    let [rx_bytes, tx_bytes] = [100 * packets; 2];
-                    let load = Load { rx_packets, rx_bytes, tx_packets, tx_bytes };
-                    *boost = trial.step(epoch + time, load, || Some(Programs::default()));
-                    *next += trial.again(time) + late.next().unwrap() - Duration::from_millis(2);
-                }
-            }
-            let boosts = nodes.map(|(.., boost)| boost);
-            assert_eq!(boosts, [Some(Boost::Threads); 2], "{apart} ms apart");
-        }
-    }
-
-    #[test]
-    fn traffic_that_has_just_begun_is_not_taken_for_little() {
-        let mut bench = Bench::new();
-        bench.pass(Duration::from_secs(1), [5_000, 5_000], 100);
-        bench.run(2, [100_000, 150_000, 100_000]);
-        assert_eq!(bench.boost, Some(Boost::Threads));
-    }
-
-    #[test]
-    fn an_outcome_is_tried_again_less_and_less_often() {
-        let mut bench = Bench::new();
-        let (few, many) = ([10_000, 5_000, 80_000], [100_000, 150_000, 100_000]);
-        // After 10, 20, 40, 80 and 80 s.
-        assert_eq!(bench.run(240, few), 6);
-        assert_eq!(bench.boost, Some(Boost::Awake));
-        // Others now: noticed by the next trial, 80 s after the last.
-        bench.run(84, many);
-        assert_eq!(bench.boost, Some(Boost::Threads));
-        // And back again, within 10 s of that.
-        bench.run(84, few);
-        assert_eq!(bench.boost, Some(Boost::Awake));
-    }
-
-    #[test]
-    fn cores_with_programs_on_them_are_left_to_those() {
-        let mut bench = Bench::new();
-        let rates = [100_000, 150_000, 100_000];
-        bench.programs = 0.4;
-        for _ in 0..200 {
-            bench.pass(TURN, [100_000, 100_000], 100);
-            assert_ne!(bench.boost, Some(Boost::Threads), "not even for a turn");
-        }
-        bench.programs = 0.1;
-        bench.run(40, rates);
-        assert_eq!(bench.boost, Some(Boost::Threads));
-        bench.programs = 0.6;
-        bench.pass(Duration::from_secs(1), [100_000, 100_000], 100);
-        assert_eq!(bench.boost, None);
-    }
-
-    #[test]
-    fn where_there_can_be_no_threads_none_are_tried() {
-        let mut bench = Bench::new();
-        for second in 1..20 {
-            bench.load.rx_packets += 100_000;
-            bench.load.tx_packets += 100_000;
-            let boost = bench.trial.step(bench.now + Duration::from_secs(second), bench.load, || None);
-            assert_ne!(boost, Some(Boost::Threads));
-        }
-    }
-
-    #[test]
-    fn a_transfer_or_a_flood_may_gain_too() {
-        for ways in [[1, 0], [0, 1]] {
-            let mut bench = Bench { ways, ..Bench::new() };
-            assert_eq!(bench.run(5, [500_000, 900_000, 500_000]), 1);
-            assert_eq!(bench.boost, Some(Boost::Threads), "{ways:?}");
-        }
-    }
-
-    #[test]
-    fn few_packets_begin_no_trial() {
-        let mut bench = Bench::new();
-        for _ in 0..10 {
-            bench.pass(LOOK, [900, 900], 100);
-            assert!(!bench.trial.is_trying() && bench.boost.is_none());
-        }
-    }
-
-    #[test]
-    fn less_than_many_packets_begin_no_trial_of_threads_and_end_their_use() {
-        let mut bench = Bench::new();
-        for _ in 0..100 {
-            bench.pass(TURN, [19_000, 19_000], 100);
-            assert_ne!(bench.boost, Some(Boost::Threads));
-        }
-        let mut bench = Bench::new();
-        bench.run(5, [100_000, 150_000, 100_000]);
-        assert_eq!(bench.boost, Some(Boost::Threads));
-        bench.pass(Duration::from_secs(1), [3_000, 3_000], 100);
-        assert_eq!(bench.boost, None);
-    }
-
-    #[test]
-    fn counters_that_begin_anew_are_no_load() {
-        let mut bench = Bench::new();
-        bench.run(5, [100_000, 150_000, 100_000]);
-        bench.load = Load::default();
-        bench.pass(Duration::from_secs(1), [0, 0], 0);
-        assert_eq!(bench.boost, None);
-    }
-}
+mod tests;
