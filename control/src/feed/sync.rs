@@ -10,7 +10,7 @@ use std::time::Instant;
 use uvn_api::dataplane::client::ClientError;
 use uvn_api::dataplane::config::{self, Cidr, Peers, Vtep};
 use uvn_api::dataplane::message::{ENDPOINT_QUEUES, MAX_FDS, NetworkState, Reply, Request, Summary};
-use uvn_api::protocol::Code;
+use uvn_api::protocol::{Code, MAX_BYTES, SCHEMA, request_packet};
 use uvn_dataplane::port::tap::{Tap, TapError};
 use uvn_wire::vxlan::Vni;
 
@@ -49,30 +49,13 @@ impl Feed {
         }
     }
 
-    /// Changes the allowed VTEPs from those that it was told before. A change that does not fit one request takes a
-    /// restart.
+    /// Changes the allowed VTEPs from those that it was told before.
     pub(super) fn allow(&mut self, before: &Peers) {
-        let now = &self.others.allowed;
-        let had: HashSet<&Vtep> = before.vtep.iter().collect();
-        let stays: HashSet<IpAddr> = now.vtep.iter().map(|vtep| vtep.address).collect();
-        let less = |list: &[Cidr], other: &[Cidr]| {
-            let other: HashSet<&Cidr> = other.iter().collect();
-            list.iter().filter(|range| !other.contains(range)).copied().collect()
-        };
-        let request = Request::Vteps {
-            add: now.vtep.iter().filter(|vtep| !had.contains(vtep)).cloned().collect(),
-            remove: before
-                .vtep
-                .iter()
-                .map(|vtep| vtep.address)
-                .filter(|vtep| !stays.contains(vtep))
-                .collect(),
-            add_range: less(&now.range, &before.range),
-            remove_range: less(&before.range, &now.range),
-        };
-        let written = match self.ask(&request) {
-            Some(Reply::Done { .. }) => self.write_config(),
-            _ => Err(self.down("it does not take the new list of peers")),
+        let requests = change(before, &self.others.allowed);
+        let taken = requests.iter().all(|request| matches!(self.ask(request), Some(Reply::Done { .. })));
+        let written = match taken {
+            true => self.write_config(),
+            false => Err(self.down("it does not take the new list of peers")),
         };
         if let Err(error) = written {
             tracing::warn!(nic = self.nic.name, %error, "the data plane is started anew");
@@ -216,6 +199,43 @@ impl Feed {
     }
 }
 
+/// What makes one list of allowed VTEPs another: one request, or several where that would be too long. Then VTEPs that go or
+/// change are taken away first, since an address may be another node's now, and ranges last, since their nodes may be listed now.
+fn change(before: &Peers, now: &Peers) -> Vec<Request> {
+    /// Addresses and ranges in a request: 48 bytes each at most.
+    const MANY: usize = 1_000;
+
+    let had: HashSet<&Vtep> = before.vtep.iter().collect();
+    let stays: HashSet<IpAddr> = now.vtep.iter().map(|vtep| vtep.address).collect();
+    let less = |list: &[Cidr], other: &[Cidr]| -> Vec<Cidr> {
+        let other: HashSet<&Cidr> = other.iter().collect();
+        list.iter().filter(|range| !other.contains(range)).copied().collect()
+    };
+    let request = |add: &[Vtep], remove: &[IpAddr], add_range: &[Cidr], remove_range: &[Cidr]| {
+        let (add, remove) = (add.into(), remove.into());
+        Request::Vteps { add, remove, add_range: add_range.into(), remove_range: remove_range.into() }
+    };
+    let add: Vec<Vtep> = now.vtep.iter().filter(|vtep| !had.contains(vtep)).cloned().collect();
+    let gone = before.vtep.iter().map(|vtep| vtep.address).filter(|vtep| !stays.contains(vtep));
+    let remove: Vec<IpAddr> = gone.collect();
+    let (add_range, remove_range) = (less(&now.range, &before.range), less(&before.range, &now.range));
+    let whole = request(&add, &remove, &add_range, &remove_range);
+    if request_packet(&whole, SCHEMA).is_ok() {
+        return vec![whole];
+    }
+    let bytes = |vtep: &Vtep| serde_json::to_string(vtep).map_or(MAX_BYTES, |text| text.len() + 1);
+    let longest = add.iter().map(bytes).max().unwrap_or(1);
+    let known: HashSet<IpAddr> = before.vtep.iter().map(|vtep| vtep.address).collect();
+    let changed = add.iter().map(|vtep| vtep.address).filter(|vtep| known.contains(vtep));
+    let away: Vec<IpAddr> = remove.iter().copied().chain(changed).collect();
+    let mut parts: Vec<Request> = away.chunks(MANY).map(|part| request(&[], part, &[], &[])).collect();
+    parts.extend(add_range.chunks(MANY).map(|part| request(&[], &[], part, &[])));
+    // The half is room for what is around them.
+    parts.extend(add.chunks((MAX_BYTES / 2 / longest).max(1)).map(|part| request(part, &[], &[], &[])));
+    parts.extend(remove_range.chunks(MANY).map(|part| request(&[], &[], &[], part)));
+    parts
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,6 +243,7 @@ mod tests {
     use crate::network::{DataPath, Network, Nic, Node};
     use crate::peers::Peers;
     use mio::{Poll, Token};
+    use uvn_api::dataplane::vteps::Vteps;
 
     fn nic() -> Nic {
         Nic {
@@ -268,6 +289,54 @@ mod tests {
         nic.workers = toml::from_str("cores = [3, 2]\nframes = 4096\nshare = { index = 1, of = 2 }").unwrap();
         let config = feed(nic.clone(), Others::default()).config().unwrap();
         assert_eq!((config.encapsulation, config.workers), (nic.encapsulation, nic.workers));
+    }
+
+    /// As the data plane applies it.
+    fn apply(peers: &mut config::Peers, request: &Request) {
+        let Request::Vteps { add, remove, add_range, remove_range } = request else { panic!("{request:?}") };
+        peers.vtep.retain(|vtep| !remove.contains(&vtep.address));
+        peers.vtep.retain(|vtep| add.iter().all(|new| new.address != vtep.address));
+        peers.vtep.extend(add.iter().cloned());
+        peers.range.retain(|range| !remove_range.contains(range) && !add_range.contains(range));
+        peers.range.extend(add_range);
+    }
+
+    #[test]
+    fn a_list_of_thousands_becomes_another_by_requests_that_fit() {
+        let vtep = |number: u16, overlays: u16| {
+            let [high, low] = number.to_be_bytes();
+            // With one address, neighbours have swapped theirs.
+            let own = if overlays == 1 { number ^ 1 } else { number };
+            let overlay = (0..overlays).map(|nic| [0xfd00, nic, 0, 0, 0, 0, 0xaaaa, own].into()).collect();
+            Vtep { address: [10, 0, high, low].into(), overlay }
+        };
+        let range = |number: u16| format!("10.{}.{}.0/24", 1 + number / 256, number % 256).parse().unwrap();
+        let list = |vteps: std::ops::Range<u16>, overlays, ranges: std::ops::Range<u16>| config::Peers {
+            vtep: vteps.map(|number| vtep(number, overlays)).collect(),
+            range: ranges.map(range).collect(),
+        };
+        let few = list(0..3, 2, 0..1);
+        for (before, now, requests) in [
+            (few.clone(), few.clone(), 1..2),
+            (few.clone(), list(2..5, 2, 1..2), 1..2),
+            (few.clone(), list(1..10_001, 20, 0..5_000), 100..1_000),
+            (list(0..10_000, 20, 0..5_000), few.clone(), 10..20),
+            (list(0..10_000, 2, 0..9), list(5_000..15_000, 1, 5..20), 10..100),
+        ] {
+            let (mut told, parts) = (before.clone(), super::change(&before, &now));
+            assert!(requests.contains(&parts.len()), "{}", parts.len());
+            for part in &parts {
+                assert!(super::request_packet(part, super::SCHEMA).is_ok());
+                apply(&mut told, part);
+                Vteps::new(&told).unwrap();
+            }
+            let sorted = |mut peers: config::Peers| {
+                peers.vtep.sort_by_key(|vtep| vtep.address);
+                peers.range.sort_by_key(|range| range.address);
+                peers
+            };
+            assert_eq!(sorted(told), sorted(now));
+        }
     }
 
     #[test]
