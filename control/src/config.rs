@@ -225,12 +225,12 @@ impl Config {
         toml_file::load(file)
     }
 
-    /// A user's network with lease number `slot`. May ask the user database for the user's groups.
+    /// A user's network with lease number `slot`, which may reach beyond the subnets or not.
     ///
     /// # Errors
     /// The user has no VNI.
-    pub fn network_of(&self, uid: u32, slot: u32) -> Result<Network, NoVni> {
-        Ok(Network { uid, vni: self.vni_of(uid)?, slot, off_subnet: self.off_subnet.allows(uid) })
+    pub fn network_of(&self, uid: u32, slot: u32, off_subnet: bool) -> Result<Network, NoVni> {
+        Ok(Network { uid, vni: self.vni_of(uid)?, slot, off_subnet })
     }
 
     /// Texts for the log about settings that are allowed, but probably not meant.

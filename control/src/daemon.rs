@@ -5,9 +5,11 @@
 //! removed only after their last lease has ended.
 
 mod attach;
+mod demoted;
 mod feeds;
 mod follow;
 mod holders;
+mod members;
 mod networks;
 mod newcomers;
 mod page;

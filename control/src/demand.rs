@@ -198,7 +198,7 @@ mod tests {
 
     fn attach(config: &Config, leases: &mut Leases, uid: u32, kind: Kind) {
         let lease = Lease { kind, name: String::new(), holder: None };
-        leases.attach(uid, lease, Duration::ZERO, |slot| config.network_of(uid, slot)).unwrap();
+        leases.attach(uid, lease, Duration::ZERO, |slot| config.network_of(uid, slot, true)).unwrap();
     }
 
     /// Every user is known.

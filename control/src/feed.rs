@@ -172,8 +172,8 @@ impl Feed {
     }
 
     /// Starts the data plane, or takes over a running one, and waits until it answers. For the start of uvnd: under
-    /// `auto`, a data plane that cannot drive the NIC, or has a [`Feed::drawback`] on it, is [`Feed::stop`]ped, and the
-    /// NIC is left to the kernel.
+    /// `auto`, a data plane that cannot drive the NIC is [`Feed::stop`]ped, and the NIC is left to the kernel; also one
+    /// that has a [`Feed::drawback`], if the kernel does better.
     ///
     /// # Errors
     /// The data plane does not start; the reason is its own.
@@ -198,8 +198,14 @@ impl Feed {
             let (mtu, why) = (self.nic.mtu, summary.gear_reason.unwrap_or_default());
             return Some(format!("MTU {mtu} is more than the engine takes ({MAX_MTU}); no shortcut: {why}"));
         }
-        let generic = summary.xdp == Some(XdpMode::Generic);
-        generic.then(|| "its driver has no XDP; the engine would be slower than the kernel".into())
+        let copies = summary.zero_copy == Some(false);
+        let why = match summary.xdp {
+            Some(XdpMode::Generic) => "its driver has no XDP",
+            _ if copies => "its driver has no zero-copy for AF_XDP",
+            _ => return None,
+        };
+        let no_shortcut = summary.gear_reason.unwrap_or_default();
+        Some(format!("{why}: the engine would be slower than the kernel; no shortcut: {no_shortcut}"))
     }
 
     /// Ends the data plane. The devices of its networks stay.

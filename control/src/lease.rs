@@ -249,11 +249,11 @@ impl Leases {
         ended
     }
 
-    /// Sets which users may reach beyond the underlay's subnets. A network keeps its VNI until it is removed.
-    pub fn set_off_subnet(&mut self, allows: impl Fn(u32) -> bool) {
-        for (uid, held) in &mut self.held {
-            held.network.off_subnet = allows(*uid);
-        }
+    /// Sets whether a user may reach beyond the underlay's subnets. Returns the network if that has changed it.
+    pub fn set_off_subnet(&mut self, uid: u32, allows: bool) -> Option<Network> {
+        let held = self.held.get_mut(&uid).filter(|held| held.network.off_subnet != allows)?;
+        held.network.off_subnet = allows;
+        (!held.leaving).then(|| held.network.clone())
     }
 
     /// Ends the leases for which `which` is true, and returns them.

@@ -43,7 +43,7 @@ impl Control {
     }
 
     fn network(&self, uid: u32, slot: u32) -> Network {
-        self.config.network_of(uid, slot).unwrap()
+        self.config.network_of(uid, slot, true).unwrap()
     }
 
     /// Everything for these networks, also on kernel VXLAN.

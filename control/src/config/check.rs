@@ -327,8 +327,6 @@ pub(super) fn hints(config: &Config) -> Vec<String> {
                 "underlay[{index}]: over IPv6, users reach only listed nodes (peers.nodes, peers.slurm)"
             ));
         }
-    }
-    for (index, underlay) in config.underlays.iter().enumerate() {
         let is_ipv4 = underlay.subnets.iter().any(|subnet| subnet.address.is_ipv4());
         let vtep = if is_ipv4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         if underlay.path == PathChoice::Shortcut && underlay.encapsulation.sums(vtep) {

@@ -4,23 +4,21 @@ use super::{Group, OffSubnet, Verdict};
 use uvn_api::groups;
 
 impl OffSubnet {
-    /// Whether a user may. If groups are listed, it asks the user database; if that fails, the answer is no.
+    /// Whether all users may, or none; None: groups decide.
     #[must_use]
-    pub fn allows(&self, uid: u32) -> bool {
-        if self.allow_groups.is_empty() && self.deny_groups.is_empty() {
-            return self.default == Verdict::Allow;
-        }
-        match (groups::of_user(uid), gids(&self.deny_groups)) {
-            (Ok(member), Some(denied)) => self.verdict(&member, &denied),
-            (Err(error), _) => {
-                tracing::warn!(uid, %error, "cannot look up the user's groups; off-subnet traffic is refused");
-                false
-            }
-            (_, None) => {
-                tracing::warn!(uid, "cannot look up a group of `deny_groups`; off-subnet traffic is refused");
-                false
-            }
-        }
+    pub fn of_all(&self) -> Option<bool> {
+        let by_groups = !self.allow_groups.is_empty() || !self.deny_groups.is_empty();
+        (!by_groups).then_some(self.default == Verdict::Allow)
+    }
+
+    /// Asks the user database, for as long as that takes, whether a user may; None: it cannot tell.
+    #[must_use]
+    pub fn ask(&self, uid: u32) -> Option<bool> {
+        let member = groups::of_user(uid)
+            .inspect_err(|error| tracing::warn!(uid, %error, "cannot look up the user's groups"))
+            .ok()?;
+        // A denied group that cannot be found may be any.
+        Some(gids(&self.deny_groups).is_some_and(|denied| self.verdict(&member, &denied)))
     }
 
     /// Whether a member of these groups may.
@@ -75,9 +73,10 @@ mod tests {
     fn an_unknown_denied_group_refuses() {
         let policy =
             OffSubnet { deny_groups: vec![Group::Name("no-such-group".into())], ..OffSubnet::default() };
-        assert!(!policy.allows(0));
+        assert_eq!((policy.of_all(), policy.ask(0)), (None, Some(false)));
         // The user database has root in group 0.
         let policy = OffSubnet { deny_groups: vec![Group::Number(0)], ..OffSubnet::default() };
-        assert!(!policy.allows(0) && policy.allows(4_000_000_000));
+        assert_eq!([0, 4_000_000_000].map(|uid| policy.ask(uid)), [Some(false), Some(true)]);
+        assert_eq!(OffSubnet::default().of_all(), Some(true));
     }
 }

@@ -49,18 +49,26 @@ impl Networks {
             return Ok((Outcome::NotPoliced, Vec::new()));
         }
         let lease = lease_of(claim)?;
+        // Nobody is asked about a user who has a network.
+        let is_known = self.leases.get(uid).is_some_and(|held| !held.leaving);
+        let off_subnet = !is_known && self.members.allows(uid).unwrap_or(false);
         if dry_run {
-            return self.rehearse(uid, lease);
+            return self.rehearse(uid, lease, off_subnet);
         }
-        self.grant(uid, lease)
+        self.grant(uid, lease, off_subnet)
     }
 
     /// See [`Networks::attach`].
-    fn grant(&mut self, uid: u32, lease: Lease) -> Result<(Outcome, Vec<Step>), AttachError> {
+    fn grant(
+        &mut self,
+        uid: u32,
+        lease: Lease,
+        off_subnet: bool,
+    ) -> Result<(Outcome, Vec<Step>), AttachError> {
         let config = &self.config;
         let had = self.leases.get(uid).is_some_and(|held| held.leases.contains(&lease));
-        let attached =
-            self.leases.attach(uid, lease.clone(), lease::now(), |slot| config.network_of(uid, slot))?;
+        let network = |slot| config.network_of(uid, slot, off_subnet);
+        let attached = self.leases.attach(uid, lease.clone(), lease::now(), network)?;
         let result = self.hold(&lease, &attached).and_then(|()| match &attached {
             Attached::Known(_) if !self.faults.contains_key(&uid) => Ok((Outcome::Known, Vec::new())),
             Attached::Known(network) | Attached::New(network) => {
@@ -99,7 +107,7 @@ impl Networks {
     }
 
     /// Makes a network: the kernel's objects, the data planes, and last the binding of sockets.
-    fn make(&mut self, network: &Network) -> Result<Vec<Step>, AttachError> {
+    pub(super) fn make(&mut self, network: &Network) -> Result<Vec<Step>, AttachError> {
         if self.node.nics.iter().all(|nic| nic.vteps().is_empty()) {
             return Err(AttachError::NoNic);
         }
@@ -151,9 +159,14 @@ impl Networks {
     }
 
     /// The outcome and the steps of an attach, without taking them.
-    fn rehearse(&self, uid: u32, lease: Lease) -> Result<(Outcome, Vec<Step>), AttachError> {
-        let attached =
-            self.leases.clone().attach(uid, lease, lease::now(), |slot| self.config.network_of(uid, slot))?;
+    fn rehearse(
+        &self,
+        uid: u32,
+        lease: Lease,
+        off_subnet: bool,
+    ) -> Result<(Outcome, Vec<Step>), AttachError> {
+        let network = |slot| self.config.network_of(uid, slot, off_subnet);
+        let attached = self.leases.clone().attach(uid, lease, lease::now(), network)?;
         let (Attached::Known(network) | Attached::New(network)) = &attached;
         let steps = plan::diff(&self.items(network), &self.netlink.observe_network(network)?);
         let outcome = if matches!(attached, Attached::New(_)) { Outcome::Made } else { Outcome::Known };
@@ -332,7 +345,9 @@ impl Networks {
                 Err(refusal) => tracing::debug!(%refusal, "no network is made on demand"),
                 Ok(Some(uid)) => {
                     let lease = Lease { kind: Kind::Peer, name: vtep.to_string(), holder: None };
-                    if self.grant(uid, lease).is_err() {
+                    // Not waited for: what it will say is followed.
+                    let off_subnet = self.members.ask(uid).unwrap_or(false);
+                    if self.grant(uid, lease, off_subnet).is_err() {
                         self.demand.failed(uid, at);
                     }
                     self.demand_rest = Instant::now() + now.elapsed() * DEMAND_REST;

@@ -1,5 +1,6 @@
 //! The data planes: one for each NIC that is not left to kernel VXLAN.
 
+use super::demoted::Reason;
 use super::networks::Networks;
 use crate::config::PathChoice;
 use crate::feed::{Feed, Others};
@@ -54,7 +55,7 @@ impl Networks {
         nic: Nic,
         others: Others,
         wanted: Vec<Network>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Reason> {
         let is_at_stake = self.is_auto(&nic) && nic.mtu as usize > MAX_MTU;
         let Some(feed) = self.feeds.get_mut(at) else { return Ok(()) };
         feed.follow(nic, others);
@@ -62,46 +63,71 @@ impl Networks {
         let drawback = if is_at_stake { feed.drawback() } else { None };
         drawback.map_or(Ok(()), |drawback| {
             self.feeds.remove(at).stop();
-            Err(drawback)
+            Err(Reason::passing(drawback))
         })
     }
 
     /// Starts the data plane of a NIC, or takes over a running one.
-    fn begin_feed(&mut self, nic: Nic, others: Others, wanted: Vec<Network>) -> Result<(), String> {
-        let auto = self.is_auto(&nic);
+    fn begin_feed(&mut self, nic: Nic, others: Others, wanted: Vec<Network>) -> Result<(), Reason> {
+        let (auto, for_kernel) = (self.is_auto(&nic), self.is_for_kernel(&nic, &others));
         let token = Token(self.first_feed.0 + usize::from(nic.slot));
-        let mut feed = Feed::new(nic, others, &self.registry, token).map_err(|error| error.to_string())?;
+        let mut feed = Feed::new(nic, others, &self.registry, token).map_err(Reason::passing)?;
         feed.reconcile(wanted);
-        let drawback = match feed.start() {
-            Ok(()) => feed.drawback().filter(|_| auto),
-            Err(error) => Some(error.to_string()),
-        };
-        match drawback {
-            Some(drawback) if auto => {
+        let (name, is_long) = (feed.nic().name.clone(), feed.nic().mtu as usize > MAX_MTU);
+        match feed.start() {
+            Ok(()) => match feed.drawback().filter(|_| auto) {
+                Some(drawback) if is_long || for_kernel => {
+                    feed.stop();
+                    return Err(Reason { text: drawback, lasts: !is_long });
+                }
+                Some(drawback) => {
+                    tracing::warn!(
+                        nic = name,
+                        drawback,
+                        "the engine stays: kernel VXLAN would not find the nodes"
+                    );
+                }
+                None => {}
+            },
+            Err(error) if auto => {
                 feed.stop();
-                Err(drawback)
+                return Err(Reason::passing(error));
             }
-            drawback => {
-                self.feeds.push(feed);
-                drawback.into_iter().for_each(|drawback| self.warn(Id::DataPath, drawback));
-                Ok(())
-            }
+            Err(error) => self.warn(Id::DataPath, error),
         }
+        self.feeds.push(feed);
+        Ok(())
     }
 
-    fn is_auto(&self, nic: &Nic) -> bool {
+    /// Whether kernel VXLAN could carry a NIC. It finds nodes by a group, or those that it is told of, one by one; and the
+    /// kernel has one VXLAN socket per port, and refuses a VNI there twice.
+    fn is_for_kernel(&self, nic: &Nic, others: &Others) -> bool {
+        let takes = |other: &Nic| {
+            let is_kernels = other.path == DataPath::Kernel || self.demoted.reason(&other.name).is_some();
+            other.name != nic.name && is_kernels && other.encapsulation.port == nic.encapsulation.port
+        };
+        let finds = nic.group.is_some() || (!others.nodes.is_empty() && self.peers.ranges.is_empty());
+        finds && !self.node.nics.iter().any(takes)
+    }
+
+    pub(super) fn is_auto(&self, nic: &Nic) -> bool {
         let underlay = self.config.underlays.get(usize::from(nic.slot));
         underlay.is_some_and(|underlay| underlay.path == PathChoice::Auto)
     }
 
-    /// Leaves a NIC to kernel VXLAN until uvnd restarts or reloads. False: its `path` is not `auto`, and it stays
-    /// without.
-    fn demote(&mut self, nic: &Nic, reason: String) -> bool {
+    /// Leaves a NIC to kernel VXLAN. False: its `path` is not `auto`, and it stays without.
+    fn demote(&mut self, nic: &Nic, reason: Reason) -> bool {
         let auto = self.is_auto(nic);
         let what = if auto { "left to kernel VXLAN" } else { "cannot use its data plane" };
-        self.warn(Id::DataPath, format!("{}: {what}: {reason}", nic.name));
+        let text = format!("{}: {what}: {}", nic.name, reason.text);
+        if reason.lasts {
+            // As it should be: `uvn status` says why.
+            tracing::info!("{text}");
+        } else {
+            self.warn(Id::DataPath, text);
+        }
         if auto {
-            self.demoted.insert(nic.name.clone(), reason);
+            self.demoted.insert(&nic.name, reason);
         }
         auto
     }

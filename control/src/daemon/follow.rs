@@ -1,8 +1,9 @@
 //! Follows changes: of the node, of the configuration, of time.
 
+use super::members::Members;
 use super::networks::{ASK, Networks, called_back, items};
 use crate::binding::policy::{policy, slurm_user};
-use crate::config::Config;
+use crate::config::{Config, OffSubnet};
 use crate::lockdown;
 use crate::netlink::Changes;
 use crate::network::{Network, Nic};
@@ -92,6 +93,7 @@ impl Networks {
         }
         self.tell_refused(now);
         self.expire();
+        self.learn_members(now);
         self.directory.turn(now);
         let other_nodes = self.learn_peers();
         let faulty = !self.faults.is_empty() || self.firewall_fault.is_some();
@@ -118,6 +120,38 @@ impl Networks {
             }
             Err(error) => {
                 tracing::error!(%error, "cannot attach the socket programs; users are not isolated")
+            }
+        }
+    }
+
+    /// Asks the user database about all users again. Until it answers, each keeps what the user has if the policy is the
+    /// same, and reaches nothing off-subnet under another one.
+    pub(super) fn ask_for_members(&mut self, policy: OffSubnet) {
+        let is_same = policy == *self.members.policy();
+        if !is_same {
+            self.members = Members::new(policy);
+        }
+        let users: Vec<u32> = self.leases.iter().map(|(uid, _)| uid).collect();
+        for uid in users {
+            let of_all = self.members.ask(uid);
+            if let Some(allows) = of_all.or((!is_same).then_some(false)) {
+                let _reconciled_later = self.leases.set_off_subnet(uid, allows);
+            }
+        }
+    }
+
+    /// Takes over what the user database has said meanwhile.
+    fn learn_members(&mut self, now: Instant) {
+        let answers = self.members.turn(now).into_iter();
+        let changed: Vec<Network> =
+            answers.filter_map(|(uid, allows)| self.leases.set_off_subnet(uid, allows)).collect();
+        if changed.is_empty() {
+            return;
+        }
+        self.save();
+        for network in changed {
+            if let Err(error) = self.make(&network) {
+                self.faults.insert(network.uid, error.to_string());
             }
         }
     }
@@ -164,14 +198,19 @@ impl Networks {
         }
         (self.srun, self.slurm_user, self.newcomers) = (srun, slurm_user, newcomers);
         self.leases.set_slots(config.nat.slots());
-        self.leases.set_off_subnet(|uid| config.off_subnet.allows(uid));
+        self.ask_for_members(config.off_subnet.clone());
         let relay = config.relay != self.config.relay;
-        self.config = config;
+        let (old, node) = (std::mem::replace(&mut self.config, config), &self.node);
+        let is_same = |nic: &str| {
+            let slot = node.nics.iter().find(|known| known.name == nic).map(|nic| usize::from(nic.slot));
+            let of = |config: &Config| slot.and_then(|slot| config.underlays.get(slot).cloned());
+            old.peers == self.config.peers && of(&old) == of(&self.config)
+        };
+        self.demoted.forget(|nic| !force && is_same(nic));
         self.keep_config();
         if relay {
             self.start_relay();
         }
-        self.demoted.clear();
         self.list_peers();
         Ok(self.reconcile())
     }

@@ -4,7 +4,9 @@
 //! undoes: socket binding, data planes, kernel objects, lease. So a policed user's sockets are in a complete network,
 //! or refused.
 
+use super::demoted::Demoted;
 use super::holders::Holders;
+use super::members::Members;
 use super::refused::Refusals;
 use crate::binding::policy::{policy, slurm_user};
 use crate::binding::{self, Binding, BindingError, Devices, Executables, Policy};
@@ -143,6 +145,8 @@ pub struct Networks {
     pub(super) relay: Option<Relay>,
     pub(super) refusals: Refusals,
     pub(super) demand: Demand,
+    /// Who may reach beyond the subnets.
+    pub(super) members: Members,
     /// Earliest time to make a network for a peer.
     pub(super) demand_rest: Instant,
     /// The log of VNIs that peers sent to over kernel VXLAN; None: it could not be opened.
@@ -155,8 +159,7 @@ pub struct Networks {
     pub(super) peers: Peers,
     /// Why the nodes cannot be listed.
     pub(super) peers_fault: Option<String>,
-    /// NICs that `auto` has left to kernel VXLAN, by name, and why.
-    pub(super) demoted: BTreeMap<String, String>,
+    pub(super) demoted: Demoted,
     pub(super) resync: Instant,
     pub(super) retry: Instant,
     pub(super) registry: Registry,
@@ -208,6 +211,7 @@ impl Networks {
             relay: None,
             refusals: Refusals::new(now),
             demand: Demand::new(lease::now(), Users::new()),
+            members: Members::new(config.off_subnet.clone()),
             demand_rest: now,
             unknown: open_unknown(registry, unknown),
             wanted_by_peers: BTreeSet::new(),
@@ -215,7 +219,7 @@ impl Networks {
             directory: Directory::new(Path::new(peers::KNOWN)),
             peers: Peers::default(),
             peers_fault: None,
-            demoted: BTreeMap::new(),
+            demoted: Demoted::load(),
             resync: now,
             retry: now,
             registry: registry.try_clone()?,
@@ -236,6 +240,7 @@ impl Networks {
         }
         self.keep_config();
         self.reap();
+        self.ask_for_members(self.config.off_subnet.clone());
         self.start_relay();
         self.list_peers();
         self.directory.wait(GREETING);
@@ -250,8 +255,9 @@ impl Networks {
             // The number of the VRF's table gives the lease number.
             let Item::Vrf { name, table } = item else { continue };
             let (Some(uid), Some(slot)) = (uid_of(&name), table.checked_sub(FIRST_TABLE)) else { continue };
-            let adopted =
-                self.config.network_of(uid, slot).map(|network| self.leases.adopt(network, lease::now()));
+            let off_subnet = self.members.allows(uid).unwrap_or(false);
+            let network = self.config.network_of(uid, slot, off_subnet);
+            let adopted = network.map(|network| self.leases.adopt(network, lease::now()));
             if !matches!(adopted, Ok(true)) {
                 tracing::error!(uid, "cannot take over this user's network; it is removed");
             }

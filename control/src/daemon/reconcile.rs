@@ -2,6 +2,7 @@
 
 use super::networks::{Networks, RESYNC, RETRY, ROUNDS, called_back, devices};
 use crate::binding::policy::policy;
+use crate::config::PathChoice;
 use crate::firewall;
 use crate::netlink::NetlinkError;
 use crate::network::{DataPath, Network, Nic};
@@ -45,7 +46,9 @@ impl Networks {
             Err(error) => self.warn(Id::Kernel, error),
         }
         for nic in &mut self.node.nics {
-            if let Some(reason) = self.demoted.get(&nic.name) {
+            let underlay = self.config.underlays.get(usize::from(nic.slot));
+            let is_auto = underlay.is_some_and(|underlay| underlay.path == PathChoice::Auto);
+            if let Some(reason) = self.demoted.reason(&nic.name).filter(|_| is_auto) {
                 (nic.path, nic.reason) = (DataPath::Kernel, reason.clone());
             }
         }

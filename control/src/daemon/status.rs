@@ -66,6 +66,10 @@ impl Networks {
         let unlisted = self.peers_fault.iter().map(|what| Finding::fault(Id::Peers, what, AGAIN));
         let unresolved = self.peers.complaint();
         findings.extend(unlisted.chain(unresolved.map(|what| Finding::fault(Id::Peers, what, NAMES))));
+        let silent = self.members.complaint();
+        findings.extend(
+            silent.map(|what| Finding::fault(Id::Database, what, "mend LDAP, sssd or nsswitch.conf")),
+        );
         let firewall = self.firewall_fault.iter();
         findings.extend(firewall.map(|what| Finding::fault(Id::Firewall, what, AGAIN)));
         for feed in &self.feeds {
