@@ -55,7 +55,11 @@ enum Xtask {
     /// Show two nodes and two users: who reaches whom, speed, an attack. Needs root; leaves nothing behind
     Demo,
     /// Check format, lints, tests, the eBPF object and the demo's isolation. Needs root; CI runs this
-    Test,
+    Test {
+        /// Run every suite on every kernel; before a release
+        #[arg(long)]
+        full: bool,
+    },
     /// Run suites of hwtests/tests in guests
     Suite(suites::Choice),
     /// Measure raw, kernel VXLAN, uvn and others side by side: --quick, --help and more. Needs root; leaves nothing behind
@@ -83,7 +87,7 @@ fn main() -> ExitCode {
         Xtask::Setup => setup::install(setup::ALL).map_err(Error::from),
         Xtask::Ebpf { check } => ebpf::run(check).map_err(Error::from),
         Xtask::Demo => show(),
-        Xtask::Test => check(),
+        Xtask::Test { full } => check(full),
         Xtask::Suite(choice) => suite(&choice),
         Xtask::Bench { arguments } => measure(&arguments),
         Xtask::Guest { machine, command } => match boot(&machine, &command) {
@@ -100,10 +104,10 @@ fn show() -> Result<(), Error> {
     if demo::demo()? { Ok(()) } else { Err(Error::Unexpected) }
 }
 
-fn check() -> Result<(), Error> {
+fn check(full: bool) -> Result<(), Error> {
     setup::install(&[setup::BUILD])?;
     netns::prepare()?;
-    if test::test() { Ok(()) } else { Err(Error::Test) }
+    if test::test(full) { Ok(()) } else { Err(Error::Test) }
 }
 
 /// Builds what is measured and what measures, and becomes the latter.

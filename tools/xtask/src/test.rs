@@ -11,9 +11,10 @@ use std::time::Instant;
 use uvn_rig::error::RigError;
 use uvn_rig::shell;
 
-/// Runs everything, also after a failure, and prints one closing line per runner. False: one failed.
+/// Runs everything, also after a failure, and prints one closing line per runner. False: one failed. `full`: all suites on
+/// all kernels.
 #[must_use]
-pub fn test() -> bool {
+pub fn test(full: bool) -> bool {
     let mut closings = Closings::new();
     // Packages that tests need are fetched while lints run, which need only what builds.
     let set_up = thread::spawn(|| setup::install(setup::ALL).map_err(|error| error.to_string()));
@@ -34,7 +35,7 @@ pub fn test() -> bool {
                 closings.push(timed("demo", demo));
                 closings.push(timed("hangs", hangs));
                 println!("== suites");
-                closings.extend(suites::all(&suites));
+                closings.extend(suites::all(&suites, full));
             }
             Err(error) => closings.push(("suites".into(), Err(error))),
         }
