@@ -93,3 +93,46 @@ fn purge_disables_the_units_and_names_lines_that_are_left() {
         assert!(said(&purged).contains(line), "{}", said(&purged));
     }
 }
+
+/// A site's .network file for all devices takes over users' devices too, unless the drop-in is there.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn networkd_leaves_users_devices_alone() {
+    const DROP_IN: &str = include_str!("../../../tools/networkd/10-uvn.network");
+    const ALL: &str =
+        "[Match]\nName=*\n[Network]\nKeepConfiguration=yes\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n";
+    // It waits for udev unless /sys is read-only, as in a container, and gives up root.
+    const RUN: &str = "rm -rf /run/systemd/netif; mkdir -p /run/systemd/netif/links /run/systemd/netif/leases \
+        /run/systemd/netif/lldp; chown -R systemd-network: /run/systemd/netif; mount -o remount,bind,ro /sys; \
+        exec /usr/lib/systemd/systemd-networkd";
+
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let mut daemon = node.uvnd(&cluster.config("kernel", ""));
+    attach(node, ALICE);
+    node.sh("mkdir -p /etc/systemd/network");
+    node.write("/etc/systemd/network/50-all.network", ALL);
+    let routes = || node.sh("ip -4 route show table all; ip -6 route show table all proto 117");
+    let before = routes();
+    let state = |device: &str| {
+        let index = node.within(|| nix::net::if_::if_nametoindex(device).unwrap());
+        node.read(format!("/run/systemd/netif/links/{index}")).unwrap_or_default()
+    };
+    for (drop_in, expected) in [("", "ADMIN_STATE=configured"), (DROP_IN, "ADMIN_STATE=unmanaged")] {
+        node.write("/etc/systemd/network/10-uvn.network", drop_in);
+        let mut networkd = node.command("/usr/bin/unshare");
+        networkd.args(["--mount", "sh", "-c", RUN]).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut networkd = networkd.spawn().unwrap();
+        for (device, expected) in
+            [("em1", "ADMIN_STATE=configured"), ("uvn1234", expected), ("uvn1234.0", expected)]
+        {
+            node.wait(&format!("{expected} of {device}"), PATIENCE, || state(device).contains(expected));
+        }
+        approve(node);
+        assert_eq!(routes(), before);
+        networkd.kill().unwrap();
+        networkd.wait().unwrap();
+        node.sh("rm -r /run/systemd/netif");
+    }
+    daemon.assert_alive();
+}
