@@ -22,18 +22,26 @@ pub fn is_member(uid: u32, groups: &[String]) -> bool {
 /// The GID of a group; None: the database does not know it, or does not answer.
 #[must_use]
 pub fn gid(name: &str) -> Option<u32> {
-    let name = CString::new(name).ok()?;
+    find(name).ok().flatten()
+}
+
+/// The GID of a group; None: the database does not know it.
+///
+/// # Errors
+/// The database cannot be asked.
+pub fn find(name: &str) -> io::Result<Option<u32>> {
+    let name = CString::new(name)?;
     let (mut entry, mut found) = (MaybeUninit::uninit(), std::ptr::null_mut());
     let mut buffer: Vec<c_char> = vec![0; ENTRY];
     // SAFETY: the name ends in NUL; the entry and the buffer, with its length, are ours until this function returns.
     let result = unsafe {
         libc::getgrnam_r(name.as_ptr(), entry.as_mut_ptr(), buffer.as_mut_ptr(), buffer.len(), &raw mut found)
     };
-    if result != 0 || found.is_null() {
-        return None;
+    if result != 0 {
+        return Err(io::Error::from_raw_os_error(result));
     }
-    // SAFETY: the entry is there, and filled in.
-    Some(unsafe { entry.assume_init_ref() }.gr_gid)
+    // SAFETY: if it was found, the entry is filled in.
+    Ok((!found.is_null()).then(|| unsafe { entry.assume_init_ref() }.gr_gid))
 }
 
 /// All GIDs of a user; none if the user has no entry in the user database.

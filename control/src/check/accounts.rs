@@ -7,6 +7,7 @@ use crate::limited;
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 use uvn_api::groups::gid;
 use uvn_api::uvnd::finding::{Finding, Id, few};
@@ -29,7 +30,17 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     let limits = fs::read_to_string("/etc/login.defs").unwrap_or_default();
     let running = process::users(|_| true).unwrap_or_default().into_keys();
     let free = unpoliced(config, &database, uid_min(&limits), running);
-    silent.into_iter().chain(free).chain(unknown_groups(config)).collect()
+    silent.into_iter().chain(free).chain(groups(config.clone())).collect()
+}
+
+/// [`unknown_groups`], within the time that the user database has.
+fn groups(config: Config) -> Option<Finding> {
+    let (told, answer) = channel();
+    std::thread::spawn(move || told.send(unknown_groups(&config)));
+    answer.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+        let what = format!("the user database has not told of groups within {} s", PATIENCE.as_secs());
+        Some(Finding::fault(Id::Database, what, "mend LDAP, sssd or nsswitch.conf"))
+    })
 }
 
 /// The first UID of people, by the text of login.defs(5).

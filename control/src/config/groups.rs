@@ -1,6 +1,7 @@
 //! Whether a user's groups let the user reach beyond the underlay's subnets.
 
 use super::{Group, OffSubnet, Verdict};
+use std::io;
 use uvn_api::groups;
 
 impl OffSubnet {
@@ -14,11 +15,16 @@ impl OffSubnet {
     /// Asks the user database, for as long as that takes, whether a user may; None: it cannot tell.
     #[must_use]
     pub fn ask(&self, uid: u32) -> Option<bool> {
-        let member = groups::of_user(uid)
-            .inspect_err(|error| tracing::warn!(uid, %error, "cannot look up the user's groups"))
-            .ok()?;
-        // A denied group that cannot be found may be any.
-        Some(gids(&self.deny_groups).is_some_and(|denied| self.verdict(&member, &denied)))
+        self.look_up(uid)
+            .inspect_err(|error| tracing::debug!(uid, %error, "cannot look up the user's groups"))
+            .ok()
+    }
+
+    fn look_up(&self, uid: u32) -> io::Result<bool> {
+        let member = groups::of_user(uid)?;
+        // One that the database does not know may be any: perhaps it knows it later.
+        let denied = self.deny_groups.iter().map(|group| find(group)?.ok_or(io::ErrorKind::NotFound.into()));
+        Ok(self.verdict(&member, &denied.collect::<io::Result<Vec<u32>>>()?))
     }
 
     /// Whether a member of these groups may.
@@ -40,15 +46,14 @@ impl Group {
     }
 }
 
-/// The GIDs of all groups; None if one cannot be found.
-fn gids(groups: &[Group]) -> Option<Vec<u32>> {
-    groups.iter().map(gid).collect()
+fn gid(group: &Group) -> Option<u32> {
+    find(group).ok().flatten()
 }
 
-fn gid(group: &Group) -> Option<u32> {
+fn find(group: &Group) -> io::Result<Option<u32>> {
     match group {
-        Group::Number(gid) => Some(*gid),
-        Group::Name(name) => groups::gid(name),
+        Group::Number(gid) => Ok(Some(*gid)),
+        Group::Name(name) => groups::find(name),
     }
 }
 
@@ -73,7 +78,7 @@ mod tests {
     fn an_unknown_denied_group_refuses() {
         let policy =
             OffSubnet { deny_groups: vec![Group::Name("no-such-group".into())], ..OffSubnet::default() };
-        assert_eq!((policy.of_all(), policy.ask(0)), (None, Some(false)));
+        assert_eq!((policy.of_all(), policy.ask(0)), (None, None));
         // The user database has root in group 0.
         let policy = OffSubnet { deny_groups: vec![Group::Number(0)], ..OffSubnet::default() };
         assert_eq!([0, 4_000_000_000].map(|uid| policy.ask(uid)), [Some(false), Some(true)]);

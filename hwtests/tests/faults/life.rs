@@ -1,5 +1,6 @@
 //! Leases that end, files that cannot be written, and the end of it all.
 
+use super::closed::complaint;
 use super::*;
 use uvn_dataplane::port::link;
 use uvn_hwtests::node::program;
@@ -202,4 +203,30 @@ fn a_uvnd_that_cannot_start_leaves_nobody_in_the_open_network() {
     node.write("/etc/uvn/uvn.toml", "policed = nonsense");
     cannot_start();
     assert_eq!((is_free(ALICE), is_free(BOB)), (true, true), "purged");
+}
+
+/// As with LDAP: whoever asks for groups waits for ever. Nobody's login does.
+#[test]
+#[ignore = "needs a kernel with VRF: cargo xtask guest"]
+fn a_user_database_that_hangs_holds_up_nobody() {
+    let cluster = alone();
+    let node = &cluster.nodes[0];
+    let config = cluster.config("kernel", "") + "[off_subnet]\ndeny_groups = [\"games\"]\n";
+    let mut daemon = node.uvnd(&config);
+    let may = |uid: u32| network(node, uid)["off_subnet"].as_bool().unwrap();
+    attach(node, ALICE);
+    node.wait("an answer", PATIENCE, || may(ALICE));
+    node.sh("mv /etc/group /etc/group.real; mkfifo /etc/group");
+    attach(node, BOB);
+    attach(node, BOB + 1);
+    node.uvn(&["reload"]);
+    assert!(may(ALICE) && !may(BOB) && !may(BOB + 1), "{}", node.uvn(&["list"]));
+    let status = node.uvn(&["status"]);
+    assert!(status.contains("UVN-USER-DATABASE") && status.contains(&BOB.to_string()), "{status}");
+    assert!(complaint(node).contains("UVN-USER-DATABASE"));
+    // Whoever has waited reads it now.
+    node.sh("mv /etc/group /etc/fifo; mv /etc/group.real /etc/group; cat /etc/group > /etc/fifo || true");
+    node.wait("an answer", PATIENCE, || may(BOB) && may(BOB + 1));
+    approve(node);
+    daemon.assert_alive();
 }
