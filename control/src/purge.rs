@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use uvn_api::uvnd::client::Client;
 use uvn_api::uvnd::message::{self, Request};
 use uvn_api::uvnd::status::Status;
+use uvn_dataplane::gear::boost::awake;
 use uvn_dataplane::port::link;
 
 /// How long `uvnd`, or a call of systemctl, may take.
@@ -89,11 +90,15 @@ pub fn purge(dry_run: bool) -> Purged {
     if let Err(error) = left_over(dry_run, &mut purged) {
         purged.errors.push(error.to_string());
     }
-    purged.note(dry_run, format!("remove {RUN}"), || match fs::remove_dir_all(RUN) {
-        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy) => {
-            Err(error.into())
+    purged.note(dry_run, format!("remove {RUN}"), || {
+        // It says on which cores.
+        awake::lift_what_is_left();
+        match fs::remove_dir_all(RUN) {
+            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy) => {
+                Err(error.into())
+            }
+            _ => Ok(()),
         }
-        _ => Ok(()),
     });
     let logins = pam::lines().into_iter().map(|line| (line.file, line.number, "users cannot log in"));
     let jobs = plugins().into_iter().map(|(file, number)| (file, number, "users' jobs fail"));

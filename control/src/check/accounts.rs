@@ -93,8 +93,11 @@ fn unknown_groups(config: &Config) -> Option<Finding> {
     let admins = admins.filter(|name| gid(name).is_none()).cloned().collect();
     let all = [unknown(&config.off_subnet.allow_groups), denied.clone(), admins].concat();
     (!all.is_empty()).then(|| {
-        let follows =
-            if denied.is_empty() { "" } else { "; nobody reaches off-subnet until `deny_groups` exist" };
+        let follows = if denied.is_empty() {
+            ""
+        } else {
+            "; who comes now reaches nothing off-subnet until `deny_groups` exist"
+        };
         let what = format!("no such group: {}{follows}", few(&all));
         Finding::fault(Id::Group, what, "correct [off_subnet] or `admins`, or mend the user database")
     })

@@ -1,12 +1,12 @@
-//! Sockets that policed users have from a time when nobody was policed, such as before `uvnd` was first started: they
-//! are in no network, and whoever reaches the node reaches them.
+//! Servers that policed users have from a time when nobody was policed, such as before `uvnd` was first started: they are
+//! in no network, and whoever reaches the node reaches them. Connections of that time are with who was there then.
 
 use crate::config::Config;
 use crate::netlink::has_ipv6;
 use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
-use netlink_packet_sock_diag::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SockDiagMessage};
+use netlink_packet_sock_diag::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SockDiagMessage, TCP_LISTEN};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use std::collections::BTreeMap;
 use std::io;
@@ -15,27 +15,27 @@ use uvn_api::uvnd::finding::{Finding, Id, few};
 use uvn_dataplane::port::link;
 use uvn_wire::cgroup::{self, Mark};
 
-/// Finds TCP and UDP sockets of policed users without the programs' mark, which no user can change.
+/// Finds servers of policed users without the programs' mark, which no user can change.
 pub(super) fn findings(config: &Config) -> Option<Finding> {
     let users = match unmarked(|uid| config.is_policed(uid)) {
         Ok(users) => users,
         Err(error) => {
-            let what = format!("sockets from before uvn cannot be looked for: {error}");
+            let what = format!("servers from before uvn cannot be looked for: {error}");
             return Some(Finding::warning(Id::Earlier, what, "a kernel with tcp_diag and udp_diag tells"));
         }
     };
     let users: Vec<String> = users.iter().map(|(uid, sockets)| format!("{uid} ({})", few(sockets))).collect();
     (!users.is_empty()).then(|| {
         let what =
-            format!("sockets from before uvn, in no network and reached by everybody: {}", few(&users));
+            format!("servers from before uvn, in no network and reached by everybody: {}", few(&users));
         Finding::fault(Id::Earlier, what, "`ss -tunape` names the programs that hold them: end these")
     })
 }
 
-/// The sockets of such users that the programs have not marked, by UID, listeners first.
+/// The servers of such users that the programs have not marked, by UID.
 fn unmarked(is_policed: impl Fn(u32) -> bool) -> io::Result<BTreeMap<u32, Vec<String>>> {
     let tag = cgroup::tag(link::netns_cookie()?);
-    let mut users: BTreeMap<u32, Vec<(bool, String)>> = BTreeMap::new();
+    let mut users: BTreeMap<u32, Vec<String>> = BTreeMap::new();
     for (protocol, name) in [(IPPROTO_TCP, "tcp"), (IPPROTO_UDP, "udp")] {
         for family in [AF_INET, AF_INET6].into_iter().filter(|family| *family == AF_INET || has_ipv6()) {
             for InetResponse { header, nlas } in dump(family, protocol)? {
@@ -45,19 +45,21 @@ fn unmarked(is_policed: impl Fn(u32) -> bool) -> io::Result<BTreeMap<u32, Vec<St
                 if !is_policed(header.uid) || Mark(mark.unwrap_or(0)).is_ours(tag) {
                     continue;
                 }
-                let (here, peer) = (header.socket_id.source_port, header.socket_id.destination_port);
-                let here = SocketAddr::new(header.socket_id.source_address, here);
-                let peer = (peer != 0).then(|| SocketAddr::new(header.socket_id.destination_address, peer));
-                let to = peer.map(|peer| format!(" to {peer}")).unwrap_or_default();
-                users.entry(header.uid).or_default().push((peer.is_some(), format!("{name} {here}{to}")));
+                let SocketId { source_address, source_port, destination_port, .. } = header.socket_id;
+                // TCP sockets that listen, and UDP sockets that take from everybody.
+                let is_server = match protocol {
+                    IPPROTO_TCP => header.state == TCP_LISTEN,
+                    _ => destination_port == 0,
+                };
+                if is_server {
+                    let here = SocketAddr::new(source_address, source_port);
+                    users.entry(header.uid).or_default().push(format!("{name} {here}"));
+                }
             }
         }
     }
-    let in_order = |mut sockets: Vec<(bool, String)>| {
-        sockets.sort();
-        sockets.into_iter().map(|(_, socket)| socket).collect()
-    };
-    Ok(users.into_iter().map(|(uid, sockets)| (uid, in_order(sockets))).collect())
+    users.values_mut().for_each(|servers| servers.sort());
+    Ok(users)
 }
 
 /// All sockets of a kind in the thread's network namespace (sock_diag(7)).
@@ -89,12 +91,11 @@ mod tests {
         let sockets = &users[&mine];
         for text in [
             format!("tcp {}", server.local_addr().unwrap()),
-            format!("tcp {} to {}", client.local_addr().unwrap(), client.peer_addr().unwrap()),
             format!("udp {}", datagrams.local_addr().unwrap()),
         ] {
             assert!(sockets.contains(&text), "{text}: {sockets:?}");
         }
-        assert!(sockets.iter().map(|socket| socket.contains(" to ")).is_sorted(), "{sockets:?}");
+        assert!(!sockets.contains(&format!("tcp {}", client.local_addr().unwrap())), "{sockets:?}");
         assert!(unmarked(|_| false).unwrap().is_empty());
         // What the kernel cannot list is an error, not an empty list: nothing has this protocol.
         assert!(super::dump(super::AF_INET, 254).is_err());

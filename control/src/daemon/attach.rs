@@ -107,7 +107,7 @@ impl Networks {
     }
 
     /// Makes a network: the kernel's objects, the data planes, and last the binding of sockets.
-    pub(super) fn make(&mut self, network: &Network) -> Result<Vec<Step>, AttachError> {
+    fn make(&mut self, network: &Network) -> Result<Vec<Step>, AttachError> {
         if self.node.nics.iter().all(|nic| nic.vteps().is_empty()) {
             return Err(AttachError::NoNic);
         }
@@ -346,7 +346,7 @@ impl Networks {
                 Ok(Some(uid)) => {
                     let lease = Lease { kind: Kind::Peer, name: vtep.to_string(), holder: None };
                     // Not waited for: what it will say is followed.
-                    let off_subnet = self.members.ask(uid).unwrap_or(false);
+                    let off_subnet = self.members.ask(uid, true).unwrap_or(false);
                     if self.grant(uid, lease, off_subnet).is_err() {
                         self.demand.failed(uid, at);
                     }

@@ -1,6 +1,8 @@
 //! NICs that `path = "auto"` has left to kernel VXLAN, and why. What a driver lacks is kept until the node boots or the
-//! configuration changes: to try it again at each start of `uvnd` would make all endpoints anew, twice.
+//! `[[underlay]]` changes: to try it again at each start of `uvnd` would make all endpoints anew, twice.
 
+use crate::config::Underlay;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -12,9 +14,16 @@ const KEPT: &str = "/run/uvn/kernel-nics.json";
 #[derive(Debug, Default)]
 pub(super) struct Demoted {
     /// What the driver lacks.
-    lasting: BTreeMap<String, String>,
+    lasting: BTreeMap<String, Lasting>,
     /// What may be otherwise next time: a data plane that did not start.
     passing: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Lasting {
+    reason: String,
+    /// The settings with which it was found.
+    underlay: String,
 }
 
 impl Demoted {
@@ -24,23 +33,30 @@ impl Demoted {
         Demoted { lasting: serde_json::from_str(&text).unwrap_or_default(), passing: BTreeMap::new() }
     }
 
-    /// Why a NIC is left to kernel VXLAN; None: it is not.
-    pub(super) fn reason(&self, nic: &str) -> Option<&String> {
-        self.lasting.get(nic).or_else(|| self.passing.get(nic))
+    /// Why a NIC is left to kernel VXLAN, and whether that is what its driver lacks; None: it is not.
+    pub(super) fn reason(&self, nic: &str, underlay: &Underlay) -> Option<(&str, bool)> {
+        let lasting = self.lasting.get(nic).filter(|lasting| lasting.underlay == settings(underlay));
+        let lasting = lasting.map(|lasting| (lasting.reason.as_str(), true));
+        lasting.or_else(|| self.passing.get(nic).map(|reason| (reason.as_str(), false)))
     }
 
     /// Leaves a NIC to kernel VXLAN.
-    pub(super) fn insert(&mut self, nic: &str, Reason { text, lasts }: Reason) {
-        let reasons = if lasts { &mut self.lasting } else { &mut self.passing };
-        reasons.insert(nic.into(), text);
-        self.save();
+    pub(super) fn insert(&mut self, nic: &str, underlay: &Underlay, Reason { text, lasts }: Reason) {
+        if lasts {
+            self.lasting.insert(nic.into(), Lasting { reason: text, underlay: settings(underlay) });
+            self.save();
+        } else {
+            self.passing.insert(nic.into(), text);
+        }
     }
 
-    /// Gives all NICs another try, but for those whose lack lasts and that `stays` names.
-    pub(super) fn forget(&mut self, stays: impl Fn(&str) -> bool) {
+    /// Gives all NICs another try, but for those whose lack lasts; or those as well.
+    pub(super) fn forget(&mut self, all: bool) {
         self.passing.clear();
-        self.lasting.retain(|nic, _| stays(nic));
-        self.save();
+        if all {
+            self.lasting.clear();
+            self.save();
+        }
     }
 
     fn save(&self) {
@@ -50,6 +66,10 @@ impl Demoted {
             tracing::warn!(%error, "cannot write {KEPT}: after a restart, uvnd tries the data planes again");
         }
     }
+}
+
+fn settings(underlay: &Underlay) -> String {
+    format!("{underlay:?}")
 }
 
 /// Why a NIC is left to kernel VXLAN.

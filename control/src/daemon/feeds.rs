@@ -3,12 +3,15 @@
 use super::demoted::Reason;
 use super::networks::Networks;
 use crate::config::PathChoice;
-use crate::feed::{Feed, Others};
+use crate::feed::{Feed, Others, obstacle};
 use crate::network::{DataPath, Network, Nic};
 use mio::Token;
 use std::collections::BTreeSet;
 use uvn_api::uvnd::finding::Id;
 use uvn_dataplane::port::xsk::MAX_MTU;
+
+/// The most nodes that `auto` leaves to kernel VXLAN, which has entries for each in each network.
+const MANY: usize = 256;
 
 impl Networks {
     /// Stops the data planes of NICs that kernel VXLAN carries now, or that are no longer configured: their VXLAN port
@@ -69,7 +72,11 @@ impl Networks {
 
     /// Starts the data plane of a NIC, or takes over a running one.
     fn begin_feed(&mut self, nic: Nic, others: Others, wanted: Vec<Network>) -> Result<(), Reason> {
-        let (auto, for_kernel) = (self.is_auto(&nic), self.is_for_kernel(&nic, &others));
+        let auto = self.is_auto(&nic);
+        let for_kernel =
+            self.could_find(&nic) && (nic.group.is_some() || (1..=MANY).contains(&others.nodes.len()));
+        let vtep = nic.vteps().first().copied();
+        let lasts = obstacle(&nic.name, vtep, &nic.encapsulation).is_some();
         let token = Token(self.first_feed.0 + usize::from(nic.slot));
         let mut feed = Feed::new(nic, others, &self.registry, token).map_err(Reason::passing)?;
         feed.reconcile(wanted);
@@ -78,7 +85,7 @@ impl Networks {
             Ok(()) => match feed.drawback().filter(|_| auto) {
                 Some(drawback) if is_long || for_kernel => {
                     feed.stop();
-                    return Err(Reason { text: drawback, lasts: !is_long });
+                    return Err(Reason { text: drawback, lasts: lasts && !is_long });
                 }
                 Some(drawback) => {
                     tracing::warn!(
@@ -99,18 +106,24 @@ impl Networks {
         Ok(())
     }
 
-    /// Whether kernel VXLAN could carry a NIC. It finds nodes by a group, or those that it is told of, one by one; and the
-    /// kernel has one VXLAN socket per port, and refuses a VNI there twice.
-    fn is_for_kernel(&self, nic: &Nic, others: &Others) -> bool {
-        let takes = |other: &Nic| {
-            let is_kernels = other.path == DataPath::Kernel || self.demoted.reason(&other.name).is_some();
-            other.name != nic.name && is_kernels && other.encapsulation.port == nic.encapsulation.port
-        };
-        let finds = nic.group.is_some() || (!others.nodes.is_empty() && self.peers.ranges.is_empty());
-        finds && !self.node.nics.iter().any(takes)
+    /// Whether kernel VXLAN could carry a NIC, by the configuration: it finds nodes by a group, or those that it is told of,
+    /// one by one; and the kernel has one VXLAN socket per port, which another NIC may need.
+    fn could_find(&self, nic: &Nic) -> bool {
+        let peers = &self.config.peers;
+        let is_told = peers.range.is_empty() && (!peers.nodes.is_empty() || peers.slurm.is_some());
+        let takes =
+            |other: &Nic| other.name != nic.name && other.encapsulation.port == nic.encapsulation.port;
+        (nic.group.is_some() || is_told) && !self.node.nics.iter().any(takes)
     }
 
-    pub(super) fn is_auto(&self, nic: &Nic) -> bool {
+    /// Why a NIC has been left to kernel VXLAN; None: it has not, or that is no longer right.
+    pub(super) fn kernels(&self, nic: &Nic) -> Option<String> {
+        let underlay = self.config.underlays.get(usize::from(nic.slot))?;
+        let (reason, lasts) = self.demoted.reason(&nic.name, underlay)?;
+        (self.is_auto(nic) && (!lasts || self.could_find(nic))).then(|| reason.into())
+    }
+
+    fn is_auto(&self, nic: &Nic) -> bool {
         let underlay = self.config.underlays.get(usize::from(nic.slot));
         underlay.is_some_and(|underlay| underlay.path == PathChoice::Auto)
     }
@@ -126,8 +139,8 @@ impl Networks {
         } else {
             self.warn(Id::DataPath, text);
         }
-        if auto {
-            self.demoted.insert(&nic.name, reason);
+        if auto && let Some(underlay) = self.config.underlays.get(usize::from(nic.slot)) {
+            self.demoted.insert(&nic.name, underlay, reason);
         }
         auto
     }

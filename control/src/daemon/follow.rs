@@ -1,7 +1,7 @@
 //! Follows changes: of the node, of the configuration, of time.
 
 use super::members::Members;
-use super::networks::{ASK, Networks, called_back, items};
+use super::networks::{ASK, Networks, called_back, devices, items};
 use crate::binding::policy::{policy, slurm_user};
 use crate::config::{Config, OffSubnet};
 use crate::lockdown;
@@ -125,23 +125,25 @@ impl Networks {
     }
 
     /// Asks the user database about all users again. Until it answers, each keeps what the user has if the policy is the
-    /// same, and reaches nothing off-subnet under another one.
-    pub(super) fn ask_for_members(&mut self, policy: OffSubnet) {
-        let is_same = policy == *self.members.policy();
-        if !is_same {
+    /// former one, and reaches nothing off-subnet under another one.
+    pub(super) fn ask_for_members(&mut self, policy: OffSubnet, is_former: bool) {
+        if policy != *self.members.policy() {
             self.members = Members::new(policy);
         }
         let users: Vec<u32> = self.leases.iter().map(|(uid, _)| uid).collect();
         for uid in users {
-            let of_all = self.members.ask(uid);
-            if let Some(allows) = of_all.or((!is_same).then_some(false)) {
+            let of_all = self.members.ask(uid, !is_former);
+            if let Some(allows) = of_all.or((!is_former).then_some(false)) {
                 let _reconciled_later = self.leases.set_off_subnet(uid, allows);
             }
         }
     }
 
-    /// Takes over what the user database has said meanwhile.
+    /// Takes over what the user database has said meanwhile. The data planes need not know.
     fn learn_members(&mut self, now: Instant) {
+        /// The most networks that are changed one by one: a reconcile of all takes about as long as so many.
+        const FEW: usize = 8;
+
         let answers = self.members.turn(now).into_iter();
         let changed: Vec<Network> =
             answers.filter_map(|(uid, allows)| self.leases.set_off_subnet(uid, allows)).collect();
@@ -149,9 +151,18 @@ impl Networks {
             return;
         }
         self.save();
+        if changed.len() > FEW {
+            self.reconcile();
+            return;
+        }
         for network in changed {
-            if let Err(error) = self.make(&network) {
-                self.faults.insert(network.uid, error.to_string());
+            let brought = self.bring(&network, &self.items(&network)).map_err(|error| error.to_string());
+            let bound = brought.and_then(|_| match devices(&self.node, &network) {
+                Some(devices) => self.binding.bind(network.uid, &devices).map_err(|error| error.to_string()),
+                None => Err("its devices are gone".into()),
+            });
+            if let Err(error) = bound {
+                self.faults.insert(network.uid, error);
             }
         }
     }
@@ -198,15 +209,11 @@ impl Networks {
         }
         (self.srun, self.slurm_user, self.newcomers) = (srun, slurm_user, newcomers);
         self.leases.set_slots(config.nat.slots());
-        self.ask_for_members(config.off_subnet.clone());
+        let is_former = config.off_subnet == self.config.off_subnet;
+        self.ask_for_members(config.off_subnet.clone(), is_former);
         let relay = config.relay != self.config.relay;
-        let (old, node) = (std::mem::replace(&mut self.config, config), &self.node);
-        let is_same = |nic: &str| {
-            let slot = node.nics.iter().find(|known| known.name == nic).map(|nic| usize::from(nic.slot));
-            let of = |config: &Config| slot.and_then(|slot| config.underlays.get(slot).cloned());
-            old.peers == self.config.peers && of(&old) == of(&self.config)
-        };
-        self.demoted.forget(|nic| !force && is_same(nic));
+        self.config = config;
+        self.demoted.forget(force);
         self.keep_config();
         if relay {
             self.start_relay();

@@ -1,8 +1,9 @@
-//! Who may reach beyond the subnets, where groups decide. A thread asks the user database: LDAP may be slow or hang, and
+//! Who may reach beyond the subnets, where groups decide. Threads ask the user database: LDAP may be slow or hang, and
 //! `uvnd` does not wait for it. A user whose groups are not known reaches nothing there.
 
 use crate::config::OffSubnet;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 use uvn_api::uvnd::finding::few;
@@ -16,13 +17,16 @@ const AGAIN: Duration = Duration::from_secs(10);
 /// A user, and whether the user may; None: the database cannot tell.
 type Answer = (u32, Option<bool>);
 
-/// The questions, and the thread that asks them.
+/// The questions, and the threads that ask them: one about users who come, one about all others.
 pub(super) struct Members {
     policy: OffSubnet,
-    questions: Sender<u32>,
+    urgent: Sender<u32>,
+    others: Sender<u32>,
     answers: Receiver<Answer>,
     /// Users for whom the database has been asked, without an answer yet.
     asked: BTreeSet<u32>,
+    /// Users who reach nothing off-subnet until there is an answer.
+    refused: BTreeSet<u32>,
     /// Users that it could not tell of, and when it is asked again.
     unclear: BTreeSet<u32>,
     again: Instant,
@@ -39,20 +43,26 @@ impl Members {
         Members::by(policy, move |uid| asks.ask(uid))
     }
 
-    fn by(policy: OffSubnet, ask: impl Fn(u32) -> Option<bool> + Send + 'static) -> Members {
-        let (questions, to_ask) = channel();
+    fn by(policy: OffSubnet, ask: impl Fn(u32) -> Option<bool> + Send + Sync + 'static) -> Members {
         let (given, answers) = channel();
-        if policy.of_all().is_none() {
-            std::thread::spawn(move || {
-                for uid in to_ask {
-                    if given.send((uid, ask(uid))).is_err() {
-                        return;
+        let (by_groups, ask) = (policy.of_all().is_none(), Arc::new(ask));
+        let [urgent, others] = [0, 1].map(|_| {
+            let (questions, to_ask) = channel();
+            let (given, ask) = (given.clone(), Arc::clone(&ask));
+            if by_groups {
+                std::thread::spawn(move || {
+                    for uid in to_ask {
+                        if given.send((uid, ask(uid))).is_err() {
+                            return;
+                        }
                     }
-                }
-            });
-        }
-        let (asked, unclear, late) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
-        Members { policy, questions, answers, asked, unclear, again: Instant::now(), late, silent: false }
+                });
+            }
+            questions
+        });
+        let [asked, refused, unclear] = [0; 3].map(|_| BTreeSet::new());
+        let (again, late, silent) = (Instant::now(), Vec::new(), false);
+        Members { policy, urgent, others, answers, asked, refused, unclear, again, late, silent }
     }
 
     /// The policy that is in force.
@@ -60,11 +70,14 @@ impl Members {
         &self.policy
     }
 
-    /// Whether a user may; None: not known yet, [`Members::turn`] will tell.
+    /// Whether a user who comes may; None: not known yet, and the user is refused until [`Members::turn`] tells.
     pub(super) fn allows(&mut self, uid: u32) -> Option<bool> {
-        if let Some(all) = self.ask(uid) {
+        if let Some(all) = self.policy.of_all() {
             return Some(all);
         }
+        self.begin(uid);
+        // The thread lives for as long as this sender.
+        let _sent = self.urgent.send(uid);
         let end = Instant::now() + PATIENCE;
         while !self.silent && self.asked.contains(&uid) {
             match self.answers.recv_timeout(end.saturating_duration_since(Instant::now())) {
@@ -78,21 +91,34 @@ impl Members {
                 }
             }
         }
-        let at = self.late.iter().position(|(user, _)| *user == uid)?;
+        let Some(at) = self.late.iter().position(|(user, _)| *user == uid) else {
+            self.refused.insert(uid);
+            return None;
+        };
         Some(self.late.swap_remove(at).1)
     }
 
-    /// Asks about a user without waiting; [`Members::turn`] will tell, unless it is the same for all users.
-    pub(super) fn ask(&mut self, uid: u32) -> Option<bool> {
+    /// Asks about a user without waiting; [`Members::turn`] will tell, unless it is the same for all users. Whether the
+    /// user is refused until then is the caller's to say.
+    pub(super) fn ask(&mut self, uid: u32, refused: bool) -> Option<bool> {
         let all = self.policy.of_all();
         if all.is_none() {
-            self.late.retain(|(user, _)| *user != uid);
-            if self.asked.insert(uid) {
-                // The thread lives for as long as this sender.
-                let _sent = self.questions.send(uid);
+            self.begin(uid);
+            if refused {
+                self.refused.insert(uid);
             }
+            let _sent = self.others.send(uid);
         }
         all
+    }
+
+    /// From now on, an older answer does not count.
+    fn begin(&mut self, uid: u32) {
+        while let Ok(answer) = self.answers.try_recv() {
+            self.take(answer);
+        }
+        self.late.retain(|(user, _)| *user != uid);
+        self.asked.insert(uid);
     }
 
     fn take(&mut self, (uid, answer): Answer) {
@@ -101,6 +127,7 @@ impl Members {
         match answer {
             Some(allows) => {
                 self.unclear.remove(&uid);
+                self.refused.remove(&uid);
                 self.late.push((uid, allows));
             }
             None => {
@@ -117,7 +144,7 @@ impl Members {
         if now >= self.again {
             self.again = now + AGAIN;
             for uid in self.unclear.clone() {
-                self.ask(uid);
+                self.ask(uid, false);
             }
         }
         std::mem::take(&mut self.late)
@@ -126,7 +153,7 @@ impl Members {
     /// What is wrong with the user database; None: nothing.
     pub(super) fn complaint(&self) -> Option<String> {
         let unknown = if self.silent { &self.asked } else { &self.unclear };
-        let users: Vec<String> = unknown.iter().map(u32::to_string).collect();
+        let users: Vec<String> = self.refused.intersection(unknown).map(u32::to_string).collect();
         let why = if self.silent { "does not answer" } else { "cannot tell the groups" };
         (!users.is_empty()).then(|| {
             format!("the user database {why}: nothing off-subnet for users {}, until it does", few(&users))

@@ -238,9 +238,12 @@ impl Networks {
         for hint in self.config.hints() {
             tracing::warn!("{}: {hint}", self.file.display());
         }
+        // By which the earlier uvnd has decided.
+        let former = Config::load(Path::new(lockdown::LAST))
+            .is_ok_and(|last| last.off_subnet == self.config.off_subnet);
         self.keep_config();
         self.reap();
-        self.ask_for_members(self.config.off_subnet.clone());
+        self.ask_for_members(self.config.off_subnet.clone(), former);
         self.start_relay();
         self.list_peers();
         self.directory.wait(GREETING);

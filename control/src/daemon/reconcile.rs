@@ -2,7 +2,6 @@
 
 use super::networks::{Networks, RESYNC, RETRY, ROUNDS, called_back, devices};
 use crate::binding::policy::policy;
-use crate::config::PathChoice;
 use crate::firewall;
 use crate::netlink::NetlinkError;
 use crate::network::{DataPath, Network, Nic};
@@ -45,11 +44,10 @@ impl Networks {
             Ok(node) => self.node = node,
             Err(error) => self.warn(Id::Kernel, error),
         }
-        for nic in &mut self.node.nics {
-            let underlay = self.config.underlays.get(usize::from(nic.slot));
-            let is_auto = underlay.is_some_and(|underlay| underlay.path == PathChoice::Auto);
-            if let Some(reason) = self.demoted.reason(&nic.name).filter(|_| is_auto) {
-                (nic.path, nic.reason) = (DataPath::Kernel, reason.clone());
+        let kernels: Vec<Option<String>> = self.node.nics.iter().map(|nic| self.kernels(nic)).collect();
+        for (nic, reason) in self.node.nics.iter_mut().zip(kernels) {
+            if let Some(reason) = reason {
+                (nic.path, nic.reason) = (DataPath::Kernel, reason);
             }
         }
     }

@@ -84,7 +84,7 @@ enum Command {
     Reload {
         #[command(flatten)]
         output: Output,
-        /// Do so even if users lose an endpoint.
+        /// Do so even if users lose an endpoint, and look again at what drivers have lacked.
         #[arg(long)]
         force: bool,
         /// Print the steps, change nothing.

@@ -88,9 +88,10 @@ pub fn lift_what_is_left() {
 /// Keeps a core awake, until the lock is dropped and the core's limit lifted; None: somebody else has given it a limit.
 fn hold(core: usize) -> io::Result<Option<Flock<File>>> {
     fs::create_dir_all(LOCKS)?;
-    let limit = read(core)?;
     let file = File::options().create(true).truncate(false).write(true).open(lock_file(core))?;
-    let mut lock = Flock::lock(file, FlockArg::LockSharedNonblock).map_err(|(_, errno)| errno)?;
+    // Another data plane has it alone for microseconds.
+    let mut lock = Flock::lock(file, FlockArg::LockShared).map_err(|(_, errno)| errno)?;
+    let limit = read(core)?;
     let ours = lock.metadata()?.len() > 0;
     if !ours && limit != NO_LIMIT {
         return Ok(None);

@@ -235,7 +235,7 @@ impl State {
     /// The boost that is in force or tried, perhaps in the next turn.
     fn stake(&self) -> Option<Boost> {
         match self {
-            State::Trying(pairs, _) => pairs.boost,
+            State::Trying(pairs, _) => pairs.boost.or(self.boost()),
             State::Quiet(_) | State::Settled(_) => self.boost(),
         }
     }
@@ -352,7 +352,11 @@ impl Trial {
                 };
                 self.state = match *last {
                     Some(last) if holds(&last) => State::Settled(last),
-                    last => State::Trying(Pairs::of(None, time), last),
+                    // What cannot be now does not go on until the trial begins.
+                    last => State::Trying(
+                        Pairs::of(None, time),
+                        last.filter(|last| last.boost.is_none() || last.boost == best),
+                    ),
                 };
             }
             State::Quiet(_) => {}

@@ -258,6 +258,10 @@ fn cores_with_programs_on_them_are_left_to_those() {
     bench.programs = [0.1, 0.6];
     bench.pass(Duration::from_secs(1), [100_000, 100_000], 100);
     assert_eq!(bench.boost, None);
+    for _ in 0..100 {
+        bench.pass(bench.trial.again(bench.time()), [100_000, 100_000], 100);
+        assert_ne!(bench.boost, Some(Boost::Threads), "nor later");
+    }
 }
 
 #[test]
