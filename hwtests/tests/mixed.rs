@@ -221,7 +221,7 @@ fn nodes_find_each_other_by_a_group() {
 #[test]
 #[ignore = "needs a kernel with VRF: cargo xtask guest"]
 fn two_nics_with_a_data_path_each() {
-    let site = Site::new(&["em1", "em2"], [&["auto", "kernel"], &["engine", "engine"]]);
+    let mut site = Site::new(&["em1", "em2"], [&["auto", "kernel"], &["engine", "engine"]]);
     let node = site.cluster.pair()[0];
     // A veth has no zero-copy: without the shortcut, kernel VXLAN is better.
     let (path, reason) = carrier(node, "em1");
@@ -241,6 +241,15 @@ fn two_nics_with_a_data_path_each() {
     assert!(device(1).contains(" vxlan id 1234") && device(1).contains(" noudpcsum "), "{}", device(1));
     site.assert_connected();
     path::assert_used(node, gear);
+    // Neither a reload nor a restart makes an endpoint anew to try what is known.
+    let index = |node: &Node| node.sh(&format!("cat /sys/class/net/uvn{ALICE}.0/ifindex"));
+    let before = index(node);
+    node.uvn(&["reload"]);
+    assert_eq!(index(node), before);
+    drop(site.daemons.remove(0));
+    let daemon = site.cluster.pair()[0].restart_uvnd();
+    site.daemons.insert(0, daemon);
+    assert_eq!(index(site.cluster.pair()[0]), before);
     site.conclude();
 }
 

@@ -10,7 +10,7 @@ use uvn_api::uvnd::finding::few;
 
 /// How long an answer is waited for, unless the database is silent already: sssd answers from its cache within a
 /// millisecond.
-const PATIENCE: Duration = Duration::from_millis(250);
+const PATIENCE: Duration = Duration::from_secs(1);
 /// The pause before the database is asked again for users that it could not tell of.
 const AGAIN: Duration = Duration::from_secs(10);
 
