@@ -102,6 +102,9 @@ fn remedy(path: &Path) -> &'static str {
     }
 }
 
+/// The maps that are pinned, so that networks outlive uvnd.
+const MAPS: [&str; 5] = ["BOUND", "COUNTERS", "DEVICES", "NETWORKS", "OWNERS"];
+
 /// The policed UIDs, and the ports, destinations and devices with rules of their own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
@@ -356,8 +359,12 @@ impl Binding {
     /// Whether the programs are still pinned, and with that attached, and their maps, too.
     #[must_use]
     pub fn is_attached(&self) -> bool {
-        is_linked(&self.pins, self.generation, self.without_unix.is_none())
-            && pins::inodes(&pins::state(&self.pins)).is_ok_and(|state| state == self.state)
+        let state = pins::state(&self.pins);
+        // They may have gone while they were made.
+        let is_whole = MAPS.iter().all(|name| self.state.contains_key(&state.join(name)));
+        is_whole
+            && is_linked(&self.pins, self.generation, self.without_unix.is_none())
+            && pins::inodes(&state).is_ok_and(|state| state == self.state)
     }
 
     /// Why users can reach each other's abstract Unix sockets; None: they cannot.

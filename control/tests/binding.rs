@@ -621,6 +621,27 @@ fn what_is_gone_of_the_pins_comes_back() {
     assert_eq!(place.as_user(ALICE, || tcp().map(drop)), 0);
 }
 
+#[test]
+fn pins_that_go_while_they_are_made_come_back() {
+    let place = Place::new();
+    let mut binding = place.attach(&policy());
+    binding.bind(ALICE, &devices(ALICE)).unwrap();
+    // At one moment after the other.
+    for round in 0..100 {
+        fs::remove_dir_all(place.pins()).unwrap();
+        let pins = place.pins();
+        let remover = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_micros(200 * round));
+            let _gone = fs::remove_dir_all(&pins);
+        });
+        let _refused = binding.set_policy(&policy());
+        remover.join().unwrap();
+        binding.set_policy(&policy()).unwrap();
+        assert!(binding.is_attached());
+    }
+    assert_eq!(place.as_user(ALICE, || tcp().map(drop)), 0);
+}
+
 /// On the sender's side: what listens on a srun port is in no network, and so reached by those who are in none.
 #[test]
 fn srun_ports_are_called_by_slurm_alone() {
