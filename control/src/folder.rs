@@ -27,6 +27,16 @@ pub fn own(path: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{}: {remedy}", path.display())))
 }
 
+/// Writes a file whole or not at all: whoever reads it meanwhile reads the former one.
+///
+/// # Errors
+/// It cannot be written.
+pub fn replace(file: &Path, text: &str) -> io::Result<()> {
+    let new = file.with_extension("new");
+    fs::write(&new, text)?;
+    fs::rename(&new, file)
+}
+
 #[cfg(test)]
 mod tests {
     use super::own;

@@ -31,6 +31,14 @@ pub struct PeerList {
     pub slurm: Option<PathBuf>,
 }
 
+impl PeerList {
+    /// Whether it lists nodes, one by one: what kernel VXLAN can be told of.
+    #[must_use]
+    pub fn lists_nodes(&self) -> bool {
+        !self.nodes.is_empty() || self.slurm.is_some()
+    }
+}
+
 /// The nodes that run uvn, by address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Peers {

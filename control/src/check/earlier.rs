@@ -39,7 +39,7 @@ fn unmarked(is_policed: impl Fn(u32) -> bool) -> io::Result<BTreeMap<u32, Vec<St
     for (protocol, name) in [(IPPROTO_TCP, "tcp"), (IPPROTO_UDP, "udp")] {
         for family in [AF_INET, AF_INET6].into_iter().filter(|family| *family == AF_INET || has_ipv6()) {
             for InetResponse { header, nlas } in dump(family, protocol)? {
-                // The kernel leaves out a mark of 0 nowhere, and tells it to root only (net/ipv4/inet_diag.c).
+                // The kernel tells root every socket's mark, 0 as well (net/ipv4/inet_diag.c).
                 let mark =
                     nlas.iter().find_map(|nla| if let Nla::Mark(mark) = nla { Some(*mark) } else { None });
                 if !is_policed(header.uid) || Mark(mark.unwrap_or(0)).is_ours(tag) {

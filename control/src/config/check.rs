@@ -312,8 +312,7 @@ fn check_vnis(vnis: &[VniRange]) -> Result<(), Invalid> {
 /// See [`Config::hints`].
 pub(super) fn hints(config: &Config) -> Vec<String> {
     let mut hints = Vec::new();
-    let peers = &config.peers;
-    let is_listed = !peers.nodes.is_empty() || peers.slurm.is_some();
+    let is_listed = config.peers.lists_nodes();
     for (index, underlay) in config.underlays.iter().enumerate() {
         let may_be_kernel = matches!(underlay.path, PathChoice::Auto | PathChoice::Kernel);
         if !is_listed && underlay.group.is_none() && may_be_kernel {

@@ -2,6 +2,7 @@
 //! `[[underlay]]` changes: to try it again at each start of `uvnd` would make all endpoints anew, twice.
 
 use crate::config::Underlay;
+use crate::folder;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -61,8 +62,7 @@ impl Demoted {
 
     fn save(&self) {
         let text = serde_json::to_string(&self.lasting).unwrap_or_default();
-        let new = Path::new(KEPT).with_extension("new");
-        if let Err(error) = fs::write(&new, text).and_then(|()| fs::rename(&new, KEPT)) {
+        if let Err(error) = folder::replace(Path::new(KEPT), &text) {
             tracing::warn!(%error, "cannot write {KEPT}: after a restart, uvnd tries the data planes again");
         }
     }

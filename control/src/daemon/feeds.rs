@@ -110,7 +110,7 @@ impl Networks {
     /// one by one; and the kernel has one VXLAN socket per port, which another NIC may need.
     fn could_find(&self, nic: &Nic) -> bool {
         let peers = &self.config.peers;
-        let is_told = peers.range.is_empty() && (!peers.nodes.is_empty() || peers.slurm.is_some());
+        let is_told = peers.range.is_empty() && peers.lists_nodes();
         let takes =
             |other: &Nic| other.name != nic.name && other.encapsulation.port == nic.encapsulation.port;
         (nic.group.is_some() || is_told) && !self.node.nics.iter().any(takes)

@@ -4,6 +4,7 @@
 //! A name keeps its last answer while it is listed, also over a restart of uvnd: nodes stay reachable when DNS is down.
 
 use super::{Peers, PeersError, names, parse_hosts};
+use crate::folder;
 use crate::peers::PeerList;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -129,9 +130,7 @@ impl Directory {
     /// # Errors
     /// The file cannot be written.
     pub fn save(&self) -> std::io::Result<()> {
-        let new = self.file.with_extension("new");
-        let text = serde_json::to_string(&self.known).unwrap_or_default();
-        fs::write(&new, text).and_then(|()| fs::rename(&new, &self.file))
+        folder::replace(&self.file, &serde_json::to_string(&self.known).unwrap_or_default())
     }
 
     /// Logs the names without an answer, at the end of a pass.
